@@ -1,0 +1,88 @@
+"""hf-cam: what a vision model of the Hugging Face ecosystem looked at.
+
+`import hf_cam` is quick: it loads no torch. It makes the tasks "image-cam" and "explain" known to
+`transformers.pipeline`, and every public name is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_cam._register import register_tasks_on_import
+
+if TYPE_CHECKING:
+    from hf_cam import methods, targets
+    from hf_cam.adapter import Adapter
+    from hf_cam.cam import CAM, EigenCAM, GradCAM, HiResCAM, LayerCAM, RandomCAM
+    from hf_cam.errors import HFCamError
+    from hf_cam.explainer import explain
+    from hf_cam.explanation import Explanation, overlay
+    from hf_cam.images import load_image
+    from hf_cam.infer import infer_adapter
+    from hf_cam.methods import list_methods
+    from hf_cam.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.zoo import demo_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "adapter",
+    "CAM": "cam",
+    "EigenCAM": "cam",
+    "Explanation": "explanation",
+    "GradCAM": "cam",
+    "HFCamError": "errors",
+    "HiResCAM": "cam",
+    "ImageCamPipeline": "pipelines",
+    "LayerCAM": "cam",
+    "RandomCAM": "cam",
+    "demo_model": "zoo",
+    "explain": "explainer",
+    "infer_adapter": "infer",
+    "list_methods": "methods",
+    "load_image": "images",
+    "overlay": "explanation",
+    "pipeline": "pipelines",
+}
+_MODULES = ("methods", "targets")
+
+__all__ = [
+    "CAM",
+    "Adapter",
+    "EigenCAM",
+    "Explanation",
+    "GradCAM",
+    "HFCamError",
+    "HiResCAM",
+    "ImageCamPipeline",
+    "LayerCAM",
+    "RandomCAM",
+    "__version__",
+    "demo_model",
+    "explain",
+    "infer_adapter",
+    "list_methods",
+    "load_image",
+    "methods",
+    "overlay",
+    "pipeline",
+    "targets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"hf_cam.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"hf_cam.{name}")
+    raise AttributeError(f"module 'hf_cam' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_tasks_on_import()

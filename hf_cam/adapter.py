@@ -1,0 +1,158 @@
+"""Where a model looks: its target layers, how they lie in space, and the method that serves it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from hf_cam.errors import LayerError, LayoutError, ModelError
+from hf_cam.layouts import Layout, Size, Spatial
+
+CONFIG_NAME = "cam_config.json"
+Origin = Literal["caller", "cam_config", "catalogue", "timm", "probe"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where to look in one model.
+
+    Args:
+        layers: Dotted names of the target layers, as `model.named_modules()` spells them.
+        layouts: How each layer's output lies in space, one a layer.
+        method: Id of the method that serves this family best.
+        origin: Who says so: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
+        reason: Why this layer, for the person who reads `hf-cam adapter MODEL`.
+
+    >>> import torch
+    >>> adapter = Adapter(layers=("blocks.11",), layouts=(Layout("b (h w) c", prefix=1),))
+    >>> adapter.to_spatial(torch.zeros(2, 1 + 6 * 4, 8), image_size=(96, 64)).shape
+    torch.Size([2, 8, 6, 4])
+    """
+
+    layers: tuple[str, ...]
+    layouts: tuple[Spatial, ...]
+    method: str = "gradcam"
+    origin: Origin = "caller"
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a record that names no layer, or a layout count that differs."""
+        if not self.layers or len(self.layers) != len(self.layouts):
+            raise LayoutError(f"an adapter needs a layout for each layer, got {self.layers} and {self.layouts}")
+
+    def to_spatial(self, activations: Tensor, image_size: Size, layer: str | None = None) -> Tensor:
+        """A layer's output as `[B, C, h, w]`.
+
+        Args:
+            activations: What the layer returned.
+            image_size: Height and width of the model's input, in pixels.
+            layer: Which layer it came from; the first where not given.
+
+        Raises:
+            LayerError: this adapter has no such layer.
+            LayoutError: the shape does not fit; the message names the layer and says how to repair it.
+        """
+        layer = self.layers[0] if layer is None else layer
+        if layer not in self.layers:
+            raise LayerError(f"this adapter has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
+        try:
+            return self.layouts[self.layers.index(layer)].to_spatial(activations, image_size)
+        except LayoutError as error:
+            raise LayoutError(
+                f"the output of {layer!r}, {tuple(activations.shape)}, does not lie in space as expected: {error}. "
+                "Pass reshape= (a function that returns [B, C, h, w]) or another layers="
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that `cam_config.json` holds.
+
+        Raises:
+            LayoutError: the layout is a function of the caller's and cannot be written down.
+        """
+        written = [asdict(layout) for layout in self.layouts if isinstance(layout, Layout)]
+        if len(written) != len(self.layouts):
+            raise LayoutError("only adapters with declared layouts can be saved; a reshape function cannot")
+        return {"layers": list(self.layers), "layouts": written, "method": self.method, "reason": self.reason}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], origin: Origin = "cam_config") -> Adapter:
+        """The inverse of `to_dict`.
+
+        Raises:
+            LayoutError: keys are missing or unknown.
+        """
+        try:
+            layouts = tuple(
+                Layout(**{**layout, "patch": tuple(layout["patch"]) if layout.get("patch") else None})
+                for layout in data["layouts"]
+            )
+            return cls(tuple(data["layers"]), layouts, data.get("method", "gradcam"), origin, data.get("reason", ""))
+        except (KeyError, TypeError) as error:
+            raise LayoutError(f"not a valid {CONFIG_NAME}: {error}") from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `cam_config.json` into a model's folder and return its path."""
+        path = Path(folder) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> Adapter:
+        """Read `cam_config.json` from a folder or a Hub repo.
+
+        Raises:
+            ModelError: there is none, or the Hub cannot be reached.
+        """
+        path = find_cam_config(str(name_or_path), revision)
+        if path is None:
+            raise ModelError(f"{str(name_or_path)!r} has no {CONFIG_NAME}; infer_adapter(model) works without one")
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def push_to_hub(self, repo_id: str, *, token: str | None = None, commit_message: str | None = None) -> str:
+        """Upload `cam_config.json` beside the model's `config.json`; returns the commit's address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, exist_ok=True)
+        commit = api.upload_file(
+            path_or_fileobj=json.dumps(self.to_dict(), indent=2).encode(),
+            path_in_repo=CONFIG_NAME,
+            repo_id=repo_id,
+            commit_message=commit_message or f"Add {CONFIG_NAME}",
+        )
+        return str(commit.commit_url)
+
+
+def find_cam_config(name: str, revision: str | None = None) -> Path | None:
+    """The path of a model's `cam_config.json`, in its folder or fetched from its Hub repo; None where there is none."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / CONFIG_NAME if (folder / CONFIG_NAME).is_file() else None
+    return _hub_cam_config(name, revision)
+
+
+@functools.lru_cache(maxsize=256)
+def _hub_cam_config(repo_id: str, revision: str | None) -> Path | None:
+    """The cached file where there is one; asks the Hub once per repo and process, and takes "no" for an answer."""
+    from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import build_hf_headers, httpx
+
+    try:
+        cached = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
+        if cached is not None:
+            return Path(cached) if isinstance(cached, str) else None
+        # One quick question first: the client's own download retries for half a minute where there is no network.
+        url = hf_hub_url(repo_id, CONFIG_NAME, revision=revision)
+        answer = get_session().head(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
+        found = answer.status_code == 200
+        return Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision)) if found else None
+    except (OSError, ValueError, HFValidationError, httpx.HTTPError):
+        return None  # no network, or the name is no repo id: there is nothing to read

@@ -1,0 +1,360 @@
+"""One method on one model: tensors in, maps out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.adapter import Adapter
+from hf_cam.capture import Capture, accepts, capture, plain_inputs
+from hf_cam.errors import HFCamError, LayoutError, NoGradientError, OptionError, TargetError
+from hf_cam.guard import unwrap
+from hf_cam.infer import declared_adapter, infer_adapter
+from hf_cam.layouts import Size
+from hf_cam.maps import fuse
+from hf_cam.methods import get_method
+from hf_cam.targets import Target, as_target, class_logits, rows
+
+Selector = Callable[[Any], Sequence[Sequence[Target]]]
+"""From a batch's output to columns of targets: K columns of one target an image."""
+
+AUG_FACTORS = (1.0, 0.9, 1.1)
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """The maps of a batch of B images for K targets each.
+
+    Args:
+        maps: `[K, B, H, W]` in [0, 1], as large as the model's input.
+        raw: One `[K, B, h, w]` a layer, on the layer's grid, before any normalisation.
+        scores: `[K, B]`, the targets' values.
+        outputs: The model's own output for the B images.
+        adapter: Where the maps come from.
+    """
+
+    maps: Tensor
+    raw: tuple[Tensor, ...]
+    scores: Tensor
+    outputs: Any
+    adapter: Adapter
+
+
+class CAM:
+    """A class activation map of any registered method, on an unmodified model.
+
+    Args:
+        model: Any vision model; it comes back untouched from every call.
+        method: An id of `hf_cam.list_methods()`, or "auto" for the one that serves the model's family best.
+        layers: Dotted names of the target layers, inferred where not given; several are averaged.
+        reshape: `activation -> [B, C, h, w]`, inferred where not given.
+        options: Of the method, such as `seed` for "randomcam".
+
+    Raises:
+        MethodError, OptionError, LayerError: before the model is touched.
+
+    >>> import torch
+    >>> from transformers import ResNetConfig, ResNetForImageClassification
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    >>> model = ResNetForImageClassification(config).eval()
+    >>> with CAM(model, method="layercam") as cam:
+    ...     cam(torch.rand(1, 3, 64, 96)).shape
+    torch.Size([1, 64, 96])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str = "gradcam",
+        layers: Sequence[str] | str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
+        self.model = model
+        self.outputs: Any = None
+        self._layers, self._reshape = layers, reshape
+        # None where only a run can tell: then the first batch is the probe's picture.
+        self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
+        self._auto = method == "auto"
+        declared = self._adapter.method if self._adapter else "gradcam"
+        self.method = get_method(declared if self._auto else method)
+        self.method.check_options(options)
+        self.options = options
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the last output; hooks never outlive a call."""
+        self.outputs = None
+
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        targets: Sequence[int | Target] | int | Target | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        **model_inputs: Any,
+    ) -> Tensor:
+        """Maps of a batch.
+
+        Args:
+            pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
+            targets: One class index or callable an image (a lone one serves all); None explains each image's
+                top class. A callable gets one sample's output and returns a scalar tensor.
+            aug_smooth: Average over six views, {plain, mirrored} x {1, 0.9, 1.1}, in one batch.
+            eigen_smooth: First principal component of the channels' contributions in place of their sum.
+            model_inputs: Whatever else the forward takes.
+
+        Returns:
+            `[B, H, W]` in [0, 1], on the model's device. A map without evidence is all zeros.
+
+        Raises:
+            TargetError: the number of targets differs from the number of images, or one does not fit the head.
+            LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
+        """
+        columns = None if targets is None else [_column(targets, len(_checked(pixel_values)))]
+        saliency = self.saliency(
+            pixel_values,
+            top_classes(1) if columns is None else lambda outputs: columns,
+            aug_smooth=aug_smooth,
+            eigen_smooth=eigen_smooth,
+            **model_inputs,
+        )
+        self.outputs = saliency.outputs
+        return saliency.maps[0]
+
+    def saliency(
+        self,
+        pixel_values: Tensor,
+        select: Selector,
+        *,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        **model_inputs: Any,
+    ) -> Saliency:
+        """Maps for several targets an image from one forward; `select` chooses them from the model's output."""
+        batch, size = len(_checked(pixel_values)), (pixel_values.shape[-2], pixel_values.shape[-1])
+        inputs = self._inputs(pixel_values, model_inputs)
+        adapter = self._resolve_adapter(inputs)
+        views = len(AUG_FACTORS) * 2 if aug_smooth else 1
+        if aug_smooth:
+            inputs = _augmented(inputs, batch)
+        needs_gradients = "gradients" in self.method.needs
+        with capture(self.model, adapter.layers, inputs, gradients=needs_gradients) as captured:
+            clean = rows(captured.outputs, slice(0, batch), batch * views)
+            columns = [_column(column, batch) for column in select(clean)]
+            if not columns:
+                raise TargetError("no target was selected for these images")
+            found = [self._one_column(captured, adapter, column * views, size, eigen_smooth) for column in columns]
+        raw = tuple(torch.stack(layer) for layer in zip(*(maps for _, maps in found), strict=True))
+        scores = torch.stack([values[:batch] for values, _ in found])
+        raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
+        return Saliency(fuse(raw, size), raw, scores, _detached(clean), adapter)
+
+    def _one_column(
+        self, captured: Capture, adapter: Adapter, column: Sequence[Target], size: Size, eigen_smooth: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The targets' values `[B]` and one raw map `[B, h, w]` a layer."""
+        values = torch.stack(
+            [_value(target, rows(captured.outputs, i, len(column))) for i, target in enumerate(column)]
+        )
+        gradients: tuple[Tensor | None, ...] = (None,) * len(adapter.layers)
+        if "gradients" in self.method.needs:
+            gradients = captured.gradients(values.sum())
+        maps = []
+        for layer, activation, gradient in zip(adapter.layers, captured.activations, gradients, strict=True):
+            evidence = {"activations": self._spatial(adapter, activation.detach(), size, layer)}
+            if gradient is not None:
+                evidence["gradients"] = self._spatial(adapter, gradient, size, layer)
+                if not evidence["gradients"].any():
+                    raise NoGradientError(
+                        f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it"
+                        + self._better_layer(adapter)
+                    )
+            maps.append(self.method.map(eigen_smooth=eigen_smooth, **evidence, **self.options))
+        return values.detach(), maps
+
+    def _spatial(self, adapter: Adapter, tensor: Tensor, size: Size, layer: str) -> Tensor:
+        try:
+            return adapter.to_spatial(tensor, size, layer)
+        except LayoutError as error:
+            raise LayoutError(f"{error}{self._better_layer(adapter)}") from error
+
+    def _better_layer(self, adapter: Adapter) -> str:
+        """The end of an error message that names the layer to use, where one is known."""
+        try:
+            known = declared_adapter(self.model) or infer_adapter(self.model)
+        except (HFCamError, RuntimeError):
+            return ""
+        if known.layers == adapter.layers:
+            return ""
+        return f". Use layers={list(known.layers)!r} ({known.reason or known.origin})"
+
+    def _inputs(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
+        module = unwrap(self.model)
+        parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
+        inputs = plain_inputs({"pixel_values": pixel_values, **model_inputs})
+        if parameter is not None:
+            inputs = {
+                name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+                if isinstance(value, Tensor)
+                else value
+                for name, value in inputs.items()
+            }
+        if accepts(module, "interpolate_pos_encoding") and "interpolate_pos_encoding" not in inputs:
+            native = _native_size(module)
+            if native is not None and native != tuple(pixel_values.shape[-2:]):
+                inputs["interpolate_pos_encoding"] = True
+        return inputs
+
+    def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
+        if self._adapter is None:
+            one = {
+                name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()
+            }
+            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape, inputs=one)
+            if self._auto:
+                self.method = get_method(self._adapter.method)
+        return self._adapter
+
+    @property
+    def adapter(self) -> Adapter:
+        """Where this CAM looks (found with a picture of noise, where only a run can tell and none has happened)."""
+        if self._adapter is None:
+            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape)
+        return self._adapter
+
+
+def top_classes(count: int) -> Selector:
+    """A selector of each image's `count` highest logits."""
+
+    def select(outputs: Any) -> list[list[Target]]:
+        logits = class_logits(outputs)
+        best = logits.detach().topk(min(count, logits.shape[1]), dim=1).indices
+        return [[as_target(index) for index in column] for column in best.T.tolist()]
+
+    return select
+
+
+def _checked(pixel_values: Any) -> Tensor:
+    if not isinstance(pixel_values, Tensor) or pixel_values.ndim < 4 or not pixel_values.is_floating_point():
+        got = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        raise OptionError(f"pixel_values must be a floating tensor [B, C, H, W], got {got}")
+    if len(pixel_values) == 0:
+        raise OptionError("pixel_values holds no image")
+    return pixel_values
+
+
+def _column(targets: Any, batch: int) -> list[Target]:
+    """One target an image."""
+    if isinstance(targets, Tensor) and targets.ndim == 1:
+        targets = targets.tolist()
+    if not isinstance(targets, list | tuple):
+        return [as_target(targets)] * batch
+    if len(targets) != batch:
+        raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
+    return [as_target(target) for target in targets]
+
+
+def _value(target: Target, output: Any) -> Tensor:
+    try:
+        value = target(output)
+    except IndexError as error:
+        raise TargetError(f"the target {target!r} does not fit the model's output: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(f"a target must return a scalar tensor, {target!r} returned {got}")
+    return value.reshape(())
+
+
+def _native_size(module: nn.Module) -> Size | None:
+    """The input size that the config declares, where position encodings belong to one size."""
+    config = getattr(module, "config", None)
+    vision = getattr(config, "vision_config", None) or config
+    size = getattr(vision, "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
+
+
+def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Six views of each image, view by view; the first is the image itself."""
+    pixels = inputs["pixel_values"]
+    views = [side * factor for side in (pixels, pixels.flip(-1)) for factor in AUG_FACTORS]
+    others = {
+        name: torch.cat([value] * len(views)) if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+        for name, value in inputs.items()
+    }
+    return {**others, "pixel_values": torch.cat(views)}
+
+
+def _unaugmented(maps: Tensor, batch: int) -> Tensor:
+    """The mean over the views of `[K, views * B, h, w]`, mirrored ones turned back."""
+    views = maps.unflatten(1, (2, len(AUG_FACTORS), batch))
+    return torch.stack([views[:, 0], views[:, 1].flip(-1)], 1).flatten(1, 2).mean(1)
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, Mapping):
+        items = {key: _detached(value) for key, value in output.items()}
+        return type(output)(**items) if hasattr(output, "to_tuple") else items
+    if type(output) in (tuple, list):
+        return type(output)(_detached(item) for item in output)
+    return output
+
+
+class _NamedCAM(CAM):
+    """A method's own class: `GradCAM(model, layers, reshape)` is `CAM(model, "gradcam", layers, reshape)`."""
+
+    method_id: ClassVar[str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, self.method_id, layers, reshape, **options)
+
+
+class GradCAM(_NamedCAM):
+    """Channels weighed by the spatial mean of their gradient (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
+
+    method_id = "gradcam"
+
+
+class HiResCAM(_NamedCAM):
+    """Gradient times activation, cell by cell (Draelos and Carin, arXiv:2011.08891)."""
+
+    method_id = "hirescam"
+
+
+class LayerCAM(_NamedCAM):
+    """Cells weighed by their own positive gradient (Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943)."""
+
+    method_id = "layercam"
+
+
+class EigenCAM(_NamedCAM):
+    """First principal component of the activations (Muhammad and Yeasin, IJCNN 2020, arXiv:2008.00299)."""
+
+    method_id = "eigencam"
+
+
+class RandomCAM(_NamedCAM):
+    """Random channel weights: the baseline that any method must beat."""
+
+    method_id = "randomcam"

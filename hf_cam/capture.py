@@ -1,0 +1,148 @@
+"""Run the model once; record and differentiate only what comes after the target layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.errors import LayerError, TargetError
+from hf_cam.guard import borrowed, unwrap
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One forward: the model's own output and what the target layers returned in it.
+
+    Args:
+        outputs: The model's output, connected to `activations` where gradients were asked for.
+        activations: One tensor a layer, batch first, as the layer returned it.
+    """
+
+    outputs: Any
+    activations: tuple[Tensor, ...]
+
+    def gradients(self, score: Tensor) -> tuple[Tensor, ...]:
+        """Of a scalar, with respect to each layer's output; zeros where it does not depend on it. Repeatable.
+
+        Raises:
+            TargetError: the score is no scalar, or depends on none of the layers.
+        """
+        if score.numel() != 1:
+            raise TargetError(f"a target must be a scalar, got the shape {tuple(score.shape)}")
+        if not score.requires_grad:
+            raise TargetError(
+                "the target does not depend on the target layer: it is a constant, was detached, or the layer "
+                "lies after it"
+            )
+        found = torch.autograd.grad(score.reshape(()), self.activations, retain_graph=True, allow_unused=True)
+        return tuple(
+            torch.zeros_like(activation) if gradient is None else gradient
+            for activation, gradient in zip(self.activations, found, strict=True)
+        )
+
+
+@contextmanager
+def capture(
+    model: nn.Module, layers: Sequence[str], inputs: Mapping[str, Any], *, gradients: bool = True
+) -> Iterator[Capture]:
+    """Run the model on `inputs` and yield what its target layers returned.
+
+    The parameters are frozen, so that the part before the first target layer records nothing. A hook there detaches
+    the output and makes it a leaf; from it on autograd records, and `Capture.gradients` differentiates just that tail.
+    Everything is undone when the block ends; the gradients must be taken inside it.
+
+    Args:
+        model: Any module; it comes back as it was (see `hf_cam.guard.borrowed`).
+        layers: Dotted names.
+        inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
+        gradients: False records no graph at all.
+
+    Raises:
+        LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
+    """
+    module = unwrap(model)
+    known = dict(module.named_modules())
+    if missing := [layer for layer in layers if layer not in known]:
+        raise LayerError(f"the model has no layer {missing[0]!r}")
+    seen: dict[str, Tensor] = {}
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    with borrowed(module):
+        try:
+            handles = [known[layer].register_forward_hook(_recorder(layer, seen, gradients)) for layer in layers]
+            with torch.set_grad_enabled(gradients):
+                outputs = call(module, inputs)
+            if silent := [layer for layer in layers if layer not in seen]:
+                raise LayerError(f"the layer {silent[0]!r} did not run in the model's forward")
+            yield Capture(outputs, tuple(seen[layer] for layer in layers))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _recorder(layer: str, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
+    def record(module: nn.Module, args: Any, output: Any) -> Any:
+        if layer in seen:
+            raise LayerError(f"the layer {layer!r} runs more than once in a forward; choose one that runs once")
+        tensor = first_tensor(output)
+        if tensor is None or not tensor.is_floating_point():
+            raise LayerError(f"the layer {layer!r} returns no floating tensor ({type(output).__name__})")
+        if gradients:
+            torch.set_grad_enabled(True)  # also where the model itself runs this part under no_grad, as CLIPSeg does
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_(True)
+        seen[layer] = tensor
+        # A clone goes on: the next module may work in place, which would spoil the record and is forbidden on a leaf.
+        return _with_first_tensor(output, tensor.clone())
+
+    return record
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor that a layer's output is about: itself, or the first tensor of a tuple or record."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, Mapping):
+        key = next(key for key, value in output.items() if isinstance(value, Tensor))
+        return type(output)(**{**output, key: tensor})
+    items = list(output)
+    items[next(i for i, value in enumerate(items) if isinstance(value, Tensor))] = tensor
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Run a model on named inputs; a picture whose name its forward does not know goes first, unnamed."""
+    named = dict(inputs)
+    if "pixel_values" in named and not accepts(module, "pixel_values"):
+        return module(named.pop("pixel_values"), **named)
+    return module(**named)
+
+
+def accepts(module: nn.Module, name: str) -> bool:
+    """True where the module's forward has a parameter of this name (by its signature or `main_input_name`)."""
+    parameters = inspect.signature(module.forward).parameters
+    if name in parameters:
+        return True
+    wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    return wrapped and getattr(module, "main_input_name", None) == name
+
+
+def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs cut off from any graph of the caller's, and usable by autograd even if made in inference mode."""
+    with torch.inference_mode(False):
+        return {
+            name: (value.clone() if value.is_inference() else value.detach()) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }

@@ -1,0 +1,155 @@
+"""The catalogue of `adapters/`: one data file a family of architectures, and how its layer patterns are read."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hf_cam.adapter import Adapter
+from hf_cam.errors import LayerError, LayoutError
+from hf_cam.layouts import TOKENS, Layout, Size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `[[adapter]]` table of a file in `adapters/`; see `adapters/README.md` for the fields."""
+
+    family: str
+    model_types: tuple[str, ...]
+    layers: tuple[str, ...]
+    axes: str
+    heads: tuple[str, ...] = ("*",)
+    prefix: int | str = 0
+    suffix: int | str = 0
+    method: str = "gradcam"
+    reason: str = ""
+
+    def matches(self, model_type: str, head: str) -> bool:
+        """True for a model of this `config.model_type` whose class is named `head`."""
+        return model_type in self.model_types and any(fnmatch(head, pattern) for pattern in self.heads)
+
+
+@functools.cache
+def catalogue() -> tuple[Entry, ...]:
+    """Every entry of `adapters/*.toml`, file by file.
+
+    Raises:
+        LayoutError: a file has unknown keys, or two entries claim the same model type and head.
+    """
+    entries: list[Entry] = []
+    for path in sorted(_catalogue_folder().glob("*.toml")):
+        for table in tomllib.loads(path.read_text(encoding="utf-8"))["adapter"]:
+            try:
+                listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+                entry = Entry(family=path.stem, **listed)  # type: ignore[arg-type]
+            except TypeError as error:
+                raise LayoutError(f"{path.name}: {error}") from error
+            _refuse_duplicate(entry, entries)
+            entries.append(entry)
+    return tuple(entries)
+
+
+def _refuse_duplicate(entry: Entry, entries: Iterable[Entry]) -> None:
+    for other in entries:
+        shared = set(entry.model_types) & set(other.model_types)
+        if shared and set(entry.heads) & set(other.heads):
+            raise LayoutError(f"{entry.family}.toml and {other.family}.toml both describe {sorted(shared)}")
+
+
+def _catalogue_folder() -> Path:
+    installed = Path(__file__).with_name("adapters")
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "adapters"
+
+
+def from_catalogue(module: nn.Module) -> Adapter | None:
+    """What the catalogue says of this model; None where it has no entry."""
+    config, net = config_of(module), timm_model(module)
+    model_type, head = ("timm", net) if net is not None else (getattr(config, "model_type", ""), module)
+    entry = next((entry for entry in catalogue() if entry.matches(model_type, type(head).__name__)), None)
+    if entry is None:
+        return None
+    layers = tuple(resolve_layer(module, pattern) for pattern in entry.layers)
+    layout = Layout(entry.axes, _count(entry.prefix, config), _count(entry.suffix, config), patch_of(config))
+    if layout.axes != TOKENS:
+        layout = Layout(layout.axes)
+    return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason)
+
+
+def resolve_layer(module: nn.Module, pattern: str) -> str:
+    """The dotted name that a pattern of the catalogue means in this model.
+
+    A pattern is the end of a dotted name; `[-1]` takes the last child of a list, `a|b` either name. The match nearest
+    to the root wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
+
+    >>> from torch import nn
+    >>> net = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([nn.Identity(), nn.Identity()])})})
+    >>> resolve_layer(net, "layers|layer[-1]")
+    'encoder.layer.1'
+
+    Raises:
+        LayerError: no module, or more than one at the same depth, has such a name.
+    """
+    expression = re.compile(r"(?:.*\.)?" + r"\.".join(map(_segment, pattern.split("."))) + r"$")
+    found = []
+    for name, _ in module.named_modules():
+        if (match := expression.match(name)) and all(
+            int(index) == len(_children(module, name[: match.start(group)].rstrip("."))) - 1
+            for group, index in enumerate(match.groups(), start=1)
+        ):
+            found.append(name)
+    found.sort(key=lambda name: name.count("."))
+    if not found:
+        raise LayerError(f"{type(module).__name__} has no layer {pattern!r}")
+    if len(found) > 1 and found[1].count(".") == found[0].count("."):
+        raise LayerError(f"{type(module).__name__} has several layers {pattern!r}: {', '.join(found[:4])}")
+    return str(found[0])
+
+
+def _segment(segment: str) -> str:
+    name, indices = re.match(r"([^\[]+)((?:\[-1\])*)$", segment).groups()  # type: ignore[union-attr]
+    names = "|".join(re.escape(option) for option in name.split("|"))
+    return f"(?:{names})" + r"\.(\d+)" * indices.count("[-1]")
+
+
+def _children(module: nn.Module, name: str) -> list[nn.Module]:
+    return list(module.get_submodule(name).children())
+
+
+def _count(value: int | str, config: Any) -> int:
+    """A number of tokens: an integer, or a sum such as "1 + num_register_tokens" of integers and config fields."""
+    if isinstance(value, int):
+        return value
+    vision = getattr(config, "vision_config", config)
+    return sum(int(term) if term.strip().isdigit() else getattr(vision, term.strip()) for term in value.split("+"))
+
+
+def config_of(module: nn.Module) -> Any:
+    """The model's config, None where it has none."""
+    return getattr(module, "config", None)
+
+
+def patch_of(config: Any) -> Size | None:
+    """Height and width in pixels of the patches that a config names."""
+    vision = getattr(config, "vision_config", None) or config
+    size = getattr(vision, "patch_size", None)
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return size[0], size[1]
+    return None
+
+
+def timm_model(module: nn.Module) -> nn.Module | None:
+    """The timm network inside `TimmWrapper...`, the model itself if it is timm's, else None."""
+    inner = getattr(module, "timm_model", None)
+    if isinstance(inner, nn.Module):
+        return inner
+    return module if hasattr(module, "pretrained_cfg") and hasattr(module, "forward_features") else None

@@ -1,0 +1,160 @@
+"""The command `hf-cam`. Heavy imports wait until a subcommand runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_cam import __version__
+from hf_cam.errors import HFCamError
+
+if TYPE_CHECKING:
+    from hf_cam.explanation import Explanation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; 0 on success, 2 on a refusal (one line on stderr, no traceback)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except HFCamError as error:
+        print(f"hf-cam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"hf-cam: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-cam: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
+    parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explain = commands.add_parser("explain", help="explain images with a model")
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL")
+    explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
+    explain.add_argument("--target", help='class index or label text, e.g. "tabby"; the top class where not given')
+    explain.add_argument(
+        "--text", action="append", help="prompt for a model that compares images with text; repeatable"
+    )
+    explain.add_argument("--top-k", type=int, default=1, help="how many classes to explain (default: 1)")
+    explain.add_argument("--method", default="auto", help="see `hf-cam methods` (default: the family's own)")
+    explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
+    explain.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
+    explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
+    explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    explain.add_argument(
+        "--out", type=Path, default=Path("hf-cam-out"), help="PNG file or folder (default: hf-cam-out)"
+    )
+    explain.set_defaults(run=_explain)
+
+    demo = commands.add_parser("demo", help="explain photographs that come with scikit-learn and scikit-image")
+    demo.add_argument("--out", type=Path, default=Path("hf-cam-demo"), help="folder (default: hf-cam-demo)")
+    demo.set_defaults(run=_demo)
+
+    methods = commands.add_parser("methods", help="list the methods")
+    methods.set_defaults(run=_methods)
+
+    adapter = commands.add_parser("adapter", help="show where hf-cam looks in a model, as cam_config.json")
+    adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
+    adapter.add_argument("--save", action="store_true", help="write cam_config.json into the model's folder")
+    adapter.set_defaults(run=_adapter)
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from hf_cam.explainer import Explainer
+    from hf_cam.images import load_image
+    from hf_cam.loading import load
+
+    _silence_loading()
+    outputs = _output_paths(options.images, options.out)
+    images = [load_image(image) for image in options.images]
+    explainer = Explainer(load(options.model, device=options.device), options.method, options.layers)
+    found = explainer(
+        images,
+        target=options.target,
+        text=options.text,
+        top_k=options.top_k,
+        aug_smooth=options.aug_smooth,
+        eigen_smooth=options.eigen_smooth,
+    )
+    progress = tqdm(found, total=len(images), unit="image", disable=len(images) < 2)
+    for name, output, explanations in zip(options.images, outputs, progress, strict=True):
+        for explanation, path in zip(explanations, _numbered(output, len(explanations)), strict=True):
+            explanation.save(path)
+            progress.write(_line(name, explanation, path))
+
+
+def _output_paths(images: Sequence[str], out: Path) -> list[Path]:
+    """One PNG an image: the file that was asked for, or one in the folder that is named like the image."""
+    if len(images) == 1 and out.suffix and not out.is_dir():
+        return [out]
+    stems = [Path(image.split("?")[0].rstrip("/")).stem or "image" for image in images]
+    unique = [f"{stem}-{stems[:i].count(stem) + 1}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
+    return [out / f"{stem}.png" for stem in unique]
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(count)]
+
+
+def _line(name: str, explanation: Explanation, path: Path) -> str:
+    flags = f"  [{', '.join(explanation.flags)}]" if explanation.flags else ""
+    return f"{name}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from hf_cam.demo import run_demo
+
+    _silence_loading()
+    run_demo(options.out, say=print)
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from hf_cam.methods import get_method, list_methods
+
+    methods = [get_method(method_id) for method_id in list_methods()]
+    width = max(len(method.id) for method in methods)
+    for method in methods:
+        note = " Same map for every target." if method.ignores_target else ""
+        print(f"{method.id:<{width}}  {method.summary}{note}")
+        print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")
+
+
+def _adapter(options: argparse.Namespace) -> None:
+    import json
+
+    from hf_cam.infer import infer_adapter
+    from hf_cam.loading import load_config, resolve_name
+
+    _silence_loading()
+    name = resolve_name(options.model)
+    adapter = infer_adapter(load_config(name))
+    print(json.dumps({**adapter.to_dict(), "origin": adapter.origin}, indent=2))
+    if options.save:
+        if not Path(name).is_dir():
+            raise HFCamError(f"{name!r} is no folder; --save writes beside a local config.json")
+        print(f"written to {adapter.save_pretrained(name)}", file=sys.stderr)
+
+
+def _silence_loading() -> None:
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""The result: a heatmap in the pixels of the caller's image, and how to see it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hf_cam.errors import ImageError, OptionError, nearest
+from hf_cam.images import load_image
+
+COLORMAPS = {
+    name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")
+}
+DEFAULT_COLORMAP = "turbo"
+NO_EVIDENCE = "no evidence"
+
+
+def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
+    """The heatmap in colours over the image.
+
+    Args:
+        image: Whatever `hf_cam.explain` takes as an image.
+        heatmap: `[H, W]` in [0, 1], as large as the image.
+        alpha: Opacity of the colours in [0, 1]; it fades to nothing over the lower half of the heatmap, so that what
+            played no part stays as it is in the image.
+        colormap: Name of an OpenCV colour map, such as "turbo", "jet", "viridis" or "inferno".
+
+    Raises:
+        OptionError: the sizes differ, alpha lies outside [0, 1], or there is no such colour map.
+
+    >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
+    (0, 0, 0)
+    """
+    picture = load_image(image)
+    if heatmap.shape != (picture.height, picture.width):
+        raise OptionError(
+            f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, the image {picture.height} x {picture.width}"
+        )
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha lies in [0, 1], got {alpha}")
+    if colormap not in COLORMAPS:
+        raise OptionError(f"no colour map {colormap!r}; nearest: {nearest(colormap, COLORMAPS)}")
+    levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    opacity = alpha * np.clip(2 * heatmap, 0, 1)[..., None]
+    mixed = (1 - opacity) * np.asarray(picture, np.float32) + opacity * colours
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a model said what it said of one image.
+
+    Args:
+        label: What is explained: a class name, a prompt, a detected object.
+        score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
+        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image.
+        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation.
+        method: Id of the method.
+        layers: Dotted names of the target layers.
+        image: The caller's image, upright and in RGB.
+        box: `(x0, y0, x1, y1)` in the image's pixels, where the head finds objects.
+        mask: `[H, W]` booleans, where the head finds segments.
+        flags: Warnings in words, such as "no evidence" for a map of zeros.
+    """
+
+    label: str
+    score: float
+    heatmap: np.ndarray = field(repr=False)
+    raw: np.ndarray = field(repr=False)
+    method: str
+    layers: tuple[str, ...]
+    image: Image.Image = field(repr=False)
+    box: tuple[float, float, float, float] | None = None
+    mask: np.ndarray | None = field(default=None, repr=False)
+    flags: tuple[str, ...] = ()
+
+    def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
+        """The heatmap in colours over the image, as large as the image."""
+        return overlay(self.image, self.heatmap, alpha, colormap)
+
+    def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
+        """Write the overlay as a picture, or the bare heatmap where the path ends in `.npy`.
+
+        Raises:
+            ImageError: the ending is no picture format.
+        """
+        path = Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, self.heatmap)
+            return path
+        try:
+            self.overlay(alpha, colormap).save(path)
+        except ValueError as error:
+            raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, format="PNG")
+        return buffer.getvalue()

@@ -1,0 +1,89 @@
+"""Borrow a model and hand it back exactly as it came."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from hf_cam.errors import ModelError
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+# Grad mode belongs to a thread, hooks and `requires_grad` to the model: two threads must never share one model.
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """The one lock of this model, shared by every thread."""
+    with _locks_guard:
+        return _locks.setdefault(model, threading.RLock())
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Hold the model in evaluation mode with frozen parameters; give everything back in `finally`.
+
+    Restored: `requires_grad`, `training` and every other plain attribute of each module (transformers' Swin
+    shrinks its `window_size` for good on a small picture), the random state, the grad mode. Compiled code is
+    bypassed, because hooks added after compilation are silently not called. `.grad` is never written.
+
+    Raises:
+        ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd.
+    """
+    with lock_of(model):
+        modules = list(model.modules())
+        parameters = list(model.parameters())
+        if any(parameter.is_inference() for parameter in parameters):
+            raise ModelError(
+                "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
+                "them; load the model outside that block"
+            )
+        plain = [_plain_attributes(module) for module in modules]
+        trainable = [parameter.requires_grad for parameter in parameters]
+        devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.device.type == "cuda"})
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            if "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            try:
+                for module in modules:
+                    module.training = False
+                for parameter in parameters:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for parameter, flag in zip(parameters, trainable, strict=True):
+                    parameter.requires_grad_(flag)
+                for module, attributes in zip(modules, plain, strict=True):
+                    _restore(module, attributes)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if isinstance(value, _PLAIN)}
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    current = module.__dict__
+    for name, value in attributes.items():
+        if current.get(name) is not value:
+            current[name] = value

@@ -1,0 +1,203 @@
+"""Which adapter a model gets: from the caller, its `cam_config.json`, the catalogue, timm's metadata or the probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.adapter import Adapter, find_cam_config
+from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
+from hf_cam.errors import HFCamError, LayerError, UnknownArchitecture, nearest
+from hf_cam.guard import unwrap
+from hf_cam.layouts import NCHW, NHWC, TOKENS, AnyLayout, Layout, Reshape, Spatial
+from hf_cam.probe import probe
+
+
+def infer_adapter(
+    model: nn.Module | Any,
+    *,
+    layers: Sequence[str] | str | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Adapter:
+    """Where to look in a model, from what the caller says, its `cam_config.json`, the catalogue, timm or the probe.
+
+    Args:
+        model: A loaded model, or a transformers config (its module tree is then built without weights).
+        layers: Dotted layer names that take the place of the inferred ones.
+        reshape: `activation -> [B, C, h, w]`, in place of the inferred layout.
+        inputs: The model's keyword inputs, for the probe; made from the config where not given.
+
+    Raises:
+        LayerError: a layer in `layers` does not exist.
+        UnknownArchitecture: nothing tells where to look.
+    """
+    module = unwrap(model if isinstance(model, nn.Module) else module_tree(model))
+    return declared_adapter(module, layers=layers, reshape=reshape) or _with_reshape(
+        _from_probe(module, inputs), reshape
+    )
+
+
+def declared_adapter(
+    model: nn.Module,
+    *,
+    layers: Sequence[str] | str | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> Adapter | None:
+    """What is known without running the model: the same as `infer_adapter`, but None where only the probe can tell."""
+    module = unwrap(model)
+    if layers is not None:
+        return _callers_adapter(module, layers, reshape)
+    declared = _from_cam_config(module) or from_catalogue(module) or _from_timm(module)
+    return declared and _with_reshape(declared, reshape)
+
+
+def _with_reshape(adapter: Adapter, reshape: Callable[[Tensor], Tensor] | None) -> Adapter:
+    if reshape is None:
+        return adapter
+    return Adapter(adapter.layers, (Reshape(reshape),) * len(adapter.layers), adapter.method, "caller")
+
+
+def module_tree(config: Any) -> nn.Module:
+    """The model that a transformers config describes, on the meta device: every module, no weights.
+
+    Raises:
+        UnknownArchitecture: the config belongs to no class that looks at images.
+    """
+    import transformers
+
+    names = [*(getattr(config, "architectures", None) or []), *_auto_classes(config)]
+    failures = []
+    for name in names:
+        if (loader := getattr(transformers, name, None)) is None:
+            continue
+        try:
+            with torch.device("meta"):
+                build = loader.from_config if name.startswith("Auto") else loader
+                return build(config)  # type: ignore[no-any-return]
+        except (ValueError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+            failures.append(f"{name}: {error}")
+    model_type = getattr(config, "model_type", type(config).__name__)
+    raise UnknownArchitecture(
+        f"no model can be built from a config of type {model_type!r}" + (f" ({failures[0]})" if failures else "")
+    )
+
+
+def _auto_classes(config: Any) -> tuple[str, ...]:
+    return ("AutoModelForImageClassification", "AutoModel") if hasattr(config, "model_type") else ()
+
+
+# What the caller says ------------------------------------------------------------------------------------------------
+
+
+def _callers_adapter(
+    module: nn.Module, layers: Sequence[str] | str, reshape: Callable[[Tensor], Tensor] | None
+) -> Adapter:
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    known = dict(module.named_modules())
+    for name in names:
+        if name not in known or not name:
+            raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, filter(None, known))}")
+    layout: Spatial = Reshape(reshape) if reshape else AnyLayout(_prefixes(module), patch_of(config_of(module)))
+    return Adapter(names, (layout,) * len(names), origin="caller", reason="given by the caller")
+
+
+def _prefixes(module: nn.Module) -> tuple[int, ...]:
+    """Prefix counts to try on a layer that the caller chose: the family's own first."""
+    try:
+        known = from_catalogue(module) or _from_timm(module)
+    except HFCamError:
+        known = None
+    own = tuple(layout.prefix for layout in known.layouts if isinstance(layout, Layout)) if known else ()
+    return tuple(dict.fromkeys((*own, 0, 1, 2, 5, 9)))
+
+
+# cam_config.json -----------------------------------------------------------------------------------------------------
+
+
+def _from_cam_config(module: nn.Module) -> Adapter | None:
+    name = getattr(config_of(module), "_name_or_path", "") or ""
+    path = find_cam_config(str(name)) if name else None
+    if path is None:
+        return None
+    adapter = Adapter.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    known = dict(module.named_modules())
+    for layer in adapter.layers:
+        if layer not in known:
+            raise LayerError(f"{path} names a layer {layer!r} that the model lacks; nearest: {nearest(layer, known)}")
+    return adapter
+
+
+# timm ----------------------------------------------------------------------------------------------------------------
+
+
+def _from_timm(module: nn.Module) -> Adapter | None:
+    """Timm's own metadata: the last stage that `feature_info` names, `num_prefix_tokens`, `output_fmt`.
+
+    None where the metadata says too little (the probe then looks at the structure).
+    """
+    net = timm_model(module)
+    if net is None:
+        return None
+    root = "" if net is module else "timm_model."
+    names = {name for name, _ in net.named_modules()}
+    info = getattr(net, "feature_info", None)
+    stages = getattr(info, "info", info)
+    stage = stages[-1].get("module", "") if stages else ""
+    if isinstance(getattr(net, "num_prefix_tokens", None), int):
+        return _from_timm_tokens(net, root, stage, names)
+    return (
+        None
+        if stage not in names
+        else Adapter(
+            (root + stage,),
+            (Layout(NHWC if getattr(net, "output_fmt", "NCHW") == "NHWC" else NCHW),),
+            origin="timm",
+            reason="the last stage that timm's feature_info names",
+        )
+    )
+
+
+def _from_timm_tokens(net: nn.Module, root: str, stage: str, names: set[str]) -> Adapter | None:
+    # A head that reads only the class token leaves the patches of the last block's output without gradient.
+    layer = f"{stage}.norm1" if getattr(net, "global_pool", "") == "token" else stage
+    if layer not in names:
+        return None
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    layout = Layout(TOKENS, prefix=int(net.num_prefix_tokens), patch=tuple(patch) if patch else None)  # type: ignore[arg-type]
+    return Adapter((root + layer,), (layout,), origin="timm", reason="the last block that timm's feature_info names")
+
+
+# The probe -----------------------------------------------------------------------------------------------------------
+
+
+def _from_probe(module: nn.Module, inputs: Mapping[str, Tensor] | None) -> Adapter:
+    config = config_of(module)
+    if inputs is None:
+        inputs = {"pixel_values": _sample_picture(module)}
+    finding = probe(module, inputs, patch=patch_of(config))
+    return Adapter(
+        (finding.layer,),
+        (finding.layout,),
+        origin="probe",
+        reason=f"deepest spatial layer; {finding.coverage:.0%} of its cells reach the target",
+    )
+
+
+def _sample_picture(module: nn.Module) -> Tensor:
+    """Noise of the size that the config names (224 x 224 where it names none), on the model's device."""
+    config = config_of(module)
+    vision = getattr(config, "vision_config", None) or config
+    size = getattr(vision, "image_size", None) or 224
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    parameter = next(module.parameters(), torch.zeros(()))
+    channels = getattr(vision, "num_channels", 3)
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, channels if isinstance(channels, int) else 3, height, width, generator=generator)
+    return picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else torch.float32)

@@ -1,0 +1,200 @@
+"""How an activation lies in space: its axes, the tokens around its grid, and the way back to `[B, C, h, w]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from hf_cam.errors import LayoutError
+
+NCHW = "b c h w"
+NHWC = "b h w c"
+TOKENS = "b (h w) c"
+AXES = (NCHW, NHWC, TOKENS)
+
+Size = tuple[int, int]
+
+
+class Spatial(Protocol):
+    """Anything that puts an activation back into space."""
+
+    def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
+        """`[B, C, h, w]` from the layer's output, for a model input of `image_size` (height, width)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of one layer's output.
+
+    Args:
+        axes: "b c h w" (channels first), "b h w c" (channels last) or "b (h w) c" (tokens in raster order).
+        prefix: Tokens in front of the grid: class, distillation and register tokens.
+        suffix: Tokens behind the grid, such as YOLOS's detection tokens.
+        patch: Height and width in input pixels of the model's smallest cell; a token grid is then that patch times
+            a power of two. None: any whole stride that is the same along both axes.
+    """
+
+    axes: str
+    prefix: int = 0
+    suffix: int = 0
+    patch: Size | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no activation can have."""
+        if self.axes not in AXES:
+            raise LayoutError(f"unknown axes {self.axes!r}; known are {', '.join(map(repr, AXES))}")
+        if self.axes != TOKENS and (self.prefix or self.suffix):
+            raise LayoutError(f"a prefix or suffix of tokens needs the axes {TOKENS!r}, not {self.axes!r}")
+
+    def grid(self, shape: Iterable[int], image_size: Size) -> Size:
+        """Rows and columns of cells in an activation of this shape, for an input of `image_size` (height, width).
+
+        >>> Layout("b (h w) c", prefix=1, patch=(16, 16)).grid((1, 1 + 6 * 4, 768), image_size=(96, 64))
+        (6, 4)
+
+        Raises:
+            LayoutError: the number of axes or of tokens does not fit.
+        """
+        shape = tuple(shape)
+        expected = 3 if self.axes == TOKENS else 4
+        if len(shape) != expected:
+            raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")
+        if self.axes == NCHW:
+            return shape[2], shape[3]
+        if self.axes == NHWC:
+            return shape[1], shape[2]
+        cells = shape[1] - self.prefix - self.suffix
+        grids = token_grids(cells, image_size, self.patch)
+        if len(grids) != 1:
+            why = f"fit {len(grids)} grids ({', '.join(f'{h} x {w}' for h, w in grids)})" if grids else "fit no grid"
+            raise LayoutError(
+                f"{shape[1]} tokens = {self.prefix} prefix + {cells} cells + {self.suffix} suffix: {cells} cells {why} "
+                f"of a {image_size[0]} x {image_size[1]} input"
+                + (f" in patches of {self.patch[0]} x {self.patch[1]}" if self.patch else "")
+            )
+        return grids[0]
+
+    def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
+        """Lay the activation out as `[B, C, h, w]`; a view wherever that is possible.
+
+        Raises:
+            LayoutError: the shape does not fit this layout for an input of `image_size` (height, width).
+        """
+        height, width = self.grid(activations.shape, image_size)
+        if self.axes == NCHW:
+            return activations
+        if self.axes == NHWC:
+            return activations.permute(0, 3, 1, 2)
+        cells = activations[:, self.prefix : activations.shape[1] - self.suffix]
+        return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """A layout given as the caller's own function, `activation -> [B, C, h, w]`."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
+        """Call the function and check that what comes back is spatial."""
+        spatial = self.function(activations)
+        if not isinstance(spatial, Tensor) or spatial.ndim not in (4, 5) or len(spatial) != len(activations):
+            got = tuple(spatial.shape) if isinstance(spatial, Tensor) else type(spatial).__name__
+            raise LayoutError(
+                f"reshape must return a tensor [B, C, h, w] with B = {len(activations)}, got {got} "
+                f"from {tuple(activations.shape)}"
+            )
+        return spatial
+
+
+@dataclass(frozen=True)
+class AnyLayout:
+    """A layout that is read off the activation's shape when it comes, for a layer that the caller chose.
+
+    Args:
+        prefixes: Counts of prefix tokens to try, the likeliest first.
+        patch: The model's patch in pixels, where it is known.
+    """
+
+    prefixes: tuple[int, ...] = (0, 1, 2, 5, 9)
+    patch: Size | None = None
+
+    def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
+        """The first reading that fits.
+
+        Raises:
+            LayoutError: none does.
+        """
+        readings = read_layouts(activations.shape, image_size, prefixes=self.prefixes, patch=self.patch)
+        if not readings:
+            raise LayoutError(
+                f"no reading of the shape {tuple(activations.shape)} fits a {image_size[0]} x {image_size[1]} input"
+            )
+        return readings[0].to_spatial(activations, image_size)
+
+
+def token_grids(cells: int, image_size: Size, patch: Size | None = None) -> list[Size]:
+    """Every grid of exactly `cells` cells that an input of `image_size` (height, width) can be cut into.
+
+    A stride is the patch times a power of two (or any whole number of pixels, where no patch is known), and both axes
+    round the same way, down (cropped) or up (padded).
+
+    >>> token_grids(24, image_size=(96, 64))
+    [(6, 4)]
+    """
+    found: dict[Size, None] = {}
+    for rows_stride, columns_stride in _strides(image_size, patch):
+        for rounded in (math.floor, math.ceil):
+            rows, columns = rounded(image_size[0] / rows_stride), rounded(image_size[1] / columns_stride)
+            if rows * columns == cells > 0:
+                found[rows, columns] = None
+    return list(found)
+
+
+def _strides(image_size: Size, patch: Size | None) -> Iterator[tuple[int, int]]:
+    if patch is None:
+        yield from ((stride, stride) for stride in range(1, max(image_size) + 1))
+        return
+    rows, columns = patch
+    while rows <= 2 * image_size[0] and columns <= 2 * image_size[1]:
+        yield rows, columns
+        rows, columns = 2 * rows, 2 * columns
+
+
+def read_layouts(
+    shape: Iterable[int], image_size: Size, *, prefixes: Iterable[int] = (0, 1, 2, 5, 9), patch: Size | None = None
+) -> list[Layout]:
+    """Every layout that an activation of this shape can have, the likeliest first.
+
+    Args:
+        shape: Of the activation, batch first.
+        image_size: Height and width of the model's input, in pixels.
+        prefixes: Counts of prefix tokens to try, in this order.
+        patch: The model's patch in pixels, where it is known.
+
+    >>> [layout.axes for layout in read_layouts((1, 512, 7, 10), image_size=(224, 320))]
+    ['b c h w']
+    """
+    shape = tuple(shape)
+    if len(shape) == 4:
+        by_axes = {NCHW: (shape[2], shape[3]), NHWC: (shape[1], shape[2])}
+        return [Layout(axes) for axes, grid in by_axes.items() if same_stride(grid, image_size)]
+    if len(shape) != 3:
+        return []
+    tokens = (Layout(TOKENS, prefix=prefix, patch=patch) for prefix in prefixes)
+    return [layout for layout in tokens if len(token_grids(shape[1] - layout.prefix, image_size, patch)) == 1]
+
+
+def same_stride(grid: Size, image_size: Size) -> bool:
+    """True where one stride, up to a cell of border, explains both axes of the grid."""
+    (rows, columns), (height, width) = grid, image_size
+    if not (1 <= rows <= height and 1 <= columns <= width):
+        return False
+    lowest = max(height / (rows + 1), width / (columns + 1))
+    highest = min(height / max(rows - 1, 0.5), width / max(columns - 1, 0.5))
+    return lowest <= highest

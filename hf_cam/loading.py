@@ -1,0 +1,268 @@
+"""A model and its preprocessing from a Hub id, a folder, `demo:NAME` or a loaded model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_cam.catalogue import timm_model
+from hf_cam.errors import ModelError, OptionError
+from hf_cam.guard import unwrap
+
+SHORT_NAMES = {
+    "google/vit-base": "google/vit-base-patch16-224",
+    "google/vit-large": "google/vit-large-patch16-224",
+    "facebook/deit-base": "facebook/deit-base-distilled-patch16-224",
+    "facebook/dinov2-base": "facebook/dinov2-base-imagenet1k-1-layer",
+    "facebook/dinov2-small": "facebook/dinov2-small-imagenet1k-1-layer",
+    "facebook/convnext-tiny": "facebook/convnext-tiny-224",
+    "facebook/convnextv2-tiny": "facebook/convnextv2-tiny-1k-224",
+    "microsoft/swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
+    "microsoft/swinv2-tiny": "microsoft/swinv2-tiny-patch4-window8-256",
+    "microsoft/beit-base": "microsoft/beit-base-patch16-224",
+    "microsoft/resnet-50": "microsoft/resnet-50",
+    "apple/mobilevit-small": "apple/mobilevit-small",
+    "nvidia/segformer-b0": "nvidia/mit-b0",
+    "openai/clip-vit-base": "openai/clip-vit-base-patch32",
+    "facebook/detr": "facebook/detr-resnet-50",
+}
+"""Short names of well-known checkpoints, for `hf_cam.explain`, `hf_cam.pipeline` and the command."""
+
+OFFLINE_HINT = 'pass a local folder, or model="demo:imagenet", which needs no network'
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what turns images into its inputs.
+
+    Args:
+        model: In evaluation mode, if hf-cam loaded it.
+        processor: A transformers image processor, or any callable from a PIL image to a tensor `[C, H, W]`.
+        id2label: The class names.
+    """
+
+    model: nn.Module
+    processor: Any
+    id2label: dict[int, str]
+
+    def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """The model's keyword inputs for a batch of images; `pixel_values` is `[B, C, H, W]`.
+
+        Raises:
+            ModelError: the images come out in different sizes.
+        """
+        if hasattr(self.processor, "model_input_names"):
+            process = getattr(self.processor, "image_processor", self.processor)
+            try:
+                encoded = dict(process(images=list(images), return_tensors="pt"))
+            except (ValueError, RuntimeError) as error:
+                raise ModelError(f"the image processor cannot prepare these images: {error}") from error
+        else:
+            encoded = {"pixel_values": _stack([self.processor(image) for image in images])}
+        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
+        """Only the pictures, `[B, C, H, W]`."""
+        return self.inputs(images)["pixel_values"]
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    tensors = [tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor for tensor in tensors]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ModelError("the processor returns images of different sizes; use batch_size=1")
+    return torch.stack(tensors)
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    processor: Any = None,
+    device: str | torch.device | int | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> LoadedModel:
+    """A ready model.
+
+    Args:
+        model: A Hub id, a short name, a folder, `demo:NAME`, or a module (which is neither moved nor changed).
+        processor: In place of the one that belongs to the model.
+        device: Where to put a model that is loaded here; the GPU where there is one.
+        dtype: Of a model that is loaded here; float32 where not given.
+
+    Raises:
+        ModelError: it cannot be found, reached or read, or takes no images.
+        OptionError: a device or dtype is asked for a model that is already loaded.
+    """
+    if isinstance(model, nn.Module):
+        if device is not None or dtype is not None:
+            raise OptionError("device and dtype belong to models that hf-cam loads; move this one with .to() yourself")
+        return LoadedModel(model, processor or processor_of(model), labels(model))
+    if not isinstance(model, str | Path):
+        raise ModelError(f"a model is a Hub id, a folder, 'demo:NAME' or a torch module, not {type(model).__name__}")
+    name = resolve_name(model)
+    loaded = load_pretrained(name, dtype=dtype).eval()
+    return LoadedModel(loaded.to(_device(device)), processor or load_processor(name), labels(loaded))
+
+
+def resolve_name(model: str | Path) -> str:
+    """A folder or Hub id from a folder, Hub id, short name or `demo:NAME`.
+
+    >>> resolve_name("google/vit-base")
+    'google/vit-base-patch16-224'
+
+    Raises:
+        ModelError: a folder without a config, or an unknown demo model.
+    """
+    name = str(model)
+    if name.startswith("demo:"):
+        from hf_cam.zoo import demo_model
+
+        return str(demo_model(name.removeprefix("demo:")))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"the folder {name!r} has no config.json, so it holds no model")
+        return str(folder)
+    if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no folder {name!r}")
+    if folder.is_file():
+        raise ModelError(f"{name!r} is a file; a model is a folder with a config.json, or a Hub id")
+    return SHORT_NAMES.get(name, name)
+
+
+def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> nn.Module:
+    """The model of the class that its own config names (a chain of auto classes would silently load a wrong head).
+
+    Raises:
+        ModelError: not found, not reachable, unreadable, or no vision model.
+    """
+    import transformers
+
+    known = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    config = load_config(name, **known)
+    for architecture in getattr(config, "architectures", None) or []:
+        if (found := getattr(transformers, architecture, None)) is not None:
+            loader = found
+            break
+    else:
+        loader = transformers.AutoModelForImageClassification
+    if not _takes_pictures(loader, config):
+        raise ModelError(f"{name!r} is a {config.model_type!r} model ({loader.__name__}), which takes no images")
+    dtype = dtype or torch.float32
+    loaded: nn.Module = explained(name, lambda: loader.from_pretrained(name, config=config, dtype=dtype, **kwargs))
+    return loaded
+
+
+def load_config(name: str, **kwargs: Any) -> Any:
+    """The config of a checkpoint.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    return explained(name, lambda: AutoConfig.from_pretrained(name, **kwargs), what="config")
+
+
+def _takes_pictures(loader: Any, config: Any) -> bool:
+    if loader.__name__.startswith("Auto"):
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+        return config.model_type in CLASSIFIERS
+    if "image" in (getattr(loader, "input_modalities", None) or ()):
+        return True
+    return getattr(loader, "main_input_name", "") in ("pixel_values", "pixel_values_videos") or hasattr(
+        config, "vision_config"
+    )
+
+
+def load_processor(name: str) -> Any:
+    """The image processor that belongs to a checkpoint.
+
+    Raises:
+        ModelError: it has none.
+    """
+    from transformers import AutoImageProcessor
+
+    return explained(name, lambda: AutoImageProcessor.from_pretrained(name), what="image processor")
+
+
+def processor_of(model: nn.Module) -> Any:
+    """The processor of a model that the caller loaded: by its name, or from timm's own data config.
+
+    Raises:
+        ModelError: neither tells.
+    """
+    config = getattr(unwrap(model), "config", None)
+    if name := getattr(config, "_name_or_path", ""):
+        return load_processor(name)
+    net = timm_model(unwrap(model))
+    if net is not None:
+        import timm.data
+
+        return timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
+    raise ModelError(
+        f"no image processor is known for this {type(model).__name__}; pass processor= "
+        "(a transformers image processor, or a function from a PIL image to a tensor [C, H, W])"
+    )
+
+
+def labels(model: nn.Module) -> dict[int, str]:
+    """The class names of a model's config, by index; empty where it has none."""
+    id2label = getattr(getattr(unwrap(model), "config", None), "id2label", None) or {}
+    return {int(index): str(label) for index, label in id2label.items()}
+
+
+def _device(device: str | torch.device | int | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any:
+    """Run a `from_pretrained`; whatever it raises becomes one sentence that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import httpx
+
+    try:
+        return load_it()
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, httpx.HTTPError, json.JSONDecodeError) as error:
+        causes = list(_chain(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise ModelError(
+                f"{name!r} is gated: ask for access on its page and log in with `hf auth login`"
+            ) from error
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            raise ModelError(f"the Hub knows no model {name!r}; {OFFLINE_HINT}") from error
+        if any(isinstance(cause, HFValidationError) for cause in causes):
+            raise ModelError(f"{name!r} is neither a folder nor a valid Hub id; {OFFLINE_HINT}") from error
+        unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
+        if any(isinstance(cause, unreachable) for cause in causes):
+            raise ModelError(f"the Hub cannot be reached and {name!r} is not in the cache; {OFFLINE_HINT}") from error
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"the {what} of {name!r} cannot be loaded: {first}") from error
+
+
+def _chain(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

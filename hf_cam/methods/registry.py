@@ -1,0 +1,128 @@
+"""The one table of methods: the class handles, the pipeline, the command and the Space all read it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_cam.errors import MethodError, OptionError, nearest
+from hf_cam.methods.reductions import channel_sum, first_component
+
+EVIDENCE = ("activations", "gradients")
+
+_registry: dict[str, Method] = {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: what each channel contributes to each cell, and how the channels become one map.
+
+    Args:
+        id: The name in `explain(method=...)`.
+        name: The class name, as the paper writes it.
+        contributions: Pure function of the evidence, `[B, C, *space] -> [B, C, *space]`; its parameters without a
+            default name the evidence that it needs, the others are options.
+        paper: Authors, title or venue, and arXiv id.
+        summary: One sentence.
+        reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or their first principal component.
+    """
+
+    id: str
+    name: str
+    contributions: Callable[..., Tensor] = field(repr=False)
+    paper: str
+    summary: str
+    reduce: Callable[[Tensor], Tensor] = field(default=channel_sum, repr=False)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The evidence that it needs: "activations", "gradients"."""
+        parameters = inspect.signature(self.contributions).parameters.values()
+        return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options and their defaults."""
+        parameters = inspect.signature(self.contributions).parameters.values()
+        return {
+            parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+        }
+
+    @property
+    def ignores_target(self) -> bool:
+        """True where every target gets the same map."""
+        return self.needs == ("activations",)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Refuse options that the method does not have.
+
+        Raises:
+            OptionError: naming the option and the known ones.
+        """
+        for option in options:
+            if option not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}")
+
+    def map(self, *, eigen_smooth: bool = False, **evidence: Any) -> Tensor:
+        """The map `[B, *space]` in float32 or better, non-negative.
+
+        Cells whose value is within the rounding error of the sum that made it are zero: noise is not evidence.
+
+        Args:
+            eigen_smooth: Take the first principal component of the contributions in place of their sum.
+            evidence: `activations` and `gradients`, `[B, C, *space]` each, as far as the method needs them; options.
+        """
+        tensors = {name: _at_least_float32(evidence[name]) for name in self.needs}
+        rounding = max(torch.finfo(evidence[name].dtype).eps for name in self.needs)
+        options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
+        contributions = self.contributions(**tensors, **options)
+        reduced = (first_component if eigen_smooth else self.reduce)(contributions).clamp_min(0)
+        magnitude = contributions.abs().sum(1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
+        return torch.where(reduced <= 16 * rounding * magnitude, torch.zeros_like(reduced), reduced)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def register(method: Method) -> Method:
+    """Add a method to the registry.
+
+    Raises:
+        MethodError: the id is taken or malformed, or the function needs evidence that does not exist.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9+-]*", method.id):
+        raise MethodError(f"{method.id!r} is no method id: lower-case letters, digits, '+' and '-' only")
+    if method.id in _registry:
+        raise MethodError(f"a method {method.id!r} is registered already")
+    if unknown := set(method.needs) - set(EVIDENCE):
+        raise MethodError(f"{method.id!r} needs {sorted(unknown)}; evidence is one of {', '.join(EVIDENCE)}")
+    _registry[method.id] = method
+    return method
+
+
+def get_method(method_id: str) -> Method:
+    """The method of this id.
+
+    Raises:
+        MethodError: there is none; the nearest ids are named.
+    """
+    if not isinstance(method_id, str) or method_id not in _registry:
+        raise MethodError(f"no method {method_id!r}; nearest: {nearest(str(method_id), _registry)}")
+    return _registry[method_id]
+
+
+def list_methods() -> list[str]:
+    """The ids of all methods, in the order of registration.
+
+    >>> "gradcam" in list_methods()
+    True
+    """
+    return list(_registry)

@@ -1,0 +1,174 @@
+"""The transformers pipeline tasks "image-cam" and "explain"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Pipeline, PreTrainedModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from hf_cam.errors import ImageError, ModelError, OptionError, nearest
+from hf_cam.explainer import Explainer
+from hf_cam.explanation import Explanation
+from hf_cam.images import load_image
+from hf_cam.loading import LoadedModel, explained, labels, load_pretrained, processor_of, resolve_name
+
+TASK, ALIAS = "image-cam", "explain"
+DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
+WHERE = ("method", "layers", "reshape")
+WHAT = ("target", "text", "top_k", "aug_smooth", "eigen_smooth")
+
+
+class HeadLoader:
+    """Loads a checkpoint as the class that its own config names (a list of auto classes would try heads in turn)."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **kwargs: Any) -> nn.Module:
+        """What transformers calls in place of an auto class's `from_pretrained`."""
+        kwargs.pop("_from_pipeline", None)
+        kwargs.pop("code_revision", None)
+        return load_pretrained(name, **kwargs)
+
+
+class ImageCamPipeline(Pipeline):
+    """Heatmaps of any vision model, as a transformers pipeline.
+
+    Called with one image (path, URL, PIL image or array) it returns a list of dicts `label`, `score`, `heatmap`
+    (`[H, W]` float32 in [0, 1], as large as the image), and `box` or `mask` where the head has them; with a list a list
+    of such lists; with a generator or dataset it yields one list an image. It takes `batch_size`, and the keyword
+    arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `method`, `layers`, `reshape`, `aug_smooth`,
+    `eigen_smooth`.
+
+    >>> import hf_cam
+    >>> from sklearn.datasets import load_sample_image
+    >>> cam = hf_cam.pipeline("image-cam", model="demo:imagenet")
+    >>> cam(load_sample_image("flower.jpg"))[0]["heatmap"].shape
+    (427, 640)
+    """
+
+    _load_processor = False
+    _load_image_processor = None
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = None
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise ModelError(
+                f"a pipeline needs a transformers model, got {type(model).__name__}; "
+                "hf_cam.explain(image, model, processor=...) takes any module"
+            )
+        if kwargs.get("image_processor") is None:
+            kwargs["image_processor"] = processor_of(model)
+        super().__init__(model, *args, **kwargs)
+        self._explainer = lru_cache(maxsize=8)(self._make_explainer)
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Explain one image, a list, a generator, a `datasets.Dataset` or its image column, or a `KeyDataset`."""
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        columns = getattr(inputs, "column_names", None)
+        if columns is not None:
+            inputs = _column_images(inputs)
+        elif type(inputs).__module__.startswith("datasets."):
+            inputs = (item for item in inputs)  # a column: rows are decoded one by one
+        return super().__call__(inputs, *args, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        for name in kwargs:
+            if name not in WHERE + WHAT:
+                raise OptionError(f"{TASK} has no argument {name!r}; nearest: {nearest(name, WHERE + WHAT)}")
+        return {}, kwargs, {}
+
+    def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Decode; resizing and normalising wait for the batch, where images of one size go together."""
+        return {"image": load_image(image)}
+
+    def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        images = inputs["image"] if isinstance(inputs["image"], list) else [inputs["image"]]
+        where = {name: kwargs.pop(name, None) for name in WHERE}
+        layers = where["layers"]
+        explainer = self._explainer(
+            where["method"] or "auto",
+            layers if layers is None or isinstance(layers, str) else tuple(layers),
+            where["reshape"],
+        )
+        return {"explanations": list(explainer(images, batch_size=len(images), **kwargs))}
+
+    def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
+        """One dict an explanation."""
+        found = outputs["explanations"]
+        if found and isinstance(found[0], list):  # not unpacked from a batch
+            found = found[0]
+        return [_as_dict(explanation) for explanation in found]
+
+    def _make_explainer(self, method: str, layers: Any, reshape: Any) -> Explainer:
+        loaded = LoadedModel(self.model, self.image_processor, labels(self.model))
+        return Explainer(loaded, method, layers, reshape)
+
+
+def _as_dict(explanation: Explanation) -> dict[str, Any]:
+    found = {"label": explanation.label, "score": explanation.score, "heatmap": explanation.heatmap}
+    if explanation.box is not None:
+        found["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True))
+    if explanation.mask is not None:
+        found["mask"] = explanation.mask
+    return found
+
+
+def _column_images(dataset: Any) -> Iterator[Any]:
+    """The images of a `datasets.Dataset`, row by row, from its only image column or the one called "image".
+
+    Raises:
+        ImageError: it has none, or several and none is called "image".
+    """
+    features = dataset.features or {}
+    names = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    chosen = "image" if "image" in (names or dataset.column_names or ()) else names[0] if len(names) == 1 else None
+    if chosen is None:
+        raise ImageError(
+            f"the dataset has {len(names)} image columns ({', '.join(names or dataset.column_names or ())}); "
+            "pass one of them, e.g. dataset['photo'] or KeyDataset(dataset, 'photo')"
+        )
+    return (row[chosen] for row in _rows(dataset))
+
+
+def _rows(dataset: Iterable[Any]) -> Iterator[Any]:
+    yield from dataset
+
+
+def register_tasks() -> None:
+    """Make `transformers.pipeline("image-cam")` and its alias known; harmless when they are."""
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, ImageCamPipeline, pt_model=(HeadLoader,), default={"model": DEFAULT_MODEL}, type="image"
+        )
+        PIPELINE_REGISTRY.task_aliases[ALIAS] = TASK
+
+
+def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
+    """`transformers.pipeline`, which also knows short names ("google/vit-base") and `demo:NAME`.
+
+    Args:
+        task: "image-cam" or "explain"; any other task goes to transformers as it is.
+        model: A Hub id, short name, folder, `demo:NAME` or loaded transformers model.
+        kwargs: Everything that `transformers.pipeline` takes.
+
+    Raises:
+        ModelError: the model cannot be found, reached or loaded.
+    """
+    import transformers
+
+    register_tasks()
+    if task not in (TASK, ALIAS):
+        return transformers.pipeline(task, model=model, **kwargs)
+    if isinstance(model, str | Path):
+        model = resolve_name(model)
+        return explained(model, lambda: transformers.pipeline(task, model=model, **kwargs))
+    return transformers.pipeline(task, model=model, **kwargs)

@@ -1,0 +1,160 @@
+"""Which scalar to explain: any callable from one sample's output to a scalar tensor, and the usual ones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_cam.errors import TargetError, nearest
+
+Target = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class ClassLogit:
+    """The logit of one class.
+
+    >>> ClassLogit(2)(torch.tensor([0.0, 1.0, 5.0]))
+    tensor(5.)
+    """
+
+    index: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output: a tensor of logits `[K]` or a record that holds them."""
+        return logits_of(output)[self.index]
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """The softmax probability of one class. Its gradient vanishes where the model is certain: prefer the logit."""
+
+    index: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        return logits_of(output).softmax(-1)[self.index]
+
+
+@dataclass(frozen=True)
+class BinaryLogit:
+    """The single logit of a binary classifier, its sign turned for the negative class."""
+
+    positive: bool = True
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output `[1]`."""
+        logit = logits_of(output).reshape(-1)[0]
+        return logit if self.positive else -logit
+
+
+def as_target(target: int | Target) -> Target:
+    """A class index as its logit; a callable as it is.
+
+    Raises:
+        TargetError: it is neither.
+    """
+    if isinstance(target, bool):
+        raise TargetError(f"a target is a class index or a callable, not {target!r}")
+    if isinstance(target, int) or (isinstance(target, Tensor) and target.ndim == 0 and not target.is_floating_point()):
+        return ClassLogit(int(target))
+    if hasattr(target, "__index__"):
+        return ClassLogit(target.__index__())
+    if callable(target):
+        return target
+    raise TargetError(f"a target is a class index or a callable, not {type(target).__name__}")
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: the output itself, its field `logits`, or the first floating tensor of a tuple.
+
+    Raises:
+        TargetError: there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        if isinstance(logits := output.get("logits"), Tensor):
+            return logits
+        raise TargetError(
+            f"the model's output has no logits (fields: {', '.join(map(str, output))}); pass target= as a callable "
+            "from one sample's output to a scalar, e.g. lambda output: output.pooler_output.norm()"
+        )
+    if isinstance(output, Sequence):
+        for item in output:
+            if isinstance(item, Tensor) and item.is_floating_point():
+                return item
+    raise TargetError(f"no logits in an output of type {type(output).__name__}; pass target= as a callable")
+
+
+def class_logits(outputs: Any) -> Tensor:
+    """The class logits of a batch, `[B, K]`.
+
+    Raises:
+        TargetError: the head is not a classifier's.
+    """
+    logits = logits_of(outputs)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise TargetError(
+            f"the model's logits have the shape {tuple(logits.shape)}, not [images, classes]; "
+            "pass target= as a callable from one sample's output to a scalar"
+        )
+    return logits
+
+
+def rows(output: Any, index: int | slice, batch: int) -> Any:
+    """One sample (or a slice of samples) of a batched output: every tensor whose first axis is the batch is cut.
+
+    >>> rows({"logits": torch.zeros(4, 10)}, 1, batch=4)["logits"].shape
+    torch.Size([10])
+    """
+    if isinstance(output, Tensor):
+        return output[index] if output.ndim and output.shape[0] == batch else output
+    if isinstance(output, Mapping):
+        items = {key: rows(value, index, batch) for key, value in output.items()}
+        return type(output)(**items) if hasattr(output, "to_tuple") else items
+    if isinstance(output, list) and len(output) == batch and not isinstance(output[0], Tensor):
+        return output[index]  # one entry an image, as torchvision's detectors return
+    if isinstance(output, tuple | list):
+        return type(output)(rows(item, index, batch) for item in output) if type(output) in (tuple, list) else output
+    return output
+
+
+def find_label(label: str, id2label: Mapping[int, str]) -> int:
+    """The class index of a label text: the whole label, one of its comma-separated names, or a unique part of it.
+
+    >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
+    281
+
+    Raises:
+        TargetError: no label fits (the nearest are listed), or several do.
+    """
+    wanted = label.strip().lower()
+    names = {index: [part.strip().lower() for part in text.split(",")] for index, text in id2label.items()}
+    tests: tuple[Callable[[int], bool], ...] = (
+        lambda index: id2label[index].strip().lower() == wanted,
+        lambda index: wanted in names[index],
+        lambda index: bool(wanted) and any(wanted in part.split() for part in names[index]),
+        lambda index: bool(wanted) and wanted in id2label[index].lower(),
+    )
+    for fits in tests:
+        found = [index for index in id2label if fits(index)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            examples = ", ".join(repr(id2label[index]) for index in found[:5])
+            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more precise")
+    known = [name.strip() for text in id2label.values() for name in text.split(",")]
+    raise TargetError(f"no class is called {label!r}; nearest: {nearest(label, known)}")
+
+
+def probabilities(logits: Tensor, problem_type: str | None = None) -> Tensor:
+    """Scores of the classes in [0, 1]: softmax, or the sigmoid for multi-label heads and single logits."""
+    logits = logits.float()
+    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+        return torch.sigmoid(logits)
+    return logits.softmax(-1)
