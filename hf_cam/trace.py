@@ -1,0 +1,299 @@
+"""One forward of a model, watched: what its modules returned, how tokens were joined, where the paths run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from hf_cam.errors import UnknownArchitecture
+from hf_cam.layouts import Size, same_stride, token_grids
+
+SMALLEST = 3  # cells along a side: below that a map says nothing, and too many shapes look like a grid
+
+_CONVOLUTIONS = (torch.conv2d, F.conv2d)
+_POOLS = (torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_set_grad_enabled = torch._C._set_grad_enabled  # noqa: SLF001 - what every torch.no_grad() calls
+_MUTED = (nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A tensor that modules returned in the traced forward and that depends on the picture.
+
+    Args:
+        layer: Dotted name of the module that stands for it; "" where no module may: it ran twice, is a bare linear map.
+        shape: Of the tensor.
+        edge: Where the autograd graph holds it.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    edge: GradientEdge
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward told.
+
+    Args:
+        output: The model's output.
+        picture: The leaf that the forward started from, `(B, C, H, W)`.
+        produced: Tensors in the order in which they came to be.
+        patches: Strides of the cuts through the picture, the likeliest first.
+        grids: Rows and columns of the grids that strides or convolutions explain.
+        joins: Tokens in front of and behind the grid, for each length that a `torch.cat` gave a token sequence.
+    """
+
+    output: Any
+    picture: Tensor
+    produced: tuple[Produced, ...]
+    patches: tuple[Size, ...]
+    grids: frozenset[Size]
+    joins: Mapping[int, Size]
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the picture in pixels."""
+        return self.picture.shape[2], self.picture.shape[3]
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None) -> Trace:
+    """Run the model once on a picture that requires grad; the caller holds it with frozen parameters.
+
+    Args:
+        model: In evaluation mode, its parameters frozen.
+        inputs: Keyword arguments of the forward, among them a picture `(B, C, H, W)`.
+        patch: The model's patch in pixels, where it is known.
+
+    Raises:
+        UnknownArchitecture: there is no picture among the inputs.
+    """
+    name = picture_name(inputs)
+    leaf = inputs[name].detach().clone().requires_grad_(True)
+    watch = _Watch(leaf, patch)
+    seen: dict[tuple[Node, int], _Seen] = {}
+    calls: dict[str, int] = {}
+    bare: set[str] = set()
+
+    def record(layer: str, output: Any) -> None:
+        calls[layer] = calls.get(layer, 0) + 1
+        tensor = first_tensor(output)
+        if isinstance(output, Tensor):
+            bare.add(layer)
+        if tensor is not None and tensor.requires_grad and tensor.is_floating_point():
+            edge = get_gradient_edge(tensor)
+            seen.setdefault((edge.node, edge.output_nr), _Seen(tuple(tensor.shape), edge)).layers.append(layer)
+
+    with torch.enable_grad(), hooked(model, record), watch:
+        # The clone may be changed in place by the model; a leaf that requires grad may not.
+        output = call(model, {**inputs, name: leaf.clone()})
+    modules = dict(model.named_modules())
+    produced = tuple(
+        Produced(_speaker([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
+        for one in seen.values()
+    )
+    return Trace(output, leaf, produced, tuple(watch.patches), frozenset(watch.grids), watch.joins)
+
+
+@dataclass
+class _Seen:
+    shape: tuple[int, ...]
+    edge: GradientEdge
+    layers: list[str] = field(default_factory=list)  # innermost first
+
+
+def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> str:
+    """The module that stands for a tensor which several returned, the outermost of the best kind.
+
+    A member of a list is better than a norm, that than another module that returns the bare tensor, and that than one
+    that returns a record (there the innermost, because the outermost is the model).
+    """
+
+    def rank(layer: str) -> tuple[bool, bool, bool, int]:
+        member = isinstance(modules[layer.rpartition(".")[0]], nn.ModuleList | nn.Sequential)
+        norm = "norm" in type(modules[layer]).__name__.lower()
+        depth = layer.count(".")
+        return not member, not norm, layer not in bare, depth if layer in bare else -depth
+
+    return min((layer for layer in layers if layer and not isinstance(modules[layer], _MUTED)), key=rank, default="")
+
+
+class _Watch(TorchFunctionMode):
+    """Listens to convolutions, pools and joins during one forward, and keeps autograd recording."""
+
+    def __init__(self, picture: Tensor, patch: Size | None) -> None:
+        super().__init__()
+        self.batch, self.channels = picture.shape[:2]
+        self.image_size: Size = (picture.shape[2], picture.shape[3])
+        self.patches: dict[Size, None] = {}
+        self.grids: set[Size] = set()
+        self.joins: dict[int, Size] = {}
+        if patch is not None:
+            self._add_patch(patch)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _set_grad_enabled and args and not args[0]:
+            return None  # CLIPSeg runs its towers under no_grad; without a graph nothing could be said about them
+        result = func(*args, **kwargs)
+        if func in _CONVOLUTIONS:
+            self._convolution(result, args, kwargs)
+        elif func in _POOLS:
+            self._grid(result)
+        elif func in _JOINS:
+            self._join(result, *args, **kwargs)
+        return result
+
+    def _convolution(self, result: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        source = args[0] if args else kwargs["input"]
+        if source.ndim == 4 and source.shape[1] == self.channels and source.shape[2] >= self.image_size[0]:
+            stride = args[3] if len(args) > 3 else kwargs.get("stride", 1)
+            self._add_patch((stride, stride) if isinstance(stride, int) else (stride[0], stride[-1]))
+        self._grid(result)
+
+    def _add_patch(self, patch: Size) -> None:
+        self.patches[patch] = None
+        rows, columns = patch
+        while rows <= self.image_size[0] and columns <= self.image_size[1]:
+            heights = (self.image_size[0] // rows, -(-self.image_size[0] // rows))
+            widths = (self.image_size[1] // columns, -(-self.image_size[1] // columns))
+            self.grids.update((h, w) for h in heights for w in widths if min(h, w) >= SMALLEST)
+            rows, columns = 2 * rows, 2 * columns
+
+    def _grid(self, result: Any) -> None:
+        """Without padding a border is lost, and the grid leaves the series of strides (Inception): so believe it."""
+        if isinstance(result, Tensor) and result.ndim == 4 and result.shape[0] == self.batch:
+            grid = (result.shape[2], result.shape[3])
+            if min(grid) >= SMALLEST and same_stride(grid, self.image_size):
+                self.grids.add(grid)
+
+    def _join(self, result: Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
+        """The piece that is a grid long, or was itself joined earlier, is the picture; the others stand around it."""
+        if result.ndim != 3 or dim not in (1, -2):
+            return
+        lengths = [piece.shape[1] for piece in tensors]
+        of_picture = [
+            index
+            for index, piece in enumerate(tensors)
+            if piece.requires_grad and (lengths[index] in self.joins or self._is_grid(lengths[index]))
+        ]
+        if len(of_picture) != 1:
+            return
+        at = of_picture[0]
+        prefix, suffix = self.joins.get(lengths[at], (0, 0))
+        self.joins[sum(lengths)] = (prefix + sum(lengths[:at]), suffix + sum(lengths[at + 1 :]))
+
+    def _is_grid(self, cells: int) -> bool:
+        fitting = (grid for patch in self.patches for grid in token_grids(cells, self.image_size, patch))
+        return any(grid in self.grids for grid in fitting)
+
+
+def path_shares(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], float]:
+    """For a place in the autograd graph: the share of all paths from `score` to `picture` that run through it.
+
+    Exact: the number of paths above a node times the number below it, over all of them. 1 on the trunk of a network,
+    less on a side branch, 0 off the way.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> branch = x.exp()
+    >>> path_shares((x + branch).sum(), x)(get_gradient_edge(branch))
+    0.5
+    """
+    if score.grad_fn is None:
+        return lambda _edge: 0.0
+    source = get_gradient_edge(picture).node
+    order = _children_first(score.grad_fn)
+    to_picture: dict[Node, int] = {}
+    for node in order:
+        to_picture[node] = 1 if node is source else sum(to_picture[child] for child, _ in _below(node))
+    from_score: dict[Node, int] = dict.fromkeys(order, 0)
+    from_score[score.grad_fn] = 1
+    at_output: dict[tuple[Node, int], int] = {}
+    for node in reversed(order):
+        for child, output in _below(node):
+            from_score[child] += from_score[node]
+            at_output[child, output] = at_output.get((child, output), 0) + from_score[node]
+    total = to_picture[score.grad_fn]
+
+    def share(edge: GradientEdge) -> float:
+        through = at_output.get((edge.node, edge.output_nr), 0) * to_picture.get(edge.node, 0)
+        return through / total if total else 0.0
+
+    return share
+
+
+def _below(node: Node) -> Iterator[tuple[Node, int]]:
+    return ((child, output) for child, output in node.next_functions if child is not None)
+
+
+def _children_first(root: Node) -> list[Node]:
+    order: list[Node] = []
+    entered = {root}
+    stack = [(root, _below(root))]
+    while stack:
+        node, children = stack[-1]
+        child = next((child for child, _ in children if child not in entered), None)
+        if child is None:
+            order.append(node)
+            stack.pop()
+        else:
+            entered.add(child)
+            stack.append((child, _below(child)))
+    return order
+
+
+@contextmanager
+def hooked(model: nn.Module, record: Callable[[str, Any], None], layers: set[str] | None = None) -> Iterator[None]:
+    """Call `record(layer, output)` after every module (or those in `layers`), until the block ends."""
+    with ExitStack() as stack:
+        for layer, module in model.named_modules():
+            if layers is None or layer in layers:
+                handle = module.register_forward_hook(lambda _m, _a, output, layer=layer: record(layer, output))
+                stack.callback(handle.remove)
+        yield
+
+
+def picture_name(inputs: Mapping[str, Any]) -> str:
+    """The input that is the picture: `pixel_values`, or the first floating tensor with four axes.
+
+    Raises:
+        UnknownArchitecture: there is none.
+    """
+    names = sorted(inputs, key=lambda name: name != "pixel_values")
+    for name in names:
+        value = inputs[name]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4:
+            return name
+    shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, Tensor)}
+    raise UnknownArchitecture(
+        f"the structural probe needs a picture (batch, channels, height, width) among the inputs, got {shapes}; "
+        "name the layer and its layout yourself (layers=, reshape=)"
+    )
+
+
+def call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Run the model on named inputs; a picture whose name its forward does not know goes first, unnamed."""
+    named = dict(inputs)
+    name = picture_name(inputs)
+    parameters = inspect.signature(model.forward).parameters
+    if name in parameters or getattr(model, "main_input_name", None) == name:
+        return model(**named)
+    return model(named.pop(name), **named)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor that a layer's output is about: itself, or the first tensor of a tuple or record."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
