@@ -1,0 +1,134 @@
+"""Scenes: deterministic, and every truth agrees with the picture and with every other truth."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import scenes as sc
+
+SIZES = [(96, 128), (128, 128)]
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An array of bytes as a gzipped idx file."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of plain rectangles, brighter in the train split than in the test split."""
+    folder = tmp_path_factory.mktemp("fashion")
+    for name, brightness in (("train", 255), ("t10k", 155)):
+        pictures = np.zeros((60, 28, 28), np.uint8)
+        pictures[:, 5:24, 7:22] = brightness
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", pictures)
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", np.arange(60, dtype=np.uint8) % 10)
+    return folder
+
+
+def same(a: sc.Scene, b: sc.Scene) -> bool:
+    return all(np.array_equal(value, vars(b)[name]) for name, value in vars(a).items())
+
+
+def test_a_seed_gives_the_same_scenes_again(root: Path) -> None:
+    first, second = (sc.scenes("train", 5, 3, root=root) for _ in range(2))
+    assert all(map(same, first, second))
+
+
+def test_another_seed_and_the_other_split_give_other_scenes(root: Path) -> None:
+    first = sc.scenes("train", 5, 3, root=root)
+    assert not any(map(same, first, sc.scenes("train", 5, 4, root=root)))
+    assert not any(map(same, first, sc.scenes("test", 5, 3, root=root)))
+
+
+def test_fewer_scenes_are_the_first_of_more(root: Path) -> None:
+    assert all(map(same, sc.scenes("test", 3, root=root), sc.scenes("test", 70, root=root)))
+    assert len(sc.scenes("test", 70, root=root)) == 70
+
+
+def test_each_split_reads_its_own_pictures(root: Path) -> None:
+    assert sc.load_items("train", root).pictures.max() == 255
+    assert sc.load_items("test", root).pictures.max() == 155
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_boxes_are_tight_around_the_instance_masks(root: Path, size: sc.Size) -> None:
+    for scene in sc.scenes("train", 40, root=root, size=size):
+        assert scene.image.shape == (*size, 3)
+        for n, (x0, y0, x1, y1) in enumerate(scene.boxes.astype(int)):
+            rows, columns = np.nonzero(scene.instances == n + 1)
+            assert (x0, y0, x1, y1) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_class_masks_are_the_instance_masks_with_their_labels(root: Path) -> None:
+    for scene in sc.scenes("train", 40, root=root):
+        labels = np.array([0, *(1 + label for label in scene.labels)])
+        assert np.array_equal(labels[scene.instances], scene.classes)
+        assert set(np.unique(scene.instances)) == set(range(len(scene.labels) + 1))
+
+
+def test_scenes_have_one_to_four_items_and_each_number_occurs(root: Path) -> None:
+    assert {len(scene.labels) for scene in sc.scenes("train", 100, root=root)} == {1, 2, 3, 4}
+
+
+def test_items_hide_little_of_each_other(root: Path) -> None:
+    for scene in sc.scenes("train", 100, root=root):
+        for n, (x0, y0, x1, y1) in enumerate(scene.boxes.astype(int)):
+            inside = scene.instances[y0:y1, x0:x1] == n + 1
+            assert inside.mean() > 0.5
+
+
+def test_items_have_the_tint_that_their_phrase_names(root: Path) -> None:
+    tints = np.array(list(sc.TINTS.values())) * 255
+    for scene in sc.scenes("train", 40, root=root):
+        for n, color in enumerate(scene.colors):
+            seen = np.median(scene.image[scene.instances == n + 1], axis=0)
+            assert np.abs(tints - seen).sum(1).argmin() == color
+
+
+def test_phrases_and_captions_are_english() -> None:
+    assert [sc.phrase(8, 1), sc.phrase(9, 0), sc.phrase(0, 6)] == ["a red bag", "an ankle boot", "an orange t-shirt"]
+    assert sc.caption(["a sneaker"]) == "a sneaker"
+    assert sc.caption(["a sneaker", "a dress", "a red bag"]) == "a sneaker, a dress and a red bag"
+
+
+def test_a_tinted_item_makes_its_prompt_and_the_untinted_prompt_true(root: Path) -> None:
+    batch = sc.SceneBlocks("train", root=root)[0]
+    for i, truth in enumerate(batch.true_prompts()):
+        scene = batch.scene(i)
+        expected = {
+            sc.phrase(label, c) for label, color in zip(scene.labels, scene.colors, strict=True) for c in (color, 0)
+        }
+        assert {sc.PROMPTS[j] for j in truth.nonzero()[:, 0].tolist()} == expected
+
+
+def test_batch_truths_agree_with_its_scenes(root: Path) -> None:
+    batch = sc.SceneBlocks("train", root=root)[0]
+    for i in range(len(batch)):
+        scene = batch.scene(i)
+        assert batch.multi_hot()[i].nonzero()[:, 0].tolist() == sorted(set(scene.labels))
+        colors = torch.tensor([0, *(1 + color for color in scene.colors)])
+        assert torch.equal(colors[torch.from_numpy(scene.instances).long()], batch.color_masks()[i])
+
+
+def test_the_dataset_holds_the_same_scenes(root: Path) -> None:
+    rows = sc.scene_dataset("test", 3, root=root)
+    for row, scene in zip(rows, sc.scenes("test", 3, root=root), strict=True):
+        assert np.array_equal(np.asarray(row["image"]), scene.image)
+        assert np.array_equal(np.asarray(row["instances"]), scene.instances)
+        assert np.array_equal(np.asarray(row["classes"]), scene.classes)
+        assert row["labels"] == list(scene.labels)
+        assert row["caption"] == scene.caption
+        assert np.allclose(row["boxes"], scene.boxes)
+    assert rows.features["labels"].feature.names == list(sc.LABELS)
+
+
+def test_a_missing_dataset_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        sc.load_items("train", tmp_path / "nowhere")
