@@ -92,7 +92,10 @@ class Adapter:
                 Layout(**{**layout, "patch": tuple(layout["patch"]) if layout.get("patch") else None})
                 for layout in data["layouts"]
             )
-            return cls(tuple(data["layers"]), layouts, data.get("method", "gradcam"), origin, data.get("reason", ""))
+            layers = data["layers"]
+            if not isinstance(layers, list | tuple):
+                raise TypeError(f"layers is a list of names, not {layers!r}")
+            return cls(tuple(layers), layouts, data.get("method", "gradcam"), origin, data.get("reason", ""))
         except (KeyError, TypeError) as error:
             raise LayoutError(f"not a valid {CONFIG_NAME}: {error}") from error
 
@@ -110,10 +113,11 @@ class Adapter:
         Raises:
             ModelError: there is none, or the Hub cannot be reached.
         """
-        path = find_cam_config(str(name_or_path), revision)
+        name = str(name_or_path)
+        path = find_cam_config(name) if Path(name).is_dir() else _downloaded_cam_config(name, revision)
         if path is None:
-            raise ModelError(f"{str(name_or_path)!r} has no {CONFIG_NAME}; infer_adapter(model) works without one")
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            raise ModelError(f"{name!r} has no {CONFIG_NAME}; infer_adapter(model) works without one")
+        return read_cam_config(path)
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, commit_message: str | None = None) -> str:
         """Upload `cam_config.json` beside the model's `config.json`; returns the commit's address."""
@@ -127,32 +131,66 @@ class Adapter:
             repo_id=repo_id,
             commit_message=commit_message or f"Add {CONFIG_NAME}",
         )
+        _hub_cam_config.cache_clear()
         return str(commit.commit_url)
 
 
-def find_cam_config(name: str, revision: str | None = None) -> Path | None:
+def read_cam_config(path: Path) -> Adapter:
+    """The adapter that a `cam_config.json` holds.
+
+    Raises:
+        LayoutError: the file is no JSON object of the right form.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LayoutError(f"{path} is not valid JSON: {error}") from error
+    return Adapter.from_dict(data)
+
+
+def find_cam_config(name: str) -> Path | None:
     """The path of a model's `cam_config.json`, in its folder or fetched from its Hub repo; None where there is none."""
     folder = Path(name)
     if folder.is_dir():
         return folder / CONFIG_NAME if (folder / CONFIG_NAME).is_file() else None
-    return _hub_cam_config(name, revision)
+    return _hub_cam_config(name)
 
 
 @functools.lru_cache(maxsize=256)
-def _hub_cam_config(repo_id: str, revision: str | None) -> Path | None:
+def _hub_cam_config(repo_id: str) -> Path | None:
     """The cached file where there is one; asks the Hub once per repo and process, and takes "no" for an answer."""
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import build_hf_headers, httpx
 
     try:
-        cached = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
+        cached = try_to_load_from_cache(repo_id, CONFIG_NAME)
         if cached is not None:
             return Path(cached) if isinstance(cached, str) else None
         # One quick question first: the client's own download retries for half a minute where there is no network.
-        url = hf_hub_url(repo_id, CONFIG_NAME, revision=revision)
+        url = hf_hub_url(repo_id, CONFIG_NAME)
         answer = get_session().head(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
         found = answer.status_code == 200
-        return Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision)) if found else None
+        return Path(hf_hub_download(repo_id, CONFIG_NAME)) if found else None
     except (OSError, ValueError, HFValidationError, httpx.HTTPError):
         return None  # no network, or the name is no repo id: there is nothing to read
+
+
+def _downloaded_cam_config(repo_id: str, revision: str | None) -> Path | None:
+    """The file as the Hub has it now (the cached one where the Hub cannot be reached); None where the repo has none.
+
+    Raises:
+        ModelError: there is no such repo, or the Hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"{repo_id!r} is neither a folder nor a repo that the Hub knows") from error
+    except (OSError, httpx.HTTPError) as error:
+        raise ModelError(f"{CONFIG_NAME} of {repo_id!r} cannot be fetched: {str(error).splitlines()[0]}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter, find_cam_config
+from hf_cam.adapter import Adapter, find_cam_config, read_cam_config
 from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
 from hf_cam.errors import HFCamError, LayerError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
@@ -124,7 +123,7 @@ def _from_cam_config(module: nn.Module) -> Adapter | None:
     path = find_cam_config(str(name)) if name else None
     if path is None:
         return None
-    adapter = Adapter.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    adapter = read_cam_config(path)
     known = dict(module.named_modules())
     for layer in adapter.layers:
         if layer not in known:

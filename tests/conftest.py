@@ -1,0 +1,107 @@
+"""Every test talks to a Hub on this machine: its address must be known before huggingface_hub is imported."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hub_server import HubServer
+
+SCRATCH = Path(tempfile.mkdtemp(prefix="hf-cam-tests-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+HUB = HubServer(SCRATCH / "hub")
+assert "huggingface_hub" not in sys.modules, "huggingface_hub read its settings before this file could set them"
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HOME"] = str(SCRATCH / "hf_home")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_TOKEN"] = "hf_nobody"
+for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+    os.environ.pop(proxy, None)
+    os.environ.pop(proxy.upper(), None)
+for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"):
+    os.environ.pop(variable, None)
+
+LABELS = {0: "tabby, tabby cat", 1: "tiger cat", 2: "espresso", 3: "lion, king of beasts", 4: "tripod"}
+MODEL_SIZE = (64, 96)
+
+
+@pytest.fixture
+def hub() -> HubServer:
+    """The Hub, up and with an empty list of requests."""
+    HUB.requests.clear()
+    return HUB
+
+
+def save_tiny_vit(folder: Path, seed: int = 0) -> Path:
+    """A ViT classifier with random weights and its processor, as `save_pretrained` leaves them."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=MODEL_SIZE,
+        patch_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.2,
+        id2label=LABELS,
+        label2id={label: index for index, label in LABELS.items()},
+    )
+    ViTForImageClassification(config).eval().save_pretrained(folder)
+    ViTImageProcessor(size={"height": MODEL_SIZE[0], "width": MODEL_SIZE[1]}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny ViT for 64 x 96 pictures, five labels and its processor."""
+    return save_tiny_vit(tmp_path_factory.mktemp("models") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny BERT: a model that takes no images."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def vit(vit_folder):
+    """The tiny ViT, freshly loaded."""
+    from transformers import ViTForImageClassification
+
+    return ViTForImageClassification.from_pretrained(vit_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """An RGB picture, wider than high, of no size that the model knows."""
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.mgrid[:50, :80]
+    noise = np.random.default_rng(0).integers(0, 60, (50, 80))
+    channels = [rows * 3 + noise, columns * 2 + noise, (rows + columns) % 190 + noise]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+@pytest.fixture
+def picture_file(picture, tmp_path) -> Path:
+    """The picture as a PNG file."""
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    return path
