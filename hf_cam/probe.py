@@ -47,6 +47,7 @@ class Finding:
 @dataclass(frozen=True)
 class _Candidate:
     layer: str
+    side: bool  # what a projection or some part of a side branch returns: nobody's idea of a layer's output
     layout: Layout
     grid: Size
     channels: int
@@ -176,7 +177,15 @@ def _ranked(traced: Trace, field: Tensor, score: Tensor) -> list[_Candidate]:
     share = path_shares(score, traced.picture)
     target = get_gradient_edge(field)
     readable = [
-        _Candidate(one.layer, layout, layout.grid(one.shape, traced.image_size), _channels(one, layout), part, one.edge)
+        _Candidate(
+            one.layer,
+            _aside(one, part),
+            layout,
+            layout.grid(one.shape, traced.image_size),
+            _channels(one, layout),
+            part,
+            one.edge,
+        )
         for one in traced.produced
         if (one.edge.node, one.edge.output_nr) != (target.node, target.output_nr)
         and (part := share(one.edge)) >= MIN_SHARE
@@ -185,7 +194,13 @@ def _ranked(traced: Trace, field: Tensor, score: Tensor) -> list[_Candidate]:
     if not readable:
         return []
     pool = [candidate for candidate in _in_scope(readable) if candidate.layer]
-    return list(reversed(_without_class_maps(pool, classes=field.shape[1 if field.ndim >= 4 else -1])))
+    pool = _without_class_maps(pool, classes=field.shape[1 if field.ndim >= 4 else -1])
+    pool.reverse()  # the deepest first
+    return sorted(pool, key=lambda candidate: candidate.side)
+
+
+def _aside(one: Produced, share: float) -> bool:
+    return one.projection or (share < TRUNK and not one.landmark)
 
 
 def _in_scope(readable: list[_Candidate]) -> list[_Candidate]:
@@ -238,6 +253,7 @@ def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
 _PLACES = ((0.125, 0.625), (0.625, 0.25), (0.375, 0.0))
 _SIDE = 0.25
 _MARGIN = 0.9
+_NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
 
 
 def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[tuple[str, Layout]]) -> list[Verdict]:
@@ -297,9 +313,9 @@ def _disturbed(picture: Tensor) -> Iterator[Tensor]:
 def _verdict(changes: Sequence[Tensor], layout: Layout, size: Size) -> Verdict:
     claimed, others = _matches(changes, layout, size)
     rival = max(others, default=0.0)
-    if claimed > 0 and rival <= _MARGIN * claimed:
+    if claimed > _NOISE and rival <= _MARGIN * claimed:
         return "confirmed"
-    return "refuted" if rival > 0 and claimed < _MARGIN * rival else "undecided"
+    return "refuted" if rival > _NOISE and claimed < _MARGIN * rival else "undecided"
 
 
 def _matches(changes: Sequence[Tensor], layout: Layout, size: Size) -> tuple[float, list[float]]:

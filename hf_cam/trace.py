@@ -32,11 +32,15 @@ class Produced:
 
     Args:
         layer: Dotted name of the module that stands for it; "" where no module may: it ran twice, is a bare linear map.
+        landmark: True where that module is a member of a list or a norm.
+        projection: True where the tensor is what a bare linear map returned.
         shape: Of the tensor.
         edge: Where the autograd graph holds it.
     """
 
     layer: str
+    landmark: bool
+    projection: bool
     shape: tuple[int, ...]
     edge: GradientEdge
 
@@ -99,7 +103,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None
         output = call(model, {**inputs, name: leaf.clone()})
     modules = dict(model.named_modules())
     produced = tuple(
-        Produced(_speaker([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
+        Produced(*_speaker([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
         for one in seen.values()
     )
     return Trace(output, leaf, produced, tuple(watch.patches), frozenset(watch.grids), watch.joins)
@@ -112,11 +116,12 @@ class _Seen:
     layers: list[str] = field(default_factory=list)  # innermost first
 
 
-def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> str:
-    """The module that stands for a tensor which several returned, the outermost of the best kind.
+def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> tuple[str, bool, bool]:
+    """The module that stands for a tensor which several returned; whether it is a landmark, whether a projection.
 
     A member of a list is better than a norm, that than another module that returns the bare tensor, and that than one
-    that returns a record (there the innermost, because the outermost is the model).
+    that returns a record. The outermost of a kind stands for it, the innermost where records hide it: the outermost of
+    those is the model.
     """
 
     def rank(layer: str) -> tuple[bool, bool, bool, int]:
@@ -125,7 +130,10 @@ def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]
         depth = layer.count(".")
         return not member, not norm, layer not in bare, depth if layer in bare else -depth
 
-    return min((layer for layer in layers if layer and not isinstance(modules[layer], _MUTED)), key=rank, default="")
+    admitted = [layer for layer in layers if layer and not isinstance(modules[layer], _MUTED)]
+    layer = min(admitted, key=rank, default="")
+    projection = any(isinstance(modules[layer], nn.Linear) for layer in layers)
+    return layer, bool(layer) and not all(rank(layer)[:2]), projection
 
 
 class _Watch(TorchFunctionMode):
