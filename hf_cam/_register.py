@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,9 +21,9 @@ def register_tasks_on_import() -> None:
 
 
 def _register() -> None:
-    from hf_cam.pipelines import register_tasks
-
-    register_tasks()
+    # That module registers the tasks when it is run. It may be half-way through its own imports here, where a name
+    # could not be imported from it yet.
+    importlib.import_module("hf_cam.pipelines")
 
 
 class _AfterPipelines(importlib.abc.MetaPathFinder):
@@ -34,16 +34,17 @@ class _AfterPipelines(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != PIPELINES:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder.find_spec(fullname, path, target) for finder in list(sys.meta_path) if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader, self)
         return spec
 
 
 class _RegisteringLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+    def __init__(self, loader: importlib.abc.Loader, finder: _AfterPipelines) -> None:
         self._loader = loader
+        self._finder = finder
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -53,4 +54,7 @@ class _RegisteringLoader(importlib.abc.Loader):
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
+        # Only now: looking for the module, or importing it in vain, must not use the finder up.
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         _register()

@@ -69,6 +69,9 @@ class ImageCamPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Explain one image, a list, a generator, a `datasets.Dataset` or its image column, or a `KeyDataset`."""
+        batch_size = kwargs.get("batch_size")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise OptionError(f"batch_size is a whole number from 1, got {batch_size!r}")
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -126,14 +129,18 @@ def _column_images(dataset: Any) -> Iterator[Any]:
     """The images of a `datasets.Dataset`, row by row, from its only image column or the one called "image".
 
     Raises:
-        ImageError: it has none, or several and none is called "image".
+        ImageError: it has none, or several and none is called "image", or it is a dict of splits.
     """
+    if isinstance(dataset, Mapping):
+        raise ImageError(f"choose a split of the dataset first: {', '.join(map(repr, dataset))}")
     features = dataset.features or {}
     names = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    chosen = "image" if "image" in (names or dataset.column_names or ()) else names[0] if len(names) == 1 else None
+    columns = names or dataset.column_names or ()
+    chosen = "image" if "image" in columns else names[0] if len(names) == 1 else None
     if chosen is None:
+        held = f"{len(names)} image columns" if names else "no image column"
         raise ImageError(
-            f"the dataset has {len(names)} image columns ({', '.join(names or dataset.column_names or ())}); "
+            f"the dataset has {held} ({', '.join(columns)}); "
             "pass one of them, e.g. dataset['photo'] or KeyDataset(dataset, 'photo')"
         )
     return (row[chosen] for row in _rows(dataset))
@@ -150,6 +157,9 @@ def register_tasks() -> None:
             TASK, ImageCamPipeline, pt_model=(HeadLoader,), default={"model": DEFAULT_MODEL}, type="image"
         )
         PIPELINE_REGISTRY.task_aliases[ALIAS] = TASK
+        # With this mark `save_pretrained` would copy this file into the folder and name HeadLoader in its config, which
+        # transformers then fails to find.
+        del ImageCamPipeline._registered_impl
 
 
 def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
@@ -165,10 +175,12 @@ def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
     """
     import transformers
 
-    register_tasks()
     if task not in (TASK, ALIAS):
         return transformers.pipeline(task, model=model, **kwargs)
     if isinstance(model, str | Path):
         model = resolve_name(model)
         return explained(model, lambda: transformers.pipeline(task, model=model, **kwargs))
     return transformers.pipeline(task, model=model, **kwargs)
+
+
+register_tasks()
