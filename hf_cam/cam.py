@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
 from hf_cam.capture import Capture, accepts, capture, plain_inputs
-from hf_cam.errors import HFCamError, LayoutError, NoGradientError, OptionError, TargetError
+from hf_cam.errors import HFCamError, LayerError, LayoutError, NoGradientError, OptionError, TargetError
 from hf_cam.guard import unwrap
-from hf_cam.infer import declared_adapter, infer_adapter
+from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
 from hf_cam.layouts import Size
 from hf_cam.maps import fuse
 from hf_cam.methods import get_method
@@ -143,6 +144,24 @@ class CAM:
         **model_inputs: Any,
     ) -> Saliency:
         """Maps for several targets an image from one forward; `select` chooses them from the model's output."""
+        run = partial(self._saliency, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
+        try:
+            return run()
+        except (LayoutError, NoGradientError, TargetError, LayerError):
+            # timm's metadata names stages, not layouts: where it misleads, the structure tells.
+            if self._adapter is None or self._adapter.origin != "timm":
+                raise
+            self._adapter = probed_adapter(self.model, _first(self._inputs(pixel_values, model_inputs)))
+            return run()
+
+    def _saliency(
+        self,
+        pixel_values: Tensor,
+        select: Selector,
+        aug_smooth: bool,
+        eigen_smooth: bool,
+        model_inputs: Mapping[str, Any],
+    ) -> Saliency:
         batch, size = len(_checked(pixel_values)), (pixel_values.shape[-2], pixel_values.shape[-1])
         inputs = self._inputs(pixel_values, model_inputs)
         adapter = self._resolve_adapter(inputs)
@@ -219,10 +238,7 @@ class CAM:
 
     def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
         if self._adapter is None:
-            one = {
-                name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()
-            }
-            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape, inputs=one)
+            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape, inputs=_first(inputs))
             if self._auto:
                 self.method = get_method(self._adapter.method)
         return self._adapter
@@ -244,6 +260,11 @@ def top_classes(count: int) -> Selector:
         return [[as_target(index) for index in column] for column in best.T.tolist()]
 
     return select
+
+
+def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of the first image alone."""
+    return {name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()}
 
 
 def _checked(pixel_values: Any) -> Tensor:

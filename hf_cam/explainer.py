@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from hf_cam.cam import CAM, Saliency, Selector, top_classes
 from hf_cam.errors import ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
-from hf_cam.geometry import Geometry, measure
+from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
 from hf_cam.images import load_image
-from hf_cam.layouts import Size
 from hf_cam.loading import LoadedModel, load
 from hf_cam.maps import fuse, normalize
 from hf_cam.targets import ClassLogit, class_logits, find_label, probabilities
@@ -108,8 +106,6 @@ class Explainer:
     ) -> None:
         self.loaded = loaded
         self.cam = CAM(loaded.model, method, layers, reshape)
-        # Processors move pixels by the image's size alone, so one measurement serves all images of a size.
-        self._geometry = lru_cache(maxsize=64)(self._measure)
 
     def __call__(
         self,
@@ -183,7 +179,7 @@ class Explainer:
         indices, scores = self._classes(saliency, target)
         raw = saliency.raw[0].float().cpu().numpy()
         for i, image in enumerate(images):
-            geometry = self._geometry((image.height, image.width))
+            geometry = self.loaded.geometry((image.height, image.width))
             heatmaps = self._heatmaps([layer[:, i] for layer in saliency.raw], geometry)
             yield [
                 Explanation(
@@ -223,9 +219,6 @@ class Explainer:
         if index < 0:
             return getattr(target, "__name__", type(target).__name__)
         return self.loaded.id2label.get(index, str(index))
-
-    def _measure(self, size: Size) -> Geometry:
-        return measure(self.loaded.pixel_values, size)
 
 
 def _batch_of(outputs: Any) -> int:

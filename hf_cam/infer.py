@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, find_cam_config, read_cam_config
+from hf_cam.capture import capture
 from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
 from hf_cam.errors import HFCamError, LayerError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
 from hf_cam.layouts import NCHW, NHWC, TOKENS, AnyLayout, Layout, Reshape, Spatial
 from hf_cam.probe import probe
+from hf_cam.targets import class_logits
+
+MIN_COVERAGE = 0.95
 
 
 def infer_adapter(
@@ -36,9 +40,10 @@ def infer_adapter(
         UnknownArchitecture: nothing tells where to look.
     """
     module = unwrap(model if isinstance(model, nn.Module) else module_tree(model))
-    return declared_adapter(module, layers=layers, reshape=reshape) or _with_reshape(
-        _from_probe(module, inputs), reshape
-    )
+    declared = declared_adapter(module, layers=layers, reshape=reshape)
+    if declared is not None and (declared.origin != "timm" or _holds(module, declared, inputs)):
+        return declared
+    return _with_reshape(probed_adapter(module, inputs), reshape)
 
 
 def declared_adapter(
@@ -167,18 +172,38 @@ def _from_timm_tokens(net: nn.Module, root: str, stage: str, names: set[str]) ->
     if layer not in names:
         return None
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
     layout = Layout(TOKENS, prefix=int(net.num_prefix_tokens), patch=tuple(patch) if patch else None)  # type: ignore[arg-type]
     return Adapter((root + layer,), (layout,), origin="timm", reason="the last block that timm's feature_info names")
+
+
+def _holds(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tensor] | None) -> bool:
+    """Whether one forward bears the claim out: spatial as said, and the highest logit depends on nearly every cell."""
+    inputs = inputs or sample_inputs(module)
+    size = (inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])
+    try:
+        with capture(module, adapter.layers, inputs) as captured:
+            cells = adapter.to_spatial(captured.activations[0], size)
+            if cells.is_meta:
+                return True  # no values, hence no gradients to look at
+            [gradient, *_] = captured.gradients(class_logits(captured.outputs).amax(1).sum())
+            reached = adapter.to_spatial(gradient, size).abs().sum(1) > 0
+            return bool(reached.float().mean() >= MIN_COVERAGE)
+    except HFCamError:
+        return False
 
 
 # The probe -----------------------------------------------------------------------------------------------------------
 
 
-def _from_probe(module: nn.Module, inputs: Mapping[str, Tensor] | None) -> Adapter:
-    config = config_of(module)
-    if inputs is None:
-        inputs = {"pixel_values": _sample_picture(module)}
-    finding = probe(module, inputs, patch=patch_of(config))
+def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Adapter:
+    """What the structure alone tells, from one traced forward on `inputs` (noise of the model's own size if None).
+
+    Raises:
+        UnknownArchitecture: no layer is spatial and influences the target.
+    """
+    module = unwrap(model)
+    finding = probe(module, inputs or sample_inputs(module), patch=patch_of(config_of(module)))
     return Adapter(
         (finding.layer,),
         (finding.layout,),
@@ -187,11 +212,12 @@ def _from_probe(module: nn.Module, inputs: Mapping[str, Tensor] | None) -> Adapt
     )
 
 
-def _sample_picture(module: nn.Module) -> Tensor:
-    """Noise of the size that the config names (224 x 224 where it names none), on the model's device."""
-    config = config_of(module)
+def sample_inputs(module: nn.Module) -> dict[str, Tensor]:
+    """A picture of noise, as large as the config or timm names (else 224 x 224), on the model's device."""
+    config, net = config_of(module), timm_model(module)
     vision = getattr(config, "vision_config", None) or config
-    size = getattr(vision, "image_size", None) or 224
+    native = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+    size = getattr(vision, "image_size", None) or native
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
     height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -199,4 +225,5 @@ def _sample_picture(module: nn.Module) -> Tensor:
     channels = getattr(vision, "num_channels", 3)
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(1, channels if isinstance(channels, int) else 3, height, width, generator=generator)
-    return picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else torch.float32)
+    picture = picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else torch.float32)
+    return {"pixel_values": picture}

@@ -64,10 +64,14 @@ class Layout:
         expected = 3 if self.axes == TOKENS else 4
         if len(shape) != expected:
             raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")
-        if self.axes == NCHW:
-            return shape[2], shape[3]
-        if self.axes == NHWC:
-            return shape[1], shape[2]
+        if self.axes != TOKENS:
+            grid = (shape[2], shape[3]) if self.axes == NCHW else (shape[1], shape[2])
+            if not same_stride(grid, image_size):
+                raise LayoutError(
+                    f"read as {self.axes}, the shape {shape} holds {grid[0]} x {grid[1]} cells, which no common stride "
+                    f"makes of a {image_size[0]} x {image_size[1]} input"
+                )
+            return grid
         cells = shape[1] - self.prefix - self.suffix
         grids = token_grids(cells, image_size, self.patch)
         if len(grids) != 1:

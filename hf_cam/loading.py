@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from hf_cam.catalogue import timm_model
 from hf_cam.errors import ModelError, OptionError
+from hf_cam.geometry import Geometry, measure
 from hf_cam.guard import unwrap
+from hf_cam.layouts import Size
 
 SHORT_NAMES = {
     "google/vit-base": "google/vit-base-patch16-224",
@@ -51,6 +53,7 @@ class LoadedModel:
     model: nn.Module
     processor: Any
     id2label: dict[int, str]
+    _geometries: dict[Size, Geometry] = field(default_factory=dict, repr=False, compare=False)
 
     def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The model's keyword inputs for a batch of images; `pixel_values` is `[B, C, H, W]`.
@@ -67,6 +70,12 @@ class LoadedModel:
         else:
             encoded = {"pixel_values": _stack([self.processor(image) for image in images])}
         return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def geometry(self, image_size: Size) -> Geometry:
+        """How the processor puts images of this size (height, width) into the model's input; measured once a size."""
+        if image_size not in self._geometries:
+            self._geometries[image_size] = measure(self.pixel_values, image_size)
+        return self._geometries[image_size]
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """Only the pictures, `[B, C, H, W]`."""

@@ -1,6 +1,9 @@
 """CAM methods: pure functions of what was captured, and the registry that every door reads."""
 
-from hf_cam.methods import decomposition, gradient, random
+# The order of these imports is the order of `list_methods()`.
+from hf_cam.methods import gradient  # isort: skip
+from hf_cam.methods import decomposition  # isort: skip
+from hf_cam.methods import random  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, register
 
 __all__ = ["Method", "decomposition", "get_method", "gradient", "list_methods", "random", "register"]

@@ -1,0 +1,194 @@
+"""`hf-cam demo`: photographs that come with scikit-learn and scikit-image, explained without a network."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hf_cam.errors import ModelError
+from hf_cam.explainer import Explainer
+from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
+from hf_cam.images import load_image
+from hf_cam.loading import LoadedModel, load
+from hf_cam.methods import get_method, list_methods
+
+MODEL = "demo:imagenet"
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture that an installed package ships, and what stands in it."""
+
+    name: str
+    description: str
+    read: Callable[[], Any]
+
+    def image(self) -> Image.Image:
+        """The upright RGB picture.
+
+        Raises:
+            ModelError: the package that ships it is not installed.
+        """
+        try:
+            return load_image(self.read())
+        except ImportError as error:
+            raise ModelError('the demo needs scikit-image; install it with: pip install "hf-cam[demo]"') from error
+
+
+def _skimage(name: str) -> Any:
+    from skimage import data
+
+    picture = getattr(data, name)()
+    return picture[0] if isinstance(picture, tuple) else picture  # the left one of a stereo pair
+
+
+def _sklearn(name: str) -> Any:
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image(name)
+
+
+PHOTOGRAPHS = (
+    Photograph("coffee", "A cup of espresso", lambda: _skimage("coffee")),
+    Photograph("camera", "A man with a camera on a tripod", lambda: _skimage("camera")),
+    Photograph("chelsea", "A tabby cat", lambda: _skimage("chelsea")),
+    Photograph("rocket", "A rocket on its launch pad", lambda: _skimage("rocket")),
+    Photograph("motorcycle", "A motorcycle in a garage", lambda: _skimage("stereo_motorcycle")),
+    Photograph("flower", "A flower", lambda: _sklearn("flower.jpg")),
+    Photograph("china", "A palace in China", lambda: _sklearn("china.jpg")),
+)
+
+
+def run_demo(out: Path, say: Callable[[str], None]) -> Path:
+    """Explain every photograph with every method; one PNG each and an `index.html` that shows them.
+
+    Args:
+        out: The folder to write; it is made where it does not exist.
+        say: Takes each line of the report.
+
+    Returns:
+        The path of the page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    loaded = load(MODEL)
+    rows = []
+    for photograph in PHOTOGRAPHS:
+        image = photograph.image()
+        image.save(out / f"{photograph.name}.png")
+        started = time.perf_counter()
+        explanations = [_explain(loaded, method, image) for method in list_methods()]
+        for explanation in explanations:
+            explanation.save(out / f"{photograph.name}-{explanation.method}.png")
+        found = explanations[0]
+        seconds = time.perf_counter() - started
+        say(
+            f"{photograph.name:<11} {found.label:<28} {found.score:6.1%}   "
+            f"{len(explanations)} maps of {image.width} x {image.height} pixels in {seconds:.1f} s"
+        )
+        rows.append((photograph, explanations))
+    _legend().save(out / "legend.png")
+    page = out / "index.html"
+    page.write_text(_page(rows), encoding="utf-8")
+    say(f"Open {page} to see them.")
+    return page
+
+
+def _explain(loaded: LoadedModel, method: str, image: Image.Image) -> Explanation:
+    [[explanation]] = Explainer(loaded, method)([image])
+    return explanation
+
+
+def _legend(width: int = 256, height: int = 10) -> Image.Image:
+    ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width)).copy()
+    return Image.fromarray(cv2.cvtColor(cv2.applyColorMap(ramp, COLORMAPS[DEFAULT_COLORMAP]), cv2.COLOR_BGR2RGB))
+
+
+def _page(rows: Sequence[tuple[Photograph, Sequence[Explanation]]]) -> str:
+    sections = "\n".join(_section(photograph, explanations) for photograph, explanations in rows)
+    return PAGE.substitute(model=html.escape(MODEL), sections=sections)
+
+
+def _section(photograph: Photograph, explanations: Sequence[Explanation]) -> str:
+    first = explanations[0]
+    label = html.escape(first.label.split(",")[0])
+    figures = [_figure(f"{photograph.name}.png", photograph.description, "The photograph", "")]
+    for explanation in explanations:
+        method = get_method(explanation.method)
+        alt = f"{photograph.description}: where {method.name} finds the evidence for {first.label}"
+        figures.append(_figure(f"{photograph.name}-{explanation.method}.png", alt, method.name, method.summary))
+    return SECTION.substitute(
+        description=html.escape(photograph.description),
+        label=label,
+        score=f"{first.score:.0%}",
+        figures="".join(figures),
+    )
+
+
+def _figure(file: str, alt: str, name: str, note: str) -> str:
+    return FIGURE.substitute(file=file, alt=html.escape(alt), name=html.escape(name), note=html.escape(note))
+
+
+FIGURE = Template(
+    '<figure><img src="$file" alt="$alt" loading="lazy">'
+    "<figcaption><b>$name</b> <span>$note</span></figcaption></figure>\n"
+)
+SECTION = Template(
+    "<section><h2>$description <small>the model says “$label”, $score</small></h2>"
+    '<div class="maps">\n$figures</div></section>'
+)
+PAGE = Template(
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>hf-cam: what the model looked at</title>
+<style>
+:root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --paper: #fbfaf8; --card: #fff; --line: #e6e3dd; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #eceae6; --soft: #9aa3b2; --paper: #14161a; --card: #1c1f25; --line: #2b2f37; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.02em; }
+header p { max-width: 62ch; color: var(--soft); margin: 0 0 1rem; }
+code { font-size: .9em; background: var(--card); border: 1px solid var(--line); border-radius: 4px; }
+code { padding: .05em .35em; }
+.legend { display: flex; align-items: center; gap: .6rem; color: var(--soft); font-size: .85rem; }
+.legend img { width: 160px; height: 10px; border-radius: 5px; }
+section { margin-top: 2.75rem; }
+h2 { font-size: 1.15rem; margin: 0 0 .75rem; }
+h2 small { font-weight: 400; font-size: .95rem; color: var(--soft); margin-left: .35rem; }
+.maps { display: grid; gap: 1rem; align-items: start; }
+.maps { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption { padding: .55rem .8rem .65rem; font-size: .85rem; }
+figcaption span { color: var(--soft); }
+</style>
+</head>
+<body>
+<main>
+<header>
+<h1>What the model looked at</h1>
+<p>Each picture shows where <code>$model</code>, a classifier with its ImageNet weights, found the evidence for its own
+first guess, method by method. It reads the centre of a photograph only, so nothing lights up beside it.
+RandomCAM is the baseline: a method that looks no better than it shows nothing.</p>
+<div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
+</header>
+$sections
+</main>
+</body>
+</html>
+"""
+)
