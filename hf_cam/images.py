@@ -8,7 +8,7 @@ import warnings
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,17 +36,24 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return _rgb(source, "the image")
     if isinstance(source, np.ndarray | Tensor):
-        return _from_array(source.detach().cpu().numpy() if isinstance(source, Tensor) else source)
-    if isinstance(source, str) and urlsplit(source).scheme in ("http", "https"):
+        return _from_array(_numpy(source) if isinstance(source, Tensor) else source)
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return _open(io.BytesIO(_fetch(source)), source)
     if isinstance(source, str | Path):
+        return _open(_existing(source), str(source))
+    raise ImageError(f"an image is a path, a URL, a PIL image, an array or a tensor, not {type(source).__name__}")
+
+
+def _existing(source: str | Path) -> Path:
+    try:
         path = Path(source).expanduser()
         if not path.exists():
             raise ImageError(f"there is no file {str(source)!r}")
         if not path.is_file():
             raise ImageError(f"{str(source)!r} is not a file")
-        return _open(path, str(source))
-    raise ImageError(f"an image is a path, a URL, a PIL image, an array or a tensor, not {type(source).__name__}")
+    except (OSError, RuntimeError) as error:  # too long a name, a folder that may not be entered, no such ~user
+        raise ImageError(f"{str(source)[:200]!r} cannot be read: {error}") from error
+    return path
 
 
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
@@ -70,16 +77,34 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
-            upright = Image.fromarray(_eight_bit(np.asarray(upright), wide=upright.mode))
+            upright = Image.fromarray(_eight_bit(np.asarray(upright), upright.mode, name))
+        if upright.mode == "P" and "transparency" in upright.info:
+            upright = upright.convert("RGBA")  # straight to RGB, Pillow warns
         return upright.convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ImageError(f"{name} is damaged or cut off: {error}") from error
+    except ValueError as error:
+        raise error if isinstance(error, ImageError) else ImageError(f"{name} cannot be read: {error}") from error
 
 
-def _eight_bit(values: np.ndarray, wide: str) -> np.ndarray:
-    """Grey values of a 16-bit, 32-bit or float picture as uint8 (Pillow's own conversion clips them at 255)."""
-    top = 1.0 if wide == "F" and values.max(initial=0) <= 1 else 65535.0 if values.max(initial=0) > 255 else 255.0
+def _eight_bit(values: np.ndarray, mode: str, name: str) -> np.ndarray:
+    """Grey values of a 16-bit, 32-bit or float picture as uint8 (Pillow's own conversion clips them at 255).
+
+    Only 16-bit modes tell their range; else the highest value decides between [0, 1], [0, 255] and [0, 65535].
+    """
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} has values that are not finite")
+    highest = values.max(initial=0)
+    top = 65535 if mode.startswith("I;16") or highest > 255 else 1 if mode == "F" and highest <= 1 else 255
     return np.clip(np.rint(values.astype(np.float64) * (255 / top)), 0, 255).astype(np.uint8)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    if tensor.is_meta:
+        raise ImageError("a tensor on the meta device holds no image")
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
+    return array
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -90,6 +115,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[..., 0]
     if 0 in shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ImageError(f"an image array is [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got {shape}")
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"an image array holds numbers, not {array.dtype}")
     if array.dtype == np.uint16:
         array = array / 65535.0
     elif array.dtype == bool:
@@ -106,8 +133,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _fetch(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "hf-cam"})  # noqa: S310  (http and https only)
     try:
+        written = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do with spaces and letters beyond ASCII
+        request = urllib.request.Request(written, headers={"User-Agent": "hf-cam"})  # noqa: S310  (http and https only)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
             body: bytes = response.read(MAX_DOWNLOAD + 1)
     except (OSError, HTTPException, ValueError) as error:

@@ -159,7 +159,7 @@ def register_tasks() -> None:
         PIPELINE_REGISTRY.task_aliases[ALIAS] = TASK
         # With this mark `save_pretrained` would copy this file into the folder and name HeadLoader in its config, which
         # transformers then fails to find.
-        del ImageCamPipeline._registered_impl
+        del ImageCamPipeline._registered_impl  # noqa: SLF001  (transformers offers no switch)
 
 
 def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
