@@ -187,6 +187,11 @@ class CAM:
         values = torch.stack(
             [_value(target, rows(captured.outputs, i, len(column))) for i, target in enumerate(column)]
         )
+        if not values.isfinite().all():
+            raise TargetError(
+                f"the target's value is not finite ({values.tolist()}): the images or the weights hold such values, "
+                "or the model's dtype is too narrow"
+            )
         gradients: tuple[Tensor | None, ...] = (None,) * len(adapter.layers)
         if "gradients" in self.method.needs:
             gradients = captured.gradients(values.sum())
@@ -278,7 +283,7 @@ def _checked(pixel_values: Any) -> Tensor:
 
 def _column(targets: Any, batch: int) -> list[Target]:
     """One target an image."""
-    if isinstance(targets, Tensor) and targets.ndim == 1:
+    if getattr(targets, "ndim", 0) == 1:  # a tensor's or an array's
         targets = targets.tolist()
     if not isinstance(targets, list | tuple):
         return [as_target(targets)] * batch

@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HFCamError as error:
         print(f"hf-cam: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"hf-cam: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001  (a command shows no traceback; in Python every error has its own)
+        print(f"hf-cam: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-cam: stopped", file=sys.stderr)

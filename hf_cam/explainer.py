@@ -19,7 +19,7 @@ from hf_cam.guard import unwrap
 from hf_cam.images import load_image
 from hf_cam.loading import LoadedModel, load
 from hf_cam.maps import fuse, normalize
-from hf_cam.targets import ClassLogit, class_logits, find_label, probabilities
+from hf_cam.targets import ClassLogit, class_logits, find_label, index_of, probabilities
 
 IMAGE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
 
@@ -83,7 +83,7 @@ def explain(
             top_k=top_k,
             aug_smooth=aug_smooth,
             eigen_smooth=eigen_smooth,
-            batch_size=batch_size or 8,
+            batch_size=8 if batch_size is None else batch_size,
         )
     )
     return found if several else found[0]
@@ -120,8 +120,7 @@ class Explainer:
     ) -> Iterator[list[Explanation]]:
         """Explanations image by image; `images` are upright RGB pictures, as `load_image` returns them."""
         select = self.selector(target, text, top_k)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size is a whole number from 1, got {batch_size!r}")
+        check_count("batch_size", batch_size)
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
@@ -147,8 +146,7 @@ class Explainer:
         if text is not None:
             raise TargetError(f"{type(unwrap(self.loaded.model)).__name__} compares no text; leave text= out")
         if target is None:
-            if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-                raise OptionError(f"top_k is a whole number from 1, got {top_k!r}")
+            check_count("top_k", top_k)
             return top_classes(top_k)
         chosen = self.target(target)
         return lambda outputs: [chosen] if isinstance(chosen, list) else [[chosen] * _batch_of(outputs)]
@@ -163,10 +161,10 @@ class Explainer:
                 raise TargetError(f"the model has no label names; pass a class index in place of {target!r}")
             else:
                 return ClassLogit(find_label(target, classes))
-        if hasattr(target, "__index__") and not isinstance(target, bool):
-            index = target.__index__()
+        if (index := index_of(target)) is not None:
             if index < 0 or (classes and index >= len(classes)):
-                raise TargetError(f"no class {index}; the model has classes 0 to {len(classes) - 1}")
+                known = f"the model has classes 0 to {len(classes) - 1}" if classes else "classes count from 0"
+                raise TargetError(f"no class {index}; {known}")
             return ClassLogit(index)
         if callable(target):
             return target
@@ -219,6 +217,16 @@ class Explainer:
         if index < 0:
             return getattr(target, "__name__", type(target).__name__)
         return self.loaded.id2label.get(index, str(index))
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse a number of things that is none.
+
+    Raises:
+        OptionError: it is no whole number from 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} is a whole number from 1, got {value!r}")
 
 
 def _batch_of(outputs: Any) -> int:

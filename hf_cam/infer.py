@@ -101,7 +101,9 @@ def _auto_classes(config: Any) -> tuple[str, ...]:
 def _callers_adapter(
     module: nn.Module, layers: Sequence[str] | str, reshape: Callable[[Tensor], Tensor] | None
 ) -> Adapter:
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
+    if not names:
+        raise LayerError("layers= names no layer; leave it out to have one inferred")
     known = dict(module.named_modules())
     for name in names:
         if name not in known or not name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.catalogue import timm_model
-from hf_cam.errors import ModelError, OptionError
+from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.geometry import Geometry, measure
 from hf_cam.guard import unwrap
 from hf_cam.layouts import Size
@@ -83,6 +82,10 @@ class LoadedModel:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise OptionError(f"a processor returns a tensor [C, H, W] for an image, this one returned {got}")
     tensors = [tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor for tensor in tensors]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise ModelError("the processor returns images of different sizes; use batch_size=1")
@@ -106,17 +109,24 @@ def load(
 
     Raises:
         ModelError: it cannot be found, reached or read, or takes no images.
-        OptionError: a device or dtype is asked for a model that is already loaded.
+        OptionError: there is no such device or dtype, one is asked for a model that is already loaded, or the processor
+            is none.
     """
+    if processor is not None and not callable(processor):
+        raise OptionError(
+            f"a processor is a transformers image processor or a function, not {type(processor).__name__}"
+        )
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None:
             raise OptionError("device and dtype belong to models that hf-cam loads; move this one with .to() yourself")
+        check_takes_pictures(model)
         return LoadedModel(model, processor or processor_of(model), labels(model))
     if not isinstance(model, str | Path):
         raise ModelError(f"a model is a Hub id, a folder, 'demo:NAME' or a torch module, not {type(model).__name__}")
+    chosen, precision = _device(device), _dtype(dtype)
     name = resolve_name(model)
-    loaded = load_pretrained(name, dtype=dtype).eval()
-    return LoadedModel(loaded.to(_device(device)), processor or load_processor(name), labels(loaded))
+    loaded = load_pretrained(name, dtype=precision).eval()
+    return LoadedModel(loaded.to(chosen), processor or load_processor(name), labels(loaded))
 
 
 def resolve_name(model: str | Path) -> str:
@@ -179,6 +189,19 @@ def load_config(name: str, **kwargs: Any) -> Any:
     return explained(name, lambda: AutoConfig.from_pretrained(name, **kwargs), what="config")
 
 
+def check_takes_pictures(model: nn.Module) -> None:
+    """Refuse a transformers model of another kind; what other modules take, only a run can tell.
+
+    Raises:
+        ModelError: it takes no images.
+    """
+    from transformers import PreTrainedModel
+
+    module = unwrap(model)
+    if isinstance(module, PreTrainedModel) and not _takes_pictures(type(module), module.config):
+        raise ModelError(f"{type(module).__name__} is a {module.config.model_type!r} model, which takes no images")
+
+
 def _takes_pictures(loader: Any, config: Any) -> bool:
     if loader.__name__.startswith("Auto"):
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
@@ -234,8 +257,19 @@ def _device(device: str | torch.device | int | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    if chosen.type == "meta":
+        raise OptionError("a model on the meta device has no weights to explain")
+    return chosen
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    if dtype is None or dtype == "auto":
+        return dtype
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise OptionError(f"dtype is a floating one such as 'float32' or 'bfloat16', not {dtype!r}")
     return chosen
 
 
@@ -252,9 +286,11 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
 
     try:
         return load_it()
-    except ModelError:
+    except HFCamError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, httpx.HTTPError, json.JSONDecodeError) as error:
+    except (
+        Exception
+    ) as error:  # a damaged checkpoint may raise anything: safetensors', pickle's, the config's own errors
         causes = list(_chain(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             raise ModelError(
@@ -267,8 +303,18 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
         unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
         if any(isinstance(cause, unreachable) for cause in causes):
             raise ModelError(f"the Hub cannot be reached and {name!r} is not in the cache; {OFFLINE_HINT}") from error
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"the {what} of {name!r} cannot be loaded: {first}") from error
+        raise ModelError(f"the {what} of {name!r} cannot be loaded: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error of transformers says, without the paragraphs of advice that follow."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if "ignore_mismatched_sizes" in lines[0]:
+        return "the shapes of its weights are not those that its config.json describes"
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return first.split(". If you were trying to load it")[0].split(". This could be because")[0]
 
 
 def _chain(error: BaseException | None) -> Any:

@@ -12,10 +12,18 @@ from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
-from hf_cam.explainer import Explainer
+from hf_cam.explainer import Explainer, check_count
 from hf_cam.explanation import Explanation
 from hf_cam.images import load_image
-from hf_cam.loading import LoadedModel, explained, labels, load_pretrained, processor_of, resolve_name
+from hf_cam.loading import (
+    LoadedModel,
+    check_takes_pictures,
+    explained,
+    labels,
+    load_pretrained,
+    processor_of,
+    resolve_name,
+)
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
@@ -62,6 +70,7 @@ class ImageCamPipeline(Pipeline):
                 f"a pipeline needs a transformers model, got {type(model).__name__}; "
                 "hf_cam.explain(image, model, processor=...) takes any module"
             )
+        check_takes_pictures(model)
         if kwargs.get("image_processor") is None:
             kwargs["image_processor"] = processor_of(model)
         super().__init__(model, *args, **kwargs)
@@ -69,9 +78,8 @@ class ImageCamPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Explain one image, a list, a generator, a `datasets.Dataset` or its image column, or a `KeyDataset`."""
-        batch_size = kwargs.get("batch_size")
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise OptionError(f"batch_size is a whole number from 1, got {batch_size!r}")
+        if kwargs.get("batch_size") is not None:
+            check_count("batch_size", kwargs["batch_size"])
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,21 @@ def as_target(target: int | Target) -> Target:
     Raises:
         TargetError: it is neither.
     """
-    if isinstance(target, bool):
-        raise TargetError(f"a target is a class index or a callable, not {target!r}")
-    if isinstance(target, int) or (isinstance(target, Tensor) and target.ndim == 0 and not target.is_floating_point()):
-        return ClassLogit(int(target))
-    if hasattr(target, "__index__"):
-        return ClassLogit(target.__index__())
-    if callable(target):
+    if (index := index_of(target)) is not None:
+        if index < 0:
+            raise TargetError(f"classes count from 0, there is no class {index}")
+        return ClassLogit(index)
+    if callable(target) and not isinstance(target, bool):
         return target
     raise TargetError(f"a target is a class index or a callable, not {type(target).__name__}")
+
+
+def index_of(target: Any) -> int | None:
+    """A whole number of any kind (Python's, numpy's, a tensor) as an integer; None for everything else."""
+    try:
+        return None if isinstance(target, bool) else operator.index(target)
+    except TypeError:  # numpy's arrays and floating tensors have `__index__` too, and refuse
+        return None
 
 
 def logits_of(output: Any) -> Tensor:

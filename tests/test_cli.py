@@ -1,0 +1,234 @@
+"""The command: what it writes, what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+import hf_cam
+from hf_cam.cli import main
+
+
+@pytest.fixture
+def pictures(picture, tmp_path):
+    """Three files, two of one name in different folders."""
+    paths = [tmp_path / "cat.png", tmp_path / "dog.jpg", tmp_path / "more" / "cat.png"]
+    paths[-1].parent.mkdir()
+    for number, path in enumerate(paths):
+        picture.rotate(90 * number, expand=True).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture(autouse=True)
+def loud_transformers():
+    """The command silences transformers for its process; the other tests get it back as it was."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line on stderr with which the command refuses."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("hf-cam: ")
+    assert printed.err.count("\n") == 1
+    return printed.err.strip()
+
+
+def test_one_image_to_a_file(capsys, picture_file, vit_folder, tmp_path):
+    out = tmp_path / "new" / "seen.png"
+    assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    [explained] = hf_cam.explain(picture_file, model=vit_folder)
+    assert printed.out == (f"{picture_file}: {explained.label} {explained.score:.3f} (gradcam) -> {out}\n")
+    assert printed.err == ""
+    with Image.open(out) as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(explained.overlay()))
+
+
+def test_several_images_to_a_folder_keep_their_names(capsys, pictures, vit_folder, tmp_path):
+    out = tmp_path / "out"
+    assert main(["explain", *pictures, "--model", str(vit_folder), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["cat-1.png", "cat-2.png", "dog.png"]
+    for name, source in zip(["cat-1", "dog", "cat-2"], pictures, strict=True):
+        with Image.open(out / f"{name}.png") as written, Image.open(source) as image:
+            assert written.size == image.size
+            [explained] = hf_cam.explain(source, model=vit_folder)
+            np.testing.assert_array_equal(np.asarray(written), np.asarray(explained.overlay()))
+    printed = capsys.readouterr()
+    assert [line.split(": ")[0] for line in printed.out.splitlines()] == pictures
+    assert "3/3" in printed.err, "several images show a progress bar"
+
+
+def test_one_image_to_a_folder(capsys, picture_file, vit_folder, tmp_path):
+    (tmp_path / "a.folder").mkdir()
+    assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(tmp_path / "a.folder")]) == 0
+    assert [path.name for path in (tmp_path / "a.folder").iterdir()] == ["picture.png"]
+
+
+def test_top_k_numbers_the_files_from_the_best_on(capsys, picture_file, vit_folder, tmp_path):
+    out = tmp_path / "seen.png"
+    arguments = ["--model", str(vit_folder), "--top-k", "3", "--out", str(out)]
+    assert main(["explain", str(picture_file), *arguments]) == 0
+    assert sorted(path.name for path in tmp_path.glob("seen*")) == ["seen-1.png", "seen-2.png", "seen-3.png"]
+    best = [explanation.label for explanation in hf_cam.explain(picture_file, model=vit_folder, top_k=3)]
+    lines = capsys.readouterr().out.splitlines()
+    for number, (line, label) in enumerate(zip(lines, best, strict=True), start=1):
+        assert f": {label} " in line
+        assert line.endswith(f"seen-{number}.png")
+
+
+def test_target_method_layer_and_smoothing_arrive(capsys, picture_file, vit_folder, tmp_path):
+    out = tmp_path / "seen.png"
+    options = ["--target", "espresso", "--method", "hirescam", "--layer", "vit.layers.0", "--device", "cpu"]
+    smoothing = ["--aug-smooth", "--eigen-smooth"]
+    assert (
+        main(["explain", str(picture_file), "--model", str(vit_folder), *options, *smoothing, "--out", str(out)]) == 0
+    )
+    assert ": espresso " in (line := capsys.readouterr().out)
+    assert "(hirescam)" in line
+    [explained] = hf_cam.explain(
+        picture_file, vit_folder, target=2, method="hirescam", layers="vit.layers.0", aug_smooth=True, eigen_smooth=True
+    )
+    with Image.open(out) as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(explained.overlay()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"--model": "no/such/folder"}, "there is no folder 'no/such/folder'", id="model"),
+        pytest.param({"--model": "demo:imagenett"}, "no demo model 'imagenett'; nearest: 'imagenet'", id="demo model"),
+        pytest.param({"IMAGE": "no-such-picture.png"}, "there is no file 'no-such-picture.png'", id="image"),
+        pytest.param({"--target": "tigre"}, "no class is called 'tigre'; nearest: 'tiger cat'", id="label"),
+        pytest.param({"--target": "99"}, "no class 99; the model has classes 0 to 4", id="index"),
+        pytest.param(
+            {"--layer": "vit.layer.0"}, "the model has no layer 'vit.layer.0'; nearest: 'vit.layers", id="layer"
+        ),
+        pytest.param({"--method": "grad-cam"}, "no method 'grad-cam'; nearest: 'gradcam'", id="method"),
+        pytest.param({"--top-k": "0"}, "top_k is a whole number from 1, got 0", id="top-k"),
+        pytest.param({"--text": "a cat"}, "ViTForImageClassification compares no text", id="text"),
+        pytest.param({"--device": "abacus"}, "no device 'abacus' here", id="device"),
+        pytest.param({"--out": "seen.pnk"}, "'seen.pnk' does not end in a picture format", id="out"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, picture_file, vit_folder, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": str(vit_folder), "--out": "seen.png", **options}
+    image = options.pop("IMAGE", str(picture_file))
+    line = refused(capsys, "explain", image, *(text for option in options.items() for text in option))
+    assert words in line
+    assert not (tmp_path / "seen.png").exists()
+
+
+def test_a_file_in_the_way_of_the_folder_is_one_line(capsys, pictures, vit_folder, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    assert main(["explain", pictures[0], "--model", str(vit_folder), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_image_among_several_is_told_before_anything_is_written(capsys, pictures, vit_folder, tmp_path):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    out = tmp_path / "out"
+    line = refused(capsys, "explain", pictures[0], str(damaged), "--model", str(vit_folder), "--out", str(out))
+    assert "damaged.png' is not an image" in line
+    assert not out.exists()
+
+
+def test_an_unexpected_failure_of_the_model_is_one_line(capsys, picture_file, vit_folder, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(vit_folder, folder)
+    (folder / "model.safetensors").write_bytes(b"\x00" * 64)
+    assert "cannot be loaded" in refused(capsys, "explain", str(picture_file), "--model", str(folder))
+
+
+def test_methods_lists_every_method(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    for method in hf_cam.list_methods():
+        assert any(line.startswith(f"{method} ") for line in lines)
+    assert "arXiv:1610.02391" in printed
+
+
+def test_adapter_prints_the_file_and_where_it_comes_from(capsys, vit_folder):
+    assert main(["adapter", str(vit_folder)]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["origin"] == "catalogue"
+    assert described["layers"] == ["vit.layers.1.layernorm_before"]
+
+
+def test_adapter_save_writes_a_file_that_is_read_back(capsys, vit_folder, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(vit_folder, folder)
+    assert main(["adapter", str(folder), "--save"]) == 0
+    assert str(folder / "cam_config.json") in capsys.readouterr().err
+    assert hf_cam.Adapter.from_pretrained(folder).layers == ("vit.layers.1.layernorm_before",)
+    assert main(["adapter", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["origin"] == "cam_config"
+
+
+def test_adapter_refuses_what_is_no_model(capsys, tmp_path):
+    assert "has no config.json" in refused(capsys, "adapter", str(tmp_path))
+
+
+def test_adapter_save_of_a_hub_model_says_why_not(capsys, hub, vit_folder):
+    if not hub.folder("acme/adapted").is_dir():
+        shutil.copytree(vit_folder, hub.folder("acme/adapted"))
+    assert main(["adapter", "acme/adapted", "--save"]) == 2
+    assert "'acme/adapted' is no folder; --save writes beside a local config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["explain", "--help"], ["--version"]])
+def test_help_and_version_answer_within_a_second(arguments):
+    script = (
+        "import sys, time; start = time.perf_counter(); from hf_cam.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print(f'{code} {len(heavy)} {time.perf_counter() - start:.3f}', file=sys.stderr)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    code, heavy, seconds = done.stderr.split()
+    assert (code, heavy) == ("0", "0")
+    assert float(seconds) < 1
+    assert time.monotonic() - start < 5, "starting Python took long, even on a busy machine"
+    expected = f"hf-cam {hf_cam.__version__}" if "--version" in arguments else "usage: hf-cam"
+    assert done.stdout.startswith(expected)
+
+
+def test_no_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told_in_one_word(capsys, picture_file, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_cam.loading.load", interrupted)
+    assert main(["explain", str(picture_file), "--model", "demo:imagenet"]) == 130
+    assert capsys.readouterr().err == "hf-cam: stopped\n"
+
+
+def test_the_real_process_refuses_in_one_line_too(picture_file, vit_folder):
+    arguments = ["explain", str(picture_file), "--model", str(vit_folder), "--target", "tigre"]
+    done = subprocess.run([sys.executable, "-m", "hf_cam.cli", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "hf-cam: no class is called 'tigre'; nearest: 'tiger cat'\n"
