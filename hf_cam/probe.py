@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class Finding:
         layout: How its output lies in space.
         coverage: Share of its cells that get a nonzero gradient of the target.
         share: Share of the autograd graph's paths from target to picture that run through it.
-        verdict: Of the noise check; "undecided" also where it was not run.
+        verdict: Of the noise check: "undecided" also where it was not run, "refuted" only where no candidate held.
     """
 
     layer: str
@@ -82,19 +82,20 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
     ('1', 'b c h w')
     """
     module = unwrap(model)
+    refuted: Finding | None = None
     with borrowed(module):
         traced = trace(module, inputs, patch)
-        found = _covered(traced)
-        if not found:
-            raise UnknownArchitecture(_why_nothing(module, traced))
-        if not check:
-            return found[0]
-        verdicts = check_layouts(module, inputs, [(finding.layer, finding.layout) for finding in found])
-    judged = [
-        Finding(finding.layer, finding.layout, finding.coverage, finding.share, verdict)
-        for finding, verdict in zip(found, verdicts, strict=True)
-    ]
-    return next((finding for finding in judged if finding.verdict != "refuted"), judged[0])
+        for found in _covered(traced):
+            if not check:
+                return found[0]
+            verdicts = check_layouts(module, inputs, [(finding.layer, finding.layout) for finding in found])
+            for finding, verdict in zip(found, verdicts, strict=True):
+                if verdict != "refuted":
+                    return replace(finding, verdict=verdict)
+            refuted = refuted or replace(found[0], verdict="refuted")
+    if refuted is None:
+        raise UnknownArchitecture(_why_nothing(module, traced))
+    return refuted
 
 
 def _why_nothing(module: nn.Module, traced: Trace) -> str:
@@ -145,16 +146,18 @@ def _score(scores: Tensor) -> Tensor:
 # Candidates ----------------------------------------------------------------------------------------------------------
 
 
-def _covered(traced: Trace) -> list[Finding]:
-    """Layers whose cells reach the target, the best first: of the first field whose gradient reaches any."""
+def _covered(traced: Trace) -> Iterator[list[Finding]]:
+    """Layers whose cells reach the target, the best first, a round at a time: of the first field that reaches any."""
     for field in _fields(traced.output):
         score = _score(field)
         ranked = iter(_ranked(traced, field, score))
+        reached = False
         for _ in range(ROUNDS):
-            findings = _with_gradients(score, list(islice(ranked, ROUND)), traced.image_size)
-            if findings:
-                return findings
-    return []
+            if findings := _with_gradients(score, list(islice(ranked, ROUND)), traced.image_size):
+                reached = True
+                yield findings
+        if reached:
+            return
 
 
 def _with_gradients(score: Tensor, candidates: list[_Candidate], image_size: Size) -> list[Finding]:
@@ -218,11 +221,14 @@ def _in_scope(readable: list[_Candidate]) -> list[_Candidate]:
 
 
 def _without_class_maps(pool: list[_Candidate], classes: int) -> list[_Candidate]:
-    """Drop the end of the pool whose channels are classes already: the target itself, spread out in space."""
+    """Drop the end of the pool whose channels are classes already: the target itself, spread out in space.
+
+    A short end only; else the network is one that pools its last stage and returns that.
+    """
     end = len(pool)
     while end and pool[end - 1].channels == classes:
         end -= 1
-    return pool[:end] or pool
+    return pool[:end] if len(pool) < 2 * end else pool
 
 
 def _channels(one: Produced, layout: Layout) -> int:
@@ -248,9 +254,11 @@ def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
 
 # Noise check ---------------------------------------------------------------------------------------------------------
 
-# Top and left of the disturbed rectangles, as shares of the picture; each is a quarter of it high and wide. None lies
-# on the diagonal or is the point reflection of another, so that a swap of the axes moves every one of them.
-_PLACES = ((0.125, 0.625), (0.625, 0.25), (0.375, 0.0))
+# Top and left of the disturbed rectangles, as shares of the picture; each is a quarter of it high and wide. A swap of
+# the axes moves every one of them. One touches the right border and one the left: there tokens that are shifted by one
+# wrap into another row, which tells a shift from the half cell by which strided convolutions miss the centre.
+_PLACES = ((0.125, 0.75), (0.625, 0.375), (0.375, 0.0))
+_OFFSETS = (-0.5, 0.0, 0.5)
 _SIDE = 0.25
 _MARGIN = 0.9
 _NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
@@ -277,12 +285,30 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
     size: Size = (picture.shape[2], picture.shape[3])
     with borrowed(module), torch.no_grad():
         layers = {layer for layer, _ in claims}
-        clean = _activations(module, inputs, layers)
+        clean, drawn = _clean(module, inputs, layers)
         changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         for disturbed in _disturbed(picture):
             for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
                 changes[layer].append((activation - clean[layer]).float())
-    return [_verdict(changes[layer], layout, size) for layer, layout in claims]
+    return ["refuted" if layer in drawn else _verdict(changes[layer], layout, size) for layer, layout in claims]
+
+
+def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
+    """The layers' outputs, and those among the layers that the model draws at random (masked or shuffled patches)."""
+    before = _random_states()
+    clean = _activations(module, inputs, layers)
+    if all(map(torch.equal, before, _random_states())):
+        return clean, set()
+    again = _activations(module, inputs, layers)
+    return clean, {layer for layer in clean if _differ(clean[layer], again[layer])}
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or bool((one - other).abs().max() > 1e-2 * one.abs().max())
 
 
 def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
@@ -321,28 +347,32 @@ def _verdict(changes: Sequence[Tensor], layout: Layout, size: Size) -> Verdict:
 def _matches(changes: Sequence[Tensor], layout: Layout, size: Size) -> tuple[float, list[float]]:
     """How well the change matches the disturbed places, as claimed and in the other readings."""
     try:
-        spatial = torch.stack([layout.to_spatial(change, size).square().sum((0, 1)).sqrt() for change in changes])
+        spatial = torch.stack([layout.to_spatial(change, size).square().sum((0, 1)).sqrt().cpu() for change in changes])
     except LayoutError:
         return 0.0, []
-    expected = _expected(spatial.shape[1], spatial.shape[2]).to(spatial)
-    # A cell that reacts to every disturbance says nothing about where: take out what the three have in common.
-    return _cosine(spatial, expected), [_cosine(other, expected) for other in _rivals(spatial, layout.axes == TOKENS)]
+    readings = torch.stack([spatial, *_rivals(spatial, layout.axes == TOKENS)])
+    likeness = _centred(readings) @ _centred(_expected(*spatial.shape[1:])).T
+    claimed, *others = likeness.amax(1).tolist()
+    return claimed, others
 
 
 def _expected(rows: int, columns: int) -> Tensor:
-    """The share of each cell that was disturbed: `(places, rows, columns)`."""
+    """The share of each cell that was disturbed, `(offsets, places, rows, columns)`: cells may lie half a cell off."""
 
-    def overlap(start: float, cells: int) -> Tensor:
+    def overlap(starts: list[float], cells: int) -> Tensor:
         edges = torch.arange(cells + 1) / cells
-        return (edges[1:].clamp(max=start + _SIDE) - edges[:-1].clamp(min=start)).clamp(min=0) * cells
+        start = (torch.tensor(_OFFSETS)[:, None] / cells + torch.tensor(starts))[..., None]
+        covered = edges[1:].minimum(start + _SIDE) - edges[:-1].maximum(start)
+        return covered.clamp(min=0) * cells
 
-    return torch.stack([overlap(top, rows)[:, None] * overlap(left, columns)[None] for top, left in _PLACES])
+    down, right = overlap([top for top, _ in _PLACES], rows), overlap([left for _, left in _PLACES], columns)
+    return (down[:, None, :, :, None] * right[None, :, :, None, :]).flatten(0, 1)
 
 
-def _cosine(changes: Tensor, expected: Tensor) -> float:
-    changes = changes / changes.sum((1, 2), keepdim=True).clamp(min=torch.finfo(changes.dtype).tiny)
-    changes, expected = changes - changes.mean(0), expected - expected.mean(0)
-    return torch.nn.functional.cosine_similarity(changes.flatten(), expected.flatten(), dim=0).item()
+def _centred(maps: Tensor) -> Tensor:
+    """Unit vectors of `(count, places, rows, columns)`, without what the places share: some cells always react."""
+    maps = maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return torch.nn.functional.normalize((maps - maps.mean(1, keepdim=True)).flatten(1), dim=1)
 
 
 def _rivals(spatial: Tensor, tokens: bool) -> Iterator[Tensor]:

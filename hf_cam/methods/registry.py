@@ -84,8 +84,9 @@ class Method:
         options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
         contributions = self.contributions(**tensors, **options)
         reduced = (first_component if eigen_smooth else self.reduce)(contributions).clamp_min(0)
-        magnitude = contributions.abs().sum(1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
-        return torch.where(reduced <= 16 * rounding * magnitude, torch.zeros_like(reduced), reduced)
+        # Independent errors of one rounding a term add up like the terms' Euclidean norm.
+        error = rounding * contributions.norm(dim=1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
+        return torch.where(reduced <= 4 * error, torch.zeros_like(reduced), reduced)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -1,0 +1,365 @@
+"""Where hf-cam looks: every family of the catalogue on tiny random models and pictures that are not square."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import hf_cam
+from hf_cam.adapter import Adapter
+from hf_cam.cam import CAM
+from hf_cam.catalogue import Entry, catalogue, resolve_layer
+from hf_cam.errors import LayerError, LayoutError, ModelError, NoGradientError
+from hf_cam.infer import infer_adapter
+from hf_cam.layouts import AnyLayout, Layout, Reshape, read_layouts, token_grids
+from hf_cam.testing import check_adapter
+
+SIZE = (64, 96)
+TOKENS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": SIZE,
+}
+STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+SWIN = {"image_size": SIZE, "embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 4}
+PVT = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+
+# model class, config, layer, prefix (None: a feature map)
+FAMILIES = {
+    "vit": (hf.ViTForImageClassification, hf.ViTConfig(**TOKENS), "vit.layers.1.layernorm_before", 1),
+    "vit_msn": (hf.ViTMSNForImageClassification, hf.ViTMSNConfig(**TOKENS), "vit.layers.1.layernorm_before", 1),
+    "deit": (hf.DeiTForImageClassification, hf.DeiTConfig(**TOKENS), "deit.layers.1.layernorm_before", 2),
+    "deit_distilled": (
+        hf.DeiTForImageClassificationWithTeacher,
+        hf.DeiTConfig(**TOKENS),
+        "deit.layers.1.layernorm_before",
+        2,
+    ),
+    "beit": (hf.BeitForImageClassification, hf.BeitConfig(**TOKENS), "beit.layers.1", 1),
+    "dinov2": (
+        hf.Dinov2ForImageClassification,
+        hf.Dinov2Config(**{**TOKENS, "image_size": 56}, patch_size=14),
+        "dinov2.encoder.layer.1",
+        1,
+    ),
+    "dinov2_with_registers": (
+        hf.Dinov2WithRegistersForImageClassification,
+        hf.Dinov2WithRegistersConfig(**{**TOKENS, "image_size": 56}, patch_size=14, num_register_tokens=3),
+        "dinov2_with_registers.encoder.layer.1",
+        4,
+    ),
+    "dinov3_vit": (hf.DINOv3ViTModel, hf.DINOv3ViTConfig(**TOKENS, num_register_tokens=4), "model.layer.1.norm1", 5),
+    "dinov3_convnext": (hf.DINOv3ConvNextModel, hf.DINOv3ConvNextConfig(**STAGES), "model.stages.3", None),
+    "siglip": (
+        hf.SiglipForImageClassification,
+        hf.SiglipConfig(vision_config={**TOKENS, "image_size": 64}),
+        "vision_model.encoder.layers.1",
+        0,
+    ),
+    "swin": (hf.SwinForImageClassification, hf.SwinConfig(**SWIN), "swin.layernorm", 0),
+    "swinv2": (hf.Swinv2ForImageClassification, hf.Swinv2Config(**SWIN), "swinv2.layernorm", 0),
+    "convnext": (hf.ConvNextForImageClassification, hf.ConvNextConfig(**STAGES), "convnext.encoder.stages.3", None),
+    "convnextv2": (
+        hf.ConvNextV2ForImageClassification,
+        hf.ConvNextV2Config(**STAGES),
+        "convnextv2.encoder.stages.3",
+        None,
+    ),
+    "resnet": (
+        hf.ResNetForImageClassification,
+        hf.ResNetConfig(**STAGES, embedding_size=8),
+        "resnet.encoder.stages.3",
+        None,
+    ),
+    "regnet": (
+        hf.RegNetForImageClassification,
+        hf.RegNetConfig(**STAGES, embedding_size=8, groups_width=8),
+        "regnet.encoder.stages.3",
+        None,
+    ),
+    "efficientnet": (
+        hf.EfficientNetForImageClassification,
+        hf.EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320),
+        "efficientnet.encoder.top_activation",
+        None,
+    ),
+    "mobilevit": (
+        hf.MobileViTForImageClassification,
+        hf.MobileViTConfig(hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 32]),
+        "mobilevit.conv_1x1_exp",
+        None,
+    ),
+    "mobilevitv2": (
+        hf.MobileViTV2ForImageClassification,
+        hf.MobileViTV2Config(width_multiplier=0.25, n_attn_blocks=[1, 1, 1]),
+        "mobilevitv2.encoder.layer.4",
+        None,
+    ),
+    "pvt": (
+        hf.PvtForImageClassification,
+        hf.PvtConfig(**PVT, image_size=128, sequence_reduction_ratios=[8, 4, 2, 1]),
+        "pvt.encoder.block.3.0.layer_norm_1",
+        1,
+    ),
+    "pvt_v2": (hf.PvtV2ForImageClassification, hf.PvtV2Config(**PVT), "pvt_v2.encoder", None),
+    "segformer": (
+        hf.SegformerForImageClassification,
+        hf.SegformerConfig(**PVT, decoder_hidden_size=16),
+        "segformer.stages.3",
+        None,
+    ),
+}
+LARGE = {"pvt_v2", "segformer", "mobilevit", "mobilevitv2", "efficientnet", "regnet", "resnet", "convnext", "convnextv2", "dinov3_convnext"}
+
+
+# With random weights these spread every disturbance all over their last map (or lose it on the way), so the noise check
+# cannot tell; the shape, on a picture that is not square, and the gradient still can.
+SPREADS = {"efficientnet", "mobilevit"}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    cls, config, *_ = FAMILIES[name]
+    net = cls(config).eval()
+    for module in net.modules():  # so that a disturbance comes through: the usual start all but loses it on the way
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.05)
+    return net
+
+
+def picture(name: str) -> Tensor:
+    # Deep strides need more pixels, so that the last grid has cells enough to tell rows from columns.
+    size = {"pvt": (128, 128), **dict.fromkeys(LARGE, (192, 320)), "mobilevit": (256, 384)}.get(name, SIZE)
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def pooled(outputs) -> Tensor:
+    return outputs.pooler_output[:, 0].sum() if "pooler_output" in outputs else outputs.logits.amax(1).sum()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_family_is_found_in_the_catalogue_and_lies_in_space_as_it_says(name: str) -> None:
+    _, _, layer, prefix = FAMILIES[name]
+    net, x = build(name), picture(name)
+    adapter = infer_adapter(net)
+    assert adapter.origin == "catalogue"
+    assert adapter.layers == (layer,)
+    [layout] = adapter.layouts
+    assert (layout.prefix, layout.axes) == ((prefix, "b (h w) c") if prefix is not None else (0, "b c h w"))
+    inputs = {"pixel_values": x}
+    if name == "siglip":  # its positions belong to one size
+        inputs["interpolate_pos_encoding"] = True
+    [check] = check_adapter(net, adapter, inputs=inputs, score=pooled)
+    assert check.verdict == ("undecided" if name in SPREADS else "confirmed")
+    assert check.coverage == 1
+    rows, columns = check.grid
+    assert columns > rows or name == "pvt"  # which takes square pictures only
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_config_alone_tells_the_same(name: str) -> None:
+    cls, config, *_ = FAMILIES[name]
+    config = type(config).from_dict(config.to_dict())
+    config.architectures = [cls.__name__]
+    assert infer_adapter(config) == infer_adapter(build(name))
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "beit", "dinov2", "siglip"])
+@pytest.mark.parametrize("size", [(48, 160), (160, 48)])
+def test_other_sizes_interpolate_the_positions_by_themselves(name: str, size: tuple[int, int]) -> None:
+    cls, config, *_ = FAMILIES[name]
+    square = type(config).from_dict(config.to_dict())
+    getattr(square, "vision_config", square).image_size = 64  # transformers resizes positions of square pictures only
+    net = cls(square).eval()
+    maps = CAM(net)(torch.randn(3, 3, *size), targets=[0, 1, 0])
+    assert maps.shape == (3, *size)
+    assert maps.amax((1, 2)).gt(0.99).all()
+
+
+def test_a_batch_of_any_size_has_the_same_grid() -> None:
+    cam = CAM(build("swin"))
+    for batch in (1, 2, 5):
+        assert cam.saliency(torch.randn(batch, 3, *SIZE), lambda out, n=batch: [[0] * n]).raw[0].shape == (
+            1,
+            batch,
+            4,
+            6,
+        )
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (70, 90)])
+def test_swin_grids_round_up(size: tuple[int, int]) -> None:
+    net = build("swin")
+    saliency = CAM(net).saliency(torch.randn(1, 3, *size), lambda outputs: [[0]])
+    assert saliency.raw[0].shape[-2:] == (-(-size[0] // 16), -(-size[1] // 16))
+
+
+def test_a_loaded_model_is_inferred_without_running_it() -> None:
+    net = build("vit")
+    net.forward = lambda *args, **kwargs: pytest.fail("the model ran")
+    started = time.perf_counter()
+    infer_adapter(net)
+    assert time.perf_counter() - started < 5  # the benchmark measures it; this only catches a forward
+
+
+def test_wrong_token_count_names_the_layer_and_what_was_expected() -> None:
+    adapter = Adapter(("vit.layers.1.layernorm_before",), (Layout("b (h w) c", prefix=2, patch=(16, 16)),))
+    with pytest.raises(LayoutError, match=r"layers\.1\.layernorm_before.*25 tokens = 2 prefix \+ 23 cells.*reshape="):
+        adapter.to_spatial(torch.zeros(1, 25, 32), SIZE)
+    with pytest.raises(LayoutError, match="fit no grid"):
+        adapter.to_spatial(torch.zeros(1, 24, 32), SIZE)
+
+
+def test_a_layer_without_gradient_names_the_one_to_use() -> None:
+    with pytest.raises(NoGradientError, match=r"Use layers=\['vit\.layers\.1\.layernorm_before'\]"):
+        CAM(build("vit"), layers="vit.layers.1")(picture("vit"))
+
+
+def test_a_layer_in_no_order_of_space_names_the_one_to_use() -> None:
+    with pytest.raises(LayoutError, match=r"Use layers=\['vit\.layers\.1\.layernorm_before'\]"):
+        CAM(build("vit"), layers="classifier")(picture("vit"))
+
+
+def test_the_callers_layer_is_read_off_its_shape() -> None:
+    net = build("vit")
+    ours = CAM(net, layers="vit.layers.0")(picture("vit"))
+    byhand = CAM(net, layers="vit.layers.0", reshape=lambda t: t[:, 1:].transpose(1, 2).reshape(-1, 32, 4, 6))
+    torch.testing.assert_close(ours, byhand(picture("vit")))
+
+
+def test_a_transposed_reshape_is_caught_by_the_check() -> None:
+    net = build("vit")
+    transposed = Adapter(("vit.layers.1.layernorm_before",), (Layout("b (h w) c", prefix=2, suffix=0),))
+    with pytest.raises(LayoutError):
+        check_adapter(net, transposed, inputs={"pixel_values": picture("vit")})
+
+
+def test_several_layers_are_averaged() -> None:
+    net, x = build("vit"), picture("vit")
+    layers = ["vit.layers.0", "vit.layers.1.layernorm_before"]
+    both = CAM(net, layers=layers).saliency(x, lambda outputs: [[0]])
+    alone = [CAM(net, layers=layer).saliency(x, lambda outputs: [[0]]).raw[0] for layer in layers]
+    for together, single in zip(both.raw, alone, strict=True):
+        torch.testing.assert_close(together, single)
+
+
+def test_cam_config_is_written_read_and_preferred(tmp_path: Path) -> None:
+    net = build("vit")
+    net.save_pretrained(tmp_path)
+    chosen = Adapter(
+        ("vit.layers.0",), (Layout("b (h w) c", prefix=1, patch=(16, 16)),), method="layercam", reason="mine"
+    )
+    assert chosen.save_pretrained(tmp_path) == tmp_path / "cam_config.json"
+    assert Adapter.from_pretrained(tmp_path).layers == chosen.layers
+    loaded = hf.ViTForImageClassification.from_pretrained(tmp_path)
+    inferred = infer_adapter(loaded)
+    assert (inferred.layers, inferred.layouts, inferred.method) == (chosen.layers, chosen.layouts, "layercam")
+    assert inferred.origin == "cam_config"
+    assert CAM(loaded, "auto").method.id == "layercam"
+    assert infer_adapter(loaded, layers="vit.layers.1.layernorm_before").origin == "caller"
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "match"),
+    [
+        ("{", LayoutError, "is not valid JSON"),
+        ('{"layers": ["x"]}', LayoutError, "not a valid"),
+        ('{"layers": ["nope"], "layouts": [{"axes": "b c h w"}]}', LayerError, "nope"),
+        ('{"layers": ["vit.layers.0"], "layouts": [{"axes": "c b h w"}]}', LayoutError, "unknown axes"),
+    ],
+)
+def test_a_broken_cam_config_is_an_error(tmp_path: Path, content: str, error: type[Exception], match: str) -> None:
+    net = build("vit")
+    net.save_pretrained(tmp_path)
+    (tmp_path / "cam_config.json").write_text(content)
+    with pytest.raises(error, match=match):
+        infer_adapter(hf.ViTForImageClassification.from_pretrained(tmp_path))
+
+
+def test_an_adapter_with_a_function_cannot_be_written() -> None:
+    with pytest.raises(LayoutError, match="cannot"):
+        Adapter(("x",), (Reshape(lambda t: t),)).to_dict()
+    with pytest.raises(ModelError, match="neither a folder nor a repo"):
+        Adapter.from_pretrained("/nonexistent/folder")
+
+
+def test_an_adapter_survives_json() -> None:
+    adapter = Adapter(
+        ("a", "b"), (Layout("b c h w"), Layout("b (h w) c", 1, 2, (16, 8))), "layercam", "cam_config", "why"
+    )
+    assert Adapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
+
+
+def test_the_catalogue_says_why_for_every_entry_and_names_known_methods() -> None:
+    for entry in catalogue():
+        assert entry.reason, entry
+        assert entry.method in hf_cam.list_methods(), entry
+        assert entry.model_types, entry
+
+
+def test_no_two_entries_claim_one_model() -> None:
+    claims = [(model_type, head) for entry in catalogue() for model_type in entry.model_types for head in entry.heads]
+    assert len(claims) == len(set(claims))
+
+
+def test_heads_are_matched_by_pattern() -> None:
+    entry = Entry("x", ("vit",), ("layers[-1]",), "b c h w", heads=("*ForImageClassification",))
+    assert entry.matches("vit", "ViTForImageClassification")
+    assert not entry.matches("vit", "ViTModel")
+    assert not entry.matches("deit", "DeiTForImageClassification")
+
+
+def test_layer_patterns() -> None:
+    net = nn.ModuleDict({"tower": nn.ModuleDict({"layers": nn.ModuleList([nn.Identity() for _ in range(12)])})})
+    assert resolve_layer(net, "layers[-1]") == "tower.layers.11"
+    assert resolve_layer(net, "blocks|layers[-1]") == "tower.layers.11"
+    with pytest.raises(LayerError, match="no layer 'blocks"):
+        resolve_layer(net, "blocks[-1]")
+    twins = nn.ModuleDict(
+        {"text": nn.ModuleDict({"norm": nn.Identity()}), "vision": nn.ModuleDict({"norm": nn.Identity()})}
+    )
+    with pytest.raises(LayerError, match="several"):
+        resolve_layer(twins, "norm")
+    assert resolve_layer(twins, "vision.norm") == "vision.norm"
+
+
+@pytest.mark.parametrize(
+    ("cells", "size", "patch", "grids"),
+    [
+        (24, (96, 64), None, [(6, 4)]),
+        (24, (64, 96), (16, 16), [(4, 6)]),
+        (15, (70, 150), (4, 4), [(3, 5)]),  # a stride of 32 that rounds up, three stages after the patch
+        (8, (70, 150), (4, 4), [(2, 4)]),  # and one that rounds down
+        (35, (70, 98), (14, 14), [(5, 7)]),
+        (23, (64, 96), None, []),
+        (0, (64, 96), None, []),
+    ],
+)
+def test_token_grids(
+    cells: int, size: tuple[int, int], patch: tuple[int, int] | None, grids: list[tuple[int, int]]
+) -> None:
+    assert token_grids(cells, size, patch) == grids
+
+
+def test_layouts_put_every_value_at_its_place() -> None:
+    image = torch.arange(2 * 5 * 4 * 6).reshape(2, 5, 4, 6).float()
+    tokens = torch.cat([torch.full((2, 3, 5), -1.0), image.flatten(2).mT, torch.full((2, 2, 5), -2.0)], 1)
+    assert torch.equal(Layout("b c h w").to_spatial(image, SIZE), image)
+    assert torch.equal(Layout("b h w c").to_spatial(image.permute(0, 2, 3, 1), SIZE), image)
+    assert torch.equal(Layout("b (h w) c", prefix=3, suffix=2).to_spatial(tokens, SIZE), image)
+    assert torch.equal(AnyLayout().to_spatial(image, SIZE), image)
+    assert read_layouts((2, 4, 6, 5), SIZE)[0].axes == "b h w c"
+    with pytest.raises(LayoutError, match="no common stride"):
+        Layout("b c h w").to_spatial(image.permute(0, 2, 3, 1), SIZE)
+    with pytest.raises(LayoutError, match="prefix or suffix"):
+        Layout("b c h w", prefix=1)

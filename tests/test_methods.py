@@ -1,0 +1,324 @@
+"""Every method against the reference package, a float64 re-implementation and the laws that it must obey."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import hf_cam
+from hf_cam.cam import CAM
+from hf_cam.errors import MethodError, OptionError
+from hf_cam.maps import normalize, resize
+from hf_cam.methods import Method, get_method, list_methods, register
+from hf_cam.methods.reductions import first_component
+
+SIZE = (64, 96)
+
+NETS = {
+    "vit": lambda: ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=SIZE,
+            num_labels=7,
+        )
+    ),
+    "swin": lambda: SwinForImageClassification(
+        SwinConfig(image_size=SIZE, embed_dim=16, depths=[1, 1, 1], num_heads=[1, 2, 2], window_size=4, num_labels=7)
+    ),
+    "convnext": lambda: ConvNextForImageClassification(
+        ConvNextConfig(hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_labels=7)
+    ),
+    "resnet": lambda: ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32], depths=[1, 1, 1], num_labels=7)
+    ),
+}
+REFERENCE = {"gradcam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "eigencam": "EigenCAM"}
+
+
+def make(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    net = NETS[name]()
+    for parameter in net.parameters():  # wider than the usual start, so that maps are not all but flat
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.08)
+    return net.eval()
+
+
+def pictures(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+class Logits(nn.Module):
+    """The tensor in place of the record: what the reference package understands."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.net(pixel_values).logits
+
+
+def reference_map(method: str, net: nn.Module, layer: str, spatial, targets: list[int], x: Tensor) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own, about numpy and torch
+        package = importlib.import_module("pytorch_grad_cam")
+        outputs = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        kind = getattr(package, REFERENCE[method])
+        with kind(Logits(net), [net.get_submodule(layer)], reshape_transform=spatial) as cam:
+            return cam(input_tensor=x, targets=[outputs(target) for target in targets])
+
+
+@pytest.mark.parametrize("method", sorted(REFERENCE))
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_agrees_with_the_reference_package(name: str, method: str) -> None:
+    net, x, targets = make(name), pictures(), [2, 5]
+    cam = CAM(net, method)
+    layer = cam.adapter.layers[0]
+    ours = cam(x, targets).numpy()
+    theirs = reference_map(method, net, layer, lambda t: cam.adapter.to_spatial(t, SIZE), targets, x)
+    if method == "eigencam":  # a singular vector's sign is arbitrary; compare image by image with the one that fits
+        flipped = normalize(resize(normalize(_flipped_eigencam(cam, x)), SIZE)).numpy()
+        for one, other, their in zip(ours, flipped, theirs, strict=True):
+            assert min(np.abs(one - their).max(), np.abs(other - their).max()) < 1e-4
+    else:
+        assert ours.max() > 0.9
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def _flipped_eigencam(cam: CAM, x: Tensor) -> Tensor:
+    from hf_cam.capture import capture
+
+    with capture(cam.model, cam.adapter.layers, {"pixel_values": x}, gradients=False) as captured:
+        return (-first_component(cam.adapter.to_spatial(captured.activations[0], SIZE))).clamp_min(0)
+
+
+def slow_map(method: str, activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """One image's map `[h, w]` in float64, cell by cell and channel by channel."""
+    channels, rows, columns = activation.shape
+    result = np.zeros((rows, columns))
+    for c in range(channels):
+        mean = sum(gradient[c, i, j] for i in range(rows) for j in range(columns)) / (rows * columns)
+        for i in range(rows):
+            for j in range(columns):
+                weight = {"gradcam": mean, "hirescam": gradient[c, i, j], "layercam": max(gradient[c, i, j], 0)}[method]
+                result[i, j] += weight * activation[c, i, j]
+    return np.maximum(result, 0)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "layercam"])
+def test_agrees_with_a_slow_float64_implementation(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    maps = get_method(method).map(activations=a, gradients=g)
+    for i in range(2):
+        np.testing.assert_allclose(maps[i].numpy(), slow_map(method, a[i].numpy(), g[i].numpy()), atol=1e-12)
+    single = get_method(method).map(activations=a.float(), gradients=g.float())
+    np.testing.assert_allclose(single.numpy(), maps.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 3, 4), (2, 40, 3, 4)], ids=["more cells", "more channels"])
+def test_first_component_is_that_of_a_singular_value_decomposition(shape: tuple[int, ...]) -> None:
+    a = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = first_component(a)
+    for i in range(len(a)):
+        vectors = a[i].flatten(1).T.numpy()
+        direction = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)[2][0]
+        expected = ((vectors - vectors.mean(0)) @ direction).reshape(shape[2:])
+        expected *= np.sign((expected * ours[i].numpy()).sum())
+        np.testing.assert_allclose(ours[i].numpy(), expected, atol=1e-9)
+
+
+def test_first_component_is_positive_on_the_strongest_cells() -> None:
+    a = torch.rand(1, 6, 4, 5) * 0.01
+    a[0, :, 1, 2] = 5.0
+    assert first_component(a)[0, 1, 2] == first_component(a).max()
+    assert first_component(-a)[0, 1, 2] == first_component(-a).max()
+
+
+@pytest.mark.parametrize("name", ["swin", "convnext_pool"])
+def test_hirescam_sums_to_the_logit_less_its_bias_on_a_pooling_and_linear_head(name: str) -> None:
+    net = make("swin") if name == "swin" else _PoolNet().eval()
+    net = net.double()
+    from hf_cam.capture import capture
+
+    layer = "swin.layernorm" if name == "swin" else "features"
+    x = pictures().double()
+    with capture(net, [layer], {"pixel_values": x}) as captured:
+        logits = getattr(captured.outputs, "logits", captured.outputs)
+        [gradient] = captured.gradients(logits[:, 4].sum())
+        contributions = get_method("hirescam").contributions(captured.activations[0], gradient)
+    total = contributions.flatten(1).sum(1)
+    bias = (net.classifier if name == "swin" else net.head).bias[4]
+    torch.testing.assert_close(total, (logits[:, 4] - bias).detach(), atol=1e-12, rtol=1e-9)
+
+
+class _PoolNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 8, stride=8)
+        self.head = nn.Linear(6, 7)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.features(pixel_values).mean((2, 3)))
+
+
+def test_gradcam_is_hirescam_is_the_classic_cam_on_a_pooling_and_linear_head() -> None:
+    net, x = make("swin"), pictures()
+    weights = net.classifier.weight.detach()[[2, 5]]
+    tokens = {}
+    handle = net.swin.layernorm.register_forward_hook(lambda m, a, out: tokens.update(out=out.detach()))
+    net(x)
+    handle.remove()
+    classic = torch.einsum("bnc,bc->bn", tokens["out"], weights).clamp_min(0).reshape(2, 4, 6)
+    expected = normalize(resize(normalize(classic), SIZE))
+    for method in ("gradcam", "hirescam"):
+        torch.testing.assert_close(CAM(net, method)(x, [2, 5]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_a_batch_gives_the_maps_of_its_images(name: str, method: str) -> None:
+    net, x = make(name), pictures(3)
+    together = CAM(net, method)(x, [1, 2, 3])
+    alone = torch.cat([CAM(net, method)(x[i : i + 1], [i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", list_methods())
+def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.dtype) -> None:
+    net, x = make("vit"), pictures(1)
+    full = CAM(net, method)(x, [3])
+    half = CAM(make("vit").to(dtype), method)(x, [3])
+    assert half.dtype == torch.float32
+    assert spearmanr(full.flatten(), half.flatten()).statistic > 0.98
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_smoothing_changes_the_map_but_not_its_range(method: str) -> None:
+    net, x = make("convnext"), pictures(2)
+    plain = CAM(net, method)(x, [1, 2])
+    smoothed = CAM(net, method)(x, [1, 2], aug_smooth=True)
+    assert smoothed.shape == plain.shape
+    assert not torch.equal(smoothed, plain)
+    assert smoothed.min() >= 0
+    assert smoothed.max() <= 1
+
+
+def test_aug_smooth_is_the_mean_over_six_views() -> None:
+    net, x = make("resnet"), pictures(1)
+    cam = CAM(net, "hirescam")
+    views = []
+    for flip in (False, True):
+        for factor in (1.0, 0.9, 1.1):
+            view = x.flip(-1) * factor if flip else x * factor
+            raw = cam.saliency(view, lambda outputs: [[2]]).raw[0][0]
+            views.append(raw.flip(-1) if flip else raw)
+    smoothed = cam.saliency(x, lambda outputs: [[2]], aug_smooth=True).raw[0][0]
+    torch.testing.assert_close(smoothed, torch.stack(views).mean(0), atol=1e-6, rtol=1e-4)
+
+
+def test_eigen_smooth_is_the_first_component_of_the_contributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(2, 6, 3, 4, generator=generator) for _ in range(2))
+    method = get_method("gradcam")
+    expected = first_component(method.contributions(a, g)).clamp_min(0)
+    torch.testing.assert_close(method.map(activations=a, gradients=g, eigen_smooth=True), expected)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_constant_activations_are_no_evidence_and_never_nan(method: str) -> None:
+    a, g = torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)
+    needed = {"activations": a, "gradients": g}
+    record = get_method(method)
+    found = record.map(**{name: needed[name] for name in record.needs})
+    assert torch.equal(found, torch.zeros(1, 3, 5))
+
+
+def test_a_sum_within_its_own_rounding_error_is_no_evidence() -> None:
+    # The norm that follows ignores the scale of each token, so gradient times activation cancels cell by cell there:
+    # whatever float32 leaves of the sum is rounding error.
+    net, x = _NormNet(), pictures(2)
+    kept = CAM(net, "gradcam", layers="features")(x, [0, 1])
+    cancelled = CAM(net, "hirescam", layers="features")(x, [0, 1])
+    assert kept.any()
+    assert not cancelled.any()
+
+
+class _NormNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Conv2d(3, 32, 8, stride=8)
+        self.norm = nn.RMSNorm(32, eps=0.0)
+        self.head = nn.Linear(32, 7)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.norm(self.features(pixel_values).flatten(2).mT).tanh().mean(1))
+
+
+def test_normalize_leaves_noise_flat() -> None:
+    noisy = torch.full((1, 4, 4), 3.0) + torch.randn(1, 4, 4) * 1e-7
+    assert not normalize(noisy).any()
+    assert normalize(torch.tensor([[[0.0, 1e-20]]])).tolist() == [[[0.0, 1.0]]]
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "layercam", "eigencam", "randomcam"])
+def test_volumes_keep_their_depth(method: str) -> None:
+    a, g = (torch.randn(2, 5, 3, 4, 6) for _ in range(2))
+    record = get_method(method)
+    needed = {"activations": a, "gradients": g}
+    assert record.map(**{name: needed[name] for name in record.needs}).shape == (2, 3, 4, 6)
+
+
+def test_randomcam_repeats_itself_and_follows_its_seed() -> None:
+    net, x = make("resnet"), pictures(1)
+    assert torch.equal(CAM(net, "randomcam")(x), CAM(net, "randomcam")(x))
+    assert not torch.equal(CAM(net, "randomcam", seed=1)(x), CAM(net, "randomcam")(x))
+
+
+def test_every_method_has_its_class_and_a_paper() -> None:
+    for method_id in list_methods():
+        record = get_method(method_id)
+        handle = getattr(hf_cam, record.name)
+        assert handle.method_id == method_id
+        assert record.paper
+        assert record.summary
+        net, x = make("resnet"), pictures(1)
+        assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
+
+
+def test_registration_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
+    def needs_tea(activations: Tensor, tea: Tensor) -> Tensor:
+        return activations * tea
+
+    with pytest.raises(MethodError, match="registered already"):
+        register(get_method("gradcam"))
+    with pytest.raises(MethodError, match="no method id"):
+        register(Method("Grad CAM", "GradCAM", needs_tea, "-", "-"))
+    with pytest.raises(MethodError, match="tea"):
+        register(Method("teacam", "TeaCAM", needs_tea, "-", "-"))
+    with pytest.raises(MethodError, match="'gradcam'"):
+        get_method("grad-cam")
+    with pytest.raises(OptionError, match="no option 'gamma'"):
+        CAM(make("resnet"), "gradcam", gamma=2)
