@@ -220,6 +220,42 @@ def test_tokens_in_window_order_are_refuted():
     assert check_layouts(net, picture(), [("norm", Layout(TOKENS, patch=(16, 16)))]) == ["refuted"]
 
 
+def test_patches_that_are_shuffled_at_random_are_refuted():
+    class Shuffled(TokenNet):
+        def __init__(self):
+            super().__init__()
+            self.shuffle = nn.ModuleList([nn.LayerNorm(16)])
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            x = self.shuffle[0](x[:, torch.randperm(x.shape[1])])
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean(1))
+
+    finding = probe(Shuffled(), picture())
+    assert (finding.layer, finding.verdict) == ("patch", "confirmed")
+
+
+def test_cells_half_a_stride_off_are_not_taken_for_shifted_tokens():
+    class Strided(TokenNet):
+        def __init__(self):
+            super().__init__()
+            # With stride 2 and padding 1 a cell's centre lies half a pixel up and left of where its output is drawn.
+            self.patch = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 16, 16, 3, 2, 1) for i in range(4)])
+
+    assert check_layouts(Strided(), picture((128, 192)), [("norm", Layout(TOKENS, patch=(2, 2)))]) != ["refuted"]
+
+
+def test_a_refuted_finding_says_so():
+    class Shuffled(TokenNet):
+        def forward(self, x):
+            order = torch.randperm(x.shape[2])
+            return super().forward(x[:, :, order])
+
+    assert probe(Shuffled(), picture()).verdict == "refuted"
+
+
 # What comes back -----------------------------------------------------------------------------------------------------
 
 
@@ -255,13 +291,9 @@ def test_the_model_comes_back_untouched(fails):
 def test_it_works_where_the_caller_switched_gradients_off():
     with torch.no_grad():
         assert probe(ConvNet(), picture()).layer == "stages.1"
+    net = ConvNet()
     with torch.inference_mode():
-        assert probe(ConvNet.__call__ and _outside(), picture()).layer == "stages.1"
-
-
-def _outside():
-    with torch.inference_mode(False):
-        return ConvNet()
+        assert probe(net, picture()).layer == "stages.1"
 
 
 @pytest.mark.parametrize(
