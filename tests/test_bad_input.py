@@ -471,6 +471,7 @@ class Broken(RuntimeError):
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_an_exception_in_the_middle_of_the_forward_leaves_nothing_behind(vit, picture, where, mode, monkeypatch):
     def fail(*args, **kwargs):
+        torch.rand(1)
         raise Broken(where)
 
     monkeypatch.setattr(vit.get_submodule(where), "forward", fail)
