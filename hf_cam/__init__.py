@@ -14,10 +14,24 @@ from hf_cam._register import register_tasks_on_import
 if TYPE_CHECKING:
     from hf_cam import methods, targets
     from hf_cam.adapter import Adapter
-    from hf_cam.cam import CAM, EigenCAM, GradCAM, HiResCAM, LayerCAM, RandomCAM
+    from hf_cam.cam import CAM
     from hf_cam.errors import HFCamError
     from hf_cam.explainer import explain
     from hf_cam.explanation import Explanation, overlay
+    from hf_cam.handles import (
+        FEM,
+        KPCACAM,
+        EigenCAM,
+        EigenGradCAM,
+        GradCAM,
+        GradCAMElementWise,
+        GradCAMPlusPlus,
+        HiResCAM,
+        LayerCAM,
+        RandomCAM,
+        SegEigenCAM,
+        XGradCAM,
+    )
     from hf_cam.images import load_image
     from hf_cam.infer import infer_adapter
     from hf_cam.methods import list_methods
@@ -29,14 +43,21 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "CAM": "cam",
-    "EigenCAM": "cam",
+    "FEM": "handles",
+    "KPCACAM": "handles",
+    "SegEigenCAM": "handles",
+    "EigenGradCAM": "handles",
+    "XGradCAM": "handles",
+    "GradCAMPlusPlus": "handles",
+    "GradCAMElementWise": "handles",
+    "EigenCAM": "handles",
     "Explanation": "explanation",
-    "GradCAM": "cam",
+    "GradCAM": "handles",
     "HFCamError": "errors",
-    "HiResCAM": "cam",
+    "HiResCAM": "handles",
     "ImageCamPipeline": "pipelines",
-    "LayerCAM": "cam",
-    "RandomCAM": "cam",
+    "LayerCAM": "handles",
+    "RandomCAM": "handles",
     "demo_model": "zoo",
     "explain": "explainer",
     "infer_adapter": "infer",
@@ -49,15 +70,22 @@ _MODULES = ("methods", "targets")
 
 __all__ = [
     "CAM",
+    "FEM",
+    "KPCACAM",
     "Adapter",
     "EigenCAM",
+    "EigenGradCAM",
     "Explanation",
     "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
     "HFCamError",
     "HiResCAM",
     "ImageCamPipeline",
     "LayerCAM",
     "RandomCAM",
+    "SegEigenCAM",
+    "XGradCAM",
     "__version__",
     "demo_model",
     "explain",

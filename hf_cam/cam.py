@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -339,48 +339,3 @@ def _detached(output: Any) -> Any:
     if type(output) in (tuple, list):
         return type(output)(_detached(item) for item in output)
     return output
-
-
-class _NamedCAM(CAM):
-    """A method's own class: `GradCAM(model, layers, reshape)` is `CAM(model, "gradcam", layers, reshape)`."""
-
-    method_id: ClassVar[str]
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[str] | str | None = None,
-        reshape: Callable[[Tensor], Tensor] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, self.method_id, layers, reshape, **options)
-
-
-class GradCAM(_NamedCAM):
-    """Channels weighed by the spatial mean of their gradient (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
-
-    method_id = "gradcam"
-
-
-class HiResCAM(_NamedCAM):
-    """Gradient times activation, cell by cell (Draelos and Carin, arXiv:2011.08891)."""
-
-    method_id = "hirescam"
-
-
-class LayerCAM(_NamedCAM):
-    """Cells weighed by their own positive gradient (Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943)."""
-
-    method_id = "layercam"
-
-
-class EigenCAM(_NamedCAM):
-    """First principal component of the activations (Muhammad and Yeasin, IJCNN 2020, arXiv:2008.00299)."""
-
-    method_id = "eigencam"
-
-
-class RandomCAM(_NamedCAM):
-    """Random channel weights: the baseline that any method must beat."""
-
-    method_id = "randomcam"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hf_cam.methods.registry import Method, register
@@ -22,8 +23,36 @@ def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
     return gradients.clamp_min(0) * activations
 
 
+def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`relu(g_c a_c)`: only what speaks for the target, cell by cell and channel by channel."""
+    return (gradients * activations).clamp_min(0)
+
+
+def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`w_c a_c` with `w_c = sum(alpha relu(g_c))` and `alpha = g^2 / (2 g^2 + sum(a_c) g^3)` (eq. 19).
+
+    The equation stands for an exponential of the score, whose higher derivatives are powers of the first. `alpha` is 0
+    where the gradient is, and the small term that keeps the quotient finite is the reference implementation's.
+    """
+    squared = gradients.square()
+    denominator = 2 * squared + _spatial_sum(activations) * squared * gradients + 1e-6
+    alpha = torch.where(gradients != 0, squared / denominator, torch.zeros_like(gradients))
+    return _spatial_sum(alpha * gradients.clamp_min(0)) * activations
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
+    total = _spatial_sum(activations)
+    weights = _spatial_sum(gradients * activations) / torch.where(total == 0, torch.ones_like(total), total)
+    return torch.where(total == 0, torch.zeros_like(weights), weights) * activations
+
+
 def _spatial_mean(tensor: Tensor) -> Tensor:
     return tensor.mean(tuple(range(2, tensor.ndim)), keepdim=True)
+
+
+def _spatial_sum(tensor: Tensor) -> Tensor:
+    return tensor.sum(tuple(range(2, tensor.ndim)), keepdim=True)
 
 
 GRADCAM = register(
@@ -42,6 +71,33 @@ HIRESCAM = register(
         contributions=hirescam,
         paper="Draelos and Carin, HiResCAM, arXiv:2011.08891",
         summary="Gradient times activation, cell by cell; exact on pooling and linear heads.",
+    )
+)
+GRADCAM_ELEMENTWISE = register(
+    Method(
+        id="gradcam-elementwise",
+        name="GradCAMElementWise",
+        contributions=gradcam_elementwise,
+        paper="a variant of Grad-CAM without the average; no paper",
+        summary="Positive part of gradient times activation, summed over channels.",
+    )
+)
+GRADCAM_PLUSPLUS = register(
+    Method(
+        id="gradcam++",
+        name="GradCAMPlusPlus",
+        contributions=gradcam_plusplus,
+        paper="Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063",
+        summary="Channels weighed by their positive gradients, so that several instances count alike.",
+    )
+)
+XGRADCAM = register(
+    Method(
+        id="xgradcam",
+        name="XGradCAM",
+        contributions=xgradcam,
+        paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
+        summary="Channels weighed by their gradient's mean, weighted by the activation itself.",
     )
 )
 LAYERCAM = register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,43 @@ def first_component(contributions: Tensor) -> Tensor:
     >>> first_component(torch.zeros(1, 3, 2, 2)).abs().max()
     tensor(0.)
     """
+    projected, strength = _principal(contributions)
+    return _signed(projected, _is_upside_down(projected, strength), contributions)
+
+
+def first_component_by_extreme(contributions: Tensor) -> Tensor:
+    """`first_component` with the sign that makes its larger extreme positive (Seg-Eigen-CAM, eq. 13)."""
+    projected, _ = _principal(contributions)
+    return _signed(projected, (projected.amax(1) < -projected.amin(1))[:, None], contributions)
+
+
+def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
+    """The first component of scikit-learn's `KernelPCA` of the cells' centred channel vectors, image by image.
+
+    A kernel's coordinates have no unit: they are scaled to the length of the cells' own vectors.
+
+    Args:
+        contributions: `[B, C, *space]`.
+        kernel: "linear", "poly", "rbf", "sigmoid" or "cosine".
+        gamma: Of the kernel; 1 / C where not given.
+    """
+    from sklearn.decomposition import KernelPCA
+
+    vectors = contributions.flatten(2).transpose(1, 2)
+    centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
+    found = []
+    for cells in centred:
+        analysis = KernelPCA(n_components=1, kernel=kernel, gamma=gamma)
+        found.append(analysis.fit_transform(cells)[:, 0] if cells.any() else np.zeros(len(cells)))
+    projected = torch.from_numpy(np.stack(found))
+    lengths = torch.from_numpy(np.linalg.norm(centred, axis=(1, 2)))
+    scale = lengths / projected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    projected = (projected * scale[:, None]).to(contributions)
+    return _signed(projected, _is_upside_down(projected, vectors.norm(dim=-1)), contributions)
+
+
+def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells' coordinates on the first principal component, of either sign, and their norms, `[B, cells]` both."""
     vectors = contributions.flatten(2).transpose(1, 2)
     centred = vectors - vectors.mean(1, keepdim=True)
     if centred.shape[1] < centred.shape[2]:
@@ -32,8 +70,11 @@ def first_component(contributions: Tensor) -> Tensor:
         projected = bases[..., -1] * values[..., -1:].clamp_min(0).sqrt()
     else:
         projected = (centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1:]).squeeze(-1)
-    signed = torch.where(_is_upside_down(projected, vectors.norm(dim=-1)), -projected, projected)
-    return signed.reshape(len(signed), *contributions.shape[2:])
+    return projected, vectors.norm(dim=-1)
+
+
+def _signed(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:
+    return torch.where(upside_down, -projected, projected).reshape(len(projected), *contributions.shape[2:])
 
 
 def _is_upside_down(projected: Tensor, strength: Tensor) -> Tensor:

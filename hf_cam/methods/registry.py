@@ -30,7 +30,8 @@ class Method:
             default name the evidence that it needs, the others are options.
         paper: Authors, title or venue, and arXiv id.
         summary: One sentence.
-        reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or their first principal component.
+        reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or a principal component of them; its parameters
+            with a default are options too.
     """
 
     id: str
@@ -38,7 +39,7 @@ class Method:
     contributions: Callable[..., Tensor] = field(repr=False)
     paper: str
     summary: str
-    reduce: Callable[[Tensor], Tensor] = field(default=channel_sum, repr=False)
+    reduce: Callable[..., Tensor] = field(default=channel_sum, repr=False)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,10 +50,7 @@ class Method:
     @property
     def options(self) -> dict[str, Any]:
         """Its options and their defaults."""
-        parameters = inspect.signature(self.contributions).parameters.values()
-        return {
-            parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
-        }
+        return {**_defaults(self.contributions), **_defaults(self.reduce)}
 
     @property
     def ignores_target(self) -> bool:
@@ -82,11 +80,21 @@ class Method:
         tensors = {name: _at_least_float32(evidence[name]) for name in self.needs}
         rounding = max(torch.finfo(evidence[name].dtype).eps for name in self.needs)
         options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
-        contributions = self.contributions(**tensors, **options)
-        reduced = (first_component if eigen_smooth else self.reduce)(contributions).clamp_min(0)
+        reduce = first_component if eigen_smooth else self.reduce
+        contributions = self.contributions(**tensors, **_pick(options, self.contributions))
+        reduced = reduce(contributions, **_pick(options, reduce)).clamp_min(0)
         # Independent errors of one rounding a term add up like the terms' Euclidean norm.
         error = rounding * contributions.norm(dim=1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
         return torch.where(reduced <= 4 * error, torch.zeros_like(reduced), reduced)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def _pick(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in _defaults(function)}
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

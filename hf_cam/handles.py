@@ -1,0 +1,72 @@
+"""A class for each method: `GradCAM(model, layers, reshape)` is `CAM(model, "gradcam", layers, reshape)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from hf_cam.cam import CAM
+from hf_cam.methods import get_method
+
+
+class NamedCAM(CAM):
+    """A CAM of one method; its subclasses take their documentation from the method's record."""
+
+    method_id: ClassVar[str]
+
+    def __init_subclass__(cls, method_id: str) -> None:
+        """Take name and paper from the registry.
+
+        Raises:
+            MethodError: there is no such method.
+        """
+        method = get_method(method_id)
+        cls.method_id = method_id
+        cls.__doc__ = f"{method.summary}\n\n    {method.paper}\n\n    See `CAM` for the arguments.\n    "
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, self.method_id, layers, reshape, **options)
+
+
+class GradCAM(NamedCAM, method_id="gradcam"): ...
+
+
+class HiResCAM(NamedCAM, method_id="hirescam"): ...
+
+
+class GradCAMElementWise(NamedCAM, method_id="gradcam-elementwise"): ...
+
+
+class GradCAMPlusPlus(NamedCAM, method_id="gradcam++"): ...
+
+
+class XGradCAM(NamedCAM, method_id="xgradcam"): ...
+
+
+class LayerCAM(NamedCAM, method_id="layercam"): ...
+
+
+class EigenCAM(NamedCAM, method_id="eigencam"): ...
+
+
+class EigenGradCAM(NamedCAM, method_id="eigengradcam"): ...
+
+
+class SegEigenCAM(NamedCAM, method_id="segeigencam"): ...
+
+
+class KPCACAM(NamedCAM, method_id="kpcacam"): ...
+
+
+class FEM(NamedCAM, method_id="fem"): ...
+
+
+class RandomCAM(NamedCAM, method_id="randomcam"): ...
