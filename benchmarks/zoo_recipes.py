@@ -1,0 +1,535 @@
+"""What each model of the zoo is, what it starts from, what it minimises and what it reads.
+
+Every model is an unmodified transformers class. While it trains, a linear head that is thrown away afterwards tells
+from each cell of its last feature map what lies there: the masks are known, and so dense a signal teaches a small
+transformer in minutes what labels alone would take hours to teach.
+
+To add a model: a `build_` function, a loss, an entry in `RECIPES`, and its floor in `zoo_quality.FLOORS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+
+from benchmarks.scenes import COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, SceneBatch, SceneBlocks, Size
+
+SMALL: Size = (48, 64)
+"""Scenes of one item, a quarter of the cost: models learn what clothes look like here, and where they lie later."""
+
+Loss = Callable[[nn.Module, nn.Module, SceneBatch, torch.Tensor], torch.Tensor]
+"""`(model, dense head, batch, pixel_values) -> scalar`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a curriculum: how long, on scenes of which size, with how many items at most."""
+
+    steps: int
+    size: Size = SIZE
+    max_items: int = MAX_ITEMS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes one model.
+
+    Args:
+        build: a fresh model for scenes of a size; the folder holds the zoo, for those that start from another model.
+        loss: what is minimised.
+        processor: what turns photographs into the pixels the model was trained on; saved beside the model.
+        head: the dense head, which is thrown away; what it reads is the loss's business.
+        task: the Hub's name for what it does.
+        stages: the curriculum.
+        start: the model of the zoo whose weights it starts from.
+        compiled: the part worth compiling; a transformer this narrow spends its time between the matrix products.
+        learning_rate: the peak of the schedule.
+    """
+
+    build: Callable[[Size, Path], hf.PreTrainedModel]
+    loss: Loss
+    processor: Callable[[], hf.BaseImageProcessor | hf.ProcessorMixin]
+    head: Callable[[], nn.Module]
+    task: str
+    stages: tuple[Stage, ...]
+    start: str | None = None
+    compiled: str | None = None
+    learning_rate: float = 2e-3
+
+
+# --- what is minimised -------------------------------------------------------------------------------------------
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] to float in [-1, 1]: what the saved processors do with a mean and deviation of 0.5."""
+    return images.float() / 127.5 - 1
+
+
+def label_loss(logits: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
+    """Binary cross-entropy of `(B, 10)` logits, summed over the labels."""
+    return F.binary_cross_entropy_with_logits(logits.float(), batch.multi_hot(), reduction="none").sum(1).mean()
+
+
+def dense_loss(head: nn.Module, feature_map: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
+    """How well the head tells, from each cell of `(B, C, h, w)`, the share of each class in that cell."""
+    return cell_loss(head(feature_map), batch.classes)
+
+
+def cell_loss(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `(B, n, h, w)` logits with the shares of a mask's values, the background weighted down."""
+    shares = cell_shares(values, logits.shape[1], logits.shape[-2:])
+    weight = 0.1 + shares[:, 1:].sum(1)
+    return (F.cross_entropy(logits.float(), shares, reduction="none") * weight).sum() / weight.sum()
+
+
+def cell_shares(values: torch.Tensor, bins: int, grid: Size) -> torch.Tensor:
+    """A mask `(B, H, W)` to the share of each of its values in each cell: float32 `(B, bins, h, w)`, sum 1."""
+    count, height, width = values.shape
+    h, w = grid
+    rows = torch.arange(height, device=values.device)[:, None] * h // height
+    columns = torch.arange(width, device=values.device) * w // width
+    cell = torch.arange(count, device=values.device)[:, None, None] * h * w + rows * w + columns
+    counts = torch.bincount((cell * bins + values).flatten(), minlength=count * h * w * bins)
+    shares = counts.view(count, h, w, bins).permute(0, 3, 1, 2).float()
+    return shares / shares.sum(1, keepdim=True)
+
+
+def convnext_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Labels from the pooled map, classes from each of its cells."""
+    out = model.convnext(pixel_values)
+    return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, out.last_hidden_state, batch)
+
+
+def vit_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Labels from the class token, classes from each patch token."""
+    tokens = model.vit(pixel_values).last_hidden_state
+    return label_loss(model.classifier(tokens[:, 0]), batch) + dense_loss(
+        head, lay_out(tokens[:, 1:], pixel_values), batch
+    )
+
+
+def swin_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Labels from the pooled tokens, classes from each token."""
+    out = model.swin(pixel_values)
+    feature_map = lay_out(out.last_hidden_state, pixel_values)
+    return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, feature_map, batch)
+
+
+def dinov2_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Labels from the class token beside the mean patch, classes from each patch token; registers serve nobody."""
+    tokens = model.dinov2_with_registers(pixel_values).last_hidden_state
+    patches = tokens[:, 1 + model.config.num_register_tokens :]
+    logits = model.classifier(torch.cat([tokens[:, 0], patches.mean(1)], 1))
+    return label_loss(logits, batch) + dense_loss(head, lay_out(patches, pixel_values), batch)
+
+
+def segformer_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with the shares of the classes in each cell of the output, a quarter of the scene's size."""
+    logits = model(pixel_values).logits.float()
+    return F.cross_entropy(logits, cell_shares(batch.classes, logits.shape[1], logits.shape[-2:]))
+
+
+def detr_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """DETR's own loss at every decoder layer, and classes from each cell of the encoder's output."""
+    out = model.model(pixel_values)
+    dense = dense_loss(head, lay_out(out.encoder_last_hidden_state, pixel_values), batch)
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        hidden = out.intermediate_hidden_states.float()
+        logits, boxes = model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid()
+        targets = detr_targets(batch)
+        loss, *_ = model.loss_function(logits[-1], targets, pixel_values.device, boxes[-1], model.config, logits, boxes)
+    return loss + dense
+
+
+def detr_targets(batch: SceneBatch) -> list[dict[str, torch.Tensor]]:
+    """Labels and boxes as centre x, centre y, width, height in shares of the scene."""
+    height, width = batch.images.shape[-2:]
+    corners = batch.boxes / torch.tensor([width, height, width, height], device=batch.boxes.device)
+    low, high = corners[..., :2], corners[..., 2:]
+    boxes = torch.cat([(low + high) / 2, high - low], -1)
+    return [
+        {"class_labels": labels[labels >= 0], "boxes": box[labels >= 0]}
+        for labels, box in zip(batch.labels, boxes, strict=True)
+    ]
+
+
+def clip_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Scenes against all prompts and against each other's captions; class and colour from each patch token."""
+    side = model.config.vision_config.image_size
+    pixel_values = F.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
+    vision = model.vision_model(pixel_values)
+    cells = head(lay_out(vision.last_hidden_state[:, 1:], pixel_values))
+    classes, colors = cells.split([len(LABELS) + 1, len(COLORS) + 1], 1)
+    images = F.normalize(model.visual_projection(vision.pooler_output).float(), dim=-1) * model.logit_scale.exp()
+    template = TEMPLATES[int(torch.randint(len(TEMPLATES), ()))]
+    prompts = images @ embed_text(model, [template.format(prompt) for prompt in PROMPTS]).T
+    captions = images @ embed_text(model, [batch.scene(i).caption for i in range(len(batch))]).T
+    pairs = torch.arange(len(batch), device=images.device)
+    contrast = (F.cross_entropy(captions, pairs) + F.cross_entropy(captions.T, pairs)) / 2
+    return (
+        prompt_loss(prompts, batch.true_prompts())
+        + contrast
+        + cell_loss(classes, batch.classes)
+        + cell_loss(colors, batch.color_masks())
+    )
+
+
+def prompt_loss(similarities: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Each true prompt of a scene against all that are false of it; `(B, P)` both."""
+    rivals = similarities.masked_fill(truth, -torch.inf).logsumexp(1, keepdim=True)
+    return F.softplus(rivals - similarities)[truth].mean()
+
+
+def embed_text(model: nn.Module, texts: list[str]) -> torch.Tensor:
+    """Texts to unit vectors `(T, C)`."""
+    tokens = clip_tokenizer()(texts, padding=True, return_tensors="pt").to(model.device)
+    return F.normalize(model.text_projection(model.text_model(**tokens).pooler_output).float(), dim=-1)
+
+
+def lay_out(tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Tokens `(B, h * w, C)` of square cells to a map `(B, C, h, w)`."""
+    height, width = pixel_values.shape[-2:]
+    stride = math.isqrt(height * width // tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (height // stride, width // stride))
+
+
+# --- what is trained ---------------------------------------------------------------------------------------------
+
+
+def class_names() -> dict[str, dict[int, str] | dict[str, int]]:
+    """`id2label` and `label2id` of the ten labels, as keyword arguments of a config."""
+    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+
+
+def build_convnext(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """Three stages, so that the last map of a scene still has 6 x 8 cells."""
+    config = hf.ConvNextConfig(
+        num_stages=3,
+        hidden_sizes=[32, 64, 128],
+        depths=[2, 2, 5],
+        layer_scale_init_value=0.5,
+        image_size=list(size),
+        problem_type="multi_label_classification",
+        **class_names(),
+    )
+    return hf.ConvNextForImageClassification(config)
+
+
+def build_vit(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """Patches of 8 pixels: 12 x 16 tokens and a class token."""
+    config = hf.ViTConfig(
+        hidden_size=96,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        intermediate_size=384,
+        image_size=list(size),
+        patch_size=8,
+        problem_type="multi_label_classification",
+        **class_names(),
+    )
+    return hf.ViTForImageClassification(config)
+
+
+def build_swin(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """Three stages with windows of 4 x 4 tokens; the last map of a scene has 6 x 8 cells."""
+    config = hf.SwinConfig(
+        image_size=list(size),
+        patch_size=4,
+        embed_dim=40,
+        depths=[2, 2, 2],
+        num_heads=[2, 4, 8],
+        window_size=4,
+        drop_path_rate=0.0,
+        problem_type="multi_label_classification",
+        **class_names(),
+    )
+    return hf.SwinForImageClassification(config)
+
+
+def build_dinov2(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """The ViT of the zoo with four registers more; its positions lie on a square that every forward interpolates."""
+    config = hf.Dinov2WithRegistersConfig(
+        hidden_size=96,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=112,
+        patch_size=8,
+        num_register_tokens=4,
+        problem_type="multi_label_classification",
+        **class_names(),
+    )
+    model = hf.Dinov2WithRegistersForImageClassification(config)
+    renamed = rename(vit_weights(zoo), DINOV2_NAMES)
+    name = "dinov2_with_registers.embeddings.position_embeddings"
+    renamed[name] = resize_positions(renamed[name], 14 * 14)
+    model.load_state_dict(renamed, strict=False)
+    return model
+
+
+def build_segformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """Label 0 is the background."""
+    names = ("background", *LABELS)
+    config = hf.SegformerConfig(
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[1, 1, 2, 2],
+        num_attention_heads=[1, 1, 2, 4],
+        decoder_hidden_size=64,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
+    return hf.SegformerForSemanticSegmentation(config)
+
+
+def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """The ConvNeXt of the zoo, short of two blocks, under a small encoder and decoder with 12 queries."""
+    source = hf.ConvNextForImageClassification.from_pretrained(zoo / "convnext", dtype=torch.float32)
+    backbone = hf.ConvNextConfig(
+        num_stages=3, hidden_sizes=source.config.hidden_sizes, depths=[2, 2, 3], out_features=["stage3"]
+    )
+    config = hf.DetrConfig(
+        backbone_config=backbone,
+        d_model=80,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=192,
+        decoder_ffn_dim=192,
+        num_queries=12,
+        dropout=0.0,
+        auxiliary_loss=True,
+        eos_coefficient=0.25,
+        **class_names(),
+    )
+    model = hf.DetrForObjectDetection(config)
+    model.model.backbone.model.load_state_dict(source.convnext.state_dict(), strict=False)
+    return model
+
+
+def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """The ViT of the zoo on a square picture, beside a text tower of two layers."""
+    tokenizer = clip_tokenizer()
+    config = hf.CLIPConfig(
+        vision_config={
+            "hidden_size": 96,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 3,
+            "intermediate_size": 384,
+            "image_size": size[0],
+            "patch_size": 8,
+            "hidden_act": "gelu",
+        },
+        text_config={
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "max_position_embeddings": 48,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        projection_dim=64,
+    )
+    model = hf.CLIPModel(config)
+    renamed = rename(vit_weights(zoo), CLIP_NAMES)
+    positions = resize_positions(renamed.pop("positions"), (size[0] // 8) ** 2)[0]
+    # CLIP's patches have no bias and are normalised: the positions take the one, a scale undoes the other.
+    positions[1:] += renamed.pop("patch_bias")
+    renamed["vision_model.embeddings.position_embedding.weight"] = positions
+    name = "vision_model.embeddings.class_embedding"
+    renamed[name] = renamed[name].flatten()
+    model.load_state_dict(renamed, strict=False)
+    with torch.no_grad():
+        pixel_values = normalize(SceneBlocks("train", size=(size[0], size[0]))[0].images)
+        model.vision_model.pre_layrnorm.weight.fill_(model.vision_model.embeddings(pixel_values).std(-1).mean())
+    return model
+
+
+# --- how one model starts from another ---------------------------------------------------------------------------
+
+DINOV2_NAMES = {
+    "vit.layers.": "dinov2_with_registers.encoder.layer.",
+    "vit.": "dinov2_with_registers.",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+CLIP_NAMES = {
+    "vit.embeddings.cls_token": "vision_model.embeddings.class_embedding",
+    "vit.embeddings.position_embeddings": "positions",
+    "vit.embeddings.patch_embeddings.projection.bias": "patch_bias",
+    "vit.embeddings.patch_embeddings.projection.weight": "vision_model.embeddings.patch_embedding.weight",
+    "vit.layers.": "vision_model.encoder.layers.",
+    "attention.o_proj": "self_attn.out_proj",
+    ".attention.": ".self_attn.",
+    "layernorm_before": "layer_norm1",
+    "layernorm_after": "layer_norm2",
+    "vit.layernorm": "vision_model.post_layernorm",
+}
+
+
+def vit_weights(zoo: Path) -> dict[str, torch.Tensor]:
+    """The weights of the zoo's ViT without its classifier."""
+    model = hf.ViTForImageClassification.from_pretrained(zoo / "vit", dtype=torch.float32)
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith("vit.")}
+
+
+def rename(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The same weights with each part of a name replaced, in order."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed
+
+
+def grid_of(count: int) -> Size:
+    """How many patches lie in a square, or else in the 3 x 4 of a scene: 144 is 12 x 12, 192 is 12 x 16."""
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else (3 * math.isqrt(count // 12), 4 * math.isqrt(count // 12))
+
+
+def resize_positions(positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Interpolate position embeddings `(..., 1 + n, C)` to `(..., 1 + count, C)`; the class token's stays."""
+    special, patches = positions[..., :1, :], positions[..., 1:, :]
+    grid = patches.reshape(1, *grid_of(patches.shape[-2]), -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, grid_of(count), mode="bilinear").flatten(2).transpose(1, 2)
+    return torch.cat([special, resized.reshape(*positions.shape[:-2], count, -1)], -2)
+
+
+# --- what a model reads ------------------------------------------------------------------------------------------
+
+SCENE_PIXELS = {
+    "size": {"height": SIZE[0], "width": SIZE[1]},
+    "resample": 2,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+"""Resize to the size of a scene with bilinear interpolation, then scale to [-1, 1]."""
+
+TEMPLATES = ("{}", "{}", "a photo of {}", "a picture of {}", "there is {}", "{} on the floor")
+
+
+@lru_cache(maxsize=1)
+def clip_tokenizer() -> hf.CLIPTokenizer:
+    """A byte-pair tokenizer that knows the words of the captions whole and spells out any other."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    words = " and ".join(template.format(prompt) for prompt in PROMPTS for template in TEMPLATES).replace("-", " - ")
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        [words], trainers.BpeTrainer(end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    )
+    learned = json.loads(tokenizer.to_str())["model"]
+    letters = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
+    words_and_parts = [token for token in sorted(learned["vocab"], key=learned["vocab"].get) if token not in letters]
+    vocab = {token: i for i, token in enumerate([*letters, *words_and_parts, start, end])}
+    return hf.CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in learned["merges"]], model_max_length=48)
+
+
+def clip_processor() -> hf.CLIPProcessor:
+    """A square picture, not cropped: what stands at the edge must stay in it."""
+    square = SCENE_PIXELS | {"size": {"height": SIZE[0], "width": SIZE[0]}, "do_center_crop": False}
+    return hf.CLIPProcessor(hf.CLIPImageProcessor(**square), clip_tokenizer())
+
+
+def detr_processor() -> hf.DetrImageProcessor:
+    """DETR keeps the aspect ratio."""
+    return hf.DetrImageProcessor(**SCENE_PIXELS | {"size": {"shortest_edge": SIZE[0], "longest_edge": SIZE[1]}})
+
+
+# --- the zoo -----------------------------------------------------------------------------------------------------
+
+label_processor = partial(hf.ViTImageProcessor, **SCENE_PIXELS)
+segment_processor = partial(hf.SegformerImageProcessor, do_reduce_labels=False, **SCENE_PIXELS)
+
+
+def cell_head(channels: int, outputs: int = len(LABELS) + 1) -> Callable[[], nn.Module]:
+    """A linear read-out of each cell."""
+    return partial(nn.Conv2d, channels, outputs, 1)
+
+
+CLASSIFY, SEGMENT, DETECT, COMPARE = (
+    "image-classification",
+    "image-segmentation",
+    "object-detection",
+    "zero-shot-image-classification",
+)
+
+RECIPES = {
+    "convnext": Recipe(
+        build_convnext, convnext_loss, label_processor, cell_head(128), CLASSIFY, (Stage(1200, SMALL, 1), Stage(1700))
+    ),
+    "vit": Recipe(
+        build_vit,
+        vit_loss,
+        label_processor,
+        cell_head(96),
+        CLASSIFY,
+        (Stage(4000, SMALL, 1), Stage(800)),
+        compiled="vit",
+    ),
+    "segformer": Recipe(
+        build_segformer,
+        segformer_loss,
+        segment_processor,
+        nn.Identity,
+        SEGMENT,
+        (Stage(1800, (64, 64), 2), Stage(900)),
+    ),
+    "clip": Recipe(
+        build_clip,
+        clip_loss,
+        clip_processor,
+        cell_head(96, len(LABELS) + 1 + len(COLORS) + 1),
+        COMPARE,
+        (Stage(1200, SMALL, 1), Stage(800)),
+        start="vit",
+        compiled="vision_model",
+    ),
+    # A window of four cells would shrink for good on a map of three: the small scenes are 64 high here.
+    "swin": Recipe(
+        build_swin,
+        swin_loss,
+        label_processor,
+        cell_head(160),
+        CLASSIFY,
+        (Stage(1500, (64, 64), 2), Stage(1000)),
+        compiled="swin",
+    ),
+    "dinov2": Recipe(
+        build_dinov2,
+        dinov2_loss,
+        label_processor,
+        cell_head(96),
+        CLASSIFY,
+        (Stage(500),),
+        start="vit",
+        compiled="dinov2_with_registers",
+    ),
+    "detr": Recipe(
+        build_detr,
+        detr_loss,
+        detr_processor,
+        cell_head(80),
+        DETECT,
+        (Stage(2500, SMALL, 1), Stage(1400)),
+        start="convnext",
+    ),
+}
+"""In an order in which every model comes after the one it starts from."""

@@ -1,0 +1,195 @@
+"""The trained models: they load as any Hub folder does, reload to the byte, and reach their floors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
+
+from benchmarks.scenes import DEBIAN_ROOT, LABELS, PROMPTS, SceneBatch
+from benchmarks.train_zoo import train
+from benchmarks.zoo_quality import FLOORS, ZOO, average_precision, choices, match
+from benchmarks.zoo_recipes import (
+    CLASSIFY,
+    COMPARE,
+    DETECT,
+    RECIPES,
+    SEGMENT,
+    cell_shares,
+    clip_tokenizer,
+    normalize,
+    resize_positions,
+)
+
+AUTO = {
+    CLASSIFY: hf.AutoModelForImageClassification,
+    SEGMENT: hf.AutoModelForSemanticSegmentation,
+    DETECT: hf.AutoModelForObjectDetection,
+    COMPARE: hf.AutoModelForZeroShotImageClassification,
+}
+NAMES = [name for name in RECIPES if (ZOO / name).is_dir()]
+each_model = pytest.mark.parametrize("name", NAMES)
+needs_pictures = pytest.mark.skipif(not DEBIAN_ROOT.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+
+
+def load(name: str) -> hf.PreTrainedModel:
+    model, info = AUTO[RECIPES[name].task].from_pretrained(ZOO / name, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def inputs(name: str, pixels: object) -> dict[str, torch.Tensor]:
+    found = dict(hf.AutoImageProcessor.from_pretrained(ZOO / name)(images=pixels, return_tensors="pt"))
+    if RECIPES[name].task == COMPARE:
+        found |= hf.AutoTokenizer.from_pretrained(ZOO / name)(
+            ["a red bag", "a sneaker"], padding=True, return_tensors="pt"
+        )
+    return found
+
+
+def test_every_recipe_has_a_floor_and_every_folder_a_recipe() -> None:
+    assert set(RECIPES) == set(FLOORS)
+    assert {path.name for path in ZOO.iterdir() if path.is_dir() and not path.name.startswith("_")} <= set(RECIPES)
+
+
+@each_model
+def test_weights_reload_to_the_byte_from_float16_and_compute_in_float32(name: str) -> None:
+    model = load(name)
+    stored = load_file(ZOO / name / "model.safetensors")
+    assert model.dtype == torch.float32
+    state = model.state_dict()
+    for key, tensor in stored.items():
+        assert tensor.dtype == torch.float16 or not tensor.is_floating_point()
+        assert torch.equal(state[key].to(tensor.dtype), tensor), key
+
+
+@each_model
+def test_weights_are_small_enough_to_ship(name: str) -> None:
+    assert (ZOO / name / "model.safetensors").stat().st_size < 2_000_000
+
+
+@each_model
+def test_labels_have_their_names(name: str) -> None:
+    if RECIPES[name].task == COMPARE:
+        pytest.skip("a dual encoder has no labels")
+    names = list(load(name).config.id2label.values())
+    assert names == (["background"] if RECIPES[name].task == SEGMENT else []) + list(LABELS)
+
+
+@each_model
+def test_the_processor_repeats_the_normalisation_of_the_training(name: str) -> None:
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = normalize(images)
+    if RECIPES[name].task == COMPARE:
+        expected = F.interpolate(expected, (96, 96), mode="bilinear", antialias=True)
+    difference = (inputs(name, list(images))["pixel_values"] - expected).abs().max()
+    assert difference <= 1.01 / 127.5  # a resized picture is rounded to whole grey values
+
+
+@each_model
+@pytest.mark.parametrize("size", [(96, 128), (128, 128), (333, 500), (200, 60)])
+def test_pictures_of_any_size_pass(name: str, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    with torch.no_grad():
+        output = load(name)(**inputs(name, picture))
+    scores = output.logits_per_image if RECIPES[name].task == COMPARE else output.logits
+    assert scores.isfinite().all()
+
+
+@each_model
+def test_the_card_names_the_command_and_the_floor(name: str) -> None:
+    card = (ZOO / name / "README.md").read_text()
+    assert f"python -m benchmarks.train_zoo {name}" in card
+    assert f"{FLOORS[name].minimum:.2f} |" in card
+    assert json.loads((ZOO / name / "config.json").read_text())["architectures"][0] in card
+
+
+@needs_pictures
+@each_model
+def test_the_model_reaches_its_floor_on_scenes_it_never_saw(name: str) -> None:
+    floor = FLOORS[name]
+    assert floor.measure(ZOO / name, 1024, torch.device("cpu")) >= floor.minimum
+
+
+@needs_pictures
+def test_the_same_command_trains_the_same_weights() -> None:
+    first, second = (train(RECIPES["convnext"], torch.device("cpu"), 2, ZOO).state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_tokenizer_keeps_words_whole_and_spells_out_the_rest() -> None:
+    tokenizer = clip_tokenizer()
+    assert tokenizer.tokenize("a red bag") == ["a</w>", "red</w>", "bag</w>"]
+    ids = tokenizer("a kettle on the Moon")["input_ids"]
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert "".join(tokenizer.tokenize("a kettle")).replace("</w>", " ").strip() == "a kettle"
+
+
+@pytest.mark.parametrize("positives", [1, 5, 20])
+def test_average_precision_is_that_of_scikit_learn(positives: int) -> None:
+    rng = np.random.default_rng(positives)
+    truth = rng.permutation(np.arange(40) < positives)
+    scores = rng.normal(size=40)
+    assert average_precision(scores, truth, positives) == pytest.approx(average_precision_score(truth, scores))
+
+
+def test_average_precision_counts_what_was_never_found() -> None:
+    assert average_precision(np.array([0.9, 0.1]), np.array([True, False]), 2) == pytest.approx(0.5)
+
+
+def test_a_second_detection_of_one_object_is_wrong() -> None:
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    detection = {"boxes": box.repeat(3, 1), "labels": torch.tensor([2, 2, 3]), "scores": torch.tensor([0.5, 0.9, 0.8])}
+    assert match(detection, torch.tensor([2]), box) == [
+        (2, pytest.approx(0.9), True),
+        (3, pytest.approx(0.8), False),
+        (2, 0.5, False),
+    ]
+
+
+def scene_batch() -> SceneBatch:
+    """One scene: a red bag on the left half, a plain sneaker on the right half."""
+    instances = torch.ones(1, 4, 8, dtype=torch.long)
+    instances[..., 4:] = 2
+    labels = torch.tensor([[8, 7, -1, -1]])
+    return SceneBatch(
+        images=torch.zeros(1, 3, 4, 8, dtype=torch.uint8),
+        labels=labels,
+        colors=torch.tensor([[1, 0, -1, -1]]),
+        boxes=torch.zeros(1, 4, 4),
+        instances=instances,
+        classes=F.pad(labels + 1, (1, 0)).gather(1, instances.flatten(1)).view_as(instances),
+    )
+
+
+def test_of_eight_prompts_one_is_true() -> None:
+    batch = scene_batch()
+    for seed in range(20):
+        asked = choices(batch, 0, np.random.default_rng(seed))
+        assert len(set(asked)) == 8
+        assert [bool(batch.true_prompts()[0, prompt]) for prompt in asked] == [True] + [False] * 7
+        assert PROMPTS[asked[0]] in ("a red bag", "a sneaker")
+
+
+def test_cells_know_the_share_of_each_value() -> None:
+    shares = cell_shares(scene_batch().classes, 11, (2, 2))
+    assert shares.shape == (1, 11, 2, 2)
+    assert torch.equal(shares[0, 9], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert torch.equal(shares[0, 8], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+
+def test_positions_grow_to_another_grid_and_keep_the_class_token() -> None:
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
+    small = torch.cat([torch.full((1, 2), 9.0), torch.stack([rows, columns], -1).flatten(0, 1)])
+    large = resize_positions(small[None], 12 * 16)[0]
+    assert large.shape == (193, 2)
+    assert torch.equal(large[0], small[0])
+    grid = large[1:].unflatten(0, (12, 16))
+    assert torch.allclose(grid[1:-1, 5, 0], torch.arange(0.25, 5, 0.5))
+    assert torch.allclose(grid[5, 1:-1, 1], torch.arange(0.25, 7, 0.5))
