@@ -59,10 +59,11 @@ def _existing(source: str | Path) -> Path:
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow warns from 89 megapixels, which cameras reach, and refuses from twice that.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 return _rgb(image, repr(name))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to open safely: {error}") from error
     except UnidentifiedImageError as error:
         size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size

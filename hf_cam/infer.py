@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_cam.adapter import Adapter, find_cam_config, read_cam_config
 from hf_cam.capture import capture
 from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
-from hf_cam.errors import HFCamError, LayerError, UnknownArchitecture, nearest
+from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
 from hf_cam.layouts import NCHW, NHWC, TOKENS, AnyLayout, Layout, Reshape, Spatial
 from hf_cam.probe import probe
@@ -54,6 +54,9 @@ def declared_adapter(
 ) -> Adapter | None:
     """What is known without running the model: the same as `infer_adapter`, but None where only the probe can tell."""
     module = unwrap(model)
+    check_takes_pictures(module)
+    if reshape is not None and not callable(reshape):
+        raise OptionError(f"reshape is a function from an activation to [B, C, h, w], not {type(reshape).__name__}")
     if layers is not None:
         return _callers_adapter(module, layers, reshape)
     declared = _from_cam_config(module) or from_catalogue(module) or _from_timm(module)
@@ -95,12 +98,40 @@ def _auto_classes(config: Any) -> tuple[str, ...]:
     return ("AutoModelForImageClassification", "AutoModel") if hasattr(config, "model_type") else ()
 
 
+def check_takes_pictures(model: nn.Module) -> None:
+    """Refuse a transformers model of another kind; what other modules take, only a run can tell.
+
+    Raises:
+        ModelError: it takes no images.
+    """
+    from transformers import PreTrainedModel
+
+    module = unwrap(model)
+    if isinstance(module, PreTrainedModel) and not takes_pictures(type(module), module.config):
+        raise ModelError(f"{type(module).__name__} is a {module.config.model_type!r} model, which takes no images")
+
+
+def takes_pictures(loader: Any, config: Any) -> bool:
+    """Whether a transformers class with this config looks at images."""
+    if loader.__name__.startswith("Auto"):
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+        return config.model_type in CLASSIFIERS
+    if "image" in (getattr(loader, "input_modalities", None) or ()):
+        return True
+    return getattr(loader, "main_input_name", "") in ("pixel_values", "pixel_values_videos") or hasattr(
+        config, "vision_config"
+    )
+
+
 # What the caller says ------------------------------------------------------------------------------------------------
 
 
 def _callers_adapter(
     module: nn.Module, layers: Sequence[str] | str, reshape: Callable[[Tensor], Tensor] | None
 ) -> Adapter:
+    if not isinstance(layers, str | Sequence):
+        raise OptionError(f"layers is a dotted name or a list of them, not {type(layers).__name__}")
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
     if not names:
         raise LayerError("layers= names no layer; leave it out to have one inferred")

@@ -15,6 +15,7 @@ from hf_cam.catalogue import timm_model
 from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.geometry import Geometry, measure
 from hf_cam.guard import unwrap
+from hf_cam.infer import check_takes_pictures, takes_pictures
 from hf_cam.layouts import Size
 
 SHORT_NAMES = {
@@ -171,11 +172,19 @@ def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwar
             break
     else:
         loader = transformers.AutoModelForImageClassification
-    if not _takes_pictures(loader, config):
+    if not takes_pictures(loader, config):
         raise ModelError(f"{name!r} is a {config.model_type!r} model ({loader.__name__}), which takes no images")
     dtype = dtype or torch.float32
-    loaded: nn.Module = explained(name, lambda: loader.from_pretrained(name, config=config, dtype=dtype, **kwargs))
-    return loaded
+    loaded, report = explained(
+        name, lambda: loader.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **kwargs)
+    )
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{name!r} lacks {len(report['missing_keys'])} weights of {type(loaded).__name__} "
+            f"(such as {min(report['missing_keys'])!r}), which would stay random; "
+            "explain a model that was trained for its task"
+        )
+    return loaded  # type: ignore[no-any-return]
 
 
 def load_config(name: str, **kwargs: Any) -> Any:
@@ -187,31 +196,6 @@ def load_config(name: str, **kwargs: Any) -> Any:
     from transformers import AutoConfig
 
     return explained(name, lambda: AutoConfig.from_pretrained(name, **kwargs), what="config")
-
-
-def check_takes_pictures(model: nn.Module) -> None:
-    """Refuse a transformers model of another kind; what other modules take, only a run can tell.
-
-    Raises:
-        ModelError: it takes no images.
-    """
-    from transformers import PreTrainedModel
-
-    module = unwrap(model)
-    if isinstance(module, PreTrainedModel) and not _takes_pictures(type(module), module.config):
-        raise ModelError(f"{type(module).__name__} is a {module.config.model_type!r} model, which takes no images")
-
-
-def _takes_pictures(loader: Any, config: Any) -> bool:
-    if loader.__name__.startswith("Auto"):
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
-
-        return config.model_type in CLASSIFIERS
-    if "image" in (getattr(loader, "input_modalities", None) or ()):
-        return True
-    return getattr(loader, "main_input_name", "") in ("pixel_values", "pixel_values_videos") or hasattr(
-        config, "vision_config"
-    )
 
 
 def load_processor(name: str) -> Any:

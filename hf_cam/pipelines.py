@@ -15,9 +15,9 @@ from hf_cam.errors import ImageError, ModelError, OptionError, nearest
 from hf_cam.explainer import Explainer, check_count
 from hf_cam.explanation import Explanation
 from hf_cam.images import load_image
+from hf_cam.infer import check_takes_pictures
 from hf_cam.loading import (
     LoadedModel,
-    check_takes_pictures,
     explained,
     labels,
     load_pretrained,

@@ -91,11 +91,6 @@ FILES = {
         lambda: png_header(50_000, 50_000),
         "bomb.png' is too large to open safely",
     ),
-    "bomb that Pillow warns of": (
-        "bomb.png",
-        lambda: png_header(10_000, 12_000),
-        "bomb.png' is too large to open safely",
-    ),
     "SVG": ("cat.svg", lambda: SVG, "cat.svg' is not an image"),
 }
 
@@ -502,3 +497,40 @@ def test_the_guard_of_these_tests_sees_changes(vit):
     for change in (add_hook, thaw, vit.eval, change_weight, lambda: torch.rand(1)):
         with pytest.raises(AssertionError), unchanged(vit):
             change()
+
+
+def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, image_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**settings, "architectures": [ViTForImageClassification.__name__]})
+    )
+    with pytest.raises(ModelError, match=r"lacks 2 weights of ViTForImageClassification.*random"):
+        hf_cam.explain(Image.new("RGB", (32, 32)), tmp_path)
+
+
+def test_a_text_model_is_refused_before_it_runs(bert_folder: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    bert = BertForSequenceClassification.from_pretrained(bert_folder)
+    for door in (hf_cam.GradCAM, hf_cam.infer_adapter):
+        with pytest.raises(ModelError, match="takes no images"):
+            door(bert)
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    from hf_cam.methods import get_method
+
+    with pytest.raises(MethodError, match="gradients are not finite in float16"):
+        get_method("gradcam").map(
+            activations=torch.ones(1, 2, 3, 3).half(), gradients=torch.full((1, 2, 3, 3), torch.inf).half()
+        )
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 5}, {"reshape": "b (h w) c"}])
+def test_layers_and_reshape_of_the_wrong_kind(vit, wrong: dict) -> None:
+    with pytest.raises(OptionError):
+        hf_cam.GradCAM(vit, **wrong)

@@ -73,12 +73,19 @@ class Method:
 
         Cells whose value is within the rounding error of the sum that made it are zero: noise is not evidence.
 
+        Raises:
+            MethodError: the evidence is not finite.
+
         Args:
             eigen_smooth: Take the first principal component of the contributions in place of their sum.
             evidence: `activations` and `gradients`, `[B, C, *space]` each, as far as the method needs them; options.
         """
         tensors = {name: _at_least_float32(evidence[name]) for name in self.needs}
         rounding = max(torch.finfo(evidence[name].dtype).eps for name in self.needs)
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                dtype = str(evidence[name].dtype).removeprefix("torch.")
+                raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
         options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **_pick(options, self.contributions))
