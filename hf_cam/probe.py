@@ -258,7 +258,6 @@ def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
 # the axes moves every one of them. One touches the right border and one the left: there tokens that are shifted by one
 # wrap into another row, which tells a shift from the half cell by which strided convolutions miss the centre.
 _PLACES = ((0.125, 0.75), (0.625, 0.375), (0.375, 0.0))
-_OFFSETS = (-0.5, 0.0, 0.5)
 _SIDE = 0.25
 _MARGIN = 0.9
 _NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
@@ -351,22 +350,18 @@ def _matches(changes: Sequence[Tensor], layout: Layout, size: Size) -> tuple[flo
     except LayoutError:
         return 0.0, []
     readings = torch.stack([spatial, *_rivals(spatial, layout.axes == TOKENS)])
-    likeness = _centred(readings) @ _centred(_expected(*spatial.shape[1:])).T
-    claimed, *others = likeness.amax(1).tolist()
+    claimed, *others = (_centred(readings) @ _centred(_expected(*spatial.shape[1:])[None])[0]).tolist()
     return claimed, others
 
 
 def _expected(rows: int, columns: int) -> Tensor:
-    """The share of each cell that was disturbed, `(offsets, places, rows, columns)`: cells may lie half a cell off."""
+    """The share of each cell that was disturbed: `(places, rows, columns)`."""
 
-    def overlap(starts: list[float], cells: int) -> Tensor:
+    def overlap(start: float, cells: int) -> Tensor:
         edges = torch.arange(cells + 1) / cells
-        start = (torch.tensor(_OFFSETS)[:, None] / cells + torch.tensor(starts))[..., None]
-        covered = edges[1:].minimum(start + _SIDE) - edges[:-1].maximum(start)
-        return covered.clamp(min=0) * cells
+        return (edges[1:].clamp(max=start + _SIDE) - edges[:-1].clamp(min=start)).clamp(min=0) * cells
 
-    down, right = overlap([top for top, _ in _PLACES], rows), overlap([left for _, left in _PLACES], columns)
-    return (down[:, None, :, :, None] * right[None, :, :, None, :]).flatten(0, 1)
+    return torch.stack([overlap(top, rows)[:, None] * overlap(left, columns) for top, left in _PLACES])
 
 
 def _centred(maps: Tensor) -> Tensor:

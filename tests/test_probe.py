@@ -130,6 +130,19 @@ def test_a_decoder_is_not_followed_past_the_coarsest_map():
     assert probe(UNet(), picture()).layer == "stages.1"
 
 
+def test_a_second_hourglass_is_not_entered():
+    class Hourglasses(ConvNet):
+        def __init__(self):
+            super().__init__()
+            self.again = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+            self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 5, 1))
+
+        def forward(self, x):
+            return self.up(self.again(self.features(x)))
+
+    assert probe(Hourglasses(), picture()).layer == "stages.1"
+
+
 def test_class_maps_and_modules_that_run_twice_are_passed_over():
     class Squeeze(ConvNet):
         def __init__(self):
@@ -142,13 +155,14 @@ def test_class_maps_and_modules_that_run_twice_are_passed_over():
     assert probe(Squeeze(), picture()).layer == "stages.1"
 
 
-def test_a_convolution_without_padding_may_leave_the_series_of_strides():
+@pytest.mark.parametrize("last", [nn.Conv2d(8, 8, 3, 2), nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 2)])
+def test_a_layer_without_padding_may_leave_the_series_of_strides(last):
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3, 2),
-        nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), last,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
     finding = probe(net, picture((75, 107)))
-    assert (finding.layer, finding.layout) == ("6", Layout(NCHW))
+    assert (finding.layer, finding.layout) == ("4", Layout(NCHW))
 
 
 def test_a_forward_under_no_grad_can_be_probed():
@@ -166,7 +180,7 @@ def test_a_forward_under_no_grad_can_be_probed():
         pytest.param(lambda logits: ModelOutput(hidden=logits.detach(), logits=logits), id="a record"),
         pytest.param(lambda logits: (logits.argmax(-1), logits), id="a tuple with labels first"),
         pytest.param(lambda logits: [{"labels": logits.argmax(-1), "scores": logits[0]}], id="a list of dicts"),
-        pytest.param(lambda logits: logits.masked_fill(logits > 0, -torch.inf), id="masked classes"),
+        pytest.param(lambda logits: logits.masked_fill(logits == logits.min(), torch.inf), id="an infinite class"),
         pytest.param(lambda logits: ModelOutput(logits=0 * logits, other=logits), id="a first field without gradient"),
     ],
 )
@@ -237,14 +251,21 @@ def test_patches_that_are_shuffled_at_random_are_refuted():
     assert (finding.layer, finding.verdict) == ("patch", "confirmed")
 
 
-def test_cells_half_a_stride_off_are_not_taken_for_shifted_tokens():
-    class Strided(TokenNet):
-        def __init__(self):
-            super().__init__()
-            # With stride 2 and padding 1 a cell's centre lies half a pixel up and left of where its output is drawn.
-            self.patch = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 16, 16, 3, 2, 1) for i in range(4)])
+def test_a_change_that_spreads_all_over_decides_nothing():
+    class Mixed(TokenNet):
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.head(self.norm(torch.randn(24, 24, generator=torch.Generator().manual_seed(3)) @ x).mean(1))
 
-    assert check_layouts(Strided(), picture((128, 192)), [("norm", Layout(TOKENS, patch=(2, 2)))]) != ["refuted"]
+    assert check_layouts(Mixed(), picture(), [("norm", Layout(TOKENS, patch=(16, 16)))]) == ["undecided"]
+
+
+def test_cells_half_a_patch_off_are_not_taken_for_shifted_tokens():
+    class Off(TokenNet):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (8, -8)))
+
+    assert check_layouts(Off(), picture(), [("blocks.1", Layout(TOKENS, patch=(16, 16)))]) == ["confirmed"]
 
 
 def test_a_refuted_finding_says_so():
