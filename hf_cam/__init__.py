@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_cam.handles import (
         FEM,
         KPCACAM,
+        AblationCAM,
         EigenCAM,
         EigenGradCAM,
         GradCAM,
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
         HiResCAM,
         LayerCAM,
         RandomCAM,
+        ScoreCAM,
         SegEigenCAM,
+        ShapleyCAM,
         XGradCAM,
     )
     from hf_cam.images import load_image
@@ -43,6 +46,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "CAM": "cam",
+    "ScoreCAM": "handles",
+    "AblationCAM": "handles",
+    "ShapleyCAM": "handles",
     "FEM": "handles",
     "KPCACAM": "handles",
     "SegEigenCAM": "handles",
@@ -72,6 +78,7 @@ __all__ = [
     "CAM",
     "FEM",
     "KPCACAM",
+    "AblationCAM",
     "Adapter",
     "EigenCAM",
     "EigenGradCAM",
@@ -84,7 +91,9 @@ __all__ = [
     "ImageCamPipeline",
     "LayerCAM",
     "RandomCAM",
+    "ScoreCAM",
     "SegEigenCAM",
+    "ShapleyCAM",
     "XGradCAM",
     "__version__",
     "demo_model",

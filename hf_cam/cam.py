@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
-from hf_cam.capture import Capture, accepts, capture, plain_inputs
+from hf_cam.capture import accepts, capture, plain_inputs
 from hf_cam.errors import HFCamError, LayerError, LayoutError, NoGradientError, OptionError, TargetError
+from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
 from hf_cam.guard import unwrap
 from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
 from hf_cam.layouts import Size
@@ -54,6 +55,7 @@ class CAM:
         method: An id of `hf_cam.list_methods()`, or "auto" for the one that serves the model's family best.
         layers: Dotted names of the target layers, inferred where not given; several are averaged.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
+        batch_size: Forwards at once for methods that rerun the model; chosen for the device where not given.
         options: Of the method, such as `seed` for "randomcam".
 
     Raises:
@@ -74,13 +76,15 @@ class CAM:
         method: str = "gradcam",
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
         self.model = model
         self.outputs: Any = None
-        self._layers, self._reshape = layers, reshape
+        self._layers, self._reshape, self._batch_size = layers, reshape, batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
         self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
         self._auto = method == "auto"
@@ -168,51 +172,36 @@ class CAM:
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1
         if aug_smooth:
             inputs = _augmented(inputs, batch)
+        second_order = SECOND_ORDER in self.method.needs
         needs_gradients = "gradients" in self.method.needs
-        with capture(self.model, adapter.layers, inputs, gradients=needs_gradients) as captured:
+        with (
+            twice_differentiable(second_order),
+            capture(self.model, adapter.layers, inputs, gradients=needs_gradients) as captured,
+        ):
             clean = rows(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
-            found = [self._one_column(captured, adapter, column * views, size, eigen_smooth) for column in columns]
+            run = partial(Run, self.model, inputs, captured, adapter)
+            found = [
+                self._one_column(run(column * views, size, second_order, self._batch_size), eigen_smooth)
+                for column in columns
+            ]
         raw = tuple(torch.stack(layer) for layer in zip(*(maps for _, maps in found), strict=True))
         scores = torch.stack([values[:batch] for values, _ in found])
         raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
         return Saliency(fuse(raw, size), raw, scores, _detached(clean), adapter)
 
-    def _one_column(
-        self, captured: Capture, adapter: Adapter, column: Sequence[Target], size: Size, eigen_smooth: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _one_column(self, run: Run, eigen_smooth: bool) -> tuple[Tensor, list[Tensor]]:
         """The targets' values `[B]` and one raw map `[B, h, w]` a layer."""
-        values = torch.stack(
-            [_value(target, rows(captured.outputs, i, len(column))) for i, target in enumerate(column)]
-        )
-        if not values.isfinite().all():
-            raise TargetError(
-                f"the target's value is not finite ({values.tolist()}): the images or the weights hold such values, "
-                "or the model's dtype is too narrow"
-            )
-        gradients: tuple[Tensor | None, ...] = (None,) * len(adapter.layers)
-        if "gradients" in self.method.needs:
-            gradients = captured.gradients(values.sum())
         maps = []
-        for layer, activation, gradient in zip(adapter.layers, captured.activations, gradients, strict=True):
-            evidence = {"activations": self._spatial(adapter, activation.detach(), size, layer)}
-            if gradient is not None:
-                evidence["gradients"] = self._spatial(adapter, gradient, size, layer)
-                if not evidence["gradients"].any():
-                    raise NoGradientError(
-                        f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it"
-                        + self._better_layer(adapter)
-                    )
+        for layer in run.adapter.layers:
+            try:
+                evidence = run.collect(self.method.needs, layer)
+            except (LayoutError, NoGradientError) as error:
+                raise type(error)(f"{error}{self._better_layer(run.adapter)}") from error
             maps.append(self.method.map(eigen_smooth=eigen_smooth, **evidence, **self.options))
-        return values.detach(), maps
-
-    def _spatial(self, adapter: Adapter, tensor: Tensor, size: Size, layer: str) -> Tensor:
-        try:
-            return adapter.to_spatial(tensor, size, layer)
-        except LayoutError as error:
-            raise LayoutError(f"{error}{self._better_layer(adapter)}") from error
+        return run.scores.detach(), maps
 
     def _better_layer(self, adapter: Adapter) -> str:
         """The end of an error message that names the layer to use, where one is known."""
@@ -290,17 +279,6 @@ def _column(targets: Any, batch: int) -> list[Target]:
     if len(targets) != batch:
         raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
     return [as_target(target) for target in targets]
-
-
-def _value(target: Target, output: Any) -> Tensor:
-    try:
-        value = target(output)
-    except IndexError as error:
-        raise TargetError(f"the target {target!r} does not fit the model's output: {error}") from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TargetError(f"a target must return a scalar tensor, {target!r} returned {got}")
-    return value.reshape(())
 
 
 def _native_size(module: nn.Module) -> Size | None:

@@ -27,8 +27,10 @@ class Capture:
     outputs: Any
     activations: tuple[Tensor, ...]
 
-    def gradients(self, score: Tensor) -> tuple[Tensor, ...]:
+    def gradients(self, score: Tensor, *, second_order: bool = False) -> tuple[Tensor, ...]:
         """Of a scalar, with respect to each layer's output; zeros where it does not depend on it. Repeatable.
+
+        `second_order` keeps the gradients differentiable.
 
         Raises:
             TargetError: the score is no scalar, or depends on none of the layers.
@@ -40,7 +42,9 @@ class Capture:
                 "the target does not depend on the target layer: it is a constant, was detached, or the layer "
                 "lies after it"
             )
-        found = torch.autograd.grad(score.reshape(()), self.activations, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            score.reshape(()), self.activations, retain_graph=True, create_graph=second_order, allow_unused=True
+        )
         return tuple(
             torch.zeros_like(activation) if gradient is None else gradient
             for activation, gradient in zip(self.activations, found, strict=True)
@@ -77,12 +81,17 @@ def capture(
             handles = [known[layer].register_forward_hook(_recorder(layer, seen, gradients)) for layer in layers]
             with torch.set_grad_enabled(gradients):
                 outputs = call(module, inputs)
+            _remove(handles)  # what is done with the capture may run the model again
             if silent := [layer for layer in layers if layer not in seen]:
                 raise LayerError(f"the layer {silent[0]!r} did not run in the model's forward")
             yield Capture(outputs, tuple(seen[layer] for layer in layers))
         finally:
-            for handle in handles:
-                handle.remove()
+            _remove(handles)
+
+
+def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
 def _recorder(layer: str, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
@@ -98,7 +107,7 @@ def _recorder(layer: str, seen: dict[str, Tensor], gradients: bool) -> Callable[
                 tensor = tensor.detach().requires_grad_(True)
         seen[layer] = tensor
         # A clone goes on: the next module may work in place, which would spoil the record and is forbidden on a leaf.
-        return _with_first_tensor(output, tensor.clone())
+        return with_first_tensor(output, tensor.clone())
 
     return record
 
@@ -111,7 +120,8 @@ def first_tensor(output: Any) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
+def with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """A layer's output with another tensor in the place of the first."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, Mapping):

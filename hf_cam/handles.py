@@ -31,9 +31,11 @@ class NamedCAM(CAM):
         model: nn.Module,
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
+        *,
+        batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, self.method_id, layers, reshape, **options)
+        super().__init__(model, self.method_id, layers, reshape, batch_size=batch_size, **options)
 
 
 class GradCAM(NamedCAM, method_id="gradcam"): ...
@@ -49,6 +51,15 @@ class GradCAMPlusPlus(NamedCAM, method_id="gradcam++"): ...
 
 
 class XGradCAM(NamedCAM, method_id="xgradcam"): ...
+
+
+class ShapleyCAM(NamedCAM, method_id="shapleycam"): ...
+
+
+class AblationCAM(NamedCAM, method_id="ablationcam"): ...
+
+
+class ScoreCAM(NamedCAM, method_id="scorecam"): ...
 
 
 class LayerCAM(NamedCAM, method_id="layercam"): ...

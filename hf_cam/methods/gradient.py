@@ -40,6 +40,11 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     return _spatial_sum(alpha * gradients.clamp_min(0)) * activations
 
 
+def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Tensor:
+    """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`: the target's second-order expansion at the activations."""
+    return _spatial_mean(gradients - curvature / 2) * activations
+
+
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
     total = _spatial_sum(activations)
@@ -98,6 +103,15 @@ XGRADCAM = register(
         contributions=xgradcam,
         paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
         summary="Channels weighed by their gradient's mean, weighted by the activation itself.",
+    )
+)
+SHAPLEYCAM = register(
+    Method(
+        id="shapleycam",
+        name="ShapleyCAM",
+        contributions=shapleycam,
+        paper="Cai, CAMs as Shapley Value-based Explainers, The Visual Computer 2025, arXiv:2501.06261",
+        summary="Grad-CAM with the curvature of the score taken into account.",
     )
 )
 LAYERCAM = register(

@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_cam.errors import MethodError, OptionError, nearest
 from hf_cam.methods.reductions import channel_sum, first_component
 
-EVIDENCE = ("activations", "gradients")
+EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores")
 
 _registry: dict[str, Method] = {}
 
@@ -43,7 +43,7 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The evidence that it needs: "activations", "gradients"."""
+        """The evidence that it needs, by the names in `EVIDENCE`."""
         parameters = inspect.signature(self.contributions).parameters.values()
         return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
 

@@ -1,0 +1,216 @@
+"""What methods are functions of, each computed once and only where a method needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_cam.adapter import Adapter
+from hf_cam.capture import Capture, call
+from hf_cam.errors import LayoutError, NoGradientError, TargetError
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.layouts import Size
+from hf_cam.replay import tail_of
+from hf_cam.targets import Target, rows
+
+CHUNK_BYTES = 64 * 2**20
+CHUNK = 16
+SECOND_ORDER = "curvature"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One captured forward with one target an image: where all evidence comes from.
+
+    Args:
+        model: What ran.
+        inputs: Its named inputs, B images.
+        captured: What the target layers returned.
+        adapter: Which layers, and how they lie in space.
+        targets: One an image.
+        size: Height and width of the model's input.
+        second_order: True keeps the gradients differentiable.
+        batch_size: Forwards at once for methods that rerun the model; chosen where None.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    captured: Capture
+    adapter: Adapter
+    targets: Sequence[Target]
+    size: Size
+    second_order: bool = False
+    batch_size: int | None = None
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """The targets' values `[B]`, connected to the graph.
+
+        Raises:
+            TargetError: a target does not fit the output, or is not finite.
+        """
+        values = self._values(self.captured.outputs, self.targets)
+        if not values.isfinite().all():
+            raise TargetError(
+                f"the target's value is not finite ({values.tolist()}): the images or the weights hold such values, "
+                "or the model's dtype is too narrow"
+            )
+        return values
+
+    @cached_property
+    def raw_gradients(self) -> tuple[Tensor, ...]:
+        """Of the targets' sum, one tensor a layer, as the layer's output lies."""
+        return self.captured.gradients(self.scores.sum(), second_order=self.second_order)
+
+    def collect(self, needs: Sequence[str], layer: str) -> dict[str, Tensor]:
+        """The evidence that a method needs of one layer."""
+        return {name: PROVIDERS[name](self, layer) for name in needs}
+
+    def activations(self, layer: str) -> Tensor:
+        """`[B, C, *space]`."""
+        return self.adapter.to_spatial(self._activation(layer).detach(), self.size, layer)
+
+    def gradients(self, layer: str) -> Tensor:
+        """`[B, C, *space]`.
+
+        Raises:
+            NoGradientError: it is zero on every cell of every image.
+        """
+        gradient = self.raw_gradients[self.adapter.layers.index(layer)].detach()
+        spatial = self.adapter.to_spatial(gradient, self.size, layer)
+        if not spatial.any():
+            raise NoGradientError(
+                f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it"
+            )
+        return spatial
+
+    def curvature(self, layer: str) -> Tensor:
+        """The Hessian of the targets' sum times the activations, `[B, C, *space]`; zero on a linear tail."""
+        gradient, activation = self.raw_gradients[self.adapter.layers.index(layer)], self._activation(layer)
+        product = None
+        if gradient.requires_grad:
+            product = torch.autograd.grad(
+                gradient, activation, activation.detach(), retain_graph=True, allow_unused=True
+            )[0]
+        product = torch.zeros_like(activation) if product is None else product
+        return self.adapter.to_spatial(product.detach(), self.size, layer)
+
+    def ablated_scores(self, layer: str) -> Tensor:
+        """The targets' values `[B, C]` without one channel of the layer each; only the tail is rerun."""
+        activation = self._activation(layer).detach()
+        axis = _channel_axis(activation, self.activations(layer))
+        channels = activation.shape[axis]
+        size = self.batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
+        with tail_of(self.model, layer, self.inputs) as tail:
+
+            def without(sample: int, start: int, stop: int) -> Tensor:
+                variants = activation[sample].expand(stop - start, *activation.shape[1:]).clone()
+                flat = variants.movedim(axis, 1)  # a view, so that the variants themselves lose the channel
+                flat[range(stop - start), range(start, stop)] = 0
+                return self._values(tail(variants, sample), [self.targets[sample]] * (stop - start))
+
+            return torch.stack([_in_chunks(channels, size, without, sample) for sample in range(len(activation))])
+
+    def masked_scores(self, layer: str) -> Tensor:
+        """The targets' values `[B, C]` of the images masked by one channel each, stretched to [0, 1] and enlarged."""
+        activations = self.activations(layer)
+        low, high = activations.flatten(2).amin(2), activations.flatten(2).amax(2)
+        pixels = self.inputs["pixel_values"]
+
+        def masked(sample: int, start: int, stop: int) -> Tensor:
+            masks = functional.interpolate(
+                activations[sample, start:stop, None].float(), size=self.size, mode="bilinear", align_corners=False
+            )
+            span = (high - low)[sample, start:stop, None, None, None].float()
+            # A constant channel masks nothing out and nothing in: its image is black, never NaN.
+            masks = (masks - low[sample, start:stop, None, None, None]) / torch.where(span > 0, span, 1)
+            inputs = {
+                name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
+                if isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1]
+                else value
+                for name, value in self.inputs.items()
+            }
+            inputs["pixel_values"] = pixels[sample] * masks.to(pixels)
+            outputs = call(unwrap(self.model), inputs)
+            return self._values(outputs, [self.targets[sample]] * (stop - start))
+
+        with borrowed(unwrap(self.model)), torch.no_grad():
+            size = self.batch_size or CHUNK
+            return torch.stack(
+                [_in_chunks(activations.shape[1], size, masked, sample) for sample in range(len(activations))]
+            )
+
+    def _activation(self, layer: str) -> Tensor:
+        return self.captured.activations[self.adapter.layers.index(layer)]
+
+    @staticmethod
+    def _values(outputs: Any, targets: Sequence[Target]) -> Tensor:
+        return torch.stack([_value(target, rows(outputs, i, len(targets))) for i, target in enumerate(targets)])
+
+
+PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
+    "activations": Run.activations,
+    "gradients": Run.gradients,
+    "curvature": Run.curvature,
+    "scores": lambda run, layer: run.scores.detach(),
+    "ablated_scores": Run.ablated_scores,
+    "masked_scores": Run.masked_scores,
+}
+
+
+def _channel_axis(activation: Tensor, spatial: Tensor) -> int:
+    """Where the channels lie in a layer's output, told by their number.
+
+    Raises:
+        LayoutError: nowhere, because a reshape function changed their number.
+    """
+    for axis in (1, activation.ndim - 1) if activation.ndim == spatial.ndim else (activation.ndim - 1,):
+        if activation.shape[axis] == spatial.shape[1]:
+            return axis
+    raise LayoutError(f"no axis of {tuple(activation.shape)} has the {spatial.shape[1]} channels that reshape returns")
+
+
+def _in_chunks(count: int, size: int, run: Callable[[int, int, int], Tensor], sample: int) -> Tensor:
+    """`run(sample, start, stop)` over a range; the chunk is halved where the device's memory does not hold it."""
+    found, start = [], 0
+    while start < count:
+        try:
+            found.append(run(sample, start, min(start + size, count)))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            torch.cuda.empty_cache()
+        else:
+            start += size
+    return torch.cat(found)
+
+
+def _value(target: Target, output: Any) -> Tensor:
+    try:
+        value = target(output)
+    except IndexError as error:
+        raise TargetError(f"the target {target!r} does not fit the model's output: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(f"a target must return a scalar tensor, {target!r} returned {got}")
+    return value.reshape(())
+
+
+@contextmanager
+def twice_differentiable(needed: bool) -> Iterator[None]:
+    """Run attention with the kernel that has a second derivative (the fused ones have none)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if needed:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield

@@ -1,0 +1,96 @@
+"""Only the tail is rerun, it is exact, and the model comes back whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_methods import NETS, make, pictures
+from torch import Tensor, nn
+
+from hf_cam.capture import with_first_tensor
+from hf_cam.infer import infer_adapter
+from hf_cam.replay import tail_of
+
+
+def forwards(net: nn.Module) -> list[Any]:
+    return [module.__dict__.get("forward") for module in net.modules()]
+
+
+def test_the_tail_gives_what_a_whole_forward_gives() -> None:
+    for name in NETS:
+        net, x = make(name), pictures(2)
+        layer = infer_adapter(net).layers[0]
+        with tail_of(net, layer, {"pixel_values": x}) as tail:
+            assert tail.exact
+            assert tail.prefix
+            variants = tail.activations[1:].repeat(3, *[1] * (tail.activations.ndim - 1))
+            variants = variants * torch.tensor([1.0, 0.5, -1.0]).reshape(-1, *[1] * (variants.ndim - 1))
+            found = tail(variants, sample=1).logits
+        for variant, logits in zip(variants, found, strict=True):
+            handle = net.get_submodule(layer).register_forward_hook(
+                lambda m, a, out, v=variant: with_first_tensor(out, v[None])
+            )
+            with torch.no_grad():
+                torch.testing.assert_close(net(x[1:]).logits[0], logits, atol=1e-5, rtol=1e-4)
+            handle.remove()
+
+
+def test_what_ran_before_the_layer_does_not_run_again() -> None:
+    net, x = make("vit"), pictures(1)
+    ran: list[str] = []
+
+    def spy(name: str, module: nn.Module) -> None:
+        forward = module.forward
+        module.forward = lambda *args, **kwargs: (ran.append(name), forward(*args, **kwargs))[1]
+
+    for name, module in net.named_modules():
+        if name.endswith(("projection", "mlp")):
+            spy(name, module)
+    with tail_of(net, "vit.layers.2.layernorm_before", {"pixel_values": x}) as tail:
+        ran.clear()
+        tail(tail.activations, 0)
+    assert ran == ["vit.layers.2.mlp"]
+
+
+def test_the_model_comes_back_whole_and_keeps_its_own_forwards() -> None:
+    net, x = make("resnet"), pictures(1)
+    own = net.resnet.embedder.forward
+    net.resnet.embedder.forward = own
+    before = forwards(net)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    with tail_of(net, "resnet.encoder.stages.2", {"pixel_values": x}) as tail:
+        tail(tail.activations, 0)
+        with pytest.raises(RuntimeError, match="mat1 and mat2|size"):
+            tail(tail.activations[:, :3], 0)
+    assert forwards(net) == before
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+
+
+class _Shy(nn.Module):
+    """Adds to a remembered value in place, which a replay cannot do on a view that many variants share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 16, stride=16)
+        self.features = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        stem = self.stem(pixel_values)
+        features = self.features(stem)
+        stem += features
+        return self.head(stem.mean((2, 3)))
+
+
+def test_a_tail_that_cannot_be_replayed_falls_back_to_whole_forwards() -> None:
+    net, x = _Shy(), pictures(2)
+    with tail_of(net, "features", {"pixel_values": x}) as tail:
+        assert not tail.exact
+        variants = torch.cat([tail.activations[1:], tail.activations[1:] * 2])
+        found = tail(variants, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], net(x)[1])
+        torch.testing.assert_close(found[1], net.head((net.stem(x[1:]) + variants[1:]).mean((2, 3)))[0])
