@@ -22,6 +22,7 @@ from hf_cam.loading import LoadedModel, load
 from hf_cam.methods import get_method, list_methods
 
 MODEL = "demo:imagenet"
+SLOW = "masked_scores"  # evidence that takes a forward a channel: minutes for a page of photographs
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
         image = photograph.image()
         image.save(out / f"{photograph.name}.png")
         started = time.perf_counter()
-        explanations = [_explain(loaded, method, image) for method in list_methods()]
+        explanations = [_explain(loaded, method, image) for method in demo_methods()]
         for explanation in explanations:
             explanation.save(out / f"{photograph.name}-{explanation.method}.png")
         found = explanations[0]
@@ -100,6 +101,11 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     page.write_text(_page(rows), encoding="utf-8")
     say(f"Open {page} to see them.")
     return page
+
+
+def demo_methods() -> list[str]:
+    """The methods that the page shows: all but those that run the whole model once a channel."""
+    return [method for method in list_methods() if SLOW not in get_method(method).needs]
 
 
 def _explain(loaded: LoadedModel, method: str, image: Image.Image) -> Explanation:

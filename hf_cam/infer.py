@@ -233,10 +233,15 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
     """What the structure alone tells, from one traced forward on `inputs` (noise of the model's own size if None).
 
     Raises:
-        UnknownArchitecture: no layer is spatial and influences the target.
+        UnknownArchitecture: no layer is spatial and influences the target, or its cells are in no order.
     """
     module = unwrap(model)
     finding = probe(module, inputs or sample_inputs(module), patch=patch_of(config_of(module)))
+    if finding.verdict == "refuted":
+        raise UnknownArchitecture(
+            f"{type(module).__name__} mixes its patches (the likeliest layer, {finding.layer!r}, does not change where "
+            "the picture does): no map of it would lie over the picture; name another layer with layers= and reshape="
+        )
     return Adapter(
         (finding.layer,),
         (finding.layout,),

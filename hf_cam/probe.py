@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from hf_cam.capture import call, first_tensor
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
-from hf_cam.trace import Produced, Trace, call, first_tensor, hooked, path_shares, picture_name, trace
+from hf_cam.trace import Produced, Trace, hooked, path_shares, picture_name, trace
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from hf_cam.capture import call, first_tensor
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Size, same_stride, token_grids
 
@@ -287,21 +287,3 @@ def picture_name(inputs: Mapping[str, Any]) -> str:
         f"the structural probe needs a picture (batch, channels, height, width) among the inputs, got {shapes}; "
         "name the layer and its layout yourself (layers=, reshape=)"
     )
-
-
-def call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run the model on named inputs; a picture whose name its forward does not know goes first, unnamed."""
-    named = dict(inputs)
-    name = picture_name(inputs)
-    parameters = inspect.signature(model.forward).parameters
-    if name in parameters or getattr(model, "main_input_name", None) == name:
-        return model(**named)
-    return model(named.pop(name), **named)
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor that a layer's output is about: itself, or the first tensor of a tuple or record."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -117,7 +117,18 @@ FAMILIES = {
         None,
     ),
 }
-LARGE = {"pvt_v2", "segformer", "mobilevit", "mobilevitv2", "efficientnet", "regnet", "resnet", "convnext", "convnextv2", "dinov3_convnext"}
+LARGE = {
+    "pvt_v2",
+    "segformer",
+    "mobilevit",
+    "mobilevitv2",
+    "efficientnet",
+    "regnet",
+    "resnet",
+    "convnext",
+    "convnextv2",
+    "dinov3_convnext",
+}
 
 
 # With random weights these spread every disturbance all over their last map (or lose it on the way), so the noise check

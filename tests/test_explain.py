@@ -255,13 +255,13 @@ def test_the_key_mapping_is_one_to_one() -> None:
 def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None:
     import re
 
-    from hf_cam.demo import PHOTOGRAPHS, run_demo
+    from hf_cam.demo import PHOTOGRAPHS, demo_methods, run_demo
 
     lines: list[str] = []
     page = run_demo(tmp_path / "demo", lines.append)
     text = page.read_text()
     shown = re.findall(r'src="([^"]+)"', text)
-    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(hf_cam.list_methods())) + 1
+    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(demo_methods())) + 1
     for name in shown:
         with Image.open(page.parent / name) as picture:
             picture.load()

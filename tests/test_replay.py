@@ -62,7 +62,7 @@ def test_the_model_comes_back_whole_and_keeps_its_own_forwards() -> None:
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     with tail_of(net, "resnet.encoder.stages.2", {"pixel_values": x}) as tail:
         tail(tail.activations, 0)
-        with pytest.raises(RuntimeError, match="mat1 and mat2|size"):
+        with pytest.raises(RuntimeError, match=r"mat1 and mat2|size"):
             tail(tail.activations[:, :3], 0)
     assert forwards(net) == before
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
