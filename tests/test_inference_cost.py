@@ -45,7 +45,7 @@ def test_pairs_keep_their_sides_whoever_goes_first(cost):
     assert next(ticks) == 10  # four pairs and the one that does not count
 
 
-@pytest.mark.parametrize(("value", "words"), [(1.1, "<= 1.10 met"), (1.101, "<= 1.10 NOT MET")])
+@pytest.mark.parametrize(("value", "words"), [(1.1, "1.10 <= 1.10 met"), (1.2, "1.20 > 1.10 NOT MET")])
 def test_a_verdict_says_what_was_asked(cost, value, words):
     assert cost.verdict(value, 1.10) == words
 
