@@ -18,7 +18,6 @@ from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
 from hf_cam.guard import unwrap
 from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
 from hf_cam.layouts import Size
-from hf_cam.maps import fuse
 from hf_cam.methods import get_method
 from hf_cam.targets import Target, as_target, class_logits, rows
 
@@ -183,6 +182,7 @@ class CAM:
             if not columns:
                 raise TargetError("no target was selected for these images")
             run = partial(Run, self.model, inputs, captured, adapter)
+            columns = [self.method.targets(column, **self.options) for column in columns]
             found = [
                 self._one_column(run(column * views, size, second_order, self._batch_size), eigen_smooth)
                 for column in columns
@@ -190,7 +190,7 @@ class CAM:
         raw = tuple(torch.stack(layer) for layer in zip(*(maps for _, maps in found), strict=True))
         scores = torch.stack([values[:batch] for values, _ in found])
         raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
-        return Saliency(fuse(raw, size), raw, scores, _detached(clean), adapter)
+        return Saliency(self.method.fuse(raw, size), raw, scores, _detached(clean), adapter)
 
     def _one_column(self, run: Run, eigen_smooth: bool) -> tuple[Tensor, list[Tensor]]:
         """The targets' values `[B]` and one raw map `[B, h, w]` a layer."""

@@ -18,7 +18,7 @@ from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
 from hf_cam.images import load_image
 from hf_cam.loading import LoadedModel, load
-from hf_cam.maps import fuse, normalize
+from hf_cam.maps import normalize
 from hf_cam.targets import ClassLogit, class_logits, find_label, index_of, probabilities
 
 IMAGE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
@@ -195,7 +195,7 @@ class Explainer:
 
     def _heatmaps(self, raw: Sequence[Tensor], geometry: Geometry) -> np.ndarray:
         """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`."""
-        on_grid = normalize(raw[0]) if len(raw) == 1 else fuse(raw, geometry.model_size)
+        on_grid = normalize(raw[0]) if len(raw) == 1 else self.cam.method.fuse(raw, geometry.model_size)
         drawn = geometry.to_image(on_grid.float())
         peak = drawn.amax((-2, -1), keepdim=True)
         return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()

@@ -36,9 +36,14 @@ def resize(maps: Tensor, size: Size) -> Tensor:
     return resized.reshape(*maps.shape[:-2], *size)
 
 
-def fuse(layers: Sequence[Tensor], size: Size) -> Tensor:
+def fuse_mean(layers: Sequence[Tensor], size: Size) -> Tensor:
     """One map in [0, 1] at `size` from the raw maps of one or several layers, `[..., h, w]` each.
 
     Each is normalised on its own grid (so that no layer drowns another), enlarged and averaged.
     """
     return normalize(torch.stack([resize(normalize(maps), size) for maps in layers]).mean(0))
+
+
+def fuse_product(layers: Sequence[Tensor], size: Size) -> Tensor:
+    """Like `fuse_mean`, but multiplied: what every layer agrees on, as fine as the finest of them."""
+    return normalize(torch.stack([resize(normalize(maps), size) for maps in layers]).prod(0))

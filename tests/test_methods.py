@@ -485,3 +485,50 @@ def test_constant_channels_do_not_make_scorecam_nan() -> None:
 
     maps = CAM(Flat(), "scorecam", layers="features")(pictures(2), [1, 2])
     assert maps.isfinite().all()
+
+
+def test_finercam_agrees_with_the_reference_package() -> None:
+    net, x = make("vit"), pictures(2)
+    cam = CAM(net, "finercam")
+    layer = net.get_submodule(cam.adapter.layers[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = importlib.import_module("pytorch_grad_cam")
+        spatial = lambda t: cam.adapter.to_spatial(t, SIZE)  # noqa: E731
+        reference = package.FinerCAM(Logits(net), [layer], spatial, base_method=package.GradCAM)
+        theirs = reference(input_tensor=x, targets=None)
+        reference.base_cam.activations_and_grads.activations = reference.base_cam.activations_and_grads.gradients = []
+    np.testing.assert_allclose(cam(x).numpy(), theirs, atol=1e-4)
+
+
+def test_finercam_without_rivals_is_its_base_method() -> None:
+    net, x = make("resnet"), pictures(2)
+    for base in ("gradcam", "layercam"):
+        plain = CAM(net, base)(x, [1, 4])
+        torch.testing.assert_close(CAM(net, "finercam", alpha=0.0, base=base)(x, [1, 4]), plain)
+        assert not torch.allclose(CAM(net, "finercam", base=base)(x, [1, 4]), plain, atol=1e-3)
+    chosen = CAM(net, "finercam", references=[0, 2]).saliency(x, lambda outputs: [[1, 4]])
+    logits = chosen.outputs.logits
+    weights = logits.softmax(1)[:, [0, 2]]
+    rivals = (weights * logits[:, [0, 2]]).sum(1) / weights.sum(1)
+    torch.testing.assert_close(chosen.scores[0], logits[[0, 1], [1, 4]] - rivals)
+    with pytest.raises(MethodError, match="contrasts classes"):
+        CAM(net, "finercam")(x, [lambda output: output.logits[0]] * 2)
+    with pytest.raises(MethodError, match="'eigencam' is none"):
+        CAM(net, "finercam", base="eigencam")(x)
+
+
+def test_refinecam_multiplies_the_normalised_maps_of_its_layers() -> None:
+    # The reference normalises copies that it throws away; the product of maps in [0, 1] is what the paper asks for.
+    net, x = make("resnet"), pictures(2)
+    layers = ["resnet.encoder.stages.0", "resnet.encoder.stages.2"]
+    alone = [CAM(net, "gradcam++", layers=layer)(x, [1, 4]) for layer in layers]
+    maps = [
+        resize(normalize(CAM(net, "gradcam++", layers=layer).saliency(x, lambda o: [[1, 4]]).raw[0][0]), SIZE)
+        for layer in layers
+    ]
+    expected = normalize(maps[0] * maps[1])
+    found = CAM(net, "refinecam", layers=layers)(x, [1, 4])
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, alone[1], atol=1e-2)
+    torch.testing.assert_close(CAM(net, "refinecam", layers=layers[1])(x, [1, 4]), alone[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from hf_cam.errors import MethodError, OptionError, nearest
+from hf_cam.layouts import Size
+from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
+from hf_cam.targets import Target
 
 EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores")
 
 _registry: dict[str, Method] = {}
+
+
+def same_target(target: Target) -> Target:
+    """The caller's own target."""
+    return target
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Method:
         summary: One sentence.
         reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or a principal component of them; its parameters
             with a default are options too.
+        retarget: From the caller's target to the one that is differentiated; its parameters with a default are options.
+        fuse: The raw maps of several layers, `[..., h, w]` each, and a size, to one map in [0, 1].
     """
 
     id: str
@@ -40,6 +50,8 @@ class Method:
     paper: str
     summary: str
     reduce: Callable[..., Tensor] = field(default=channel_sum, repr=False)
+    retarget: Callable[..., Target] = field(default=same_target, repr=False)
+    fuse: Callable[[Sequence[Tensor], Size], Tensor] = field(default=fuse_mean, repr=False)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -50,7 +62,7 @@ class Method:
     @property
     def options(self) -> dict[str, Any]:
         """Its options and their defaults."""
-        return {**_defaults(self.contributions), **_defaults(self.reduce)}
+        return {**_defaults(self.contributions), **_defaults(self.reduce), **_defaults(self.retarget)}
 
     @property
     def ignores_target(self) -> bool:
@@ -68,6 +80,14 @@ class Method:
                 known = ", ".join(self.options) or "none"
                 raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}")
 
+    def targets(self, targets: Sequence[Target], **options: Any) -> list[Target]:
+        """What is differentiated for these targets.
+
+        Raises:
+            MethodError: the method is not defined for such a target.
+        """
+        return [self.retarget(target, **_pick(options, self.retarget)) for target in targets]
+
     def map(self, *, eigen_smooth: bool = False, **evidence: Any) -> Tensor:
         """The map `[B, *space]` in float32 or better, non-negative.
 
@@ -81,7 +101,7 @@ class Method:
             evidence: `activations` and `gradients`, `[B, C, *space]` each, as far as the method needs them; options.
         """
         tensors = {name: _at_least_float32(evidence[name]) for name in self.needs}
-        rounding = max(torch.finfo(evidence[name].dtype).eps for name in self.needs)
+        rounding = max(_rounding(evidence[name].dtype) for name in self.needs)
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 dtype = str(evidence[name].dtype).removeprefix("torch.")
@@ -92,7 +112,7 @@ class Method:
         reduced = reduce(contributions, **_pick(options, reduce)).clamp_min(0)
         # Independent errors of one rounding a term add up like the terms' Euclidean norm.
         error = rounding * contributions.norm(dim=1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
-        return torch.where(reduced <= 4 * error, torch.zeros_like(reduced), reduced)
+        return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -102,6 +122,12 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _pick(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in _defaults(function)}
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The relative error to reckon with in a gradient: 16-bit kernels sum in 32 bits and round once at their end."""
+    finfo = torch.finfo(dtype)
+    return finfo.eps if finfo.bits == 16 else 4 * finfo.eps
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

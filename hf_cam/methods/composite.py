@@ -1,0 +1,103 @@
+"""Methods made of another method: on a contrasted target, or over several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_cam.errors import MethodError, TargetError
+from hf_cam.maps import fuse_product
+from hf_cam.methods.registry import Method, get_method, register
+from hf_cam.targets import ClassLogit, Target, logits_of
+
+BASIC = {"activations", "gradients"}
+
+
+@dataclass(frozen=True)
+class ContrastedLogit:
+    """`y_t - alpha sum(p_k y_k) / sum(p_k)`: a class logit against those of its rivals, weighed by their softmax.
+
+    The weights are differentiated too, as in the paper's own code.
+
+    Args:
+        index: The class t.
+        alpha: How much the rivals count; 0 is the class logit.
+        references: The rivals k: their indices, or how many of the classes whose logits are nearest to the target's.
+    """
+
+    index: int
+    alpha: float
+    references: int | Sequence[int]
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        logits = logits_of(output)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        rivals = self._rivals(logits.detach())
+        weights = logits.softmax(-1)[rivals]
+        mean = (weights * logits[rivals]).sum() / (weights.sum() + torch.finfo(logits.dtype).tiny)
+        return logits[self.index] - self.alpha * mean
+
+    def _rivals(self, logits: Tensor) -> list[int]:
+        if not isinstance(self.references, int):
+            return list(self.references)
+        distances = (logits - logits[self.index]).abs()
+        distances[self.index] = torch.inf
+        count = min(self.references, len(logits) - 1)
+        if count < 1:
+            raise TargetError("a model with a single class has none to compare it with")
+        return [int(index) for index in distances.topk(count, largest=False).indices]
+
+
+def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[int] = 3) -> Target:
+    """A class logit against its rivals.
+
+    Raises:
+        MethodError: the target is no class.
+    """
+    if not isinstance(target, ClassLogit):
+        raise MethodError("'finercam' contrasts classes, so its target is a class index or label; 'gradcam' takes any")
+    return ContrastedLogit(target.index, alpha, references)
+
+
+def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> Tensor:
+    """The base method's contributions; the contrast lies in the target."""
+    return _basic("finercam", base).contributions(activations, gradients)
+
+
+def refinecam(activations: Tensor, gradients: Tensor, base: str = "gradcam++") -> Tensor:
+    """The base method's contributions; the layers' maps are multiplied."""
+    return _basic("refinecam", base).contributions(activations, gradients)
+
+
+def _basic(method: str, base: str) -> Method:
+    found = get_method(base)
+    if set(found.needs) != BASIC:
+        raise MethodError(f"{method!r} builds on a method of activations and gradients alone, and {base!r} is none")
+    return found
+
+
+FINERCAM = register(
+    Method(
+        id="finercam",
+        name="FinerCAM",
+        contributions=finercam,
+        retarget=contrasted,
+        paper="Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309",
+        summary="What tells a class from the classes most like it.",
+    )
+)
+REFINECAM = register(
+    Method(
+        id="refinecam",
+        name="RefineCAM",
+        contributions=refinecam,
+        fuse=fuse_product,
+        paper="RefineCAM, arXiv:2605.14641",
+        summary="Product of several layers' maps: as fine as the early ones, as clean as the late ones.",
+    )
+)
