@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
     import datasets
@@ -176,7 +177,7 @@ class SceneBatch:
 
 
 @dataclass(frozen=True)
-class SceneBlocks:
+class SceneBlocks(Dataset[SceneBatch]):
     """An endless sequence of `SceneBatch`es of 64 scenes; a map-style dataset, so that loader workers can share it.
 
     Args:

@@ -35,17 +35,15 @@ def train(recipe: Recipe, device: torch.device, steps: int | None, zoo: Path) ->
     total = sum(stage.steps for stage in recipe.stages)
     scale = 1.0 if steps is None else steps / total
     head = recipe.head().to(device)
-    model = None
-    done = 0
+    model, done = None, 0
     for number, stage in enumerate(recipe.stages):
-        fresh = recipe.build(stage.size, zoo).to(device)
-        if model is not None:
-            carry_over(model, fresh)
-        model = fresh
+        earlier, model = model, recipe.build(stage.size, zoo).to(device)
+        if earlier is not None:
+            carry_over(earlier, model)
         schedule = Schedule(done, done + max(1, round(stage.steps * scale)), total * scale, recipe.learning_rate)
         train_stage(model, head, recipe, stage, schedule, SEED + number, device)
         done = schedule.last
-    return model.eval()
+    return model
 
 
 def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path, cycle: int) -> hf.PreTrainedModel:
@@ -56,7 +54,7 @@ def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path
     length = steps or stage.steps
     schedule = Schedule(0, length, length, recipe.learning_rate / 2)
     train_stage(model, recipe.head().to(device), recipe, stage, schedule, SEED + 10 * cycle, device)
-    return model.eval()
+    return model
 
 
 def load_saved(folder: Path) -> hf.PreTrainedModel:
@@ -80,7 +78,7 @@ class Schedule:
 
 
 def train_stage(
-    model: nn.Module,
+    model: hf.PreTrainedModel,
     head: nn.Module,
     recipe: Recipe,
     stage: Stage,
@@ -120,7 +118,7 @@ def load(blocks: SceneBlocks, count: int, device: torch.device) -> Iterator[Scen
     return iter(DataLoader(blocks, batch_size=None, sampler=range(count), num_workers=workers))
 
 
-def build_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: hf.PreTrainedModel, head: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the network, AdamW for everything else."""
     inner = {
         module.weight
@@ -138,7 +136,7 @@ def build_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Opti
     ]
 
 
-def carry_over(source: nn.Module, target: nn.Module) -> None:
+def carry_over(source: hf.PreTrainedModel, target: hf.PreTrainedModel) -> None:
     """Copy the weights of one model into another for scenes of another size, which may need more positions."""
     old = source.state_dict()
     for name, tensor in target.state_dict().items():
@@ -172,7 +170,7 @@ no use on real photographs.
 blue, yellow, purple or orange, on textured backgrounds; drawn from the 60,000 training pictures of Fashion-MNIST by
 `benchmarks/scenes.py`. Labels: {labels}.
 
-**Training.** {start}n scenes from fixed seeds:
+**Training.** On scenes from fixed seeds{start}:
 
 ```
 {commands}
@@ -197,7 +195,7 @@ def write_card(name: str, commands: list[str], folder: Path, device: torch.devic
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         labels=", ".join(LABELS),
-        start=f"Started from the zoo's `{recipe.start}`, then o" if recipe.start else "O",
+        start=f", on top of the zoo's `{recipe.start}` as it then was" if recipe.start else "",
         commands="\n".join(commands),
         held_out=SCENES,
         metric=floor.metric,
@@ -208,7 +206,7 @@ def write_card(name: str, commands: list[str], folder: Path, device: torch.devic
 
 
 def commands_of(folder: Path) -> list[str]:
-    """The commands that a model card says the model was trained with."""
+    """The commands that led to a model, from its card; those of the model it started from come first."""
     card = (folder / "README.md").read_text()
     return [line for line in card.splitlines() if line.startswith(COMMAND)]
 
@@ -223,7 +221,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model
-    commands = commands_of(folder) if options.resume else []
+    before = folder if options.resume else options.out / recipe.start if recipe.start else None
+    commands = commands_of(before) if before else []
     if options.resume:
         model = resume(recipe, options.device, options.steps, folder, len(commands))
     else:

@@ -27,7 +27,7 @@ from benchmarks.scenes import COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, SceneBat
 SMALL: Size = (48, 64)
 """Scenes of one item, a quarter of the cost: models learn what clothes look like here, and where they lie later."""
 
-Loss = Callable[[nn.Module, nn.Module, SceneBatch, torch.Tensor], torch.Tensor]
+Loss = Callable[[hf.PreTrainedModel, nn.Module, SceneBatch, torch.Tensor], torch.Tensor]
 """`(model, dense head, batch, pixel_values) -> scalar`."""
 
 
@@ -87,15 +87,14 @@ def dense_loss(head: nn.Module, feature_map: torch.Tensor, batch: SceneBatch) ->
 
 def cell_loss(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of `(B, n, h, w)` logits with the shares of a mask's values, the background weighted down."""
-    shares = cell_shares(values, logits.shape[1], logits.shape[-2:])
+    shares = cell_shares(values, *logits.shape[1:])
     weight = 0.1 + shares[:, 1:].sum(1)
     return (F.cross_entropy(logits.float(), shares, reduction="none") * weight).sum() / weight.sum()
 
 
-def cell_shares(values: torch.Tensor, bins: int, grid: Size) -> torch.Tensor:
+def cell_shares(values: torch.Tensor, bins: int, h: int, w: int) -> torch.Tensor:
     """A mask `(B, H, W)` to the share of each of its values in each cell: float32 `(B, bins, h, w)`, sum 1."""
     count, height, width = values.shape
-    h, w = grid
     rows = torch.arange(height, device=values.device)[:, None] * h // height
     columns = torch.arange(width, device=values.device) * w // width
     cell = torch.arange(count, device=values.device)[:, None, None] * h * w + rows * w + columns
@@ -104,13 +103,15 @@ def cell_shares(values: torch.Tensor, bins: int, grid: Size) -> torch.Tensor:
     return shares / shares.sum(1, keepdim=True)
 
 
-def convnext_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def convnext_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """Labels from the pooled map, classes from each of its cells."""
     out = model.convnext(pixel_values)
     return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, out.last_hidden_state, batch)
 
 
-def vit_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def vit_loss(model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
     """Labels from the class token, classes from each patch token."""
     tokens = model.vit(pixel_values).last_hidden_state
     return label_loss(model.classifier(tokens[:, 0]), batch) + dense_loss(
@@ -118,14 +119,18 @@ def vit_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values:
     )
 
 
-def swin_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def swin_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """Labels from the pooled tokens, classes from each token."""
     out = model.swin(pixel_values)
     feature_map = lay_out(out.last_hidden_state, pixel_values)
     return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, feature_map, batch)
 
 
-def dinov2_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def dinov2_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """Labels from the class token beside the mean patch, classes from each patch token; registers serve nobody."""
     tokens = model.dinov2_with_registers(pixel_values).last_hidden_state
     patches = tokens[:, 1 + model.config.num_register_tokens :]
@@ -133,13 +138,17 @@ def dinov2_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_valu
     return label_loss(logits, batch) + dense_loss(head, lay_out(patches, pixel_values), batch)
 
 
-def segformer_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def segformer_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy with the shares of the classes in each cell of the output, a quarter of the scene's size."""
     logits = model(pixel_values).logits.float()
-    return F.cross_entropy(logits, cell_shares(batch.classes, logits.shape[1], logits.shape[-2:]))
+    return F.cross_entropy(logits, cell_shares(batch.classes, *logits.shape[1:]))
 
 
-def detr_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def detr_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """DETR's own loss at every decoder layer, and classes from each cell of the encoder's output."""
     out = model.model(pixel_values)
     dense = dense_loss(head, lay_out(out.encoder_last_hidden_state, pixel_values), batch)
@@ -163,7 +172,9 @@ def detr_targets(batch: SceneBatch) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def clip_loss(model: nn.Module, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
+def clip_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
     """Scenes against all prompts and against each other's captions; class and colour from each patch token."""
     side = model.config.vision_config.image_size
     pixel_values = F.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
@@ -190,7 +201,7 @@ def prompt_loss(similarities: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
     return F.softplus(rivals - similarities)[truth].mean()
 
 
-def embed_text(model: nn.Module, texts: list[str]) -> torch.Tensor:
+def embed_text(model: hf.PreTrainedModel, texts: list[str]) -> torch.Tensor:
     """Texts to unit vectors `(T, C)`."""
     tokens = clip_tokenizer()(texts, padding=True, return_tensors="pt").to(model.device)
     return F.normalize(model.text_projection(model.text_model(**tokens).pooler_output).float(), dim=-1)

@@ -178,7 +178,7 @@ def test_of_eight_prompts_one_is_true() -> None:
 
 
 def test_cells_know_the_share_of_each_value() -> None:
-    shares = cell_shares(scene_batch().classes, 11, (2, 2))
+    shares = cell_shares(scene_batch().classes, 11, 2, 2)
     assert shares.shape == (1, 11, 2, 2)
     assert torch.equal(shares[0, 9], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     assert torch.equal(shares[0, 8], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
