@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_cam import methods, targets
     from hf_cam.adapter import Adapter
     from hf_cam.cam import CAM
+    from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
     from hf_cam.explainer import explain
     from hf_cam.explanation import Explanation, overlay
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         EigenCAM,
         EigenGradCAM,
         FinerCAM,
+        FullGrad,
         GradCAM,
         GradCAMElementWise,
         GradCAMPlusPlus,
@@ -48,6 +50,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "CAM": "cam",
+    "FullGrad": "handles",
+    "Comparison": "comparison",
+    "compare": "comparison",
     "RefineCAM": "handles",
     "FinerCAM": "handles",
     "ScoreCAM": "handles",
@@ -84,10 +89,12 @@ __all__ = [
     "KPCACAM",
     "AblationCAM",
     "Adapter",
+    "Comparison",
     "EigenCAM",
     "EigenGradCAM",
     "Explanation",
     "FinerCAM",
+    "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
@@ -102,6 +109,7 @@ __all__ = [
     "ShapleyCAM",
     "XGradCAM",
     "__version__",
+    "compare",
     "demo_model",
     "explain",
     "infer_adapter",

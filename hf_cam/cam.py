@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,8 @@ from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
 from hf_cam.guard import unwrap
 from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
 from hf_cam.layouts import Size
-from hf_cam.methods import get_method
+from hf_cam.methods import Method, get_method
+from hf_cam.methods.registry import same_target
 from hf_cam.targets import Target, as_target, class_logits, rows
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
@@ -37,6 +38,7 @@ class Saliency:
         scores: `[K, B]`, the targets' values.
         outputs: The model's own output for the B images.
         adapter: Where the maps come from.
+        method: What made them.
     """
 
     maps: Tensor
@@ -44,6 +46,7 @@ class Saliency:
     scores: Tensor
     outputs: Any
     adapter: Adapter
+    method: Method
 
 
 class CAM:
@@ -147,7 +150,24 @@ class CAM:
         **model_inputs: Any,
     ) -> Saliency:
         """Maps for several targets an image from one forward; `select` chooses them from the model's output."""
-        run = partial(self._saliency, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
+        [found] = self.saliencies(
+            [self.method], pixel_values, select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, **model_inputs
+        )
+        return found
+
+    def saliencies(
+        self,
+        methods: Sequence[Method],
+        pixel_values: Tensor,
+        select: Selector,
+        *,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        **model_inputs: Any,
+    ) -> list[Saliency]:
+        """Maps of several methods and several targets an image, all from one forward; one record a method."""
+        _checked(pixel_values)
+        run = partial(self._saliencies, methods, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
         try:
             return run()
         except (LayoutError, NoGradientError, TargetError, LayerError):
@@ -157,51 +177,57 @@ class CAM:
             self._adapter = probed_adapter(self.model, _first(self._inputs(pixel_values, model_inputs)))
             return run()
 
-    def _saliency(
+    def _saliencies(
         self,
+        methods: Sequence[Method],
         pixel_values: Tensor,
         select: Selector,
         aug_smooth: bool,
         eigen_smooth: bool,
         model_inputs: Mapping[str, Any],
-    ) -> Saliency:
-        batch, size = len(_checked(pixel_values)), (pixel_values.shape[-2], pixel_values.shape[-1])
+    ) -> list[Saliency]:
+        batch, size = len(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
         inputs = self._inputs(pixel_values, model_inputs)
         adapter = self._resolve_adapter(inputs)
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1
         if aug_smooth:
             inputs = _augmented(inputs, batch)
-        second_order = SECOND_ORDER in self.method.needs
-        needs_gradients = "gradients" in self.method.needs
+        needed = {name for method in methods for name in method.needs}
+        second_order = SECOND_ORDER in needed
         with (
             twice_differentiable(second_order),
-            capture(self.model, adapter.layers, inputs, gradients=needs_gradients) as captured,
+            capture(self.model, adapter.layers, inputs, gradients="gradients" in needed) as captured,
         ):
             clean = rows(captured.outputs, slice(0, batch), batch * views)
-            columns = [_column(column, batch) for column in select(clean)]
+            columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
-            run = partial(Run, self.model, inputs, captured, adapter)
-            columns = [self.method.targets(column, **self.options) for column in columns]
-            found = [
-                self._one_column(run(column * views, size, second_order, self._batch_size), eigen_smooth)
+            runs = [
+                Run(self.model, inputs, captured, adapter, column, size, second_order, self._batch_size)
                 for column in columns
             ]
-        raw = tuple(torch.stack(layer) for layer in zip(*(maps for _, maps in found), strict=True))
-        scores = torch.stack([values[:batch] for values, _ in found])
-        raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
-        return Saliency(self.method.fuse(raw, size), raw, scores, _detached(clean), adapter)
+            found = [[self._raw_maps(method, run, eigen_smooth) for run in runs] for method in methods]
+            scores = torch.stack([run.scores.detach()[:batch] for run in runs])
+        records = []
+        for method, by_target in zip(methods, found, strict=True):
+            raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
+            raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
+            records.append(Saliency(method.fuse(raw, size), raw, scores, _detached(clean), adapter, method))
+        return records
 
-    def _one_column(self, run: Run, eigen_smooth: bool) -> tuple[Tensor, list[Tensor]]:
-        """The targets' values `[B]` and one raw map `[B, h, w]` a layer."""
+    def _raw_maps(self, method: Method, run: Run, eigen_smooth: bool) -> list[Tensor]:
+        """One raw map `[B, h, w]` a layer."""
+        options = {name: value for name, value in self.options.items() if name in method.options}
+        if method.retarget is not same_target:
+            run = replace(run, targets=method.targets(run.targets, **options))
         maps = []
         for layer in run.adapter.layers:
             try:
-                evidence = run.collect(self.method.needs, layer)
+                evidence = run.collect(method.needs, layer)
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(run.adapter)}") from error
-            maps.append(self.method.map(eigen_smooth=eigen_smooth, **evidence, **self.options))
-        return run.scores.detach(), maps
+            maps.append(method.map(eigen_smooth=eigen_smooth, **evidence, **options))
+        return maps
 
     def _better_layer(self, adapter: Adapter) -> str:
         """The end of an error message that names the layer to use, where one is known."""

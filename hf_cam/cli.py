@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
-from hf_cam.errors import HFCamError
+from hf_cam.errors import HFCamError, OptionError
 
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         "--text", action="append", help="prompt for a model that compares images with text; repeatable"
     )
     explain.add_argument("--top-k", type=int, default=1, help="how many classes to explain (default: 1)")
-    explain.add_argument("--method", default="auto", help="see `hf-cam methods` (default: the family's own)")
+    explain.add_argument(
+        "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: the family's)"
+    )
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
@@ -79,20 +81,38 @@ def _explain(options: argparse.Namespace) -> None:
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
     images = [load_image(image) for image in options.images]
-    explainer = Explainer(load(options.model, device=options.device), options.method, options.layers)
-    found = explainer(
-        images,
-        target=options.target,
-        text=options.text,
-        top_k=options.top_k,
-        aug_smooth=options.aug_smooth,
-        eigen_smooth=options.eigen_smooth,
-    )
+    methods = [method.strip() for method in options.method.split(",")]
+    if len(methods) > 1 and options.top_k > 1:
+        raise OptionError("several methods are compared on one target: leave --top-k out, or name a single method")
+    explainer = Explainer(load(options.model, device=options.device), methods[0], options.layers)
+    settings = {
+        "target": options.target,
+        "text": options.text,
+        "aug_smooth": options.aug_smooth,
+        "eigen_smooth": options.eigen_smooth,
+    }
+    if len(methods) > 1:
+        found: Iterable[Any] = (explainer.compare(image, methods, **settings) for image in images)
+    else:
+        found = explainer(images, top_k=options.top_k, **settings)
     progress = tqdm(found, total=len(images), unit="image", disable=len(images) < 2)
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
-        for explanation, path in zip(explanations, _numbered(output, len(explanations)), strict=True):
-            explanation.save(path)
-            progress.write(_line(name, explanation, path))
+        for line in _write(name, output, explanations, grid=len(methods) > 1):
+            progress.write(line)
+
+
+def _write(name: str, output: Path, explanations: Any, grid: bool) -> list[str]:
+    """Save what was found of one image; the lines to print."""
+    if grid:
+        from hf_cam.comparison import Comparison
+
+        firsts = [by_method[0] for by_method in explanations]
+        Comparison(firsts, firsts[0].image).save(output)
+        return [_line(name, explanation, output) for explanation in firsts]
+    paths = _numbered(output, len(explanations))
+    return [
+        _line(name, explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)
+    ]
 
 
 def _output_paths(images: Sequence[str], out: Path) -> list[Path]:

@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from hf_cam.comparison import quick_methods
 from hf_cam.errors import ModelError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
 from hf_cam.images import load_image
-from hf_cam.loading import LoadedModel, load
-from hf_cam.methods import get_method, list_methods
+from hf_cam.loading import load
+from hf_cam.methods import get_method
 
 MODEL = "demo:imagenet"
-SLOW = "masked_scores"  # evidence that takes a forward a channel: minutes for a page of photographs
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
         The path of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    loaded = load(MODEL)
+    explainer = Explainer(load(MODEL), "gradcam")
     rows = []
     for photograph in PHOTOGRAPHS:
         image = photograph.image()
         image.save(out / f"{photograph.name}.png")
         started = time.perf_counter()
-        explanations = [_explain(loaded, method, image) for method in demo_methods()]
+        explanations = [found[0] for found in explainer.compare(image, quick_methods())]
         for explanation in explanations:
             explanation.save(out / f"{photograph.name}-{explanation.method}.png")
         found = explanations[0]
@@ -101,16 +101,6 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     page.write_text(_page(rows), encoding="utf-8")
     say(f"Open {page} to see them.")
     return page
-
-
-def demo_methods() -> list[str]:
-    """The methods that the page shows: all but those that run the whole model once a channel."""
-    return [method for method in list_methods() if SLOW not in get_method(method).needs]
-
-
-def _explain(loaded: LoadedModel, method: str, image: Image.Image) -> Explanation:
-    [[explanation]] = Explainer(loaded, method)([image])
-    return explanation
 
 
 def _legend(width: int = 256, height: int = 10) -> Image.Image:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_cam.adapter import Adapter
+from hf_cam.biases import full_gradients
 from hf_cam.capture import Capture, call
 from hf_cam.errors import LayoutError, NoGradientError, TargetError
 from hf_cam.guard import borrowed, unwrap
-from hf_cam.layouts import Size
+from hf_cam.layouts import AnyLayout, Layout, Size
+from hf_cam.maps import normalize, resize
 from hf_cam.replay import tail_of
 from hf_cam.targets import Target, rows
 
@@ -147,6 +149,27 @@ class Run:
                 [_in_chunks(activations.shape[1], size, masked, sample) for sample in range(len(activations))]
             )
 
+    def gradient_terms(self, layer: str) -> Tensor:
+        """`[B, 1 + biases, H, W]`: the full-gradient terms that lie in space, as FullGrad shows them.
+
+        Absolute, stretched to [0, 1] over each image and layer, enlarged, and summed over channels. The target layer
+        plays no part.
+        """
+        del layer
+
+        def total(outputs: Any) -> Tensor:
+            return self._values(outputs, self.targets).sum()
+
+        found = full_gradients(self.model, self.inputs, total)
+        layout = AnyLayout(_prefixes_of(self.adapter))
+        terms = [_shown(found.pixels, self.size)]
+        for term in found.biases.values():
+            try:
+                terms.append(_shown(layout.to_spatial(term, self.size), self.size))
+            except LayoutError:
+                continue  # behind the pooling, or windows in the batch: of no place in the picture
+        return torch.stack(terms, 1)
+
     def _activation(self, layer: str) -> Tensor:
         return self.captured.activations[self.adapter.layers.index(layer)]
 
@@ -162,7 +185,19 @@ PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
     "scores": lambda run, layer: run.scores.detach(),
     "ablated_scores": Run.ablated_scores,
     "masked_scores": Run.masked_scores,
+    "gradient_terms": Run.gradient_terms,
 }
+
+
+def _prefixes_of(adapter: Adapter) -> tuple[int, ...]:
+    own = tuple(layout.prefix for layout in adapter.layouts if isinstance(layout, Layout))
+    return tuple(dict.fromkeys((*own, 0)))
+
+
+def _shown(term: Tensor, size: Size) -> Tensor:
+    """`[B, C, h, w]` to `[B, H, W]`: absolute, stretched to [0, 1] over channels and cells, enlarged, summed."""
+    strength = normalize(term.float().abs().reshape(len(term), 1, -1)).reshape(term.shape)
+    return resize(strength.sum(1), size)
 
 
 def _channel_axis(activation: Tensor, spatial: Tensor) -> int:

@@ -19,6 +19,7 @@ from hf_cam.guard import unwrap
 from hf_cam.images import load_image
 from hf_cam.loading import LoadedModel, load
 from hf_cam.maps import normalize
+from hf_cam.methods import Method, get_method
 from hf_cam.targets import ClassLogit, class_logits, find_label, index_of, probabilities
 
 IMAGE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
@@ -127,6 +128,24 @@ class Explainer:
                 saliency = self.cam.saliency(**inputs, select=select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
                 yield from self.explanations(saliency, members, target)
 
+    def compare(
+        self,
+        image: Image.Image,
+        methods: Sequence[str],
+        *,
+        target: Any = None,
+        text: str | Sequence[str] | None = None,
+        top_k: int = 1,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+    ) -> list[list[Explanation]]:
+        """One image by several methods, all from one forward: a list a method, best target first."""
+        records = [get_method(method) for method in methods]
+        select = self.selector(target, text, top_k)
+        inputs = self.loaded.inputs([image])
+        found = self.cam.saliencies(records, **inputs, select=select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+        return [next(self.explanations(saliency, [image], target)) for saliency in found]
+
     def _batches(self, images: Sequence[Image.Image]) -> Iterator[tuple[dict[str, Tensor], Sequence[Image.Image]]]:
         """One batch where the processor gives all images one size, else one image at a time."""
         try:
@@ -178,27 +197,20 @@ class Explainer:
         raw = saliency.raw[0].float().cpu().numpy()
         for i, image in enumerate(images):
             geometry = self.loaded.geometry((image.height, image.width))
-            heatmaps = self._heatmaps([layer[:, i] for layer in saliency.raw], geometry)
+            heatmaps = _heatmaps(saliency.method, [layer[:, i] for layer in saliency.raw], geometry)
             yield [
                 Explanation(
                     label=self._label(index, target),
                     score=float(scores[k, i]),
                     heatmap=heatmaps[k],
                     raw=raw[k, i],
-                    method=self.cam.method.id,
+                    method=saliency.method.id,
                     layers=saliency.adapter.layers,
                     image=image,
                     flags=() if heatmaps[k].any() else (NO_EVIDENCE,),
                 )
                 for k, index in enumerate(indices[:, i].tolist())
             ]
-
-    def _heatmaps(self, raw: Sequence[Tensor], geometry: Geometry) -> np.ndarray:
-        """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`."""
-        on_grid = normalize(raw[0]) if len(raw) == 1 else self.cam.method.fuse(raw, geometry.model_size)
-        drawn = geometry.to_image(on_grid.float())
-        peak = drawn.amax((-2, -1), keepdim=True)
-        return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()
 
     def _classes(self, saliency: Saliency, target: Any) -> tuple[Tensor, Tensor]:
         """Class indices (-1 for a caller's own target) and scores, `[K, B]` each."""
@@ -234,3 +246,11 @@ def _batch_of(outputs: Any) -> int:
 
     tensor = first_tensor(outputs)
     return 1 if tensor is None else len(tensor)
+
+
+def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry) -> np.ndarray:
+    """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`."""
+    on_grid = normalize(raw[0]) if len(raw) == 1 else method.fuse(raw, geometry.model_size)
+    drawn = geometry.to_image(on_grid.float())
+    peak = drawn.amax((-2, -1), keepdim=True)
+    return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()

@@ -53,6 +53,21 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
+def save_picture(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture, with the folders above it.
+
+    Raises:
+        ImageError: the path's ending is no picture format.
+    """
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(path)
+    except ValueError as error:
+        raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
+    return path
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Why a model said what it said of one image.
@@ -92,15 +107,11 @@ class Explanation:
             ImageError: the ending is no picture format.
         """
         path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npy":
+            path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, self.heatmap)
             return path
-        try:
-            self.overlay(alpha, colormap).save(path)
-        except ValueError as error:
-            raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
-        return path
+        return save_picture(self.overlay(alpha, colormap), path)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""

@@ -163,6 +163,28 @@ def test_overlay_save_and_notebook(vit_folder: Path, tmp_path: Path) -> None:
         found.save(tmp_path / "map.xyz")
 
 
+def test_compare_takes_one_forward_and_gives_what_explain_gives(vit_folder: Path, tmp_path: Path) -> None:
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    runs: list[int] = []
+    methods = ["gradcam", "layercam", "shapleycam", "finercam", "eigencam"]
+    hf_cam.explain(noise(), model)  # measures the processor's geometry, which runs no model
+    handle = model.register_forward_hook(lambda *args: runs.append(1))
+    found = hf_cam.compare(noise(), model, methods=methods, target="espresso")
+    assert len(runs) == 1
+    handle.remove()
+    assert [explanation.method for explanation in found.explanations] == methods
+    for explanation in found.explanations:
+        [alone] = hf_cam.explain(noise(), model, method=explanation.method, target="espresso")
+        assert explanation.label == alone.label == "espresso"
+        assert explanation.score == pytest.approx(alone.score, abs=1e-6)
+        np.testing.assert_allclose(explanation.heatmap, alone.heatmap, atol=1e-4)
+    with Image.open(found.save(tmp_path / "grid.png", columns=3)) as grid:
+        assert grid.width > 2 * grid.height  # three columns and two rows of a wide image
+    assert found._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(hf_cam.HFCamError, match="'gradcam'"):
+        hf_cam.compare(noise(), model, methods=["gradcam", "grad-cam"])
+
+
 def test_labels() -> None:
     labels = {0: "tabby, tabby cat", 1: "tiger cat", 2: "tiger shark, Galeocerdo cuvieri", 3: "cat"}
     assert find_label("tabby", labels) == 0
@@ -255,13 +277,14 @@ def test_the_key_mapping_is_one_to_one() -> None:
 def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None:
     import re
 
-    from hf_cam.demo import PHOTOGRAPHS, demo_methods, run_demo
+    from hf_cam.comparison import quick_methods
+    from hf_cam.demo import PHOTOGRAPHS, run_demo
 
     lines: list[str] = []
     page = run_demo(tmp_path / "demo", lines.append)
     text = page.read_text()
     shown = re.findall(r'src="([^"]+)"', text)
-    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(demo_methods())) + 1
+    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(quick_methods())) + 1
     for name in shown:
         with Image.open(page.parent / name) as picture:
             picture.load()

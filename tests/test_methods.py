@@ -24,12 +24,14 @@ from transformers import (
 )
 
 import hf_cam
+from hf_cam.biases import full_gradients
 from hf_cam.cam import CAM
 from hf_cam.capture import capture
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.reductions import first_component
+from hf_cam.targets import ClassLogit
 
 SIZE = (64, 96)
 
@@ -93,6 +95,7 @@ def evidence_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[
         "scores": torch.zeros(batch),
         "ablated_scores": torch.rand(batch, channels),
         "masked_scores": torch.rand(batch, channels),
+        "gradient_terms": activations.abs(),
     }
     return {name: everything[name] for name in record.needs}
 
@@ -509,9 +512,11 @@ def test_finercam_without_rivals_is_its_base_method() -> None:
         assert not torch.allclose(CAM(net, "finercam", base=base)(x, [1, 4]), plain, atol=1e-3)
     chosen = CAM(net, "finercam", references=[0, 2]).saliency(x, lambda outputs: [[1, 4]])
     logits = chosen.outputs.logits
+    torch.testing.assert_close(chosen.scores[0], logits[[0, 1], [1, 4]])  # the caller's target, not the contrast
     weights = logits.softmax(1)[:, [0, 2]]
     rivals = (weights * logits[:, [0, 2]]).sum(1) / weights.sum(1)
-    torch.testing.assert_close(chosen.scores[0], logits[[0, 1], [1, 4]] - rivals)
+    [contrast] = get_method("finercam").targets([ClassLogit(1)], references=[0, 2])
+    torch.testing.assert_close(contrast(logits[0]), logits[0, 1] - rivals[0])
     with pytest.raises(MethodError, match="contrasts classes"):
         CAM(net, "finercam")(x, [lambda output: output.logits[0]] * 2)
     with pytest.raises(MethodError, match="'eigencam' is none"):
@@ -532,3 +537,49 @@ def test_refinecam_multiplies_the_normalised_maps_of_its_layers() -> None:
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, alone[1], atol=1e-2)
     torch.testing.assert_close(CAM(net, "refinecam", layers=layers[1])(x, [1, 4]), alone[1])
+
+
+class _Piecewise(nn.Module):
+    """Convolution, batch norm, ReLU in place, and linear layers: everything that FullGrad calls piecewise linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=4, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+        )
+        self.head = nn.Linear(8, 5)
+        for norm in (self.body[1], self.body[4]):
+            nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+            nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2.0)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.body(pixel_values).mean((2, 3)))
+
+
+def test_fullgrads_terms_sum_to_the_output() -> None:
+    torch.manual_seed(0)
+    net, x = _Piecewise().eval().double(), pictures(2).double()
+    found = full_gradients(net, {"pixel_values": x}, lambda outputs: outputs[:, 3].sum())
+    assert set(found.biases) == {"body.0", "body.1", "body.4", "head"}
+    assert abs(found.score) > 0.1
+    assert found.error < 1e-10
+    shared = full_gradients(make("resnet").double(), {"pixel_values": x}, lambda outputs: outputs.logits[:, 3].sum())
+    assert shared.error < 1e-9
+
+
+def test_fullgrad_shows_absolute_terms_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    net, x = _Piecewise().eval(), pictures(1)
+    found = full_gradients(net, {"pixel_values": x}, lambda outputs: outputs[:, 3].sum())
+    expected = torch.zeros(SIZE)
+    for term in (found.pixels, found.biases["body.0"], found.biases["body.1"], found.biases["body.4"]):
+        strength = term[0].abs()
+        strength = (strength - strength.min()) / (strength.max() - strength.min())
+        expected += resize(strength.sum(0), SIZE)
+    [raw] = CAM(net, "fullgrad", layers="body.5").saliency(x, lambda outputs: [[3]]).raw
+    torch.testing.assert_close(raw[0, 0], expected, atol=1e-4, rtol=1e-4)

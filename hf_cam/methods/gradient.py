@@ -52,6 +52,11 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.where(total == 0, torch.zeros_like(weights), weights) * activations
 
 
+def fullgrad(gradient_terms: Tensor) -> Tensor:
+    """The terms of the full-gradient decomposition, one a layer, already in the model's pixels."""
+    return gradient_terms
+
+
 def _spatial_mean(tensor: Tensor) -> Tensor:
     return tensor.mean(tuple(range(2, tensor.ndim)), keepdim=True)
 
@@ -112,6 +117,15 @@ SHAPLEYCAM = register(
         contributions=shapleycam,
         paper="Cai, CAMs as Shapley Value-based Explainers, The Visual Computer 2025, arXiv:2501.06261",
         summary="Grad-CAM with the curvature of the score taken into account.",
+    )
+)
+FULLGRAD = register(
+    Method(
+        id="fullgrad",
+        name="FullGrad",
+        contributions=fullgrad,
+        paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
+        summary="Input and every bias, each times its gradient; looks at all layers, whichever is the target layer.",
     )
 )
 LAYERCAM = register(

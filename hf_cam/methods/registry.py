@@ -17,7 +17,7 @@ from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.targets import Target
 
-EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores")
+EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores", "gradient_terms")
 
 _registry: dict[str, Method] = {}
 
@@ -111,7 +111,7 @@ class Method:
         contributions = self.contributions(**tensors, **_pick(options, self.contributions))
         reduced = reduce(contributions, **_pick(options, reduce)).clamp_min(0)
         # Independent errors of one rounding a term add up like the terms' Euclidean norm.
-        error = rounding * contributions.norm(dim=1).flatten(1).amax(1).reshape(-1, *[1] * (reduced.ndim - 1))
+        error = rounding * contributions.norm(dim=1)
         return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
 
 
@@ -127,7 +127,7 @@ def _pick(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, An
 def _rounding(dtype: torch.dtype) -> float:
     """The relative error to reckon with in a gradient: 16-bit kernels sum in 32 bits and round once at their end."""
     finfo = torch.finfo(dtype)
-    return finfo.eps if finfo.bits == 16 else 4 * finfo.eps
+    return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""Where a score comes from in piecewise linear networks: the input and every bias, each times its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.capture import call
+from hf_cam.errors import MethodError, TargetError
+from hf_cam.guard import borrowed, unwrap
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
+LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)
+
+
+@dataclass(frozen=True)
+class FullGradients:
+    """The full-gradient decomposition of a score (Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780).
+
+    Args:
+        score: The scalar, summed over the batch.
+        pixels: The input times its gradient, `[B, C, H, W]`.
+        biases: Each bias times the gradient of what it was added to, shaped like the module's output.
+    """
+
+    score: Tensor
+    pixels: Tensor
+    biases: dict[str, Tensor]
+
+    @property
+    def error(self) -> float:
+        """How far the terms miss the score; rounding alone where all layers are piecewise linear (ReLU, batch norm)."""
+        total = self.pixels.sum() + sum(term.sum() for term in self.biases.values())
+        return float((total - self.score).abs())
+
+
+def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[[Any], Tensor]) -> FullGradients:
+    """One forward and one backward through the whole model, which comes back untouched.
+
+    Args:
+        model: Any vision model.
+        inputs: Its named inputs.
+        score: From the model's output to a scalar.
+
+    Raises:
+        TargetError: the score does not depend on the picture.
+        MethodError: a module with a bias runs more than once, so that its terms cannot be told apart.
+    """
+    module = unwrap(model)
+    outputs: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Callable[..., Tensor]:
+        def record(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            if name in outputs:
+                raise MethodError(f"{name!r} runs more than once, so its bias has no single gradient")
+            outputs[name] = output
+            return output.clone()  # what follows may work in place
+
+        return record
+
+    with borrowed(module), torch.enable_grad():
+        pixels = inputs["pixel_values"].detach().requires_grad_()
+        biased = {name: child for name, child in module.named_modules() if _bias(child) is not None}
+        handles = [child.register_forward_hook(recorder(name)) for name, child in biased.items()]
+        try:
+            value = score(call(module, {**inputs, "pixel_values": pixels}))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not value.requires_grad:
+            raise TargetError("the target does not depend on the picture")
+        # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
+        scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
+        scaled = torch.autograd.grad(value * scale, [pixels, *outputs.values()], allow_unused=True)
+        wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
+    terms = {
+        name: gradient * _broadcast(biased[name], gradient)
+        for name, gradient in zip(outputs, wide[1:], strict=True)
+        if gradient is not None
+    }
+    gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
+    return FullGradients(_wide(value.detach()), gradient * _wide(pixels.detach()), terms)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """What a module adds; for a batch norm in evaluation mode also what its running mean comes to."""
+    if not isinstance(module, NORMS + LINEAR):
+        return None
+    bias = getattr(module, "bias", None)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:  # noqa: SLF001
+        assert module.running_var is not None
+        scale = (module.running_var + module.eps).rsqrt()
+        scale = scale if module.weight is None else scale * module.weight
+        shift = -module.running_mean * scale
+        return (shift if bias is None else shift + bias).detach()
+    return None if bias is None else bias.detach()
+
+
+def _broadcast(module: nn.Module, output: Tensor) -> Tensor:
+    bias = _bias(module)
+    assert bias is not None
+    # ConvNeXt's layer norm also works on maps, and says so.
+    last = isinstance(module, nn.Linear | nn.LayerNorm) and getattr(module, "data_format", "") != "channels_first"
+    return bias if last else bias.reshape(-1, *[1] * (output.ndim - 2))

@@ -1,0 +1,112 @@
+"""Several methods on one image, side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from hf_cam.errors import MethodError
+from hf_cam.explainer import Explainer
+from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
+from hf_cam.images import load_image
+from hf_cam.loading import load
+from hf_cam.methods import get_method, list_methods
+
+TILE, MARGIN, TITLE = 320, 8, 28
+RERUNS = "masked_scores"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One image explained by several methods from one forward.
+
+    Args:
+        explanations: One a method, for the same target.
+        image: The caller's image, upright and in RGB.
+    """
+
+    explanations: list[Explanation]
+    image: Image.Image = field(repr=False)
+
+    def grid(self, columns: int | None = None, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
+        """The image and each method's overlay under its name, row by row; about square where `columns` is not given."""
+        pictures = [("image", self.image)]
+        pictures += [(get_method(e.method).name, e.overlay(alpha, colormap)) for e in self.explanations]
+        columns = columns or min(len(pictures), max(2, round((len(pictures) * 1.5) ** 0.5)))
+        height = max(1, round(TILE * self.image.height / self.image.width))
+        rows = -(-len(pictures) // columns)
+        step_x, step_y = TILE + MARGIN, height + TITLE + MARGIN
+        sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+        for i, (name, picture) in enumerate(pictures):
+            left, top = MARGIN + i % columns * step_x, MARGIN + i // columns * step_y
+            draw.text((left, top + 3), name, fill="black", font=font)
+            sheet.paste(picture.resize((TILE, height), Image.Resampling.LANCZOS), (left, top + TITLE))
+        return sheet
+
+    def save(self, path: str | Path, columns: int | None = None) -> Path:
+        """Write the grid as a picture.
+
+        Raises:
+            ImageError: the ending is no picture format.
+        """
+        return save_picture(self.grid(columns), path)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        buffer = io.BytesIO()
+        self.grid().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def compare(
+    image: Any,
+    model: str | Path | nn.Module,
+    *,
+    methods: Sequence[str] | None = None,
+    target: Any = None,
+    layers: Sequence[str] | str | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    aug_smooth: bool = False,
+    eigen_smooth: bool = False,
+    processor: Any = None,
+    device: str | torch.device | int | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Comparison:
+    """Explain one image by several methods with a single forward.
+
+    Args:
+        image: A path, URL, PIL image or array.
+        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        methods: Ids of `hf_cam.list_methods()`; all but Score-CAM, which takes a forward a channel, where not given.
+        target, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
+
+    Raises:
+        MethodError: a method does not exist, none is named, or one is not defined for the target.
+
+    >>> from sklearn.datasets import load_sample_image
+    >>> found = compare(load_sample_image("flower.jpg"), "demo:imagenet", methods=["gradcam", "layercam"])
+    >>> [explanation.method for explanation in found.explanations]
+    ['gradcam', 'layercam']
+    """
+    chosen = quick_methods() if methods is None else list(methods)
+    if not chosen:
+        raise MethodError("no method is named to compare")
+    for method in chosen:
+        get_method(method)
+    picture = load_image(image)
+    explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
+    found = explainer.compare(picture, chosen, target=target, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+    return Comparison([explanations[0] for explanations in found], picture)
+
+
+def quick_methods() -> list[str]:
+    """The methods that run no forward a channel: Score-CAM takes minutes where the others take moments."""
+    return [method for method in list_methods() if RERUNS not in get_method(method).needs]
