@@ -521,7 +521,6 @@ RECIPES = {
         cell_head(160),
         CLASSIFY,
         (Stage(1500, (64, 64), 2), Stage(1000)),
-        compiled="swin",
     ),
     "dinov2": Recipe(
         build_dinov2,
