@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_cam.errors import HFCamError
     from hf_cam.explainer import explain
     from hf_cam.explanation import Explanation, overlay
+    from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
         FEM,
         KPCACAM,
@@ -50,6 +51,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "CAM": "cam",
+    "GuidedBackprop": "guided",
+    "guided_gradcam": "guided",
     "FullGrad": "handles",
     "Comparison": "comparison",
     "compare": "comparison",
@@ -98,6 +101,7 @@ __all__ = [
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
+    "GuidedBackprop",
     "HFCamError",
     "HiResCAM",
     "ImageCamPipeline",
@@ -112,6 +116,7 @@ __all__ = [
     "compare",
     "demo_model",
     "explain",
+    "guided_gradcam",
     "infer_adapter",
     "list_methods",
     "load_image",

@@ -129,10 +129,9 @@ class CAM:
             TargetError: the number of targets differs from the number of images, or one does not fit the head.
             LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
         """
-        columns = None if targets is None else [_column(targets, len(_checked(pixel_values)))]
         saliency = self.saliency(
             pixel_values,
-            top_classes(1) if columns is None else lambda outputs: columns,
+            selector_of(targets, len(_checked(pixel_values))),
             aug_smooth=aug_smooth,
             eigen_smooth=eigen_smooth,
             **model_inputs,
@@ -174,7 +173,7 @@ class CAM:
             # timm's metadata names stages, not layouts: where it misleads, the structure tells.
             if self._adapter is None or self._adapter.origin != "timm":
                 raise
-            self._adapter = probed_adapter(self.model, _first(self._inputs(pixel_values, model_inputs)))
+            self._adapter = probed_adapter(self.model, _first(model_inputs_of(self.model, pixel_values, model_inputs)))
             return run()
 
     def _saliencies(
@@ -187,7 +186,7 @@ class CAM:
         model_inputs: Mapping[str, Any],
     ) -> list[Saliency]:
         batch, size = len(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
-        inputs = self._inputs(pixel_values, model_inputs)
+        inputs = model_inputs_of(self.model, pixel_values, model_inputs)
         adapter = self._resolve_adapter(inputs)
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1
         if aug_smooth:
@@ -239,23 +238,6 @@ class CAM:
             return ""
         return f". Use layers={list(known.layers)!r} ({known.reason or known.origin})"
 
-    def _inputs(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
-        module = unwrap(self.model)
-        parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
-        inputs = plain_inputs({"pixel_values": pixel_values, **model_inputs})
-        if parameter is not None:
-            inputs = {
-                name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-                if isinstance(value, Tensor)
-                else value
-                for name, value in inputs.items()
-            }
-        if accepts(module, "interpolate_pos_encoding") and "interpolate_pos_encoding" not in inputs:
-            native = _native_size(module)
-            if native is not None and native != tuple(pixel_values.shape[-2:]):
-                inputs["interpolate_pos_encoding"] = True
-        return inputs
-
     def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
         if self._adapter is None:
             self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape, inputs=_first(inputs))
@@ -269,6 +251,40 @@ class CAM:
         if self._adapter is None:
             self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape)
         return self._adapter
+
+
+def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The forward's named inputs on the model's device and in its dtype, cut off from any graph of the caller's.
+
+    A picture of another size than the model's own asks for its position encodings to be interpolated.
+    """
+    module = unwrap(model)
+    parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
+    inputs = plain_inputs({"pixel_values": pixel_values, **others})
+    if parameter is not None:
+        inputs = {
+            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in inputs.items()
+        }
+    if accepts(module, "interpolate_pos_encoding") and "interpolate_pos_encoding" not in inputs:
+        native = _native_size(module)
+        if native is not None and native != tuple(pixel_values.shape[-2:]):
+            inputs["interpolate_pos_encoding"] = True
+    return inputs
+
+
+def selector_of(targets: Any, batch: int) -> Selector:
+    """A selector of the caller's targets, checked before the model runs; of each image's top class where None.
+
+    Raises:
+        TargetError: their number differs from that of the images.
+    """
+    if targets is None:
+        return top_classes(1)
+    column = _column(targets, batch)
+    return lambda _: [column]
 
 
 def top_classes(count: int) -> Selector:

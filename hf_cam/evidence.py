@@ -58,7 +58,7 @@ class Run:
         Raises:
             TargetError: a target does not fit the output, or is not finite.
         """
-        values = self._values(self.captured.outputs, self.targets)
+        values = target_values(self.captured.outputs, self.targets)
         if not values.isfinite().all():
             raise TargetError(
                 f"the target's value is not finite ({values.tolist()}): the images or the weights hold such values, "
@@ -116,7 +116,7 @@ class Run:
                 variants = activation[sample].expand(stop - start, *activation.shape[1:]).clone()
                 flat = variants.movedim(axis, 1)  # a view, so that the variants themselves lose the channel
                 flat[range(stop - start), range(start, stop)] = 0
-                return self._values(tail(variants, sample), [self.targets[sample]] * (stop - start))
+                return target_values(tail(variants, sample), [self.targets[sample]] * (stop - start))
 
             return torch.stack([_in_chunks(channels, size, without, sample) for sample in range(len(activation))])
 
@@ -141,7 +141,7 @@ class Run:
             }
             inputs["pixel_values"] = pixels[sample] * masks.to(pixels)
             outputs = call(unwrap(self.model), inputs)
-            return self._values(outputs, [self.targets[sample]] * (stop - start))
+            return target_values(outputs, [self.targets[sample]] * (stop - start))
 
         with borrowed(unwrap(self.model)), torch.no_grad():
             size = self.batch_size or CHUNK
@@ -158,7 +158,7 @@ class Run:
         del layer
 
         def total(outputs: Any) -> Tensor:
-            return self._values(outputs, self.targets).sum()
+            return target_values(outputs, self.targets).sum()
 
         found = full_gradients(self.model, self.inputs, total)
         layout = AnyLayout(_prefixes_of(self.adapter))
@@ -172,10 +172,6 @@ class Run:
 
     def _activation(self, layer: str) -> Tensor:
         return self.captured.activations[self.adapter.layers.index(layer)]
-
-    @staticmethod
-    def _values(outputs: Any, targets: Sequence[Target]) -> Tensor:
-        return torch.stack([_value(target, rows(outputs, i, len(targets))) for i, target in enumerate(targets)])
 
 
 PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
@@ -226,6 +222,15 @@ def _in_chunks(count: int, size: int, run: Callable[[int, int, int], Tensor], sa
         else:
             start += size
     return torch.cat(found)
+
+
+def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
+    """The value of each sample's target, `[B]`.
+
+    Raises:
+        TargetError: a target does not fit the output, or is no scalar.
+    """
+    return torch.stack([_value(target, rows(outputs, i, len(targets))) for i, target in enumerate(targets)])
 
 
 def _value(target: Target, output: Any) -> Tensor:

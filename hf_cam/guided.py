@@ -1,0 +1,122 @@
+"""Guided backpropagation on the unmodified model, and its product with a CAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hf_cam.cam import model_inputs_of, selector_of
+from hf_cam.capture import call
+from hf_cam.errors import TargetError
+from hf_cam.evidence import target_values
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.layouts import Size
+from hf_cam.maps import normalize, resize
+from hf_cam.targets import Target
+
+GATES = {
+    F.relu,
+    F.relu6,
+    F.gelu,
+    F.silu,
+    F.hardswish,
+    F.leaky_relu,
+    F.elu,
+    F.mish,
+    torch.relu,
+    torch.relu_,
+    Tensor.relu,
+    Tensor.relu_,
+}
+"""Activations whose gradient is guided: ReLU, for which the method was made, and the smooth gates in its place."""
+
+
+class _Guided(torch.autograd.Function):
+    """The activation itself forward; backward only positive gradient where the input is positive."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(value > 0)
+        return function(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        [positive] = ctx.saved_tensors
+        [gradient] = gradients
+        return gradient.clamp_min(0) * positive, None
+
+
+class _Guide(TorchFunctionMode):
+    """Guides every activation function that runs under it, whichever module calls it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in GATES:
+            return func(*args, **kwargs)
+        value, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+        kwargs.pop("inplace", None)
+        plain = {F.relu: torch.relu, torch.relu_: torch.relu, Tensor.relu_: torch.relu}.get(func, func)
+        rest = () if plain is torch.relu else rest
+        return _Guided.apply(value, lambda tensor: plain(tensor, *rest, **kwargs))
+
+
+class GuidedBackprop:
+    """The target's gradient in the picture's own pixels, through positive gradients and positive inputs alone.
+
+    The rule is made for ReLU; on the smooth gates of the GELU family it masks by the sign of their input in the same
+    way. No module is exchanged: the activations are intercepted while the model runs, and it comes back untouched.
+    A warning of its critics (Adebayo et al., arXiv:1810.03292): it all but ignores the model's later layers.
+
+    Paper: Springenberg et al., Striving for Simplicity, ICLR Workshops 2015, arXiv:1412.6806.
+
+    >>> from transformers import ResNetConfig, ResNetForImageClassification
+    >>> model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).eval()
+    >>> GuidedBackprop(model)(torch.rand(1, 3, 64, 96)).shape
+    torch.Size([1, 3, 64, 96])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        targets: Sequence[int | Target] | int | Target | None = None,
+        **model_inputs: Any,
+    ) -> Tensor:
+        """The guided gradient `[B, C, H, W]`, signed, in the units of the target by those of the input.
+
+        Args:
+            pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
+            targets: One class index or callable an image; None explains each image's top class.
+            model_inputs: Whatever else the forward takes.
+
+        Raises:
+            TargetError: the target does not depend on the picture, or their number differs from that of the images.
+        """
+        select = selector_of(targets, len(pixel_values))
+        inputs = model_inputs_of(self.model, pixel_values, model_inputs)
+        with borrowed(unwrap(self.model)), torch.enable_grad():
+            pixels = inputs["pixel_values"].requires_grad_()
+            with _Guide():
+                outputs = call(unwrap(self.model), {**inputs, "pixel_values": pixels})
+            [column] = select(outputs)
+            score = target_values(outputs, column).sum()
+            if not score.requires_grad:
+                raise TargetError("the target does not depend on the picture")
+            [gradient] = torch.autograd.grad(score, pixels, allow_unused=True)
+        return torch.zeros_like(pixels).detach() if gradient is None else gradient.detach()
+
+
+def guided_gradcam(guided: Tensor, maps: Tensor) -> Tensor:
+    """Guided Grad-CAM: the guided gradient `[B, C, H, W]` times a map `[B, h, w]` in [0, 1], `[B, C, H, W]`.
+
+    Paper: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
+    """
+    size: Size = (guided.shape[-2], guided.shape[-1])
+    return guided * resize(normalize(maps), size)[:, None]

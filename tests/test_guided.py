@@ -1,0 +1,81 @@
+"""Guided backpropagation without touching a module."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from test_capture import assert_unchanged, state
+from test_methods import SIZE, Logits, make, pictures
+from torch import Tensor, nn
+
+from hf_cam import GradCAM, GuidedBackprop, guided_gradcam
+from hf_cam.errors import TargetError
+
+
+def test_agrees_with_the_reference_package_on_relu() -> None:
+    net, x = make("resnet"), pictures(1)
+    ours = GuidedBackprop(net)(x, [3])[0].permute(1, 2, 0).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = importlib.import_module("pytorch_grad_cam")
+        theirs = package.GuidedBackpropReLUModel(Logits(make("resnet")), device="cpu")(x, target_category=3)
+    assert np.abs(theirs).max() > 0
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+class _Gates(nn.Module):
+    """ReLU as a module, in place, as a function and as a method; GELU as a module and a function."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 5, 1)
+        gates = {
+            "module": nn.ReLU(),
+            "in place": nn.ReLU(inplace=True),
+            "function": nn.functional.relu,
+            "torch": torch.relu,
+            "method": lambda value: value.relu(),
+            "gelu": nn.GELU(),
+            "gelu function": nn.functional.gelu,
+            "silu": nn.SiLU(),
+        }
+        self.gate = gates[gate]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.second(self.gate(self.first(pixel_values))).mean((2, 3))
+
+
+@pytest.mark.parametrize("gate", ["module", "in place", "function", "torch", "method", "gelu", "gelu function", "silu"])
+def test_every_gate_is_guided(gate: str) -> None:
+    net, x = _Gates(gate), pictures(2)
+    with torch.no_grad():
+        hidden = net.first(x)
+        clean = net(x)
+    upper = net.second.weight[2, :, 0, 0].detach() / hidden[0, 0].numel()
+    inner = upper.clamp_min(0)[None, :, None, None] * (hidden > 0)
+    expected = torch.nn.functional.conv_transpose2d(inner, net.first.weight.detach(), stride=8)
+    torch.testing.assert_close(GuidedBackprop(net)(x, [2, 2]), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), clean)  # and forward nothing has changed
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    net = make("resnet").train()
+    before = state(net)
+    GuidedBackprop(net)(pictures(2))
+    with pytest.raises(TargetError, match="1 targets for 2 images"):
+        GuidedBackprop(net)(pictures(2), [1])
+    assert_unchanged(before, net)
+
+
+def test_guided_gradcam_is_the_product() -> None:
+    net, x = make("resnet"), pictures(1)
+    guided, maps = GuidedBackprop(net)(x, [1]), GradCAM(net)(x, [1])
+    product = guided_gradcam(guided, maps)
+    assert product.shape == (1, 3, *SIZE)
+    torch.testing.assert_close(product, guided * maps[:, None], atol=1e-6, rtol=1e-4)
