@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_cam.errors import HFCamError
     from hf_cam.explainer import explain
     from hf_cam.explanation import Explanation, overlay
+    from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
         FEM,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "CAM": "cam",
+    "DeepFeatureFactorization": "factorization",
     "GuidedBackprop": "guided",
     "guided_gradcam": "guided",
     "FullGrad": "handles",
@@ -93,6 +95,7 @@ __all__ = [
     "AblationCAM",
     "Adapter",
     "Comparison",
+    "DeepFeatureFactorization",
     "EigenCAM",
     "EigenGradCAM",
     "Explanation",

@@ -245,6 +245,10 @@ class CAM:
                 self.method = get_method(self._adapter.method)
         return self._adapter
 
+    def adapter_for(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> Adapter:
+        """Where this CAM looks in these pictures."""
+        return self._resolve_adapter(model_inputs_of(self.model, _checked(pixel_values), model_inputs))
+
     @property
     def adapter(self) -> Adapter:
         """Where this CAM looks (found with a picture of noise, where only a run can tell and none has happened)."""

@@ -1,0 +1,186 @@
+"""Deep feature factorisation: a few concepts that a batch of images is made of, and where each lies."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from hf_cam.adapter import Adapter
+from hf_cam.cam import CAM, model_inputs_of
+from hf_cam.capture import capture
+from hf_cam.errors import LayoutError, OptionError, TargetError
+from hf_cam.images import load_image
+from hf_cam.layouts import NCHW, Layout, Size
+from hf_cam.maps import resize
+from hf_cam.replay import tail_of
+from hf_cam.targets import class_logits, probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """Concepts of a batch.
+
+    Args:
+        concepts: `[k, C]`, non-negative: the channel vector of each concept.
+        strengths: `[B, k, h, w]`, non-negative: how much of each concept lies in each cell, before any normalisation.
+        heatmaps: `[B, k, H, W]` in [0, 1]: the same in the model's pixels, each concept by its peak in the batch.
+        classes: Per concept the best classes and their probabilities when every cell shows that concept alone; empty
+            where the model has no class logits.
+    """
+
+    concepts: Tensor = field(repr=False)
+    strengths: Tensor = field(repr=False)
+    heatmaps: Tensor = field(repr=False)
+    classes: list[list[tuple[int, float]]]
+
+    def picture(
+        self, image: Any, index: int = 0, labels: dict[int, str] | None = None, alpha: float = 0.6
+    ) -> Image.Image:
+        """The image with each cell in the colour of its strongest concept, and a legend of their classes beside it.
+
+        Args:
+            image: What the model saw of the image, as `hf_cam.load_image` takes it.
+            index: Which image of the batch it is.
+            labels: Class names by index.
+            alpha: Opacity of the colours in [0, 1].
+        """
+        picture = load_image(image)
+        maps = resize(self.heatmaps[index].cpu(), (picture.height, picture.width)).numpy()
+        colours = np.array([concept_colour(i, len(maps)) for i in range(len(maps))], np.float32)
+        strongest = maps.argmax(0)
+        opacity = alpha * np.take_along_axis(maps, strongest[None], 0)[0][..., None]
+        mixed = (1 - opacity) * np.asarray(picture, np.float32) + opacity * colours[strongest]
+        return _with_legend(Image.fromarray(np.rint(mixed).astype(np.uint8)), colours, self._names(labels))
+
+    def _names(self, labels: dict[int, str] | None) -> list[str]:
+        def name(found: list[tuple[int, float]]) -> str:
+            return ", ".join(f"{(labels or {}).get(i, str(i)).split(',')[0]} {score:.0%}" for i, score in found)
+
+        return [name(found) for found in self.classes] or [f"concept {i + 1}" for i in range(len(self.concepts))]
+
+
+class DeepFeatureFactorization:
+    """Non-negative matrix factorisation of a layer's cells over a batch (scikit-learn's `NMF`).
+
+    Negative activations count as zero. Concepts are named by the model itself: every cell is set to a concept and only
+    the tail behind the layer is rerun.
+
+    Paper: Collins et al., Deep Feature Factorization for Concept Discovery, ECCV 2018, arXiv:1806.10206.
+
+    Args:
+        model: Any vision model; it comes back untouched.
+        layers: Dotted name of the layer, inferred where not given.
+        reshape: `activation -> [B, C, h, w]`, inferred where not given.
+
+    >>> from transformers import ResNetConfig, ResNetForImageClassification
+    >>> model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).eval()
+    >>> DeepFeatureFactorization(model)(torch.rand(2, 3, 64, 96), components=3).heatmaps.shape
+    torch.Size([2, 3, 64, 96])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._cam = CAM(model, "eigencam", layers, reshape)
+
+    def __call__(
+        self, pixel_values: Tensor, components: int = 5, top_k: int = 2, seed: int = 0, **model_inputs: Any
+    ) -> Factorization:
+        """Factorise a batch.
+
+        Args:
+            pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
+            components: The number of concepts, k.
+            top_k: How many classes to name for each concept.
+            seed: Of the factorisation's start.
+            model_inputs: Whatever else the forward takes.
+
+        Raises:
+            OptionError: `components` is less than 1, or more than there are cells or channels.
+        """
+        model, adapter = self._cam.model, self._cam.adapter_for(pixel_values, model_inputs)
+        inputs = model_inputs_of(model, pixel_values, model_inputs)
+        size: Size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        with capture(model, adapter.layers[:1], inputs, gradients=False) as captured:
+            cells = adapter.to_spatial(captured.activations[0], size)
+        concepts, strengths = factorize(cells, components, seed)
+        shown = resize(strengths, size)
+        peak = shown.amax((0, 2, 3), keepdim=True)
+        heatmaps = shown / torch.where(peak > 0, peak, torch.ones_like(peak))
+        # Each concept as strong as the cells that show it most.
+        shown_alone = concepts * strengths.amax((0, 2, 3))[:, None]
+        return Factorization(concepts, strengths, heatmaps, _named(model, adapter, inputs, shown_alone, top_k))
+
+
+def factorize(cells: Tensor, components: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Concepts `[k, C]` and strengths `[B, k, h, w]` whose product is nearest to the positive part of `[B, C, h, w]`.
+
+    Raises:
+        OptionError: `components` is no number from 1 to that of the cells and of the channels.
+    """
+    from sklearn.decomposition import NMF
+
+    batch, channels, rows, columns = cells.shape
+    vectors = cells.float().clamp_min(0).permute(0, 2, 3, 1).reshape(-1, channels).cpu().numpy()
+    if not isinstance(components, int) or not 1 <= components <= min(vectors.shape):
+        raise OptionError(f"components is a whole number from 1 to {min(vectors.shape)}, got {components!r}")
+    factorization = NMF(components, init="nndsvda", random_state=seed, max_iter=1000, tol=1e-3)
+    strengths = factorization.fit_transform(vectors.astype(np.float64))
+    found = torch.from_numpy(strengths).reshape(batch, rows, columns, components).permute(0, 3, 1, 2)
+    return torch.from_numpy(factorization.components_).float(), found.float().to(cells.device)
+
+
+def _named(
+    model: nn.Module, adapter: Adapter, inputs: dict[str, Any], concepts: Tensor, top_k: int
+) -> list[list[tuple[int, float]]]:
+    """The best classes of each concept `[k, C]`, from the tail of the model with that concept in every cell."""
+    layout = adapter.layouts[0]
+    if not isinstance(layout, Layout):
+        return []
+    with tail_of(model, adapter.layers[0], inputs) as tail:
+        clean = tail.activations[:1].expand(len(concepts), *tail.activations.shape[1:]).clone()
+        concepts = concepts.to(clean)
+        if layout.axes == NCHW:
+            clean[:] = concepts[:, :, None, None]
+        elif clean.ndim == 4:
+            clean[:] = concepts[:, None, None]
+        else:
+            clean[:, layout.prefix : clean.shape[1] - layout.suffix] = concepts[:, None]
+        try:
+            logits = class_logits(tail(clean, 0))
+        except (TargetError, LayoutError):
+            return []
+    best = probabilities(logits).topk(min(top_k, logits.shape[1]))
+    return [
+        list(zip(indices, scores, strict=True))
+        for indices, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def concept_colour(index: int, count: int) -> tuple[int, int, int]:
+    """The colour of a concept: hues spread evenly, alternating in lightness."""
+    red, green, blue = colorsys.hls_to_rgb(index / count, 0.55 if index % 2 else 0.45, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _with_legend(picture: Image.Image, colours: np.ndarray, names: Sequence[str]) -> Image.Image:
+    font, line = ImageFont.load_default(size=14), 24
+    width = 40 + max(round(font.getlength(name)) for name in names)
+    sheet = Image.new("RGB", (picture.width + width, max(picture.height, line * len(names) + 8)), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, (colour, name) in enumerate(zip(colours, names, strict=True)):
+        top = 6 + i * line
+        draw.rectangle((picture.width + 10, top + 2, picture.width + 24, top + 16), fill=tuple(int(c) for c in colour))
+        draw.text((picture.width + 31, top), name, fill="black", font=font)
+    return sheet
