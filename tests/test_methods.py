@@ -373,7 +373,7 @@ def test_registration_refuses_duplicates_bad_names_and_unknown_evidence() -> Non
 
 
 def brute_force_ablation(net: nn.Module, layer: str, axis: int, x: Tensor, target: int) -> np.ndarray:
-    """`(y - y_without_c) / y`, one whole forward a channel."""
+    """`(y - y_without_c) / |y|`, one whole forward a channel."""
     with torch.no_grad():
         clean = net(x).logits[0, target]
         module, dropped = net.get_submodule(layer), []
@@ -385,7 +385,7 @@ def brute_force_ablation(net: nn.Module, layer: str, axis: int, x: Tensor, targe
                 break
             finally:
                 handle.remove()
-    return ((clean - torch.stack(dropped)) / clean).numpy()
+    return ((clean - torch.stack(dropped)) / clean.abs()).numpy()
 
 
 def _without(output: object, axis: int, channel: int) -> object:
@@ -417,9 +417,29 @@ def test_ablation_agrees_with_the_reference_where_activations_start_at_zero() ->
         warnings.simplefilter("ignore")
         package = importlib.import_module("pytorch_grad_cam")
         outputs = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        with torch.no_grad():
+            targets = (
+                net(x).logits.argmax(1).tolist()
+            )  # positive: for a negative logit the reference turns the map round
         with package.AblationCAM(Logits(net), [net.resnet.encoder.stages[-1]]) as reference:
-            theirs = reference(input_tensor=x, targets=[outputs(2), outputs(5)])
-    np.testing.assert_allclose(CAM(net, "ablationcam")(x, [2, 5]).numpy(), theirs, atol=1e-4)
+            theirs = reference(input_tensor=x, targets=[outputs(target) for target in targets])
+    np.testing.assert_allclose(CAM(net, "ablationcam")(x, targets).numpy(), theirs, atol=1e-4)
+
+
+def test_ablation_lights_what_speaks_for_a_class_also_below_zero() -> None:
+    class Shifted(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.features, self.shift = nn.Conv2d(3, 6, 16, stride=16), shift
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return self.head(self.features(pixel_values).relu().mean((2, 3))) + self.shift
+
+    x = pictures(2)
+    above, below = (CAM(Shifted(shift), "ablationcam", layers="features")(x, [1, 2]) for shift in (5.0, -5.0))
+    torch.testing.assert_close(above, below, atol=1e-4, rtol=0)
 
 
 def slow_scorecam(net: nn.Module, activations: Tensor, x: Tensor, target: int) -> Tensor:

@@ -9,9 +9,13 @@ from hf_cam.methods.registry import Method, register
 
 
 def ablationcam(activations: Tensor, scores: Tensor, ablated_scores: Tensor) -> Tensor:
-    """`w_c a_c` with `w_c = (y - y_without_c) / y`, y the target's value; 0 where y is."""
+    """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, y the target's value; 0 where y is.
+
+    The paper divides by y, which is positive there. A logit may be negative, and then that sign would turn every weight
+    round: what speaks against the class would light up.
+    """
     value = scores[:, None]
-    weights = (value - ablated_scores) / torch.where(value == 0, torch.ones_like(value), value)
+    weights = (value - ablated_scores) / torch.where(value == 0, torch.ones_like(value), value.abs())
     return _per_channel(torch.where(value == 0, torch.zeros_like(weights), weights), activations) * activations
 
 

@@ -1,0 +1,134 @@
+"""Where the truth is known: how well each method's map lies on the thing that it explains.
+
+    python -m benchmarks.localization [--models vit convnext ...] [--scenes 200] [--methods gradcam ...]
+
+For every scene of the test split and every label in it, each method explains that label's logit; the map is judged
+against the mask of that label: energy inside, peak inside, average precision, averaged over all. Baselines that see no
+model (noise, a centred Gaussian, Sobel edges) and grad-cam's own Grad-CAM on the same layer stand beside them; "share"
+is the mask's share of the image, which is what a map that knows nothing scores. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.scenes import Scene, scenes
+from hf_cam import list_methods
+from hf_cam.comparison import quick_methods
+from hf_cam.explainer import Explainer
+from hf_cam.loading import LoadedModel, load
+from hf_cam.metrics import average_precision, energy_inside, peak_inside
+
+MODELS = ("convnext", "vit", "dinov2")
+Mapper = Callable[[Scene, int], np.ndarray]
+"""A scene and a label to a map `[H, W]` in [0, 1]."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", default=quick_methods(), choices=list_methods())
+    parser.add_argument("--scenes", type=int, default=200)
+    options = parser.parse_args()
+    drawn = scenes("test", options.scenes, seed=1)
+    truth = [(scene, label) for scene in drawn for label in sorted(set(scene.labels))]
+    print(f"{len(drawn)} scenes, {len(truth)} labels in them\n")
+    print("| model | map | energy inside | peak inside | average precision | ms a map |")
+    print("|---|---|--:|--:|--:|--:|")
+    share = np.mean([mask_of(scene, label).mean() for scene, label in truth])
+    print(f"| none | mask's share of the image | {share:.3f} | {share:.3f} | {share:.3f} | |")
+    for name, mapper in baselines():
+        print(row("none", name, mapper, truth), flush=True)
+    for model in options.models:
+        loaded = load(f"demo:{model}")
+        for name, mapper in (*methods_of(loaded, options.methods), *reference_of(loaded)):
+            print(row(model, name, mapper, truth), flush=True)
+
+
+def row(model: str, name: str, mapper: Mapper, truth: Sequence[tuple[Scene, int]]) -> str:
+    started = time.perf_counter()
+    maps = [mapper(scene, label) for scene, label in truth]
+    milliseconds = (time.perf_counter() - started) / len(truth) * 1000
+    scores = np.array([judge(found, mask_of(scene, label)) for found, (scene, label) in zip(maps, truth, strict=True)])
+    energy, peak, precision = scores.mean(0)
+    return f"| {model} | {name} | {energy:.3f} | {peak:.3f} | {precision:.3f} | {milliseconds:.0f} |"
+
+
+def judge(found: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
+    maps, masks = torch.from_numpy(np.ascontiguousarray(found)), torch.from_numpy(mask)
+    return tuple(float(metric(maps, masks)) for metric in (energy_inside, peak_inside, average_precision))
+
+
+def mask_of(scene: Scene, label: int) -> np.ndarray:
+    return scene.classes == 1 + label
+
+
+def baselines() -> Iterator[tuple[str, Mapper]]:
+    generator = np.random.default_rng(0)
+    yield "noise", lambda scene, _: generator.random(scene.classes.shape, np.float32)
+    yield "centred Gaussian", lambda scene, _: gaussian(scene.classes.shape)
+    yield "Sobel edges", lambda scene, _: sobel(scene.image)
+
+
+def gaussian(shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
+    return np.exp(-2 * (rows[:, None] ** 2 + columns[None] ** 2))
+
+
+def sobel(image: np.ndarray) -> np.ndarray:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    edges = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    return edges / max(float(edges.max()), 1e-6)
+
+
+def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[str, Mapper]]:
+    for method in methods:
+        explainer = Explainer(loaded, method)
+
+        def explained(scene: Scene, label: int, explainer: Explainer = explainer) -> np.ndarray:
+            [[found]] = explainer([Image.fromarray(scene.image)], target=label)
+            return found.heatmap
+
+        yield method, explained
+
+
+def reference_of(loaded: LoadedModel) -> Iterator[tuple[str, Mapper]]:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    from hf_cam.cam import CAM
+
+    class Logits(torch.nn.Module):
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return loaded.model(pixel_values).logits
+
+    adapter = CAM(loaded.model).adapter
+    layer = loaded.model.get_submodule(adapter.layers[0])
+    net = Logits()
+    net.inner = loaded.model
+
+    def explained(scene: Scene, label: int) -> np.ndarray:
+        pixels = loaded.pixel_values([Image.fromarray(scene.image)])
+        size = (pixels.shape[-2], pixels.shape[-1])
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytorch_grad_cam.GradCAM(net, [layer], lambda t: adapter.to_spatial(t, size)) as cam,
+        ):
+            found = cam(input_tensor=pixels, targets=[ClassifierOutputTarget(label)])[0]
+            cam.activations_and_grads.activations = cam.activations_and_grads.gradients = []
+        return np.clip(cv2.resize(found, scene.classes.shape[::-1]), 0, 1)
+
+    yield "grad-cam's GradCAM", explained
+
+
+if __name__ == "__main__":
+    main()
