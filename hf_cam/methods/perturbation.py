@@ -12,7 +12,8 @@ def ablationcam(activations: Tensor, scores: Tensor, ablated_scores: Tensor) -> 
     """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, y the target's value; 0 where y is.
 
     The paper divides by y, which is positive there. A logit may be negative, and then that sign would turn every weight
-    round: what speaks against the class would light up.
+    round: what speaks against the class would light up. The method is made for activations that are not negative;
+    on signed ones (behind a layer norm, in ConvNeXt) it localises no better than chance.
     """
     value = scores[:, None]
     weights = (value - ablated_scores) / torch.where(value == 0, torch.ones_like(value), value.abs())
