@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
 from hf_cam.capture import accepts, capture, plain_inputs
-from hf_cam.errors import HFCamError, LayerError, LayoutError, NoGradientError, OptionError, TargetError
+from hf_cam.errors import (
+    DetachedError,
+    HFCamError,
+    LayerError,
+    LayoutError,
+    NoGradientError,
+    OptionError,
+    TargetError,
+    nearest,
+)
 from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
 from hf_cam.guard import unwrap
 from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
@@ -26,6 +36,9 @@ Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
 AUG_FACTORS = (1.0, 0.9, 1.1)
+SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
+PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
+"""What transformers' forwards take without listing it."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +182,18 @@ class CAM:
         run = partial(self._saliencies, methods, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
         try:
             return run()
-        except (LayoutError, NoGradientError, TargetError, LayerError):
+        except (LayoutError, NoGradientError, DetachedError, LayerError) as error:
             # timm's metadata names stages, not layouts: where it misleads, the structure tells.
-            if self._adapter is None or self._adapter.origin != "timm":
+            claimed = self._adapter
+            if claimed is None or claimed.origin != "timm":
                 raise
-            self._adapter = probed_adapter(self.model, _first(model_inputs_of(self.model, pixel_values, model_inputs)))
-            return run()
+            try:
+                inputs = model_inputs_of(self.model, pixel_values, model_inputs)
+                self._adapter = probed_adapter(self.model, _first(inputs))
+                return run()
+            except HFCamError:
+                self._adapter = claimed
+                raise error from None
 
     def _saliencies(
         self,
@@ -263,6 +282,11 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     A picture of another size than the model's own asks for its position encodings to be interpolated.
     """
     module = unwrap(model)
+    known = inspect.signature(module.forward).parameters
+    for name in others:
+        if _misspelt(name, known):
+            choices = [*SETTINGS, *(other for other in known if other not in ("kwargs", "args"))]
+            raise OptionError(f"the model takes no input {name!r}; nearest: {nearest(name, choices)}")
     parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
     inputs = plain_inputs({"pixel_values": pixel_values, **others})
     if parameter is not None:
@@ -300,6 +324,13 @@ def top_classes(count: int) -> Selector:
         return [[as_target(index) for index in column] for column in best.T.tolist()]
 
     return select
+
+
+def _misspelt(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether a forward that lists its inputs would swallow this one in its `**kwargs` and ignore it."""
+    listed = [other for other, parameter in known.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    positional = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values())
+    return not positional and name not in listed and name not in PASSED_ON
 
 
 def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:

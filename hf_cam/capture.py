@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.errors import LayerError, TargetError
+from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.guard import borrowed, unwrap
 
 
@@ -38,7 +38,7 @@ class Capture:
         if score.numel() != 1:
             raise TargetError(f"a target must be a scalar, got the shape {tuple(score.shape)}")
         if not score.requires_grad:
-            raise TargetError(
+            raise DetachedError(
                 "the target does not depend on the target layer: it is a constant, was detached, or the layer "
                 "lies after it"
             )

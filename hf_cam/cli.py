@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+CHUNK = 8
+
 if TYPE_CHECKING:
+    from hf_cam.explainer import Explainer
     from hf_cam.explanation import Explanation
 
 
@@ -52,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
-    explain.add_argument(
-        "--out", type=Path, default=Path("hf-cam-out"), help="PNG file or folder (default: hf-cam-out)"
-    )
+    explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
     explain.set_defaults(run=_explain)
 
     demo = commands.add_parser("demo", help="explain photographs that come with scikit-learn and scikit-image")
@@ -74,16 +77,18 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from hf_cam.comparison import method_ids
     from hf_cam.explainer import Explainer
     from hf_cam.images import load_image
     from hf_cam.loading import load
 
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
-    images = [load_image(image) for image in options.images]
-    methods = [method.strip() for method in options.method.split(",")]
+    methods = method_ids(options.method)
     if len(methods) > 1 and options.top_k > 1:
         raise OptionError("several methods are compared on one target: leave --top-k out, or name a single method")
+    for image in options.images:
+        load_image(image)  # a damaged one among many is told before anything is written; none is kept in memory
     explainer = Explainer(load(options.model, device=options.device), methods[0], options.layers)
     settings = {
         "target": options.target,
@@ -91,14 +96,27 @@ def _explain(options: argparse.Namespace) -> None:
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
     }
-    if len(methods) > 1:
-        found: Iterable[Any] = (explainer.compare(image, methods, **settings) for image in images)
-    else:
-        found = explainer(images, top_k=options.top_k, **settings)
-    progress = tqdm(found, total=len(images), unit="image", disable=len(images) < 2)
+    if len(methods) == 1:
+        settings["top_k"] = options.top_k
+    found = _explained(explainer, options.images, methods, settings)
+    progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         for line in _write(name, output, explanations, grid=len(methods) > 1):
             progress.write(line)
+
+
+def _explained(
+    explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
+) -> Iterator[Any]:
+    """What was found of each image; a chunk of them is decoded at a time."""
+    from hf_cam.images import load_image
+
+    for start in range(0, len(sources), CHUNK):
+        images = [load_image(source) for source in sources[start : start + CHUNK]]
+        if len(methods) > 1:
+            yield from (explainer.compare(image, methods, **settings) for image in images)
+        else:
+            yield from explainer(images, **settings)
 
 
 def _write(name: str, output: Path, explanations: Any, grid: bool) -> list[str]:
@@ -115,13 +133,25 @@ def _write(name: str, output: Path, explanations: Any, grid: bool) -> list[str]:
     ]
 
 
-def _output_paths(images: Sequence[str], out: Path) -> list[Path]:
-    """One PNG an image: the file that was asked for, or one in the folder that is named like the image."""
-    if len(images) == 1 and out.suffix and not out.is_dir():
-        return [out]
-    stems = [Path(image.split("?")[0].rstrip("/")).stem or "image" for image in images]
-    unique = [f"{stem}-{stems[:i].count(stem) + 1}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
-    return [out / f"{stem}.png" for stem in unique]
+def _output_paths(images: Sequence[str], out: str) -> list[Path]:
+    """One picture an image: the file that was asked for, or one in the folder that is named like the image.
+
+    Raises:
+        OptionError: a single file is asked for several images, or the file is no picture.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() in PICTURES and not path.is_dir() and not out.endswith("/"):
+        if len(images) > 1:
+            raise OptionError(f"{out!r} is one file and there are {len(images)} images; name a folder with --out")
+        return [path]
+    if len(images) == 1 and path.suffix and not path.is_dir() and not out.endswith("/"):
+        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); a folder ends in /")
+    paths: list[Path] = []
+    for image in images:
+        stem = Path(image.split("?")[0].rstrip("/")).stem or "image"
+        names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        paths.append(next(free for name in names if (free := path / f"{name}.png") not in paths))
+    return paths
 
 
 def _numbered(path: Path, count: int) -> list[Path]:
@@ -160,8 +190,11 @@ def _adapter(options: argparse.Namespace) -> None:
     _silence_loading()
     name = resolve_name(options.model)
     adapter = infer_adapter(load_config(name))
-    print(json.dumps({**adapter.to_dict(), "origin": adapter.origin}, indent=2))
+    print(json.dumps(adapter.to_dict(), indent=2))
+    print(f"from: {adapter.origin}", file=sys.stderr)
     if options.save:
+        if options.model.startswith("demo:"):
+            raise OptionError("a demo model belongs to the package; --save writes into a folder of your own")
         if not Path(name).is_dir():
             raise HFCamError(f"{name!r} is no folder; --save writes beside a local config.json")
         print(f"written to {adapter.save_pretrained(name)}", file=sys.stderr)

@@ -70,7 +70,7 @@ def compare(
     image: Any,
     model: str | Path | nn.Module,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | str | None = None,
     target: Any = None,
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
@@ -96,15 +96,26 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
-    chosen = quick_methods() if methods is None else list(methods)
-    if not chosen:
-        raise MethodError("no method is named to compare")
-    for method in chosen:
-        get_method(method)
+    chosen = quick_methods() if methods is None else method_ids(methods)
     picture = load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
     found = explainer.compare(picture, chosen, target=target, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
     return Comparison([explanations[0] for explanations in found], picture)
+
+
+def method_ids(methods: str | Sequence[str]) -> list[str]:
+    """The ids in "a,b,c" or a list, each once; a lone "auto" stays as it is.
+
+    Raises:
+        MethodError: none is named, or one does not exist.
+    """
+    listed = methods.split(",") if isinstance(methods, str) else methods
+    named = list(dict.fromkeys(method.strip() for method in listed if method.strip()))
+    if not named:
+        raise MethodError("no method is named; `hf-cam methods` lists them")
+    if named == ["auto"]:
+        return named
+    return [get_method(method).id for method in named]
 
 
 def quick_methods() -> list[str]:

@@ -38,6 +38,10 @@ class TargetError(HFCamError, ValueError):
     """A target does not exist, does not fit the model's head, or there are too few of them."""
 
 
+class DetachedError(TargetError):
+    """The target's value does not hang together with the target layer at all."""
+
+
 class MethodError(HFCamError, ValueError):
     """The method does not exist, or is not defined for this model."""
 
@@ -55,4 +59,4 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     known = list(known)
     by_case = {entry.lower(): entry for entry in known}
     close = difflib.get_close_matches(name.lower(), by_case, n=count, cutoff=0.4)
-    return ", ".join(repr(by_case[entry]) for entry in close) or ", ".join(map(repr, known[:count]))
+    return ", ".join(repr(by_case[entry]) for entry in close) or "none; there is " + ", ".join(map(repr, known[:count]))

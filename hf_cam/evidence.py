@@ -234,13 +234,14 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
 
 
 def _value(target: Target, output: Any) -> Tensor:
+    name = getattr(target, "__name__", None) or repr(target)
     try:
         value = target(output)
-    except IndexError as error:
-        raise TargetError(f"the target {target!r} does not fit the model's output: {error}") from error
+    except (IndexError, AttributeError, KeyError) as error:
+        raise TargetError(f"the target {name} does not fit the model's output: {error}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TargetError(f"a target must return a scalar tensor, {target!r} returned {got}")
+        raise TargetError(f"a target must return a scalar tensor, {name} returned {got}")
     return value.reshape(())
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, Saliency, Selector, top_classes
+from hf_cam.capture import first_tensor
 from hf_cam.errors import ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.geometry import Geometry
@@ -21,8 +22,6 @@ from hf_cam.loading import LoadedModel, load
 from hf_cam.maps import normalize
 from hf_cam.methods import Method, get_method
 from hf_cam.targets import ClassLogit, class_logits, find_label, index_of, probabilities
-
-IMAGE_TYPES = (str, Path, Image.Image, np.ndarray, Tensor)
 
 
 def explain(
@@ -56,7 +55,7 @@ def explain(
         top_k: How many classes to explain.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
-        batch_size: Images a forward, 8 where not given.
+        batch_size: Images a forward, 8 where not given; also the forwards at once of methods that rerun the model.
         processor: The image processor, where it does not come with the model.
         device, dtype: For a model that is loaded here.
 
@@ -75,7 +74,9 @@ def explain(
     """
     several = isinstance(image, list | tuple)
     images = [load_image(source) for source in (image if several else [image])]
-    explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), method, layers, reshape)
+    explainer = Explainer(
+        load(model, processor=processor, device=device, dtype=dtype), method, layers, reshape, batch_size
+    )
     found = list(
         explainer(
             images,
@@ -96,6 +97,7 @@ class Explainer:
     Args:
         loaded: From `hf_cam.loading.load`.
         method, layers, reshape: As in `explain`.
+        batch_size: Forwards at once for methods that rerun the model.
     """
 
     def __init__(
@@ -104,9 +106,12 @@ class Explainer:
         method: str = "auto",
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
+        batch_size: int | None = None,
     ) -> None:
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         self.loaded = loaded
-        self.cam = CAM(loaded.model, method, layers, reshape)
+        self.cam = CAM(loaded.model, method, layers, reshape, batch_size=batch_size)
 
     def __call__(
         self,
@@ -164,11 +169,13 @@ class Explainer:
         """
         if text is not None:
             raise TargetError(f"{type(unwrap(self.loaded.model)).__name__} compares no text; leave text= out")
+        check_count("top_k", top_k)
         if target is None:
-            check_count("top_k", top_k)
             return top_classes(top_k)
+        if top_k > 1:
+            raise OptionError("top_k counts the model's own best classes; leave it out where target= names one")
         chosen = self.target(target)
-        return lambda outputs: [chosen] if isinstance(chosen, list) else [[chosen] * _batch_of(outputs)]
+        return lambda outputs: [[chosen] * _batch_of(outputs)]
 
     def target(self, target: Any) -> Any:
         """A class index or label text as its logit; a callable as it is."""
@@ -242,8 +249,6 @@ def check_count(name: str, value: Any) -> None:
 
 
 def _batch_of(outputs: Any) -> int:
-    from hf_cam.capture import first_tensor
-
     tensor = first_tensor(outputs)
     return 1 if tensor is None else len(tensor)
 

@@ -37,7 +37,7 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
     (0, 0, 0)
     """
-    picture = load_image(image)
+    picture, heatmap = load_image(image), np.asarray(heatmap)
     if heatmap.shape != (picture.height, picture.width):
         raise OptionError(
             f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, the image {picture.height} x {picture.width}"
@@ -60,9 +60,13 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
         ImageError: the path's ending is no picture format.
     """
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ImageError(f"{str(path)!r} is a folder; name the file to write, such as {str(path / 'map.png')!r}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
+    except OSError as error:
+        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     except ValueError as error:
         raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
     return path

@@ -50,7 +50,7 @@ def _existing(source: str | Path) -> Path:
         if not path.exists():
             raise ImageError(f"there is no file {str(source)!r}")
         if not path.is_file():
-            raise ImageError(f"{str(source)!r} is not a file")
+            raise ImageError(f"{str(source)!r} is not a file" + "; name its pictures, e.g. *.jpg" * path.is_dir())
     except (OSError, RuntimeError) as error:  # too long a name, a folder that may not be entered, no such ~user
         raise ImageError(f"{str(source)[:200]!r} cannot be read: {error}") from error
     return path

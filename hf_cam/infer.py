@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ def infer_adapter(
     declared = declared_adapter(module, layers=layers, reshape=reshape)
     if declared is not None and (declared.origin != "timm" or _holds(module, declared, inputs)):
         return declared
+    if not isinstance(model, nn.Module):
+        module = module_tree(
+            model, device="cpu"
+        )  # the probe looks at gradients, which take weights, if only random ones
     return _with_reshape(probed_adapter(module, inputs), reshape)
 
 
@@ -69,33 +73,43 @@ def _with_reshape(adapter: Adapter, reshape: Callable[[Tensor], Tensor] | None) 
     return Adapter(adapter.layers, (Reshape(reshape),) * len(adapter.layers), adapter.method, "caller")
 
 
-def module_tree(config: Any) -> nn.Module:
-    """The model that a transformers config describes, on the meta device: every module, no weights.
+def module_tree(config: Any, device: str = "meta") -> nn.Module:
+    """The model that a transformers config describes: every module, on the meta device without weights.
 
     Raises:
+        OptionError: this is no config.
         UnknownArchitecture: the config belongs to no class that looks at images.
     """
-    import transformers
-
-    names = [*(getattr(config, "architectures", None) or []), *_auto_classes(config)]
+    if not hasattr(config, "model_type"):
+        raise OptionError(
+            f"expected a loaded model or a transformers config, got {type(config).__name__}; "
+            "`hf-cam adapter NAME` and Adapter.from_pretrained(NAME) take names"
+        )
     failures = []
-    for name in names:
-        if (loader := getattr(transformers, name, None)) is None:
-            continue
+    for loader in _classes_of(config):
         try:
-            with torch.device("meta"):
-                build = loader.from_config if name.startswith("Auto") else loader
-                return build(config)  # type: ignore[no-any-return]
-        except (ValueError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
-            failures.append(f"{name}: {error}")
-    model_type = getattr(config, "model_type", type(config).__name__)
+            with torch.device(device):
+                return loader(config)  # type: ignore[no-any-return]
+        except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+            failures.append(f"{loader.__name__}: {error}")
     raise UnknownArchitecture(
-        f"no model can be built from a config of type {model_type!r}" + (f" ({failures[0]})" if failures else "")
+        f"no model can be built from a config of type {config.model_type!r}" + (f" ({failures[0]})" if failures else "")
     )
 
 
-def _auto_classes(config: Any) -> tuple[str, ...]:
-    return ("AutoModelForImageClassification", "AutoModel") if hasattr(config, "model_type") else ()
+def _classes_of(config: Any) -> Iterator[type[nn.Module]]:
+    """The classes that the config names, else the classifier and the bare model of its type."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    for name in getattr(config, "architectures", None) or []:
+        if (found := getattr(transformers, name, None)) is not None:
+            yield found
+    for mapping in (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES):
+        names = mapping.get(config.model_type, ())
+        for name in (names,) if isinstance(names, str) else names:
+            if (found := getattr(transformers, name, None)) is not None:
+                yield found
 
 
 def check_takes_pictures(model: nn.Module) -> None:
@@ -137,6 +151,9 @@ def _callers_adapter(
         raise LayerError("layers= names no layer; leave it out to have one inferred")
     known = dict(module.named_modules())
     for name in names:
+        if not isinstance(name, str):
+            own = next((dotted for dotted, child in known.items() if child is name), "its dotted name")
+            raise OptionError(f"layers= takes dotted names, not modules; pass {own!r}")
         if name not in known or not name:
             raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, filter(None, known))}")
     layout: Spatial = Reshape(reshape) if reshape else AnyLayout(_prefixes(module), patch_of(config_of(module)))

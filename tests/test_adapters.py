@@ -15,7 +15,7 @@ import hf_cam
 from hf_cam.adapter import Adapter
 from hf_cam.cam import CAM
 from hf_cam.catalogue import Entry, catalogue, resolve_layer
-from hf_cam.errors import LayerError, LayoutError, ModelError, NoGradientError
+from hf_cam.errors import LayerError, LayoutError, ModelError, NoGradientError, OptionError, TargetError
 from hf_cam.infer import infer_adapter
 from hf_cam.layouts import AnyLayout, Layout, Reshape, read_layouts, token_grids
 from hf_cam.testing import check_adapter
@@ -374,3 +374,49 @@ def test_layouts_put_every_value_at_its_place() -> None:
         Layout("b c h w").to_spatial(image.permute(0, 2, 3, 1), SIZE)
     with pytest.raises(LayoutError, match="prefix or suffix"):
         Layout("b c h w", prefix=1)
+
+
+@pytest.mark.parametrize("config", [hf.DeiTConfig, hf.ViTConfig, hf.SwinConfig, hf.ResNetConfig, hf.LevitConfig])
+def test_a_bare_config_is_taken_for_its_classifier(config: type) -> None:
+    inferred = infer_adapter(config())
+    assert inferred.layers
+    assert inferred.origin in ("catalogue", "probe")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        hf.PoolFormerConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
+        hf.BitConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_groups=4, embedding_size=8),
+        hf.MobileNetV2Config(depth_multiplier=0.35),
+    ],
+    ids=["poolformer", "bit", "mobilenet_v2"],
+)
+def test_a_config_that_the_catalogue_lacks_is_probed_with_random_weights(config: hf.PretrainedConfig) -> None:
+    adapter = infer_adapter(config)
+    assert adapter.origin == "probe"
+    assert adapter.layouts[0].axes == "b c h w"
+
+
+def test_what_is_neither_model_nor_config_is_refused() -> None:
+    for wrong in ("google/vit-base-patch16-224", None, 3):
+        with pytest.raises(OptionError, match="a loaded model or a transformers config"):
+            infer_adapter(wrong)
+    net = build("vit")
+    with pytest.raises(OptionError, match=r"pass 'vit\.layers\.1'"):
+        infer_adapter(net, layers=[net.vit.layers[1]])
+
+
+def test_a_bad_target_does_not_accuse_a_timm_network() -> None:
+    import timm
+
+    cam = CAM(timm.create_model("resnet18", pretrained=False, num_classes=5))
+    with pytest.raises(TargetError, match="does not fit"):
+        cam(torch.randn(1, 3, 96, 64), targets=[9])
+    assert cam.adapter.origin == "timm"
+
+
+@pytest.mark.parametrize("wrong", ["target", "interpolate_pos_encodng", "foo"])
+def test_a_misspelt_input_is_refused(wrong: str) -> None:
+    with pytest.raises(OptionError, match=f"no input '{wrong}'"):
+        CAM(build("vit"))(picture("vit"), **{wrong: 1})

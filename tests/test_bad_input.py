@@ -17,6 +17,7 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.errors import (
+    DetachedError,
     HFCamError,
     ImageError,
     LayerError,
@@ -313,8 +314,8 @@ ASKED = {
         "scalar tensor, .* returned float",
     ),
     "a callable that returns nothing": ({"target": lambda output: None}, TargetError, "returned NoneType"),
-    "a callable that returns a constant": ({"target": constant}, TargetError, "does not depend on the target layer"),
-    "a callable that detaches": ({"target": detached}, TargetError, "does not depend on the target layer"),
+    "a callable that returns a constant": ({"target": constant}, DetachedError, "does not depend on the target layer"),
+    "a callable that detaches": ({"target": detached}, DetachedError, "does not depend on the target layer"),
     "a callable that raises IndexError": (
         {"target": lambda output: output.logits[99]},
         TargetError,

@@ -1,0 +1,5 @@
+"""`python -m hf_cam` is the command `hf-cam`."""
+
+from hf_cam.cli import main
+
+raise SystemExit(main())
