@@ -179,6 +179,8 @@ figcaption span { color: var(--soft); }
 <h1>What the model looked at</h1>
 <p>Each picture shows where <code>$model</code>, a classifier with its ImageNet weights, found the evidence for its own
 first guess, method by method. It reads the centre of a photograph only, so nothing lights up beside it.
+It sees it as 7 x 7 cells, so the heat is as coarse as that, and a thing narrower than a cell (the rocket) is lit beside
+as much as upon. On a network that ends in pooling and a linear layer, as this one does, several methods agree exactly;
 RandomCAM is the baseline: a method that looks no better than it shows nothing.</p>
 <div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
 </header>
