@@ -28,7 +28,7 @@ from hf_cam.explainer import Explainer
 from hf_cam.loading import LoadedModel, load
 from hf_cam.metrics import average_precision, energy_inside, peak_inside
 
-MODELS = ("convnext", "vit", "dinov2")
+MODELS = ("convnext", "vit", "dinov2", "swin")
 Mapper = Callable[[Scene, int], np.ndarray]
 """A scene and a label to a map `[H, W]` in [0, 1]."""
 
