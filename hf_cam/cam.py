@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
-from hf_cam.capture import accepts, capture, plain_inputs
+from hf_cam.capture import accepts, capture, plain_inputs, swallows
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -30,15 +30,13 @@ from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
 from hf_cam.layouts import Size
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
-from hf_cam.targets import Target, as_target, class_logits, rows
+from hf_cam.targets import Target, as_target, class_logits, map_tensors, rows
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
 AUG_FACTORS = (1.0, 0.9, 1.1)
 SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
-PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
-"""What transformers' forwards take without listing it."""
 
 
 @dataclass(frozen=True)
@@ -226,11 +224,11 @@ class CAM:
             ]
             found = [[self._raw_maps(method, run, eigen_smooth) for run in runs] for method in methods]
             scores = torch.stack([run.scores.detach()[:batch] for run in runs])
-        records = []
+        outputs, records = map_tensors(clean, Tensor.detach), []
         for method, by_target in zip(methods, found, strict=True):
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
             raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
-            records.append(Saliency(method.fuse(raw, size), raw, scores, _detached(clean), adapter, method))
+            records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, adapter, method))
         return records
 
     def _raw_maps(self, method: Method, run: Run, eigen_smooth: bool) -> list[Tensor]:
@@ -282,10 +280,9 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     A picture of another size than the model's own asks for its position encodings to be interpolated.
     """
     module = unwrap(model)
-    known = inspect.signature(module.forward).parameters
     for name in others:
-        if _misspelt(name, known):
-            choices = [*SETTINGS, *(other for other in known if other not in ("kwargs", "args"))]
+        if swallows(module, name):
+            choices = [*SETTINGS, *inspect.signature(module.forward).parameters]
             raise OptionError(f"the model takes no input {name!r}; nearest: {nearest(name, choices)}")
     parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
     inputs = plain_inputs({"pixel_values": pixel_values, **others})
@@ -324,13 +321,6 @@ def top_classes(count: int) -> Selector:
         return [[as_target(index) for index in column] for column in best.T.tolist()]
 
     return select
-
-
-def _misspelt(name: str, known: Mapping[str, Any]) -> bool:
-    """Whether a forward that lists its inputs would swallow this one in its `**kwargs` and ignore it."""
-    listed = [other for other, parameter in known.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    positional = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values())
-    return not positional and name not in listed and name not in PASSED_ON
 
 
 def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,14 +373,3 @@ def _unaugmented(maps: Tensor, batch: int) -> Tensor:
     """The mean over the views of `[K, views * B, h, w]`, mirrored ones turned back."""
     views = maps.unflatten(1, (2, len(AUG_FACTORS), batch))
     return torch.stack([views[:, 0], views[:, 1].flip(-1)], 1).flatten(1, 2).mean(1)
-
-
-def _detached(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, Mapping):
-        items = {key: _detached(value) for key, value in output.items()}
-        return type(output)(**items) if hasattr(output, "to_tuple") else items
-    if type(output) in (tuple, list):
-        return type(output)(_detached(item) for item in output)
-    return output

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.guard import borrowed, unwrap
 
+PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
+"""What transformers' forwards take without listing it."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -147,6 +150,14 @@ def accepts(module: nn.Module, name: str) -> bool:
         return True
     wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     return wrapped and getattr(module, "main_input_name", None) == name
+
+
+def swallows(module: nn.Module, name: str) -> bool:
+    """True where the module's forward lists its inputs, and would take this one in its `**kwargs` and ignore it."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    listed = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    return not wrapped and name not in listed and name not in PASSED_ON
 
 
 def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:

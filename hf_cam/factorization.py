@@ -17,7 +17,7 @@ from hf_cam.cam import CAM, model_inputs_of
 from hf_cam.capture import capture
 from hf_cam.errors import LayoutError, OptionError, TargetError
 from hf_cam.images import load_image
-from hf_cam.layouts import NCHW, Layout, Size
+from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
 from hf_cam.replay import tail_of
 from hf_cam.targets import class_logits, probabilities
@@ -32,7 +32,7 @@ class Factorization:
         strengths: `[B, k, h, w]`, non-negative: how much of each concept lies in each cell, before any normalisation.
         heatmaps: `[B, k, H, W]` in [0, 1]: the same in the model's pixels, each concept by its peak in the batch.
         classes: Per concept the best classes and their probabilities when every cell shows that concept alone; empty
-            where the model has no class logits.
+            where the model has no class logits, or the layout is a function.
     """
 
     concepts: Tensor = field(repr=False)
@@ -144,10 +144,12 @@ def _named(
     model: nn.Module, adapter: Adapter, inputs: dict[str, Any], concepts: Tensor, top_k: int
 ) -> list[list[tuple[int, float]]]:
     """The best classes of each concept `[k, C]`, from the tail of the model with that concept in every cell."""
-    layout = adapter.layouts[0]
-    if not isinstance(layout, Layout):
-        return []
+    layout, pixels = adapter.layouts[0], inputs["pixel_values"]
     with tail_of(model, adapter.layers[0], inputs) as tail:
+        if isinstance(layout, AnyLayout):
+            layout = layout.reading(tail.activations.shape, (pixels.shape[-2], pixels.shape[-1]))
+        if not isinstance(layout, Layout):
+            return []  # a caller's function, which says nothing of the way back
         clean = tail.activations[:1].expand(len(concepts), *tail.activations.shape[1:]).clone()
         concepts = concepts.to(clean)
         if layout.axes == NCHW:

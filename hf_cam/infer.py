@@ -13,11 +13,9 @@ from hf_cam.capture import capture
 from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
-from hf_cam.layouts import NCHW, NHWC, TOKENS, AnyLayout, Layout, Reshape, Spatial
-from hf_cam.probe import probe
+from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Spatial
+from hf_cam.probe import MIN_COVERAGE, probe
 from hf_cam.targets import class_logits
-
-MIN_COVERAGE = 0.95
 
 
 def infer_adapter(
@@ -167,7 +165,7 @@ def _prefixes(module: nn.Module) -> tuple[int, ...]:
     except HFCamError:
         known = None
     own = tuple(layout.prefix for layout in known.layouts if isinstance(layout, Layout)) if known else ()
-    return tuple(dict.fromkeys((*own, 0, 1, 2, 5, 9)))
+    return tuple(dict.fromkeys((*own, *PREFIXES)))
 
 
 # cam_config.json -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ NCHW = "b c h w"
 NHWC = "b h w c"
 TOKENS = "b (h w) c"
 AXES = (NCHW, NHWC, TOKENS)
+PREFIXES = (0, 1, 2, 5, 9)
+"""Counts of class, distillation and register tokens that occur in front of a grid."""
 
 Size = tuple[int, int]
 
@@ -125,21 +127,24 @@ class AnyLayout:
         patch: The model's patch in pixels, where it is known.
     """
 
-    prefixes: tuple[int, ...] = (0, 1, 2, 5, 9)
+    prefixes: tuple[int, ...] = PREFIXES
     patch: Size | None = None
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """The first reading that fits.
+        """Lay the activation out by the first reading that fits; `LayoutError` where none does."""
+        return self.reading(activations.shape, image_size).to_spatial(activations, image_size)
+
+    def reading(self, shape: Iterable[int], image_size: Size) -> Layout:
+        """The first layout that fits an activation of this shape.
 
         Raises:
             LayoutError: none does.
         """
-        readings = read_layouts(activations.shape, image_size, prefixes=self.prefixes, patch=self.patch)
+        shape = tuple(shape)
+        readings = read_layouts(shape, image_size, prefixes=self.prefixes, patch=self.patch)
         if not readings:
-            raise LayoutError(
-                f"no reading of the shape {tuple(activations.shape)} fits a {image_size[0]} x {image_size[1]} input"
-            )
-        return readings[0].to_spatial(activations, image_size)
+            raise LayoutError(f"no reading of the shape {shape} fits a {image_size[0]} x {image_size[1]} input")
+        return readings[0]
 
 
 def token_grids(cells: int, image_size: Size, patch: Size | None = None) -> list[Size]:
@@ -171,7 +176,7 @@ def _strides(image_size: Size, patch: Size | None) -> Iterator[tuple[int, int]]:
 
 
 def read_layouts(
-    shape: Iterable[int], image_size: Size, *, prefixes: Iterable[int] = (0, 1, 2, 5, 9), patch: Size | None = None
+    shape: Iterable[int], image_size: Size, *, prefixes: Iterable[int] = PREFIXES, patch: Size | None = None
 ) -> list[Layout]:
     """Every layout that an activation of this shape can have, the likeliest first.
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hf_cam.capture import swallows
 from hf_cam.catalogue import timm_model
 from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.geometry import Geometry, measure
@@ -69,7 +70,12 @@ class LoadedModel:
                 raise ModelError(f"the image processor cannot prepare these images: {error}") from error
         else:
             encoded = {"pixel_values": _stack([self.processor(image) for image in images])}
-        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        module = unwrap(self.model)
+        return {
+            name: value
+            for name, value in encoded.items()
+            if isinstance(value, Tensor) and (name == "pixel_values" or not swallows(module, name))
+        }
 
     def geometry(self, image_size: Size) -> Geometry:
         """How the processor puts images of this size (height, width) into the model's input; measured once a size."""

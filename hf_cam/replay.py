@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture import call, first_tensor, with_first_tensor
 from hf_cam.guard import borrowed, unwrap
-from hf_cam.targets import rows
+from hf_cam.targets import map_tensors, rows
 
 TOLERANCE = 1e-3
 
@@ -46,7 +46,7 @@ class Tail:
             return value[sample : sample + 1].expand(count, *value.shape[1:])
 
         def spread(value: Any) -> Any:
-            return variants(value) if isinstance(value, Tensor) else _mapped(value, variants)
+            return map_tensors(value, variants)
 
         replaced = with_first_tensor(spread(self.clean), activations)
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
@@ -60,18 +60,6 @@ class Tail:
         tensor = first_tensor(self.clean)
         assert tensor is not None
         return tensor
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same structure with every tensor in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        items = {key: _mapped(item, change) for key, item in value.items()}
-        return type(value)(**items) if hasattr(value, "to_tuple") else items
-    if type(value) in (tuple, list):
-        return type(value)(_mapped(item, change) for item in value)
-    return value
 
 
 @dataclass
@@ -153,7 +141,7 @@ def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple
         running.pop()
         if found:
             return
-        kept = _mapped(output, torch.clone)  # what follows may work in place
+        kept = map_tensors(output, torch.clone)  # what follows may work in place
         if child is target:
             found.append(kept)
             callers.update(running)

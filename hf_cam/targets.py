@@ -119,15 +119,24 @@ def rows(output: Any, index: int | slice, batch: int) -> Any:
     >>> rows({"logits": torch.zeros(4, 10)}, 1, batch=4)["logits"].shape
     torch.Size([10])
     """
-    if isinstance(output, Tensor):
-        return output[index] if output.ndim and output.shape[0] == batch else output
-    if isinstance(output, Mapping):
-        items = {key: rows(value, index, batch) for key, value in output.items()}
-        return type(output)(**items) if hasattr(output, "to_tuple") else items
     if isinstance(output, list) and len(output) == batch and not isinstance(output[0], Tensor):
         return output[index]  # one entry an image, as torchvision's detectors return
-    if isinstance(output, tuple | list):
-        return type(output)(rows(item, index, batch) for item in output) if type(output) in (tuple, list) else output
+    return map_tensors(output, lambda tensor: tensor[index] if tensor.ndim and len(tensor) == batch else tensor)
+
+
+def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure (tensor, record, dict, tuple or list) with every tensor in it changed.
+
+    >>> map_tensors({"a": (torch.ones(2), "text")}, torch.neg)
+    {'a': (tensor([-1., -1.]), 'text')}
+    """
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, Mapping):
+        items = {key: map_tensors(value, change) for key, value in output.items()}
+        return type(output)(**items) if hasattr(output, "to_tuple") else items
+    if type(output) in (tuple, list):
+        return type(output)(map_tensors(item, change) for item in output)
     return output
 
 

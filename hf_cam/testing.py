@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hf_cam.adapter import Adapter
 from hf_cam.capture import capture
 from hf_cam.errors import LayoutError, NoGradientError
-from hf_cam.infer import MIN_COVERAGE, infer_adapter, sample_inputs
+from hf_cam.infer import infer_adapter, sample_inputs
 from hf_cam.layouts import Layout, Size
-from hf_cam.probe import Verdict, check_layouts
+from hf_cam.probe import MIN_COVERAGE, Verdict, check_layouts
 from hf_cam.targets import class_logits
 
 

@@ -248,11 +248,11 @@ def test_the_callers_layer_is_read_off_its_shape() -> None:
     torch.testing.assert_close(ours, byhand(picture("vit")))
 
 
-def test_a_transposed_reshape_is_caught_by_the_check() -> None:
-    net = build("vit")
-    transposed = Adapter(("vit.layers.1.layernorm_before",), (Layout("b (h w) c", prefix=2, suffix=0),))
-    with pytest.raises(LayoutError):
-        check_adapter(net, transposed, inputs={"pixel_values": picture("vit")})
+def test_shifted_tokens_are_caught_by_the_check() -> None:
+    # A class token read as the first patch and the last patch as a suffix: the count fits, every cell is one off.
+    shifted = Adapter(("vit.layers.1.layernorm_before",), (Layout("b (h w) c", prefix=0, suffix=1),))
+    with pytest.raises(LayoutError, match="does not show at its place"):
+        check_adapter(build("vit"), shifted, inputs={"pixel_values": picture("vit")})
 
 
 def test_several_layers_are_averaged() -> None:

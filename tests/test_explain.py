@@ -138,6 +138,15 @@ def test_plain_modules_work_through_the_probe() -> None:
     assert found.raw.shape == (16, 24)
 
 
+def test_what_a_processor_returns_beyond_the_models_inputs_is_left_out(vit_folder: Path) -> None:
+    from transformers import DetrImageProcessor
+
+    processor = DetrImageProcessor(size={"height": 64, "width": 96}, do_pad=True, pad_size={"height": 64, "width": 96})
+    assert "pixel_mask" in processor(images=[noise()], return_tensors="pt")
+    [found] = hf_cam.explain(noise(), vit_folder, processor=processor)
+    assert found.heatmap.any()
+
+
 def test_overlay_save_and_notebook(vit_folder: Path, tmp_path: Path) -> None:
     [found] = hf_cam.explain(noise(), vit_folder)
     picture = found.overlay()

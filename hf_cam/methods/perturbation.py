@@ -13,7 +13,7 @@ def ablationcam(activations: Tensor, scores: Tensor, ablated_scores: Tensor) -> 
 
     The paper divides by y, which is positive there. A logit may be negative, and then that sign would turn every weight
     round: what speaks against the class would light up. The method is made for activations that are not negative;
-    on signed ones (behind a layer norm, in ConvNeXt) it localises no better than chance.
+    on signed ones (behind a layer norm, in ConvNeXt) it localises no better than random weights.
     """
     value = scores[:, None]
     weights = (value - ablated_scores) / torch.where(value == 0, torch.ones_like(value), value.abs())
