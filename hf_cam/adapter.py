@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,12 @@ class Adapter:
         """Refuse a record that names no layer, or a layout count that differs."""
         if not self.layers or len(self.layers) != len(self.layouts):
             raise LayoutError(f"an adapter needs a layout for each layer, got {self.layers} and {self.layouts}")
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Counts of tokens that can stand in front of a grid in this model, the likeliest first."""
+        own = (layout.prefix for layout in self.layouts if isinstance(layout, Layout))
+        return tuple(dict.fromkeys((*own, 0)))
 
     def to_spatial(self, activations: Tensor, image_size: Size, layer: str | None = None) -> Tensor:
         """A layer's output as `[B, C, h, w]`.
@@ -133,6 +139,12 @@ class Adapter:
         )
         _hub_cam_config.cache_clear()
         return str(commit.commit_url)
+
+
+def union(adapters: Sequence[Adapter]) -> Adapter:
+    """The layers of all of them, each once, and otherwise the first."""
+    layouts = {layer: layout for one in adapters for layer, layout in zip(one.layers, one.layouts, strict=True)}
+    return replace(adapters[0], layers=tuple(layouts), layouts=tuple(layouts.values()))
 
 
 def read_cam_config(path: Path) -> Adapter:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter
+from hf_cam.adapter import Adapter, union
 from hf_cam.capture import accepts, capture, plain_inputs, swallows
 from hf_cam.errors import (
     DetachedError,
@@ -26,10 +26,11 @@ from hf_cam.errors import (
 )
 from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
 from hf_cam.guard import unwrap
-from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter
+from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter, sample_inputs
 from hf_cam.layouts import Size
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
+from hf_cam.stages import target_layers
 from hf_cam.targets import Target, as_target, class_logits, map_tensors, rows
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
@@ -100,6 +101,7 @@ class CAM:
         self._layers, self._reshape, self._batch_size = layers, reshape, batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
         self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
+        self._looked: dict[tuple[str, Adapter], Adapter] = {}
         self._auto = method == "auto"
         declared = self._adapter.method if self._adapter else "gradcam"
         self.method = get_method(declared if self._auto else method)
@@ -204,7 +206,8 @@ class CAM:
     ) -> list[Saliency]:
         batch, size = len(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
-        adapter = self._resolve_adapter(inputs)
+        adapters = [self._looks(method, inputs) for method in methods]
+        adapter = union(adapters)
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1
         if aug_smooth:
             inputs = _augmented(inputs, batch)
@@ -222,22 +225,25 @@ class CAM:
                 Run(self.model, inputs, captured, adapter, column, size, second_order, self._batch_size)
                 for column in columns
             ]
-            found = [[self._raw_maps(method, run, eigen_smooth) for run in runs] for method in methods]
+            found = [
+                [self._raw_maps(method, own.layers, run, eigen_smooth) for run in runs]
+                for method, own in zip(methods, adapters, strict=True)
+            ]
             scores = torch.stack([run.scores.detach()[:batch] for run in runs])
         outputs, records = map_tensors(clean, Tensor.detach), []
-        for method, by_target in zip(methods, found, strict=True):
+        for method, own, by_target in zip(methods, adapters, found, strict=True):
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
             raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
-            records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, adapter, method))
+            records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, own, method))
         return records
 
-    def _raw_maps(self, method: Method, run: Run, eigen_smooth: bool) -> list[Tensor]:
+    def _raw_maps(self, method: Method, layers: Sequence[str], run: Run, eigen_smooth: bool) -> list[Tensor]:
         """One raw map `[B, h, w]` a layer."""
         options = {name: value for name, value in self.options.items() if name in method.options}
         if method.retarget is not same_target:
             run = replace(run, targets=method.targets(run.targets, **options))
         maps = []
-        for layer in run.adapter.layers:
+        for layer in layers:
             try:
                 evidence = run.collect(method.needs, layer)
             except (LayoutError, NoGradientError) as error:
@@ -262,16 +268,25 @@ class CAM:
                 self.method = get_method(self._adapter.method)
         return self._adapter
 
+    def _looks(self, method: Method, inputs: Mapping[str, Any]) -> Adapter:
+        """Where a method looks: at the caller's layers, or else at those that it asks for."""
+        adapter = self._resolve_adapter(inputs)
+        if adapter.origin == "caller":
+            return adapter
+        if (method.id, adapter) not in self._looked:
+            self._looked[method.id, adapter] = method.layers(self.model, adapter, _first(inputs))
+        return self._looked[method.id, adapter]
+
     def adapter_for(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> Adapter:
         """Where this CAM looks in these pictures."""
-        return self._resolve_adapter(model_inputs_of(self.model, _checked(pixel_values), model_inputs))
+        return self._looks(self.method, model_inputs_of(self.model, _checked(pixel_values), model_inputs))
 
     @property
     def adapter(self) -> Adapter:
         """Where this CAM looks (found with a picture of noise, where only a run can tell and none has happened)."""
-        if self._adapter is None:
-            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape)
-        return self._adapter
+        if self._adapter is not None and self.method.layers is target_layers:
+            return self._adapter
+        return self._looks(self.method, sample_inputs(unwrap(self.model)))
 
 
 def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str, Any]) -> dict[str, Any]:

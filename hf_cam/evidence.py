@@ -17,7 +17,7 @@ from hf_cam.biases import full_gradients
 from hf_cam.capture import Capture, call
 from hf_cam.errors import LayoutError, NoGradientError, TargetError
 from hf_cam.guard import borrowed, unwrap
-from hf_cam.layouts import AnyLayout, Layout, Size
+from hf_cam.layouts import AnyLayout, Size
 from hf_cam.maps import normalize, resize
 from hf_cam.replay import tail_of
 from hf_cam.targets import Target, rows
@@ -161,7 +161,7 @@ class Run:
             return target_values(outputs, self.targets).sum()
 
         found = full_gradients(self.model, self.inputs, total)
-        layout = AnyLayout(_prefixes_of(self.adapter))
+        layout = AnyLayout(self.adapter.prefixes)
         terms = [_shown(found.pixels, self.size)]
         for term in found.biases.values():
             try:
@@ -183,11 +183,6 @@ PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
     "masked_scores": Run.masked_scores,
     "gradient_terms": Run.gradient_terms,
 }
-
-
-def _prefixes_of(adapter: Adapter) -> tuple[int, ...]:
-    own = tuple(layout.prefix for layout in adapter.layouts if isinstance(layout, Layout))
-    return tuple(dict.fromkeys((*own, 0)))
 
 
 def _shown(term: Tensor, size: Size) -> Tensor:

@@ -206,7 +206,7 @@ class _Watch(TorchFunctionMode):
         return any(grid in self.grids for grid in fitting)
 
 
-def path_shares(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], float]:
+def path_shares(score: Tensor | GradientEdge, picture: Tensor) -> Callable[[GradientEdge], float]:
     """For a place in the autograd graph: the share of all paths from `score` to `picture` that run through it.
 
     Exact: the number of paths above a node times the number below it, over all of them. 1 on the trunk of a network,
@@ -217,21 +217,22 @@ def path_shares(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], floa
     >>> path_shares((x + branch).sum(), x)(get_gradient_edge(branch))
     0.5
     """
-    if score.grad_fn is None:
+    root = score.grad_fn if isinstance(score, Tensor) else score.node
+    if root is None:
         return lambda _edge: 0.0
     source = get_gradient_edge(picture).node
-    order = _children_first(score.grad_fn)
+    order = _children_first(root)
     to_picture: dict[Node, int] = {}
     for node in order:
         to_picture[node] = 1 if node is source else sum(to_picture[child] for child, _ in _below(node))
     from_score: dict[Node, int] = dict.fromkeys(order, 0)
-    from_score[score.grad_fn] = 1
+    from_score[root] = 1
     at_output: dict[tuple[Node, int], int] = {}
     for node in reversed(order):
         for child, output in _below(node):
             from_score[child] += from_score[node]
             at_output[child, output] = at_output.get((child, output), 0) + from_score[node]
-    total = to_picture[score.grad_fn]
+    total = to_picture[root]
 
     def share(edge: GradientEdge) -> float:
         through = at_output.get((edge.node, edge.output_nr), 0) * to_picture.get(edge.node, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_cam.errors import MethodError, TargetError
 from hf_cam.maps import fuse_product
 from hf_cam.methods.registry import Method, get_method, register
+from hf_cam.stages import stage_ends
 from hf_cam.targets import ClassLogit, Target, logits_of
 
 BASIC = {"activations", "gradients"}
@@ -70,7 +71,7 @@ def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> T
 
 
 def refinecam(activations: Tensor, gradients: Tensor, base: str = "gradcam++") -> Tensor:
-    """The base method's contributions; the layers' maps are multiplied."""
+    """The base method's contributions; the maps of the ends of the network's stages are multiplied."""
     return _basic("refinecam", base).contributions(activations, gradients)
 
 
@@ -97,7 +98,8 @@ REFINECAM = register(
         name="RefineCAM",
         contributions=refinecam,
         fuse=fuse_product,
-        paper="RefineCAM, arXiv:2605.14641",
-        summary="Product of several layers' maps: as fine as the early ones, as clean as the late ones.",
+        layers=stage_ends,
+        paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
+        summary="Product of the maps of every stage's end: as fine as the early ones, as clean as the late ones.",
     )
 )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_cam.adapter import Adapter
 from hf_cam.errors import MethodError, OptionError, nearest
 from hf_cam.layouts import Size
 from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
+from hf_cam.stages import target_layers
 from hf_cam.targets import Target
 
 EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores", "gradient_terms")
@@ -42,6 +44,8 @@ class Method:
             with a default are options too.
         retarget: From the caller's target to the one that is differentiated; its parameters with a default are options.
         fuse: The raw maps of several layers, `[..., h, w]` each, and a size, to one map in [0, 1].
+        layers: From a model, its inferred adapter and the named inputs of one image to where the method looks, if the
+            caller does not say.
     """
 
     id: str
@@ -52,6 +56,7 @@ class Method:
     reduce: Callable[..., Tensor] = field(default=channel_sum, repr=False)
     retarget: Callable[..., Target] = field(default=same_target, repr=False)
     fuse: Callable[[Sequence[Tensor], Size], Tensor] = field(default=fuse_mean, repr=False)
+    layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -1,0 +1,117 @@
+"""Where a method of several layers looks: the end of every stage of a network, not of its last alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from hf_cam.adapter import Adapter
+from hf_cam.capture import first_tensor
+from hf_cam.catalogue import config_of, patch_of
+from hf_cam.errors import UnknownArchitecture
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.layouts import Layout, Size, read_layouts
+from hf_cam.trace import Trace, hooked, path_shares, trace
+
+STAGES = 4
+TRUNK = 0.99
+
+
+def target_layers(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Adapter:
+    """The adapter's own layers."""
+    del model, inputs
+    return adapter
+
+
+def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Adapter:
+    """The target layer and the ends of the stages before it, four layers at most, the target layer first.
+
+    A stage is the part of a network that works on one grid; its end is the last layer there through which every path
+    from the picture to the target layer runs, and the coarsest are taken. Where nothing before the target layer is
+    finer than it, as in a plain ViT, a stage is a quarter of those layers. One traced forward of one image finds them.
+    An adapter of several layers stays as it is, and so does one whose model takes something else than a picture.
+
+    Args:
+        model: What the adapter describes; it comes back untouched.
+        adapter: As inferred.
+        inputs: The named inputs of one image.
+
+    >>> import torch
+    >>> from transformers import ResNetConfig, ResNetForImageClassification
+    >>> from hf_cam import infer_adapter
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32], depths=[1, 2, 1])
+    >>> model = ResNetForImageClassification(config).eval()
+    >>> stage_ends(model, infer_adapter(model), {"pixel_values": torch.rand(1, 3, 64, 96)}).layers
+    ('resnet.encoder.stages.2', 'resnet.encoder.stages.1', 'resnet.encoder.stages.0')
+    """
+    if len(adapter.layers) > 1:
+        return adapter
+    [target], module = adapter.layers, unwrap(model)
+    found: list[GradientEdge] = []
+
+    def record(_: str, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None and tensor.requires_grad:
+            found.append(get_gradient_edge(tensor))
+
+    with borrowed(module):
+        try:
+            with hooked(module, record, {target}):
+                traced = trace(module, inputs, patch_of(config_of(module)))
+        except UnknownArchitecture:
+            return adapter
+        trunk = _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []
+    ends = _ends(trunk) if trunk else []
+    if not ends:
+        return adapter
+    layers, layouts = (target, *(end.layer for end in ends)), (*adapter.layouts, *(end.layout for end in ends))
+    return Adapter(layers, layouts, adapter.method, adapter.origin, f"{adapter.reason}; and the ends of earlier stages")
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """A layer that no path from the picture to the target layer avoids."""
+
+    layer: str
+    layout: Layout
+    grid: Size
+    whole: bool  # a member of a list of blocks, and no norm
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
+    """In the order in which they run, up to the target layer; none where that cannot be read."""
+    share = path_shares(target, traced.picture)
+    trunk = []
+    for one in traced.produced:
+        is_target = one.edge == target
+        if is_target or (one.layer and share(one.edge) >= TRUNK):
+            patch = getattr(adapter.layouts[0], "patch", None)
+            layouts = read_layouts(one.shape, traced.image_size, prefixes=adapter.prefixes, patch=patch)
+            # Channels last is read as channels first where the numbers allow it: what the target layer does goes first.
+            layouts.sort(key=lambda layout: layout.axes != getattr(adapter.layouts[0], "axes", None))
+            whole = one.landmark and "norm" not in type(modules[one.layer]).__name__.lower()
+            if layouts:
+                trunk.append(_Stop(one.layer, layouts[0], layouts[0].grid(one.shape, traced.image_size), whole))
+        if is_target:
+            return trunk if layouts else []
+    return []
+
+
+def _ends(trunk: list[_Stop]) -> list[_Stop]:
+    """The last layer of each stage but the target's own, deepest first."""
+    *before, target = trunk
+    blocks = [stop for stop in before if stop.whole] or before
+    finer = {stop.grid: stop for stop in blocks if stop.cells > target.cells}
+    if finer:
+        return sorted(finer.values(), key=lambda stop: stop.cells)[: STAGES - 1]
+    outer = [stop for stop in blocks if not any(stop.layer.startswith(f"{other.layer}.") for other in trunk)]
+    quarters = [(len(outer) + 1) * part // STAGES - 1 for part in reversed(range(1, STAGES))]
+    return [outer[index] for index in dict.fromkeys(quarters) if index >= 0]
