@@ -146,59 +146,109 @@ def segformer_loss(
     return F.cross_entropy(logits, cell_shares(batch.classes, *logits.shape[1:]))
 
 
+class DetectionHead(nn.Module):
+    """What helps DETR to learn: class and box of each cell, and spare groups of queries.
+
+    A query that wins no item learns little, so each group is matched with all the items on its own
+    (Group DETR, arXiv 2207.13085).
+    """
+
+    def __init__(self, channels: int, queries: int, groups: int) -> None:
+        super().__init__()
+        self.cells = nn.Conv2d(channels, len(LABELS) + 1 + 4, 1)
+        self.queries = nn.Parameter(torch.randn(groups, queries, channels))
+
+
 def detr_loss(
-    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+    model: hf.PreTrainedModel, head: DetectionHead, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """DETR's own loss at every decoder layer, and classes from each cell of the encoder's output."""
+    """DETR's own loss at every decoder layer for each group of queries; a class and a box from each encoded cell."""
+    boxes = relative_boxes(batch)
     out = model.model(pixel_values)
-    dense = dense_loss(head, lay_out(out.encoder_last_hidden_state, pixel_values), batch)
+    encoded = lay_out(out.encoder_last_hidden_state, pixel_values)
+    positions = model.model.position_embedding(shape=encoded.shape, device=encoded.device, dtype=pixel_values.dtype)
+    spare = [
+        model.model.decoder(
+            inputs_embeds=torch.zeros_like(queries),
+            object_queries_position_embeddings=queries,
+            encoder_hidden_states=out.encoder_last_hidden_state,
+            spatial_position_embeddings=positions.flatten(2).transpose(1, 2),
+        ).intermediate_hidden_states
+        for queries in head.queries[:, None].expand(-1, len(batch), -1, -1)
+    ]
     with torch.autocast(pixel_values.device.type, enabled=False):
-        hidden = out.intermediate_hidden_states.float()
-        logits, boxes = model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid()
-        targets = detr_targets(batch)
-        loss, *_ = model.loss_function(logits[-1], targets, pixel_values.device, boxes[-1], model.config, logits, boxes)
-    return loss + dense
+        groups = [
+            group_loss(model, hidden.float(), batch, boxes) for hidden in (out.intermediate_hidden_states, *spare)
+        ]
+    classes, found = head.cells(encoded).split([len(LABELS) + 1, 4], 1)
+    return groups.mean() + cell_loss(classes, batch.classes) + 5 * box_loss(found, batch, boxes)
 
 
-def detr_targets(batch: SceneBatch) -> list[dict[str, torch.Tensor]]:
-    """Labels and boxes as centre x, centre y, width, height in shares of the scene."""
-    height, width = batch.images.shape[-2:]
-    corners = batch.boxes / torch.tensor([width, height, width, height], device=batch.boxes.device)
-    low, high = corners[..., :2], corners[..., 2:]
-    boxes = torch.cat([(low + high) / 2, high - low], -1)
-    return [
+def group_loss(model: hf.PreTrainedModel, hidden: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> torch.Tensor:
+    """DETR's own loss of one group's hidden states `(layers, B, Q, C)`."""
+    items = [
         {"class_labels": labels[labels >= 0], "boxes": box[labels >= 0]}
         for labels, box in zip(batch.labels, boxes, strict=True)
     ]
+    logits, found = model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid()
+    return model.loss_function(logits[-1], items, hidden.device, found[-1], model.config, logits, found)[0]
+
+
+def box_loss(found: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> torch.Tensor:
+    """Distance of the box `(B, 4, h, w)` that each cell tells from that of the item it shows."""
+    shares = cell_shares(batch.instances, 1 + MAX_ITEMS, *found.shape[-2:])[:, 1:]
+    distance = (found.float().sigmoid()[:, None] - boxes[..., None, None]).abs().sum(2)
+    return (distance * shares).sum() / shares.sum()
+
+
+def relative_boxes(batch: SceneBatch) -> torch.Tensor:
+    """Boxes `(B, 4, 4)` as centre x, centre y, width, height in shares of the scene."""
+    height, width = batch.images.shape[-2:]
+    corners = batch.boxes / torch.tensor([width, height, width, height], device=batch.boxes.device)
+    low, high = corners[..., :2], corners[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def clip_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Scenes against all prompts and against each other's captions; class and colour from each patch token."""
+    """Scenes against all prompts and each other's captions, and each patch against all prompts and none of them."""
     side = model.config.vision_config.image_size
     pixel_values = F.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
-    vision = model.vision_model(pixel_values)
-    cells = head(lay_out(vision.last_hidden_state[:, 1:], pixel_values))
-    classes, colors = cells.split([len(LABELS) + 1, len(COLORS) + 1], 1)
-    images = F.normalize(model.visual_projection(vision.pooler_output).float(), dim=-1) * model.logit_scale.exp()
+    tokens = model.vision_model(pixel_values).last_hidden_state
+    # Patches are read out as the class token is: what a prompt finds in the scene it must find where it lies.
+    embeddings = model.visual_projection(model.vision_model.post_layernorm(tokens)).float()
+    embeddings = F.normalize(embeddings, dim=-1) * model.logit_scale.exp()
     template = TEMPLATES[int(torch.randint(len(TEMPLATES), ()))]
-    prompts = images @ embed_text(model, [template.format(prompt) for prompt in PROMPTS]).T
-    captions = images @ embed_text(model, [batch.scene(i).caption for i in range(len(batch))]).T
-    pairs = torch.arange(len(batch), device=images.device)
+    texts = embed_text(model, [template.format(prompt) for prompt in PROMPTS])
+    similarities = embeddings @ texts.T
+    captions = embeddings[:, 0] @ embed_text(model, [batch.scene(i).caption for i in range(len(batch))]).T
+    pairs = torch.arange(len(batch), device=captions.device)
     contrast = (F.cross_entropy(captions, pairs) + F.cross_entropy(captions.T, pairs)) / 2
+    none = head.weight.expand(*similarities.shape[:2], 1)[:, 1:]
+    patches = torch.cat([none, similarities[:, 1:]], -1)
     return (
-        prompt_loss(prompts, batch.true_prompts())
+        prompt_loss(similarities[:, 0], batch.true_prompts())
         + contrast
-        + cell_loss(classes, batch.classes)
-        + cell_loss(colors, batch.color_masks())
+        + 2 * prompt_loss(patches, patch_prompts(batch, side // model.config.vision_config.patch_size))
     )
 
 
 def prompt_loss(similarities: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Each true prompt of a scene against all that are false of it; `(B, P)` both."""
-    rivals = similarities.masked_fill(truth, -torch.inf).logsumexp(1, keepdim=True)
+    """Each true prompt of a scene or patch against all that are false of it; `(..., P)` both."""
+    rivals = similarities.masked_fill(truth, -torch.inf).logsumexp(-1, keepdim=True)
     return F.softplus(rivals - similarities)[truth].mean()
+
+
+def patch_prompts(batch: SceneBatch, grid: int) -> torch.Tensor:
+    """Which of "none" and `PROMPTS` hold of what covers most of each of `grid * grid` patches: bool `(B, N, 1 + P)`."""
+    items = cell_shares(batch.instances, 1 + MAX_ITEMS, grid, grid).argmax(1).flatten(1)
+    labels, colors = (F.pad(tensor, (1, 0), value=-1).gather(1, items) for tensor in (batch.labels, batch.colors))
+    plain = torch.where(labels >= 0, 1 + labels * len(COLORS), 0)
+    truth = torch.zeros(*items.shape, 1 + len(PROMPTS), dtype=torch.bool, device=items.device)
+    for found in (plain, torch.where(labels >= 0, plain + colors, 0)):
+        truth.scatter_(2, found[..., None], True)
+    return truth
 
 
 def embed_text(model: hf.PreTrainedModel, texts: list[str]) -> torch.Tensor:
@@ -460,7 +510,7 @@ def clip_processor() -> hf.CLIPProcessor:
 
 
 def detr_processor() -> hf.DetrImageProcessor:
-    """DETR keeps the aspect ratio."""
+    """Detectors keep the aspect ratio."""
     return hf.DetrImageProcessor(**SCENE_PIXELS | {"size": {"shortest_edge": SIZE[0], "longest_edge": SIZE[1]}})
 
 
@@ -507,9 +557,9 @@ RECIPES = {
         build_clip,
         clip_loss,
         clip_processor,
-        cell_head(96, len(LABELS) + 1 + len(COLORS) + 1),
+        partial(nn.Embedding, 1, 1),  # how similar a patch may be to prompts that are not there
         COMPARE,
-        (Stage(1200, SMALL, 1), Stage(800)),
+        (Stage(1500),),
         start="vit",
         compiled="vision_model",
     ),
@@ -536,9 +586,9 @@ RECIPES = {
         build_detr,
         detr_loss,
         detr_processor,
-        cell_head(80),
+        partial(DetectionHead, channels=80, queries=12, groups=2),
         DETECT,
-        (Stage(2500, SMALL, 1), Stage(1400)),
+        (Stage(2000),),
         start="convnext",
     ),
 }
