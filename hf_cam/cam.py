@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, union
-from hf_cam.capture import accepts, capture, plain_inputs, swallows
+from hf_cam.capture import Shared, accepts, capture, plain_inputs, swallows
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -304,7 +304,7 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     if parameter is not None:
         inputs = {
             name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor | Shared)
             else value
             for name, value in inputs.items()
         }

@@ -19,6 +19,37 @@ PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attent
 
 
 @dataclass(frozen=True)
+class Shared:
+    """An input that belongs to all images of a batch alike, such as tokenised prompts; `call` hands it on.
+
+    Whatever cuts, repeats or reorders the images of a batch leaves it alone.
+
+    Args:
+        value: `[P, ...]`, on any device.
+        each: True where the forward wants it once for each image, `[B * P, ...]` image by image.
+    """
+
+    value: Tensor
+    each: bool = False
+
+    def for_batch(self, batch: int) -> Tensor:
+        """The tensor that a forward of `batch` images gets.
+
+        >>> Shared(torch.zeros(3, 7), each=True).for_batch(2).shape
+        torch.Size([6, 7])
+        """
+        return self.value.repeat(batch, *[1] * (self.value.ndim - 1)) if self.each else self.value
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Shared:
+        """The same on another device or in another dtype."""
+        return Shared(self.value.to(device, dtype), self.each)
+
+    def is_floating_point(self) -> bool:
+        """Whether it holds floating numbers."""
+        return self.value.is_floating_point()
+
+
+@dataclass(frozen=True)
 class Capture:
     """One forward: the model's own output and what the target layers returned in it.
 
@@ -137,7 +168,8 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
 
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run a model on named inputs; a picture whose name its forward does not know goes first, unnamed."""
-    named = dict(inputs)
+    batch = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 1)
+    named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
     if "pixel_values" in named and not accepts(module, "pixel_values"):
         return module(named.pop("pixel_values"), **named)
     return module(**named)

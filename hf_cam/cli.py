@@ -45,11 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="explain images with a model")
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL")
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
-    explain.add_argument("--target", help='class index or label text, e.g. "tabby"; the top class where not given')
+    explain.add_argument(
+        "--target",
+        help='class index, label text such as "tabby", pixel X,Y or box X0,Y0,X1,Y1 (default: what the model finds)',
+    )
     explain.add_argument(
         "--text", action="append", help="prompt for a model that compares images with text; repeatable"
     )
-    explain.add_argument("--top-k", type=int, default=1, help="how many classes to explain (default: 1)")
+    explain.add_argument(
+        "--top-k", type=int, help="how many classes, objects or segments (default: a classifier's best, else all)"
+    )
     explain.add_argument(
         "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: the family's)"
     )
@@ -85,7 +90,7 @@ def _explain(options: argparse.Namespace) -> None:
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
     methods = method_ids(options.method)
-    if len(methods) > 1 and options.top_k > 1:
+    if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: leave --top-k out, or name a single method")
     for image in options.images:
         load_image(image)  # a damaged one among many is told before anything is written; none is kept in memory

@@ -72,6 +72,7 @@ def compare(
     *,
     methods: Sequence[str] | str | None = None,
     target: Any = None,
+    text: str | Sequence[str] | None = None,
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     aug_smooth: bool = False,
@@ -86,7 +87,7 @@ def compare(
         image: A path, URL, PIL image or array.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         methods: Ids of `hf_cam.list_methods()`; all but Score-CAM, which takes a forward a channel, where not given.
-        target, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
+        target, text, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
         MethodError: a method does not exist, none is named, or one is not defined for the target.
@@ -99,7 +100,9 @@ def compare(
     chosen = quick_methods() if methods is None else method_ids(methods)
     picture = load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
-    found = explainer.compare(picture, chosen, target=target, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+    found = explainer.compare(
+        picture, chosen, target=target, text=text, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
+    )
     return Comparison([explanations[0] for explanations in found], picture)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency, Selector, top_classes
-from hf_cam.capture import first_tensor
+from hf_cam.cam import CAM, Saliency
 from hf_cam.errors import ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
+from hf_cam.heads import Head, Request, Subject, head_of
 from hf_cam.images import load_image
+from hf_cam.infer import declared_adapter
 from hf_cam.loading import LoadedModel, load
 from hf_cam.maps import normalize
 from hf_cam.methods import Method, get_method
-from hf_cam.targets import ClassLogit, class_logits, find_label, index_of, probabilities
+from hf_cam.targets import Target, rows
 
 
 def explain(
@@ -33,7 +33,7 @@ def explain(
     method: str = "auto",
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    top_k: int = 1,
+    top_k: int | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
     batch_size: int | None = None,
@@ -47,12 +47,15 @@ def explain(
         image: A path, URL, PIL image or array; or a list of them.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
-            to a scalar tensor; the `top_k` classes with the highest logits where not given.
-        text: Prompts for models that compare images with text.
+            to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
+            `[H, W]` of the image, embedding models another image. Not given: what the model itself found.
+        text: Prompts for models that compare images with text or look for what a text names; questions for models that
+            answer them.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
         layers: Dotted names of the target layers, inferred where not given.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
-        top_k: How many classes to explain.
+        top_k: How many of the classes, detections, segments or prompts to explain, the surest first; where not given, a
+            classifier's first and everything that other heads find.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
         batch_size: Images a forward, 8 where not given; also the forwards at once of methods that rerun the model.
@@ -111,7 +114,10 @@ class Explainer:
         if batch_size is not None:
             check_count("batch_size", batch_size)
         self.loaded = loaded
-        self.cam = CAM(loaded.model, method, layers, reshape, batch_size=batch_size)
+        self.head = head_of(loaded)
+        if method == "auto" and self.head.method and not _measured(loaded.model):
+            method = self.head.method
+        self.cam = CAM(loaded.model, method, layers, reshape, batch_size=1 if self.head.alone else batch_size)
 
     def __call__(
         self,
@@ -119,19 +125,19 @@ class Explainer:
         *,
         target: Any = None,
         text: str | Sequence[str] | None = None,
-        top_k: int = 1,
+        top_k: int | None = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         batch_size: int = 8,
     ) -> Iterator[list[Explanation]]:
         """Explanations image by image; `images` are upright RGB pictures, as `load_image` returns them."""
-        select = self.selector(target, text, top_k)
+        request = self.request(target, text, top_k)
         check_count("batch_size", batch_size)
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
-                saliency = self.cam.saliency(**inputs, select=select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
-                yield from self.explanations(saliency, members, target)
+                [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
+                yield from found
 
     def compare(
         self,
@@ -140,102 +146,130 @@ class Explainer:
         *,
         target: Any = None,
         text: str | Sequence[str] | None = None,
-        top_k: int = 1,
+        top_k: int | None = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
     ) -> list[list[Explanation]]:
         """One image by several methods, all from one forward: a list a method, best target first."""
         records = [get_method(method) for method in methods]
-        select = self.selector(target, text, top_k)
+        request = self.request(target, text, top_k)
         inputs = self.loaded.inputs([image])
-        found = self.cam.saliencies(records, **inputs, select=select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
-        return [next(self.explanations(saliency, [image], target)) for saliency in found]
+        return [found for [found] in self._explained(records, inputs, [image], request, aug_smooth, eigen_smooth)]
+
+    def request(self, target: Any, text: str | Sequence[str] | None, top_k: int | None) -> Request:
+        """What the caller wants, checked against the model's head before the model runs.
+
+        Raises:
+            TargetError: the target does not exist, a text is missing, or the model has no use for one.
+        """
+        if top_k is not None:
+            check_count("top_k", top_k)
+        request = Request(target, _texts(text), top_k)
+        self.head.check(request)
+        return request
 
     def _batches(self, images: Sequence[Image.Image]) -> Iterator[tuple[dict[str, Tensor], Sequence[Image.Image]]]:
-        """One batch where the processor gives all images one size, else one image at a time."""
+        """One batch where every image comes out as it would alone, else one image at a time."""
         try:
-            yield self.loaded.inputs(images), images
+            inputs = self.loaded.inputs(images)
+            together = len(images) == 1 or (not self.head.alone and self._as_alone(inputs, images))
         except ModelError:
             if len(images) == 1:
                 raise
+            together = False
+        if together:
+            yield inputs, images
+        else:
             for image in images:
                 yield self.loaded.inputs([image]), [image]
 
-    def selector(self, target: Any, text: str | Sequence[str] | None, top_k: int) -> Selector:
-        """What to explain, as a function of the model's output.
+    def _as_alone(self, inputs: Mapping[str, Tensor], images: Sequence[Image.Image]) -> bool:
+        """Whether no image of a batch was padded to the size of another."""
+        size = tuple(inputs["pixel_values"].shape[-2:])
+        return all(self.loaded.geometry((image.height, image.width)).model_size == size for image in images)
 
-        Raises:
-            TargetError: the target does not exist, or the model has no use for a text.
-        """
-        if text is not None:
-            raise TargetError(f"{type(unwrap(self.loaded.model)).__name__} compares no text; leave text= out")
-        check_count("top_k", top_k)
-        if target is None:
-            return top_classes(top_k)
-        if top_k > 1:
-            raise OptionError("top_k counts the model's own best classes; leave it out where target= names one")
-        chosen = self.target(target)
-        return lambda outputs: [[chosen] * _batch_of(outputs)]
+    def _explained(
+        self,
+        methods: Sequence[Method],
+        inputs: Mapping[str, Tensor],
+        images: Sequence[Image.Image],
+        request: Request,
+        aug_smooth: bool,
+        eigen_smooth: bool,
+    ) -> list[list[list[Explanation]]]:
+        """By method, image and subject."""
+        geometries = [self.loaded.geometry((image.height, image.width)) for image in images]
+        found: list[list[list[Explanation]]] = [[[] for _ in images] for _ in methods]
+        for part in self.head.rounds(request, inputs):
+            chosen = _Chosen(self.head, part, geometries)
+            saliencies = self.cam.saliencies(
+                methods,
+                **{**inputs, **self.head.inputs(part)},
+                select=chosen,
+                aug_smooth=aug_smooth,
+                eigen_smooth=eigen_smooth,
+            )
+            for by_image, saliency in zip(found, saliencies, strict=True):
+                for i, image in enumerate(images):
+                    by_image[i] += _explanations(saliency, i, image, chosen.subjects[i], geometries[i])
+        return found
 
-    def target(self, target: Any) -> Any:
-        """A class index or label text as its logit; a callable as it is."""
-        classes = self.loaded.id2label
-        if isinstance(target, str):
-            if target.strip().isdigit() and target.strip() not in classes.values():
-                target = int(target)
-            elif not classes:
-                raise TargetError(f"the model has no label names; pass a class index in place of {target!r}")
-            else:
-                return ClassLogit(find_label(target, classes))
-        if (index := index_of(target)) is not None:
-            if index < 0 or (classes and index >= len(classes)):
-                known = f"the model has classes 0 to {len(classes) - 1}" if classes else "classes count from 0"
-                raise TargetError(f"no class {index}; {known}")
-            return ClassLogit(index)
-        if callable(target):
-            return target
-        raise TargetError(f"a target is a class index, a label text or a callable, not {type(target).__name__}")
 
-    def explanations(
-        self, saliency: Saliency, images: Sequence[Image.Image], target: Any
-    ) -> Iterator[list[Explanation]]:
-        """One list an image, from the maps of a batch."""
-        indices, scores = self._classes(saliency, target)
-        raw = saliency.raw[0].float().cpu().numpy()
-        for i, image in enumerate(images):
-            geometry = self.loaded.geometry((image.height, image.width))
-            heatmaps = _heatmaps(saliency.method, [layer[:, i] for layer in saliency.raw], geometry)
-            yield [
-                Explanation(
-                    label=self._label(index, target),
-                    score=float(scores[k, i]),
-                    heatmap=heatmaps[k],
-                    raw=raw[k, i],
-                    method=saliency.method.id,
-                    layers=saliency.adapter.layers,
-                    image=image,
-                    flags=() if heatmaps[k].any() else (NO_EVIDENCE,),
-                )
-                for k, index in enumerate(indices[:, i].tolist())
-            ]
+class _Chosen:
+    """A selector that asks the head what to explain in each image, and remembers it."""
 
-    def _classes(self, saliency: Saliency, target: Any) -> tuple[Tensor, Tensor]:
-        """Class indices (-1 for a caller's own target) and scores, `[K, B]` each."""
-        if target is not None and not isinstance(self.target(target), ClassLogit):
-            return torch.full_like(saliency.scores, -1, dtype=torch.long), saliency.scores.float()
-        logits = class_logits(saliency.outputs)
-        problem = getattr(getattr(unwrap(self.loaded.model), "config", None), "problem_type", None)
-        chosen = (
-            logits.topk(len(saliency.scores), dim=1).indices.T
-            if target is None
-            else torch.full_like(saliency.scores, self.target(target).index, dtype=torch.long)
+    def __init__(self, head: Head, request: Request, geometries: Sequence[Geometry]) -> None:
+        self.head, self.request, self.geometries = head, request, geometries
+        self.subjects: list[list[Subject]] = []
+
+    def __call__(self, outputs: Any) -> list[list[Target]]:
+        """Columns of targets; images with fewer subjects than others repeat their first."""
+        batch = len(self.geometries)
+        self.subjects = [
+            self.head.subjects(rows(outputs, i, batch), self.request, geometry)
+            for i, geometry in enumerate(self.geometries)
+        ]
+        longest = max(map(len, self.subjects))
+        return [[own[k if k < len(own) else 0].target for own in self.subjects] for k in range(longest)]
+
+
+def _explanations(
+    saliency: Saliency, i: int, image: Image.Image, subjects: Sequence[Subject], geometry: Geometry
+) -> list[Explanation]:
+    """Of image `i` of a batch, one a subject."""
+    heatmaps = _heatmaps(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry)
+    raw = saliency.raw[0][:, i].float().cpu().numpy()
+    return [
+        Explanation(
+            label=subject.label,
+            score=float(saliency.scores[k, i]) if subject.score is None else subject.score,
+            heatmap=heatmaps[k],
+            raw=raw[k],
+            method=saliency.method.id,
+            layers=saliency.adapter.layers,
+            image=image,
+            box=subject.box,
+            mask=subject.mask,
+            flags=subject.flags if heatmaps[k].any() else (*subject.flags, NO_EVIDENCE),
         )
-        return chosen, probabilities(logits, problem).T.gather(0, chosen)
+        for k, subject in enumerate(subjects)
+    ]
 
-    def _label(self, index: int, target: Any) -> str:
-        if index < 0:
-            return getattr(target, "__name__", type(target).__name__)
-        return self.loaded.id2label.get(index, str(index))
+
+def _measured(model: nn.Module) -> bool:
+    """Whether the catalogue or the model's own file names the method that serves it best."""
+    declared = declared_adapter(model)
+    return declared is not None and declared.origin in ("catalogue", "cam_config")
+
+
+def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
+    if text is not None and not texts:
+        raise TargetError("text= holds no prompt")
+    for one in texts:
+        if not isinstance(one, str) or not one.strip():
+            raise TargetError(f"a prompt is a text with words in it, not {one!r}")
+    return texts
 
 
 def check_count(name: str, value: Any) -> None:
@@ -246,11 +280,6 @@ def check_count(name: str, value: Any) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise OptionError(f"{name} is a whole number from 1, got {value!r}")
-
-
-def _batch_of(outputs: Any) -> int:
-    tensor = first_tensor(outputs)
-    return 1 if tensor is None else len(tensor)
 
 
 def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry) -> np.ndarray:

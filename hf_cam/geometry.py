@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,55 @@ class Geometry:
     def to_model(self, x: float, y: float) -> tuple[float, float]:
         """An image position in the model's pixels."""
         return self.columns.scale * x + self.columns.offset, self.rows.scale * y + self.rows.offset
+
+    def to_grid(self, x: float, y: float, grid: Size) -> tuple[int, int] | None:
+        """Row and column of the cell that holds an image position, in a grid over the model's input.
+
+        None where the model never saw it.
+        """
+        column, row = self.to_model(x, y)
+        top, left, bottom, right = self.seen
+        if not (left - 0.5 <= column < right and top - 0.5 <= row < bottom):
+            return None
+        cell = (row + 0.5) / self.model_size[0] * grid[0], (column + 0.5) / self.model_size[1] * grid[1]
+        return min(int(max(cell[0], 0)), grid[0] - 1), min(int(max(cell[1], 0)), grid[1] - 1)
+
+    def mask_to_grid(self, mask: np.ndarray, grid: Size) -> Tensor:
+        """A mask `[H, W]` over the image as booleans `[h, w]` over the model's input: cells that it fills by half.
+
+        A mask too small for that keeps the cells that it touches at all.
+        """
+        height, width = self.model_size
+        y = (torch.arange(height, dtype=torch.float64) - self.rows.offset) / (self.rows.scale or 1)
+        x = (torch.arange(width, dtype=torch.float64) - self.columns.offset) / (self.columns.scale or 1)
+        rows, columns = y.round().long(), x.round().long()
+        inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))
+        picked = torch.from_numpy(np.ascontiguousarray(mask))[rows.clamp(0, mask.shape[0] - 1)]
+        filled = (picked[:, columns.clamp(0, mask.shape[1] - 1)] & inside).float()
+        shares = functional.interpolate(filled[None, None], size=grid, mode="area")[0, 0]
+        return shares >= 0.5 if (shares >= 0.5).any() else shares > 0
+
+    def box_to_image(self, box: Sequence[float], *, of_seen: bool) -> tuple[float, float, float, float]:
+        """A detector's box `(centre x, centre y, width, height)` as `(x0, y0, x1, y1)` in the image's pixels, clipped.
+
+        Args:
+            box: In shares of the model's input, or, `of_seen`, of the part of it that the image fills.
+            of_seen: See `box`.
+        """
+        top, left, bottom, right = self.seen if of_seen else (0, 0, *self.model_size)
+        x, y, width, height = (float(value) for value in box)
+        x0, x1 = (left + (x + side * width / 2) * (right - left) for side in (-1, 1))
+        y0, y1 = (top + (y + side * height / 2) * (bottom - top) for side in (-1, 1))
+        columns, rows = self.columns, self.rows
+        xs = sorted(_edge(value, columns, self.image_size[1]) for value in (x0, x1))
+        ys = sorted(_edge(value, rows, self.image_size[0]) for value in (y0, y1))
+        return xs[0], ys[0], xs[1], ys[1]
+
+
+def _edge(value: float, axis: Axis, length: int) -> float:
+    """An edge between the model's pixels as one between the image's; pixel centres lie half a pixel off either."""
+    position = (value - 0.5 - axis.offset) / (axis.scale or 1) + 0.5
+    return min(max(position, 0.0), float(length))
 
 
 def _positions(axis: Axis, length: int, side: int, first: int, last: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.capture import swallows
-from hf_cam.catalogue import timm_model
-from hf_cam.errors import HFCamError, ModelError, OptionError
+from hf_cam.catalogue import config_of, timm_model
+from hf_cam.errors import HFCamError, ModelError, OptionError, TargetError
 from hf_cam.geometry import Geometry, measure
 from hf_cam.guard import unwrap
 from hf_cam.infer import check_takes_pictures, takes_pictures
@@ -49,11 +51,13 @@ class LoadedModel:
         model: In evaluation mode, if hf-cam loaded it.
         processor: A transformers image processor, or any callable from a PIL image to a tensor `[C, H, W]`.
         id2label: The class names.
+        tokenizer: For models that take text; that of the processor or of the model's own name where not given.
     """
 
     model: nn.Module
     processor: Any
     id2label: dict[int, str]
+    tokenizer: Any = None
     _geometries: dict[Size, Geometry] = field(default_factory=dict, repr=False, compare=False)
 
     def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -77,6 +81,34 @@ class LoadedModel:
             if isinstance(value, Tensor) and (name == "pixel_values" or not swallows(module, name))
         }
 
+    @cached_property
+    def text_processor(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            ModelError: none is known.
+        """
+        known = self.tokenizer or getattr(self.processor, "tokenizer", None)
+        return known or load_tokenizer(getattr(config_of(unwrap(self.model)), "_name_or_path", ""))
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The tokenised texts `[P, L]`, by the names that the model's forward takes.
+
+        Raises:
+            TargetError: a text has more tokens than the model reads.
+        """
+        config = config_of(unwrap(self.model))
+        longest = _longest_text(config)
+        fixed = config.model_type.startswith(FIXED_LENGTH) and longest is not None
+        padding = {"padding": "max_length", "max_length": longest} if fixed else {"padding": True}
+        encoded = dict(self.text_processor(list(texts), return_tensors="pt", **padding))
+        count = encoded["input_ids"].shape[1]
+        if longest is not None and count > longest:
+            worst = max(texts, key=len)
+            raise TargetError(f"the text {worst[:40]!r}... has {count} tokens, the model reads {longest} at most")
+        taken = inspect.signature(unwrap(self.model).forward).parameters
+        return {name: value for name, value in encoded.items() if any(known.endswith(name) for known in taken)}
+
     def geometry(self, image_size: Size) -> Geometry:
         """How the processor puts images of this size (height, width) into the model's input; measured once a size."""
         if image_size not in self._geometries:
@@ -86,6 +118,17 @@ class LoadedModel:
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """Only the pictures, `[B, C, H, W]`."""
         return self.inputs(images)["pixel_values"]
+
+
+FIXED_LENGTH = ("siglip", "owl")
+"""Types that were trained on texts padded to full length."""
+
+
+def _longest_text(config: Any) -> int | None:
+    """How many tokens the model's text tower reads, where the config tells."""
+    text = getattr(config, "text_config", None) or config
+    length = getattr(text, "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -213,6 +256,19 @@ def load_processor(name: str) -> Any:
     from transformers import AutoImageProcessor
 
     return explained(name, lambda: AutoImageProcessor.from_pretrained(name), what="image processor")
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a checkpoint.
+
+    Raises:
+        ModelError: it has none, or the model has no name to look it up by.
+    """
+    from transformers import AutoTokenizer
+
+    if not name:
+        raise ModelError("the model takes text and no tokenizer is known for it; pass processor= (AutoProcessor's)")
+    return explained(name, lambda: AutoTokenizer.from_pretrained(name), what="tokenizer")
 
 
 def processor_of(model: nn.Module) -> Any:

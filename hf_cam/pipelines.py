@@ -120,7 +120,7 @@ class ImageCamPipeline(Pipeline):
         return [_as_dict(explanation) for explanation in found]
 
     def _make_explainer(self, method: str, layers: Any, reshape: Any) -> Explainer:
-        loaded = LoadedModel(self.model, self.image_processor, labels(self.model))
+        loaded = LoadedModel(self.model, self.image_processor, labels(self.model), self.tokenizer)
         return Explainer(loaded, method, layers, reshape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,174 @@ class BinaryLogit:
         return logit if self.positive else -logit
 
 
+@dataclass(frozen=True)
+class PromptSimilarity:
+    """How well an image fits one prompt: its `logits_per_image`, the cosine similarity times the model's scale.
+
+    Args:
+        index: Of the prompt in `text`.
+        contrast: Less the mean over the other prompts: what fits this one better than them.
+
+    >>> PromptSimilarity(1, contrast=True)({"logits_per_image": torch.tensor([2.0, 5.0, 4.0])})
+    tensor(2.)
+    """
+
+    index: int
+    contrast: bool = False
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with `logits_per_image` `[P]`."""
+        similarities = field_of(output, SIMILARITIES)
+        chosen = similarities[self.index]
+        if not self.contrast:
+            return chosen
+        if len(similarities) < 2:
+            raise TargetError("a contrast takes two prompts or more")
+        return chosen - (similarities.sum() - chosen) / (len(similarities) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingSimilarity:
+    """Cosine similarity of the image's embedding to a given one, such as another image's.
+
+    Args:
+        embedding: `[D]`.
+    """
+
+    embedding: Tensor
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        own = embedding_of(output)
+        return torch.nn.functional.cosine_similarity(own, self.embedding.to(own), dim=-1)
+
+
+@dataclass(frozen=True)
+class QueryLogit:
+    """The class logit of one of a detector's queries, which is to be fixed on the clean image.
+
+    Args:
+        query: Which one.
+        index: The class; several (the tokens of one phrase) are averaged.
+
+    >>> QueryLogit(1, 2)(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+    tensor(5.)
+    """
+
+    query: int
+    index: int | tuple[int, ...]
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with logits `[queries, classes]`."""
+        chosen = field_of(output, LOGITS)[self.query]
+        return chosen[self.index] if isinstance(self.index, int) else chosen[list(self.index)].mean()
+
+
+@dataclass(frozen=True)
+class QueryBox:
+    """One coordinate of the box that a detector's query predicts: why the box ends there.
+
+    Args:
+        query: Which one.
+        side: "left", "top", "right" or "bottom", as a share of the model's input.
+    """
+
+    query: int
+    side: Literal["left", "top", "right", "bottom"]
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with boxes `(centre x, centre y, width, height)`."""
+        x, y, width, height = field_of(output, BOXES)[self.query].unbind()
+        sides = {"left": x - width / 2, "top": y - height / 2, "right": x + width / 2, "bottom": y + height / 2}
+        if self.side not in sides:
+            raise TargetError(f"a box has the sides {', '.join(sides)}, not {self.side!r}")
+        return sides[self.side]
+
+
+@dataclass(frozen=True, eq=False)
+class RegionLogit:
+    """A class's logit in a segmentation, averaged over a region of the output's grid.
+
+    Args:
+        index: The class.
+        region: `[h, w]` booleans on the grid of the logits; None takes every cell.
+    """
+
+    index: int
+    region: Tensor | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with logits `[classes, h, w]`."""
+        return _mean_over(field_of(output, LOGITS)[self.index], self.region)
+
+
+@dataclass(frozen=True)
+class PixelLogit:
+    """A class's logit in one cell of a segmentation.
+
+    Args:
+        index: The class.
+        row, column: The cell, on the grid of the logits.
+    """
+
+    index: int
+    row: int
+    column: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with logits `[classes, h, w]`."""
+        return field_of(output, LOGITS)[self.index, self.row, self.column]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentLogit:
+    """One segment of a mask-classification head: its query's class logit plus its mean mask logit over a region.
+
+    The class logit alone says nothing of where the segment ends, the mask logit nothing of what it is.
+
+    Args:
+        query: Which one.
+        index: The class.
+        region: `[h, w]` booleans on the grid of the mask logits.
+    """
+
+    query: int
+    index: int
+    region: Tensor | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with class logits `[queries, classes]` and masks `[queries, h, w]`."""
+        named = field_of(output, LOGITS)[self.query, self.index]
+        return named + _mean_over(field_of(output, MASKS)[self.query], self.region)
+
+
+@dataclass(frozen=True, eq=False)
+class RegionDepth:
+    """The predicted depth, averaged over a region of the output's grid.
+
+    Args:
+        region: `[h, w]` booleans; None takes every cell.
+        nearer: -1 where small values are near, so that the target grows as the region comes nearer.
+    """
+
+    region: Tensor | None = None
+    nearer: int = 1
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with `predicted_depth` `[h, w]`."""
+        return self.nearer * _mean_over(field_of(output, DEPTH).squeeze(0), self.region)
+
+
+def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
+    if region is None:
+        return values.mean()
+    if region.shape != values.shape:
+        raise TargetError(f"the region is {tuple(region.shape)}, the output's grid {tuple(values.shape)}")
+    if not region.any():
+        raise TargetError("the region is empty")
+    return values[region.to(values.device)].mean()
+
+
 def as_target(target: int | Target) -> Target:
     """A class index as its logit; a callable as it is.
 
@@ -74,6 +242,46 @@ def index_of(target: Any) -> int | None:
         return None if isinstance(target, bool) else operator.index(target)
     except TypeError:  # numpy's arrays and floating tensors have `__index__` too, and refuse
         return None
+
+
+LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
+BOXES = ("pred_boxes", "decoder_coord_logits")
+MASKS = ("masks_queries_logits", "pred_masks")
+SIMILARITIES = ("logits_per_image", "logits_per_video")
+DEPTH = ("predicted_depth",)
+EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
+
+
+def field_of(output: Any, names: Sequence[str]) -> Tensor:
+    """The first of these fields that a model's output has; a bare tensor is itself.
+
+    Raises:
+        TargetError: it has none of them.
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in names:
+        value = output.get(name) if isinstance(output, Mapping) else None
+        if isinstance(value, Tensor):
+            return value
+    fields = f"fields: {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
+    raise TargetError(f"the model's output has no {' or '.join(names)} ({fields})")
+
+
+def embedding_of(output: Any) -> Tensor:
+    """What one sample's output says of the whole image: its embedding, its pooled output, or the mean hidden state.
+
+    Returns:
+        `[D]`.
+
+    Raises:
+        TargetError: it holds no embedding.
+    """
+    for name in EMBEDDINGS:
+        value = output.get(name) if isinstance(output, Mapping) else None
+        if isinstance(value, Tensor):
+            return value.flatten() if name != "last_hidden_state" else value.mean((1, 2) if value.ndim == 3 else 0)
+    return field_of(output, EMBEDDINGS).flatten()
 
 
 def logits_of(output: Any) -> Tensor:

@@ -1,0 +1,83 @@
+"""Heads: which scalars of a model's output can be explained, for every task of transformers' auto classes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torch import nn
+
+from hf_cam.capture import accepts
+from hf_cam.guard import unwrap
+from hf_cam.heads.base import Head, Request, Subject
+from hf_cam.heads.classification import ClassificationHead
+from hf_cam.heads.depth import DepthHead
+from hf_cam.heads.detection import (
+    DetectionHead,
+    PhraseDetectionHead,
+    PromptDetectionHead,
+    TaskDetectionHead,
+)
+from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
+from hf_cam.heads.segmentation import MaskHead, SemanticHead
+from hf_cam.heads.similarity import EmbeddingHead, PromptHead
+from hf_cam.loading import LoadedModel
+
+__all__ = ["Head", "Request", "Subject", "head_kind", "head_of"]
+
+TASKS: dict[str, type[Head]] = {
+    "IMAGE_CLASSIFICATION": ClassificationHead,
+    "VIDEO_CLASSIFICATION": ClassificationHead,
+    "ZERO_SHOT_IMAGE_CLASSIFICATION": PromptHead,
+    "ZERO_SHOT_OBJECT_DETECTION": PromptDetectionHead,
+    "UNIVERSAL_SEGMENTATION": MaskHead,
+    "INSTANCE_SEGMENTATION": MaskHead,
+    "OBJECT_DETECTION": DetectionHead,
+    "SEMANTIC_SEGMENTATION": SemanticHead,
+    "DEPTH_ESTIMATION": DepthHead,
+    "VISUAL_QUESTION_ANSWERING": QuestionHead,
+}
+"""transformers' auto mappings (`MODEL_FOR_..._MAPPING_NAMES`) and the head of their models."""
+
+
+def head_of(loaded: LoadedModel) -> Head:
+    """The head of a loaded model."""
+    return head_kind(loaded.model)(loaded)
+
+
+def head_kind(model: nn.Module) -> type[Head]:
+    """Which kind of head a model has: by the task under which transformers lists its class, or one it inherits from.
+
+    A transformers model under none of them embeds images; any other module is taken for a classifier.
+    """
+    from transformers import PreTrainedModel
+
+    module = unwrap(model)
+    for parent in type(module).__mro__:
+        if (kind := _listed().get(parent.__name__)) is not None:
+            return _variant(module, kind)
+    bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
+    return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
+
+
+def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
+    """Detectors with prompts differ in how they take them, answering models in whether they choose or write."""
+    if kind is QuestionHead:
+        return WrittenAnswerHead if hasattr(module, "generate") else kind
+    if kind is not PromptDetectionHead:
+        return kind
+    if accepts(module, "classes_input_ids"):
+        return TaskDetectionHead
+    return PhraseDetectionHead if accepts(module, "token_type_ids") else kind
+
+
+@cache
+def _listed() -> dict[str, type[Head]]:
+    """Class names of transformers and their heads."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, type[Head]] = {}
+    for task, kind in TASKS.items():
+        for names in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values():
+            for name in (names,) if isinstance(names, str) else names:
+                found.setdefault(name, kind)
+    return found

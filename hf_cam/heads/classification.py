@@ -1,0 +1,65 @@
+"""Classifiers of images and of videos: single-label, multi-label, binary, regression."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.guard import unwrap
+from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.targets import BinaryLogit, ClassLogit, logits_of, probabilities
+
+
+class ClassificationHead(Head):
+    """The class logit: of the highest classes, or of the one that the caller names.
+
+    A single logit is a binary classifier's (its sign turns for the negative class) or, where the config says
+    `problem_type="regression"`, the predicted value itself.
+    """
+
+    task: ClassVar[str] = "image-classification"
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no class."""
+        super().check(request)
+        if request.target is not None and not callable(request.target):
+            self.index(request)
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The `top_k` highest classes, one where not given; or the caller's."""
+        del geometry
+        target = request.target
+        if callable(target) and not isinstance(target, ClassLogit | BinaryLogit):
+            return [custom(target)]
+        logits = self._logits(output)
+        if len(logits) == 1:
+            return [self._single(logits, request)]
+        scores = probabilities(logits.detach(), self._problem())
+        if target is None:
+            best = logits.detach().topk(min(request.top_k or 1, len(logits))).indices.tolist()
+        else:
+            best = [target.index if isinstance(target, ClassLogit) else self.index(request)]
+        return [Subject(ClassLogit(index), self.label(index, request), float(scores[index])) for index in best]
+
+    def _logits(self, output: Any) -> Tensor:
+        logits = logits_of(output)
+        if logits.ndim != 1 or len(logits) == 0:
+            raise TargetError(
+                f"the model's logits have the shape {tuple(logits.shape)} for an image, not [classes]; "
+                "pass target= as a callable from one sample's output to a scalar"
+            )
+        return logits
+
+    def _problem(self) -> str | None:
+        return getattr(getattr(unwrap(self.loaded.model), "config", None), "problem_type", None)
+
+    def _single(self, logits: Tensor, request: Request) -> Subject:
+        value, label, target = float(logits.detach()[0]), self.label(0, request), request.target
+        if self._problem() == "regression":
+            return Subject(ClassLogit(0), label, value)
+        said = value >= 0 if target is None else getattr(target, "positive", True)
+        score = float(probabilities(logits.detach() if said else -logits.detach())[0])
+        return Subject(BinaryLogit(said), label if said else f"not {label}", score)

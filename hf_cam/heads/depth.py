@@ -1,0 +1,68 @@
+"""Depth estimation: the predicted depth of a region."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.guard import unwrap
+from hf_cam.heads.base import (
+    Request,
+    Subject,
+    custom,
+    mask_of,
+    mask_to_grid,
+    numbers_of,
+    pixel_to_grid,
+    region_to_image,
+)
+from hf_cam.heads.segmentation import PlaceHead, in_view
+from hf_cam.targets import DEPTH, RegionDepth, field_of
+
+METRIC = ("glpn", "zoedepth", "prompt_depth_anything")
+"""Types whose configs do not say that they predict metres; the others predict the inverse of the distance."""
+
+
+class DepthHead(PlaceHead):
+    """The predicted depth of the nearest part of the scene, of a caller's mask, or of one pixel."""
+
+    task: ClassVar[str] = "depth-estimation"
+    nearest_share: ClassVar[float] = 0.1
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no place."""
+        target = request.target
+        if isinstance(target, str | int) and numbers_of(target, 2) is None:
+            raise TargetError(f"a depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
+        super().check(request)
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """One region, with its mean predicted depth as the target's value."""
+        target = request.target
+        if callable(target):
+            return [custom(target)]
+        depth = field_of(output, DEPTH).detach().float().cpu().squeeze(0)
+        grid = (depth.shape[0], depth.shape[1])
+        nearer = -1 if self._metric() else 1
+        if (pixel := numbers_of(target, 2)) is not None:
+            row, column = pixel_to_grid(pixel, grid, geometry)
+            region, label = torch.zeros(grid, dtype=torch.bool), f"depth at ({pixel[0]:g}, {pixel[1]:g})"
+            region[row, column] = True
+            mask = None
+        elif (mask := mask_of(target)) is not None:
+            region, label = mask_to_grid(mask, grid, geometry), "depth of the mask"
+        else:
+            seen = in_view(grid, geometry)
+            nearness = depth * nearer
+            region = seen & (nearness >= nearness[seen].quantile(1 - self.nearest_share))
+            mask, label = region_to_image(region, geometry), "nearest region"
+        return [Subject(RegionDepth(region, nearer), label, mask=mask)]
+
+    def _metric(self) -> bool:
+        """Whether the output is a distance, which is small where things are near, and not its inverse."""
+        config = getattr(unwrap(self.loaded.model), "config", None)
+        known = getattr(config, "depth_estimation_type", None)
+        return known == "metric" if known else getattr(config, "model_type", "") in METRIC

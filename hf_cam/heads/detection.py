@@ -1,0 +1,231 @@
+"""Detectors: a class logit for each query that found something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from hf_cam.capture import Shared, accepts
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.guard import unwrap
+from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.similarity import sentence
+from hf_cam.targets import BOXES, LOGITS, QueryBox, QueryLogit, Target, field_of, index_of
+
+NOT_SURE = "below the threshold"
+SAME_OBJECT = 0.7
+"""Boxes of one class that overlap more than this are one object found twice."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What every query of a detector says of one image.
+
+    Args:
+        scores: `[Q, K]` in [0, 1], without the class "no object".
+        boxes: One a query, in the image's pixels.
+    """
+
+    scores: Tensor
+    boxes: list[Box]
+
+    def best(self, query: int) -> int:
+        """A query's likeliest class.
+
+        Raises:
+            TargetError: there is no such query.
+        """
+        if not 0 <= query < len(self.boxes):
+            raise TargetError(f"no query {query}; the model has {len(self.boxes)}")
+        return int(self.scores[query].argmax())
+
+
+class DetectionHead(Head):
+    """The class logit of every kept query; the maps of two objects of one class differ, because their queries do.
+
+    A target is a label (its objects), a query's index, a pixel `(x, y)` or a box `(x0, y0, x1, y1)` of the image (the
+    object there), `hf_cam.targets.QueryBox` (why the box ends there) or any callable.
+    """
+
+    task: ClassVar[str] = "object-detection"
+    # The mean of the gradient over space, Grad-CAM's weight, is nearly the same for two objects of one class.
+    method: ClassVar[str | None] = "hirescam"
+    threshold: ClassVar[float] = 0.5
+
+    def check(self, request: Request) -> None:
+        """Refuse an unknown label."""
+        super().check(request)
+        target = request.target
+        if target is None or callable(target) or _place(target) is not None or index_of(target) is not None:
+            return
+        self.index(request)
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The kept detections, surest first; the surest one, flagged, where none passes the threshold."""
+        target = request.target
+        if callable(target) and not isinstance(target, QueryLogit | QueryBox):
+            return [custom(target)]
+        found = Detections(self.scores(output, request), self._boxes(output, geometry))
+        if isinstance(target, QueryLogit | QueryBox):
+            chosen = [(target.query, found.best(target.query))]
+        elif (place := _place(target)) is not None:
+            query = _query_at(found, place)
+            chosen = [(query, found.best(query))]
+        elif (query_index := index_of(target)) is not None:
+            chosen = [(query_index, found.best(query_index))]
+        else:
+            chosen = self._kept(found, request)
+        return [self._subject(found, query, index, request) for query, index in chosen]
+
+    def scores(self, output: Any, request: Request) -> Tensor:
+        """All queries' scores `[Q, K]`.
+
+        Softmax heads (DETR) have a class "no object" behind the labels, sigmoid heads (Deformable DETR and later) none.
+        """
+        logits = field_of(output, LOGITS).detach().float().cpu()
+        classes = self.classes(request)
+        softmax = bool(classes) and logits.shape[-1] == len(classes) + 1
+        return logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
+
+    def target(self, query: int, index: int, request: Request) -> Target:
+        """The scalar of one query's class."""
+        del request
+        return QueryLogit(query, index)
+
+    def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
+        # Models that are told which pixels are padding give boxes in shares of the rest.
+        of_seen = accepts(unwrap(self.loaded.model), "pixel_mask")
+        boxes = field_of(output, BOXES).detach().float().cpu().tolist()
+        return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
+
+    def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
+        """Queries and classes that pass the threshold, of one label where the caller names it."""
+        scores, classes = found.scores.max(-1)
+        if request.target is not None:
+            index = self.index(request)
+            scores, classes = found.scores[:, index], torch.full_like(classes, index)
+        order = batched_nms(torch.tensor(found.boxes), scores, classes, SAME_OBJECT)
+        kept = [query for query in order.tolist() if scores[query] >= self.threshold]
+        return [(query, int(classes[query])) for query in request.first(kept) or order[:1].tolist()]
+
+    def _subject(self, found: Detections, query: int, index: int, request: Request) -> Subject:
+        score = float(found.scores[query, index])
+        callers = request.target if callable(request.target) else None
+        return Subject(
+            callers or self.target(query, index, request),
+            self.label(index, request),
+            score,
+            found.boxes[query],
+            flags=() if score >= self.threshold else (NOT_SURE,),
+        )
+
+
+def _query_at(found: Detections, place: tuple[float, ...]) -> int:
+    """The object at a pixel or in a box: the surest of those that are there.
+
+    Raises:
+        TargetError: no box is there.
+    """
+    if len(place) == 4:
+        fit = overlaps(place, found.boxes)  # type: ignore[arg-type]
+    else:
+        x, y = place
+        fit = torch.tensor([float(x0 <= x <= x1 and y0 <= y <= y1) for x0, y0, x1, y1 in found.boxes])
+    if not fit.any():
+        where = f"the pixel ({place[0]:g}, {place[1]:g})" if len(place) == 2 else f"the box {place}"
+        raise TargetError(f"the model predicts no box at {where}")
+    return int((fit * found.scores.amax(-1)).argmax())
+
+
+def _place(target: Any) -> tuple[float, ...] | None:
+    """A pixel or a box, where the target is one."""
+    return numbers_of(target, 2) or numbers_of(target, 4)
+
+
+class PromptDetectionHead(DetectionHead):
+    """Detectors that look for what prompts name (OWL-ViT, OWLv2): the classes are the prompts."""
+
+    task: ClassVar[str] = "zero-shot-object-detection"
+    takes_text: ClassVar[bool] = True
+    threshold: ClassVar[float] = 0.1
+
+    def classes(self, request: Request) -> Mapping[int, str]:
+        """The prompts."""
+        return dict(enumerate(request.text))
+
+    def check(self, request: Request) -> None:
+        """Refuse a request without prompts."""
+        if not request.text:
+            raise TargetError(
+                f'{self.model_name} finds what prompts name: pass text=, such as ["a cat", "a remote control"]'
+            )
+        super().check(request)
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokenised prompts, once for each image."""
+        tokens = self.loaded.tokens([sentence(prompt) for prompt in request.text])
+        return {name: Shared(value, each=True) for name, value in tokens.items()}
+
+    def scores(self, output: Any, request: Request) -> Tensor:
+        """All candidates' scores `[Q, P]`."""
+        return field_of(output, LOGITS).detach().float().cpu()[:, : len(request.text)].sigmoid()
+
+
+class PhraseDetectionHead(PromptDetectionHead):
+    """Grounding detectors (Grounding DINO): all prompts in one sentence; a prompt's logit is its tokens' mean."""
+
+    threshold: ClassVar[float] = 0.25
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """One tokenised sentence, "a cat. a dog.", once for each image."""
+        return {name: Shared(value, each=True) for name, value in self._tokens(request).items()}
+
+    def scores(self, output: Any, request: Request) -> Tensor:
+        """All queries' scores `[Q, P]`: the surest token of each prompt."""
+        tokens = field_of(output, LOGITS).detach().float().cpu().sigmoid()
+        return torch.stack([tokens[:, list(span)].amax(-1) for span in self._spans(request)], -1)
+
+    def target(self, query: int, index: int, request: Request) -> Target:
+        """The mean logit of the prompt's tokens."""
+        return QueryLogit(query, self._spans(request)[index])
+
+    def _tokens(self, request: Request) -> dict[str, Tensor]:
+        return self.loaded.tokens([_joined(request.text)])
+
+    def _spans(self, request: Request) -> list[tuple[int, ...]]:
+        """Which tokens of the sentence are whose: full stops and special tokens part the prompts."""
+        [tokens] = self._tokens(request)["input_ids"].tolist()
+        tokenizer = self.loaded.text_processor
+        borders = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(".")}
+        spans: list[list[int]] = [[]]
+        for position, token in enumerate(tokens):
+            if token not in borders:
+                spans[-1].append(position)
+            elif spans[-1]:
+                spans.append([])
+        return [tuple(span) for span in spans if span]
+
+
+def _joined(prompts: Sequence[str]) -> str:
+    return ". ".join(prompt.strip().lower().replace(".", " ") for prompt in prompts) + "."
+
+
+class TaskDetectionHead(PromptDetectionHead):
+    """OmDet-Turbo: the prompts and a sentence that names the task."""
+
+    threshold: ClassVar[float] = 0.3
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """Tokens of the task and of each prompt, once for each image."""
+        task = self.loaded.tokens([f"Detect {', '.join(request.text)}."])
+        classes = self.loaded.tokens(list(request.text))
+        parts = {f"tasks_{name}": value for name, value in task.items()}
+        parts |= {f"classes_{name}": value for name, value in classes.items()}
+        parts["classes_structure"] = torch.tensor([len(request.text)])
+        return {name: Shared(value, each=True) for name, value in parts.items()}

@@ -1,0 +1,130 @@
+"""Visual question answering: the logit of an answer from a list, or the likelihood of one that the model writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_cam.cam import model_inputs_of
+from hf_cam.capture import Shared
+from hf_cam.catalogue import config_of
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.heads.base import Request, Subject, custom
+from hf_cam.heads.classification import ClassificationHead
+
+LONGEST_ANSWER = 10
+IGNORED = -100  # what transformers' losses leave out
+
+
+class QuestionHead(ClassificationHead):
+    """A question about the image; the target is an answer, the model's own where not given."""
+
+    task: ClassVar[str] = "visual-question-answering"
+    takes_text: ClassVar[bool] = True
+
+    def check(self, request: Request) -> None:
+        """Refuse a request without a question."""
+        if not request.text:
+            raise TargetError(f'{self.model_name} answers questions: pass text=, such as "what colour is the cup?"')
+        super().check(request)
+
+    def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
+        """One forward a question."""
+        del pictures
+        return [replace(request, text=(question,)) for question in request.text]
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokenised question, once for each image."""
+        return {name: Shared(value, each=True) for name, value in self.loaded.tokens(list(request.text)).items()}
+
+
+@dataclass(frozen=True)
+class AnswerLikelihood:
+    """The mean log-probability of an answer's tokens, of a model that runs with the answer as `labels`.
+
+    Args:
+        answer: In words.
+    """
+
+    answer: str
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar: the negative loss."""
+        loss: Tensor = -output["loss"]
+        return loss
+
+
+class WrittenAnswerHead(QuestionHead):
+    """Models that write their answers (BLIP, BLIP-2): how likely they find the answer, given the image."""
+
+    alone: ClassVar[bool] = True  # the loss is a mean over the batch
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no text."""
+        if request.target is not None and not isinstance(request.target, str) and not callable(request.target):
+            raise TargetError(f"the target of {self.model_name} is an answer in words, not {request.target!r}")
+        super().check(replace(request, target=None))
+
+    def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
+        """One forward a question; where the caller names no answer, the model writes one first."""
+        asked = super().rounds(request, pictures)
+        return [self._answered(one, pictures) if one.target is None else one for one in asked]
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokenised question, and the answer as labels."""
+        question = self._question(request)
+        if not isinstance(request.target, str):
+            return {name: Shared(value) for name, value in question.items()}
+        answer = self.loaded.tokens([request.target])["input_ids"]
+        if not self._reads_on():
+            return {name: Shared(value) for name, value in {**question, "labels": answer}.items()}
+        ids = question["input_ids"]
+        joined = {
+            "input_ids": torch.cat([ids, answer], 1),
+            "attention_mask": torch.ones(1, ids.shape[1] + answer.shape[1], dtype=torch.long),
+            "labels": torch.cat([torch.full_like(ids, IGNORED), answer], 1),
+        }
+        return {name: Shared(value) for name, value in joined.items()}
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The answer, with the geometric mean of its tokens' probabilities as score."""
+        del geometry
+        if not isinstance(request.target, str):
+            return [custom(request.target)]
+        score = math.exp(-float(output["loss"].detach()))
+        return [Subject(AnswerLikelihood(request.target), request.target, score)]
+
+    def _answered(self, request: Request, pictures: Mapping[str, Tensor]) -> Request:
+        """The same question with the model's own answer as target."""
+        module = unwrap(self.loaded.model)
+        inputs = model_inputs_of(module, pictures["pixel_values"], self._question(request))
+        with borrowed(module), torch.no_grad():
+            [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
+        answer = self.loaded.text_processor.decode(written, skip_special_tokens=True).strip()
+        if not answer:
+            raise TargetError(f"{self.model_name} writes no answer; name one with target=")
+        return replace(request, target=answer)
+
+    def _question(self, request: Request) -> dict[str, Tensor]:
+        """The tokens of the question, behind the places that the image takes among them (BLIP-2)."""
+        tokens = self.loaded.tokens(list(request.text))
+        config = config_of(unwrap(self.loaded.model))
+        place = getattr(config, "image_token_index", None)
+        if place is None:
+            return tokens
+        fill = {name: place if name == "input_ids" else 1 for name in tokens}
+        return {
+            name: torch.cat([torch.full((1, config.num_query_tokens), fill[name], dtype=value.dtype), value], 1)
+            for name, value in tokens.items()
+        }
+
+    def _reads_on(self) -> bool:
+        """Whether the language model reads question and answer as one text."""
+        return bool(getattr(config_of(unwrap(self.loaded.model)), "use_decoder_only_language_model", False))

@@ -1,0 +1,199 @@
+"""Segmentation: a class summed over its region, or one segment of a mask-classification head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.heads.base import (
+    Head,
+    Request,
+    Subject,
+    custom,
+    mask_of,
+    mask_to_grid,
+    numbers_of,
+    pixel_to_grid,
+    region_to_image,
+)
+from hf_cam.heads.detection import NOT_SURE
+from hf_cam.layouts import Size
+from hf_cam.targets import LOGITS, MASKS, PixelLogit, RegionLogit, SegmentLogit, field_of
+
+BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
+SMALL = 0.002
+"""Share of the image below which a region is not shown unless it is asked for."""
+
+
+class PlaceHead(Head):
+    """A head whose output lies in space: a target can be a pixel `(x, y)` or a mask `[H, W]` of the image."""
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no class, pixel or mask."""
+        super().check(request)
+        target = request.target
+        if target is None or callable(target) or numbers_of(target, 2) or mask_of(target) is not None:
+            return
+        self.index(request)
+
+
+class SemanticHead(PlaceHead):
+    """A class's logit, averaged over the region where the model predicts it; over a caller's mask; in one pixel."""
+
+    task: ClassVar[str] = "semantic-segmentation"
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The predicted classes, largest region first, the background only where it is asked for or alone."""
+        target = request.target
+        if callable(target):
+            return [custom(target)]
+        logits = field_of(output, LOGITS).detach().float().cpu()
+        if logits.ndim != 3:
+            raise TargetError(
+                f"a segmenter returns logits [classes, h, w] for an image, this one {tuple(logits.shape)}"
+            )
+        if len(logits) == 1:  # one class against the rest
+            logits = torch.cat([torch.zeros_like(logits), logits])
+            return [self._subject(logits, 1, logits[1] > 0, request, geometry, binary=True)]
+        grid = (logits.shape[1], logits.shape[2])
+        predicted = logits.argmax(0).where(in_view(grid, geometry), -1)
+        if (pixel := numbers_of(target, 2)) is not None:
+            return [self._at(logits, pixel, request, geometry)]
+        if (mask := mask_of(target)) is not None:
+            region = mask_to_grid(mask, grid, geometry)
+            index = int(logits[:, region].mean(1).argmax())
+            return [self._subject(logits, index, region, request, geometry, mask=mask)]
+        indices = self._largest(predicted, request) if target is None else [self.index(request)]
+        return [self._subject(logits, index, predicted == index, request, geometry) for index in indices]
+
+    def _largest(self, predicted: Tensor, request: Request) -> list[int]:
+        indices, counts = predicted[predicted >= 0].unique(return_counts=True)
+        order = counts.argsort(descending=True)
+        found = [int(indices[i]) for i in order if counts[i] >= SMALL * predicted.numel()]
+        things = [index for index in found if self.label(index, request).lower() not in BACKGROUND]
+        return list(request.first(things or found[:1]))
+
+    def _at(self, logits: Tensor, pixel: tuple[float, ...], request: Request, geometry: Geometry) -> Subject:
+        row, column = pixel_to_grid(pixel, (logits.shape[1], logits.shape[2]), geometry)
+        index = int(logits[:, row, column].argmax())
+        where = torch.zeros_like(logits[0], dtype=torch.bool)
+        where[row, column] = True
+        shown = self._subject(logits, index, where, request, geometry)
+        mask = self._mask(logits, index, geometry)
+        return Subject(PixelLogit(index, row, column), shown.label, shown.score, mask=mask)
+
+    def _subject(
+        self,
+        logits: Tensor,
+        index: int,
+        region: Tensor,
+        request: Request,
+        geometry: Geometry,
+        *,
+        mask: np.ndarray | None = None,
+        binary: bool = False,
+    ) -> Subject:
+        absent = not region.any()
+        score = float(logits.softmax(0)[index][... if absent else region].mean())
+        target = RegionLogit(0 if binary else index, None if absent else region)
+        shown = self._mask(logits, index, geometry) if mask is None else mask
+        return Subject(
+            target, self.label(0 if binary else index, request), score, mask=shown, flags=("not predicted",) * absent
+        )
+
+    def _mask(self, logits: Tensor, index: int, geometry: Geometry) -> np.ndarray:
+        """The pixels of the image where the class wins, from the logits enlarged."""
+        # Only the margin to the best rival matters, so that two maps are enlarged and not one a class.
+        rivals = logits.clone()
+        rivals[index] = -torch.inf
+        margin: Tensor = geometry.to_image((logits[index] - rivals.amax(0)).double())
+        won: np.ndarray = (margin > 0).numpy() & geometry.visible()
+        return won
+
+
+def in_view(grid: Size, geometry: Geometry) -> Tensor:
+    """The cells `[h, w]` of a grid over the model's input that lie in the image and not in the padding."""
+    top, left, bottom, right = geometry.seen
+    inside = torch.zeros(geometry.model_size)
+    inside[top:bottom, left:right] = 1
+    return torch.nn.functional.interpolate(inside[None, None], size=grid, mode="area")[0, 0] >= 0.5
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What a mask-classification head found in one image.
+
+    Args:
+        queries, classes, scores: One entry a segment, surest first.
+        regions: `[N, h, w]` booleans on the grid of the masks; a cell belongs to one segment at most.
+        shares: `[N, h, w]`, the masks in [0, 1].
+    """
+
+    queries: list[int]
+    classes: list[int]
+    scores: list[float]
+    regions: Tensor
+    shares: Tensor
+
+
+class MaskHead(PlaceHead):
+    """A predicted segment: its query's class logit plus its mask logit over the segment (MaskFormer and its heirs)."""
+
+    task: ClassVar[str] = "universal-segmentation"
+    method: ClassVar[str | None] = "hirescam"
+    threshold: ClassVar[float] = 0.5
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The predicted segments, surest first, of one label where the caller names it; or the one at a place."""
+        target = request.target
+        if callable(target):
+            return [custom(target)]
+        found = self.segments(output, request)
+        places = range(len(found.queries))
+        if (pixel := numbers_of(target, 2)) is not None:
+            row, column = pixel_to_grid(pixel, (found.shares.shape[1], found.shares.shape[2]), geometry)
+            chosen = [int((found.shares[:, row, column] * torch.tensor(found.scores)).argmax())]
+        elif (mask := mask_of(target)) is not None:
+            region = mask_to_grid(mask, (found.shares.shape[1], found.shares.shape[2]), geometry)
+            joint = (found.shares * region).sum((1, 2)) / (found.shares + region - found.shares * region).sum((1, 2))
+            chosen = [int(joint.argmax())]
+        elif target is not None:
+            index = self.index(request)
+            chosen = [i for i in places if found.classes[i] == index and found.regions[i].any()]
+            if not chosen:
+                raise TargetError(f"the model predicts no segment of the class {self.label(index, request)!r}")
+        else:
+            sure = [i for i in places if found.scores[i] >= self.threshold and found.regions[i].any()]
+            chosen = list(request.first(sure)) or [0]
+        return [self._subject(found, i, request, geometry) for i in chosen]
+
+    def segments(self, output: Any, request: Request) -> Segments:
+        """Every query that names a class, the surest first; a cell goes to the surest mask that covers it."""
+        logits = field_of(output, LOGITS).detach().float().cpu()
+        masks = field_of(output, MASKS).detach().float().cpu().sigmoid()
+        classes = self.classes(request)
+        sigmoid = bool(classes) and logits.shape[-1] == len(classes)
+        scores, indices = (logits.sigmoid() if sigmoid else logits.softmax(-1)[:, :-1]).max(-1)
+        order = scores.argsort(descending=True)
+        shares, kept = masks[order], scores[order]
+        counted = shares * torch.where(kept >= self.threshold, kept, 0)[:, None, None]
+        owner = counted.argmax(0)
+        regions = torch.stack([(owner == i) & (shares[i] >= 0.5) & (counted[i] > 0) for i in range(len(order))])
+        return Segments(order.tolist(), indices[order].tolist(), kept.tolist(), regions, shares)
+
+    def _subject(self, found: Segments, i: int, request: Request, geometry: Geometry) -> Subject:
+        region = found.regions[i] if found.regions[i].any() else found.shares[i] >= 0.5
+        sure = found.scores[i] >= self.threshold
+        return Subject(
+            SegmentLogit(found.queries[i], found.classes[i], region if region.any() else None),
+            self.label(found.classes[i], request),
+            found.scores[i],
+            mask=region_to_image(region, geometry),
+            flags=() if sure else (NOT_SURE,),
+        )

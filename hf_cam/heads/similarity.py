@@ -1,0 +1,159 @@
+"""Models that compare: an image with prompts (the CLIP family), an image with another image (any embedding model)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from hf_cam.cam import model_inputs_of
+from hf_cam.capture import Shared, call
+from hf_cam.errors import TargetError
+from hf_cam.geometry import Geometry
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.images import load_image
+from hf_cam.targets import SIMILARITIES, EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, field_of, rows
+
+TEMPLATE = "a photo of a {}"
+"""What a bare word is put into, because the models were trained on captions."""
+
+
+def sentence(prompt: str) -> str:
+    """A prompt as it is; a bare word as a caption.
+
+    >>> sentence("kettle"), sentence("a red cup")
+    ('a photo of a kettle', 'a red cup')
+    """
+    return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
+
+
+class EmbeddingHead(Head):
+    """A model without a head: how alike its embedding of the image is to that of another image."""
+
+    task: ClassVar[str] = "image-feature-extraction"
+
+    def check(self, request: Request) -> None:
+        """Refuse a request without another image to compare with."""
+        super().check(request)
+        if request.target is None:
+            raise TargetError(
+                f"{self.model_name} has no classes, it embeds images: pass target= as another "
+                "image to compare with, or as a callable from one sample's output to a scalar"
+            )
+        if not is_image(request.target) and not callable(request.target):
+            raise TargetError(f"a target is another image or a callable, not {request.target!r}")
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The similarity to the other image, or the caller's own target."""
+        del output, geometry
+        if not is_image(request.target):
+            return [custom(request.target)]
+        return [Subject(self.similarity(request), f"like {_name(request.target)}")]
+
+    def similarity(self, request: Request) -> Target:
+        """The cosine similarity to the image that the caller gave."""
+        return EmbeddingSimilarity(self._embedding(request))
+
+    def _embedding(self, request: Request) -> Tensor:
+        inputs = {**self.loaded.inputs([load_image(request.target)]), **self.inputs(request)}
+        inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
+        module = unwrap(self.loaded.model)
+        with borrowed(module), torch.no_grad():
+            outputs = call(module, inputs)
+        return embedding_of(rows(outputs, 0, 1))
+
+
+class PromptHead(EmbeddingHead):
+    """Image and text towers: how well each prompt fits the image."""
+
+    task: ClassVar[str] = "zero-shot-image-classification"
+    takes_text: ClassVar[bool] = True
+
+    def check(self, request: Request) -> None:
+        """Refuse a request without prompts, or with empty ones."""
+        if is_image(request.target):
+            Head.check(self, request)
+            return
+        if not request.text:
+            raise TargetError(
+                f"{self.model_name} compares images with text: pass text= (prompts such as "
+                '"a red cup"), or target= as another image'
+            )
+        Head.check(self, request)
+        if request.target is not None and not callable(request.target):
+            self._prompt(request)
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokenised prompts, for all images alike."""
+        encoded = self.loaded.tokens([sentence(prompt) for prompt in request.text] or [TEMPLATE.format("thing")])
+        return {name: Shared(value) for name, value in encoded.items()}
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """A subject a prompt, in the caller's order; the `top_k` that fit best where it is given."""
+        if is_image(request.target) or (callable(request.target) and not isinstance(request.target, PromptSimilarity)):
+            return super().subjects(output, request, geometry)
+        scores = self._scores(output, request)
+        if isinstance(request.target, PromptSimilarity):
+            target = request.target
+            return [Subject(target, request.text[target.index], scores[target.index])]
+        chosen = list(range(len(request.text))) if request.target is None else [self._prompt(request)]
+        if request.top_k is not None:
+            chosen = sorted(chosen, key=lambda index: -scores[index])[: request.top_k]
+        return [Subject(PromptSimilarity(index), request.text[index], scores[index]) for index in chosen]
+
+    def _prompt(self, request: Request) -> int:
+        """Which prompt the caller's target means: its number or its text."""
+        if request.target in request.text:
+            return request.text.index(request.target)
+        try:
+            index = int(request.target)
+        except (TypeError, ValueError) as error:
+            raise TargetError(
+                f"target= is one of the prompts in text= or its number, not {request.target!r}"
+            ) from error
+        if not 0 <= index < len(request.text):
+            raise TargetError(f"no prompt {index}; text= holds {len(request.text)}, counted from 0")
+        return index
+
+    def _scores(self, output: Any, request: Request) -> list[float]:
+        """Each prompt's sigmoid where the model was trained with one (SigLIP), else the softmax over the prompts.
+
+        A lone prompt has nothing to compete with: its cosine similarity, cut off at 0.
+        """
+        similarities = field_of(output, SIMILARITIES).detach().float()
+        module = unwrap(self.loaded.model)
+        if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
+            return [float(value) for value in similarities.sigmoid()]
+        if len(similarities) > 1:
+            return [float(value) for value in similarities.softmax(0)]
+        image, text = output.get("image_embeds"), output.get("text_embeds")
+        if image is None or text is None or image.ndim != 1 or image.shape[-1] != text.shape[-1]:
+            return [float(similarities[0].sigmoid())]
+        return [float(functional.cosine_similarity(image.float(), text.float().reshape(-1, len(image))[0], 0).clamp(0))]
+
+
+def is_image(target: Any) -> bool:
+    """Whether a target is another image: a picture, an array of one, or the path of a file."""
+    if isinstance(target, Image.Image | Path):
+        return True
+    if isinstance(target, np.ndarray | Tensor):
+        return target.ndim == 3
+    return isinstance(target, str) and (target.lower().startswith(("http://", "https://")) or _is_file(target))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _name(target: Any) -> str:
+    return Path(target).name if isinstance(target, str | Path) else "the other image"
