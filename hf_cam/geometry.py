@@ -131,8 +131,8 @@ def measure(preprocess: Preprocess, image_size: Size) -> Geometry:
     """Send pictures of known values through a processor and read off where each pixel went.
 
     A dark and a light picture tell each input pixel's own scaling (and which pixels are padding: those do not change);
-    two ramps between these greys, undone by it, tell which image column and row each input pixel shows. A straight
-    line is fitted to each. Works for any mixture of resizing, cropping, padding and flipping along the axes.
+    ramps between these greys, undone by it, tell which image column and row each input pixel shows. Each ramp goes
+    X
 
     Args:
         preprocess: The processor, as a function of a list of images.
@@ -145,22 +145,26 @@ def measure(preprocess: Preprocess, image_size: Size) -> Geometry:
     pictures = [
         np.full(image_size, DARK, np.uint8),
         np.full(image_size, LIGHT, np.uint8),
-        _ramp(width, height),
-        np.ascontiguousarray(_ramp(height, width).T),
+        (rising := _ramp(width, height)),
+        DARK + LIGHT - rising,
+        (downward := np.ascontiguousarray(_ramp(height, width).T)),
+        DARK + LIGHT - downward,
     ]
     values = preprocess([Image.fromarray(picture).convert("RGB") for picture in pictures]).double()
-    dark, light, x, y = (picture.mean(0) for picture in values)  # channels share the geometry, in any order
+    dark, light, right, left, down, up = (
+        picture.mean(0) for picture in values
+    )  # channels share the geometry, in any order
     gain = light - dark
     shown = gain.abs() > 0.5 * gain.abs().max()
     if not shown.any() or gain.abs().max() == 0:
         raise ModelError("the image processor returns the same values for a dark and a light picture")
     rows_shown, columns_shown = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
     top, bottom = int(rows_shown[0]), int(rows_shown[-1]) + 1
-    left, right = int(columns_shown[0]), int(columns_shown[-1]) + 1
+    first, last = int(columns_shown[0]), int(columns_shown[-1]) + 1
     safe = torch.where(shown, gain, torch.ones_like(gain))
-    columns = _line((x - dark) / safe, shown, 0, width)
-    rows = _line((y - dark) / safe, shown, 1, height)
-    return Geometry(image_size, (values.shape[-2], values.shape[-1]), rows, columns, (top, left, bottom, right))
+    columns = _line((right - dark + light - left) / 2 / safe, shown, 0, width)
+    rows = _line((down - dark + light - up) / 2 / safe, shown, 1, height)
+    return Geometry(image_size, (values.shape[-2], values.shape[-1]), rows, columns, (top, first, bottom, last))
 
 
 def _ramp(length: int, repeats: int) -> np.ndarray:

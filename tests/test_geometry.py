@@ -148,3 +148,32 @@ def test_no_extrapolation_beyond_one() -> None:
     assert drawn.shape == (3, 240, 400)
     assert drawn.min() >= 0
     assert drawn.max() <= 1.0001
+
+
+@pytest.mark.parametrize("factor", [2])
+def test_processors_that_round_in_eight_bits_are_measured_exactly(factor: int) -> None:
+    processor = hf.SegformerImageProcessor(size={"height": 64, "width": 96})
+    geometry = measure(
+        lambda images: processor(images=images, return_tensors="pt")["pixel_values"], (64 * factor, 96 * factor)
+    )
+    for axis in (geometry.rows, geometry.columns):
+        assert axis.scale == pytest.approx(1 / factor, abs=1e-3)
+        assert axis.offset == pytest.approx(1 / factor / 2 - 0.5, abs=0.1 / factor)
+
+
+def test_positions_boxes_and_masks_go_over_to_the_models_grid_and_back() -> None:
+    geometry, _ = geometry_of("pad to a square", (240, 320))  # 96 x 128 in the corner of 160 x 160
+    assert geometry.to_grid(0, 0, (10, 10)) == (0, 0)
+    assert geometry.to_grid(319, 239, (10, 10)) == (5, 7)
+    cropped, _ = geometry_of("clip", (240, 320))
+    assert cropped.to_grid(10, 100, (6, 6)) is None
+    assert geometry.box_to_image((0.5, 0.5, 1.0, 1.0), of_seen=True) == pytest.approx((0, 0, 320, 240), abs=0.5)
+    assert geometry.box_to_image((0.4, 0.3, 0.8, 0.6), of_seen=False) == pytest.approx((0, 0, 320, 240), abs=0.5)
+    quarter = np.zeros((240, 320), bool)
+    quarter[:120, :160] = True
+    region = geometry.mask_to_grid(quarter, (10, 10))
+    assert region[:3, :4].all()
+    assert region.sum() == 12
+    dot = np.zeros((240, 320), bool)
+    dot[100:103, 200:203] = True
+    assert geometry.mask_to_grid(dot, (10, 10)).nonzero().tolist() == [list(geometry.to_grid(201, 101, (10, 10)))]

@@ -27,6 +27,7 @@ from hf_cam.layouts import Size
 from hf_cam.targets import LOGITS, MASKS, PixelLogit, RegionLogit, SegmentLogit, field_of
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
+NOT_PREDICTED = "not predicted anywhere"
 SMALL = 0.002
 """Share of the image below which a region is not shown unless it is asked for."""
 
@@ -55,66 +56,61 @@ class SemanticHead(PlaceHead):
             return [custom(target)]
         logits = field_of(output, LOGITS).detach().float().cpu()
         if logits.ndim != 3:
-            raise TargetError(
-                f"a segmenter returns logits [classes, h, w] for an image, this one {tuple(logits.shape)}"
-            )
-        if len(logits) == 1:  # one class against the rest
-            logits = torch.cat([torch.zeros_like(logits), logits])
-            return [self._subject(logits, 1, logits[1] > 0, request, geometry, binary=True)]
+            raise TargetError(f"a segmenter returns logits [classes, h, w] for an image, not {tuple(logits.shape)}")
+        scores = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
         grid = (logits.shape[1], logits.shape[2])
-        predicted = logits.argmax(0).where(in_view(grid, geometry), -1)
         if (pixel := numbers_of(target, 2)) is not None:
-            return [self._at(logits, pixel, request, geometry)]
+            row, column = pixel_to_grid(pixel, grid, geometry)
+            index = int(logits[:, row, column].argmax())
+            score, mask = float(scores[index, row, column]), winners(logits, geometry) == index
+            return [Subject(PixelLogit(index, row, column), self.label(index, request), score, mask=mask)]
         if (mask := mask_of(target)) is not None:
             region = mask_to_grid(mask, grid, geometry)
             index = int(logits[:, region].mean(1).argmax())
-            return [self._subject(logits, index, region, request, geometry, mask=mask)]
+            return [self._subject(scores, index, region, mask, request)]
+        predicted = _best(logits).where(in_view(grid, geometry), -1)
         indices = self._largest(predicted, request) if target is None else [self.index(request)]
-        return [self._subject(logits, index, predicted == index, request, geometry) for index in indices]
+        drawn = winners(logits, geometry)
+        return [self._subject(scores, index, predicted == index, drawn == index, request) for index in indices]
 
     def _largest(self, predicted: Tensor, request: Request) -> list[int]:
         indices, counts = predicted[predicted >= 0].unique(return_counts=True)
         order = counts.argsort(descending=True)
         found = [int(indices[i]) for i in order if counts[i] >= SMALL * predicted.numel()]
         things = [index for index in found if self.label(index, request).lower() not in BACKGROUND]
-        return list(request.first(things or found[:1]))
+        return list(request.first(things or found[:1] or [0]))
 
-    def _at(self, logits: Tensor, pixel: tuple[float, ...], request: Request, geometry: Geometry) -> Subject:
-        row, column = pixel_to_grid(pixel, (logits.shape[1], logits.shape[2]), geometry)
-        index = int(logits[:, row, column].argmax())
-        where = torch.zeros_like(logits[0], dtype=torch.bool)
-        where[row, column] = True
-        shown = self._subject(logits, index, where, request, geometry)
-        mask = self._mask(logits, index, geometry)
-        return Subject(PixelLogit(index, row, column), shown.label, shown.score, mask=mask)
-
-    def _subject(
-        self,
-        logits: Tensor,
-        index: int,
-        region: Tensor,
-        request: Request,
-        geometry: Geometry,
-        *,
-        mask: np.ndarray | None = None,
-        binary: bool = False,
-    ) -> Subject:
-        absent = not region.any()
-        score = float(logits.softmax(0)[index][... if absent else region].mean())
-        target = RegionLogit(0 if binary else index, None if absent else region)
-        shown = self._mask(logits, index, geometry) if mask is None else mask
+    def _subject(self, scores: Tensor, index: int, region: Tensor, mask: np.ndarray, request: Request) -> Subject:
+        present = bool(region.any())
         return Subject(
-            target, self.label(0 if binary else index, request), score, mask=shown, flags=("not predicted",) * absent
+            RegionLogit(index, region if present else None),
+            self.label(index, request),
+            float(scores[index][region].mean() if present else scores[index].max()),
+            mask=mask,
+            flags=() if present else (NOT_PREDICTED,),
         )
 
-    def _mask(self, logits: Tensor, index: int, geometry: Geometry) -> np.ndarray:
-        """The pixels of the image where the class wins, from the logits enlarged."""
-        # Only the margin to the best rival matters, so that two maps are enlarged and not one a class.
-        rivals = logits.clone()
-        rivals[index] = -torch.inf
-        margin: Tensor = geometry.to_image((logits[index] - rivals.amax(0)).double())
-        won: np.ndarray = (margin > 0).numpy() & geometry.visible()
-        return won
+
+def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
+    """The class of each pixel of the image, `[H, W]`: the highest logit after enlarging; -1 where there is none.
+
+    Only classes that are highest in some cell are enlarged: a photograph times 150 classes would not fit in memory.
+    """
+    highest = torch.full(geometry.image_size, 0.0 if len(logits) == 1 else -torch.inf)
+    found = torch.full(geometry.image_size, -1)
+    for index in _best(logits).unique().tolist():
+        if index < 0:
+            continue
+        enlarged = geometry.to_image(logits[index])
+        found = torch.where(enlarged > highest, index, found)
+        highest = torch.maximum(enlarged, highest)
+    classes: np.ndarray = found.numpy()
+    return np.where(geometry.visible(), classes, -1)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The class of each cell; of a single class against the rest, 0 or -1."""
+    return torch.where(logits[0] > 0, 0, -1) if len(logits) == 1 else logits.argmax(0)
 
 
 def in_view(grid: Size, geometry: Geometry) -> Tensor:

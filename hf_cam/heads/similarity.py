@@ -136,7 +136,8 @@ class PromptHead(EmbeddingHead):
         image, text = output.get("image_embeds"), output.get("text_embeds")
         if image is None or text is None or image.ndim != 1 or image.shape[-1] != text.shape[-1]:
             return [float(similarities[0].sigmoid())]
-        return [float(functional.cosine_similarity(image.float(), text.float().reshape(-1, len(image))[0], 0).clamp(0))]
+        image, text = image.detach().float(), text.detach().float().reshape(-1, len(image))
+        return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))]
 
 
 def is_image(target: Any) -> bool:

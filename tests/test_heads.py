@@ -1,0 +1,575 @@
+"""What each kind of head has to say: prompts, detections, segments, depths, answers, embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import hf_cam
+from hf_cam.errors import HFCamError, TargetError
+from hf_cam.explainer import Explainer
+from hf_cam.heads import head_kind
+from hf_cam.loading import LoadedModel
+from hf_cam.targets import (
+    ClassLogit,
+    EmbeddingSimilarity,
+    PixelLogit,
+    PromptSimilarity,
+    QueryBox,
+    QueryLogit,
+    RegionLogit,
+    SegmentLogit,
+)
+
+SIZE = (64, 96)
+LABELS = {0: "cat", 1: "dog", 2: "red cup"}
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "a", "photo", "of", "cat", "dog", "red", "cup", "detect", "what")
+BLOCK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TEXT = BLOCK | {"vocab_size": len(WORDS), "max_position_embeddings": 16}
+
+
+def words_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token a word."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def build(model_class, config, processor, labels=LABELS):
+    """A model with random weights, ready to explain."""
+    torch.manual_seed(0)
+    if labels:
+        config.id2label, config.label2id = labels, {label: index for index, label in labels.items()}
+    model = model_class(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return LoadedModel(model, processor, dict(labels or {}), words_tokenizer())
+
+
+def square(processor_class, **settings):
+    """A processor that resizes to the model's size."""
+    return processor_class(size={"height": SIZE[0], "width": SIZE[1]}, **settings)
+
+
+def resnet(**settings):
+    return hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], **settings)
+
+
+def detr():
+    config = hf.DetrConfig(
+        backbone_config=resnet(out_features=["stage4"]),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=6,
+    )
+    processor = hf.DetrImageProcessor(size={"shortest_edge": 128, "longest_edge": 192})
+    return build(hf.DetrForObjectDetection, config, processor)
+
+
+def clip():
+    config = hf.CLIPConfig(
+        text_config=TEXT | {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0},
+        vision_config=BLOCK | {"image_size": 64, "patch_size": 8},
+        projection_dim=16,
+    )
+    processor = hf.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    return build(hf.CLIPModel, config, processor, labels=None)
+
+
+def siglip():
+    config = hf.SiglipConfig(text_config=TEXT, vision_config=BLOCK | {"image_size": 64, "patch_size": 8})
+    return build(hf.SiglipModel, config, hf.SiglipImageProcessor(size={"height": 64, "width": 64}), labels=None)
+
+
+def segformer():
+    config = hf.SegformerConfig(
+        hidden_sizes=[8, 16, 16, 32],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=16,
+    )
+    return build(hf.SegformerForSemanticSegmentation, config, square(hf.SegformerImageProcessor))
+
+
+def maskformer():
+    config = hf.MaskFormerConfig(
+        backbone_config=resnet(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        decoder_config=hf.DetrConfig(
+            backbone_config=resnet(out_features=["stage4"]),
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_queries=5,
+        ),
+        fpn_feature_size=32,
+        mask_feature_size=32,
+    )
+    processor = square(hf.MaskFormerImageProcessor, size_divisor=32)
+    return build(hf.MaskFormerForInstanceSegmentation, config, processor)
+
+
+def owl():
+    config = hf.OwlViTConfig(
+        text_config=TEXT, vision_config=BLOCK | {"image_size": 64, "patch_size": 8}, projection_dim=32
+    )
+    processor = hf.OwlViTImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    return build(hf.OwlViTForObjectDetection, config, processor, labels=None)
+
+
+def depth():
+    config = hf.GLPNConfig(
+        hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=16
+    )
+    return build(hf.GLPNForDepthEstimation, config, hf.GLPNImageProcessor(size_divisor=32), labels=None)
+
+
+def embedder():
+    config = hf.Dinov2Config(**BLOCK | {"image_size": 64, "patch_size": 8})
+    return build(hf.Dinov2Model, config, square(hf.BitImageProcessor, do_center_crop=False), labels=None)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A picture twice the model's size along either axis."""
+    noise = np.random.default_rng(0).integers(0, 255, (8, 12, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((192, 128), Image.Resampling.BICUBIC)
+
+
+def explained(loaded, image, method="auto", **wanted):
+    """What the front door does, for a model that is already loaded."""
+    return next(iter(Explainer(loaded, method)([image], **wanted)))
+
+
+# Which head ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (detr, "object-detection"),
+        (clip, "zero-shot-image-classification"),
+        (siglip, "zero-shot-image-classification"),
+        (segformer, "semantic-segmentation"),
+        (maskformer, "universal-segmentation"),
+        (owl, "zero-shot-object-detection"),
+        (depth, "depth-estimation"),
+        (embedder, "image-feature-extraction"),
+    ],
+)
+def test_the_head_is_told_by_the_models_class_and_by_what_it_inherits_from(make, kind):
+    model = make().model
+    assert head_kind(model).task == kind
+    heir = type("Heir", (type(model),), {})
+    assert head_kind(heir(model.config)).task == kind
+
+
+# Detection -----------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_and_scores_of_detections_are_those_of_the_models_own_processor(photo):
+    loaded = detr()
+    found = explained(loaded, photo, top_k=6)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]))
+    expected = loaded.processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(128, 192)])[0]
+    for one in found:
+        best = (expected["scores"] - one.score).abs().argmin()
+        assert one.score == pytest.approx(float(expected["scores"][best]), abs=1e-5)
+        assert one.label == LABELS[int(expected["labels"][best])]
+        clipped = expected["boxes"][best].clamp(min=torch.zeros(4), max=torch.tensor([192.0, 128, 192, 128]))
+        np.testing.assert_allclose(one.box, clipped.numpy(), atol=0.05)
+        assert one.heatmap.shape == (128, 192)
+
+
+def sure_detr():
+    """The tiny DETR, made sure of its random findings."""
+    loaded = detr()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in loaded.model.named_parameters():
+        if "query_position" in name or "decoder" in name or "bbox" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+    loaded.model.class_labels_classifier.weight.data *= 20
+    return loaded
+
+
+def test_every_kept_detection_gets_a_map_of_its_own(photo):
+    found = explained(sure_detr(), photo)
+    assert len(found) >= 2
+    assert all(one.score >= 0.5 and one.box is not None and not one.flags for one in found)
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert not np.allclose(found[0].heatmap, found[1].heatmap)
+    assert {one.method for one in found} == {"hirescam"}
+
+
+def test_a_detector_that_is_sure_of_nothing_shows_its_best_and_says_so(photo):
+    loaded = detr()
+    loaded.model.class_labels_classifier.weight.data *= 0.01
+    [best] = explained(loaded, photo)
+    assert best.flags[0] == "below the threshold"
+    assert best.score < 0.5
+
+
+def test_a_detection_is_named_by_label_query_pixel_or_box(photo):
+    loaded = sure_detr()
+    every = explained(loaded, photo)
+    label = every[0].label
+    assert [one.box for one in explained(loaded, photo, target=label)] == [
+        one.box for one in every if one.label == label
+    ]
+    assert explained(loaded, photo, target=every[0].box)[0].box == every[0].box
+    x0, y0, x1, y1 = every[0].box
+    [there] = explained(loaded, photo, target=f"{(x0 + x1) / 2},{(y0 + y1) / 2}")
+    assert there.box[0] <= (x0 + x1) / 2 <= there.box[2]
+    [third] = explained(loaded, photo, target=3)
+    [same] = explained(loaded, photo, target=QueryLogit(3, list(LABELS.values()).index(third.label)))
+    np.testing.assert_array_equal(third.heatmap, same.heatmap)
+    [side] = explained(loaded, photo, target=QueryBox(3, "left"))
+    assert side.box == third.box
+    assert not np.allclose(side.heatmap, third.heatmap)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("zebra", "no class is called"), (99, "no query 99"), ((500, 3), "no box at the pixel")],
+)
+def test_a_detection_that_is_not_there_is_refused(photo, target, message):
+    with pytest.raises(TargetError, match=message):
+        explained(detr(), photo, target=target)
+
+
+def test_pictures_of_different_sizes_are_not_padded_to_each_other(photo):
+    loaded = sure_detr()
+    tall = photo.resize((100, 150))
+    together = list(Explainer(loaded)([photo, tall], batch_size=2))
+    for image, found in zip((photo, tall), together, strict=True):
+        alone = explained(loaded, image)
+        assert [one.box for one in found] == [one.box for one in alone]
+        assert found[0].heatmap.shape == (image.height, image.width)
+
+
+def test_a_batch_of_detections_is_the_same_one_by_one(photo):
+    loaded = sure_detr()
+    other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    together = list(Explainer(loaded)([photo, other], batch_size=2))
+    for image, found in zip((photo, other), together, strict=True):
+        alone = explained(loaded, image)
+        assert len(found) == len(alone)
+        for one, same in zip(found, alone, strict=True):
+            np.testing.assert_allclose(one.heatmap, same.heatmap, atol=2e-4)
+
+
+# Prompts -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_prompt_gets_a_map_and_the_scores_are_the_models_own(photo):
+    loaded = clip()
+    prompts = ["a cat", "a red cup", "a dog"]
+    found = explained(loaded, photo, text=prompts)
+    assert [one.label for one in found] == prompts
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]), **loaded.tokens(prompts))
+    expected = output.logits_per_image.softmax(-1)[0]
+    np.testing.assert_allclose([one.score for one in found], expected.numpy(), atol=1e-5)
+    assert not np.allclose(found[0].heatmap, found[1].heatmap)
+
+
+def test_a_lone_prompt_scores_its_cosine_similarity(photo):
+    loaded = clip()
+    [found] = explained(loaded, photo, text="a cat")
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]), **loaded.tokens(["a cat"]))
+    cosine = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
+    assert found.score == pytest.approx(max(float(cosine), 0), abs=1e-6)
+
+
+def test_siglip_scores_each_prompt_by_its_own_sigmoid(photo):
+    loaded = siglip()
+    found = explained(loaded, photo, text=["a cat", "a dog"])
+    tokens = loaded.tokens(["a cat", "a dog"])
+    assert tokens["input_ids"].shape == (2, 16)  # padded to full length, as the model was trained
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]), **tokens)
+    np.testing.assert_allclose([one.score for one in found], output.logits_per_image.sigmoid()[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_prompts_are_not_mistaken_for_images_where_there_are_as_many(photo, count):
+    loaded = clip()
+    images = [photo, photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
+    prompts = ["a cat", "a dog", "a red cup"][:count]
+    for method in ("gradcam", "ablationcam", "scorecam"):
+        together = list(Explainer(loaded, method)(images, text=prompts))
+        for image, found in zip(images, together, strict=True):
+            alone = [explained(loaded, image, method=method, text=prompts, target=prompt)[0] for prompt in prompts]
+            for one, same in zip(found, alone, strict=True):
+                np.testing.assert_allclose(one.heatmap, same.heatmap, atol=2e-3)
+
+
+def test_a_bare_word_becomes_a_caption(photo):
+    loaded = clip()
+    [word] = explained(loaded, photo, text="cat")
+    [caption] = explained(loaded, photo, text="a photo of a cat")
+    assert word.label == "cat"
+    np.testing.assert_array_equal(word.heatmap, caption.heatmap)
+
+
+def test_a_contrast_explains_one_prompt_against_the_others(photo):
+    loaded = clip()
+    [plain] = explained(loaded, photo, text=["a cat", "a dog"], target=0)
+    [against] = explained(loaded, photo, text=["a cat", "a dog"], target=PromptSimilarity(0, contrast=True))
+    [other] = explained(
+        loaded, photo, text=["a cat", "a dog"], target=lambda o: o.logits_per_image @ torch.tensor([1.0, -1])
+    )
+    np.testing.assert_allclose(against.heatmap, other.heatmap, atol=1e-5)
+    assert not np.allclose(plain.heatmap, against.heatmap)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({}, "pass text="),
+        ({"text": []}, "no prompt"),
+        ({"text": ["a cat", " "]}, "text with words"),
+        ({"text": "a cat " * 40}, "reads 16 at most"),
+        ({"text": "a cat", "target": "a dog"}, "one of the prompts"),
+        ({"text": "a cat", "target": 3}, "no prompt 3"),
+        ({"text": "a cat", "target": PromptSimilarity(0, contrast=True)}, "two prompts or more"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(photo, wanted, message):
+    with pytest.raises(HFCamError, match=message):
+        explained(clip(), photo, **wanted)
+
+
+@pytest.mark.parametrize("make", [embedder, clip])
+def test_an_image_is_compared_with_another(photo, make, tmp_path):
+    loaded = make()
+    other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    other.save(tmp_path / "other.png")
+    [found] = explained(loaded, photo, target=other)
+    [named] = explained(loaded, photo, target=str(tmp_path / "other.png"))
+    [itself] = explained(loaded, photo, target=photo, method="eigencam")
+    assert found.score < itself.score == pytest.approx(1, abs=1e-5)
+    assert named.label == "like other.png"
+    np.testing.assert_array_equal(found.heatmap, named.heatmap)
+    assert found.heatmap.any()
+
+
+def test_an_embedding_model_asks_for_something_to_compare_with(photo):
+    with pytest.raises(TargetError, match="another image"):
+        explained(embedder(), photo)
+
+
+def test_zero_shot_detections_are_those_of_the_models_own_processor(photo):
+    loaded = owl()
+    prompts = ["a cat", "a red cup"]
+    found = explained(loaded, photo, text=prompts, top_k=3)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]), **loaded.tokens(prompts))
+    expected = loaded.processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(128, 192)])[0]
+    best = int(expected["scores"].argmax())
+    assert found[0].score == pytest.approx(float(expected["scores"][best]), abs=1e-5)
+    assert found[0].label == prompts[int(expected["labels"][best])]
+
+
+# Segmentation --------------------------------------------------------------------------------------------------------
+
+
+def test_every_predicted_class_gets_the_map_of_its_region(photo):
+    loaded = segformer()
+    found = explained(loaded, photo)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]))
+    expected = loaded.processor.post_process_semantic_segmentation(output, target_sizes=[(128, 192)])[0].numpy()
+    assert {one.label for one in found} == {LABELS[int(index)] for index in np.unique(expected)}
+    for one in found:
+        index = list(LABELS.values()).index(one.label)
+        assert (one.mask == (expected == index)).mean() > 0.99
+    areas = [one.mask.sum() for one in found]
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_a_region_sums_the_logits_where_the_class_is_predicted(photo):
+    loaded = segformer()
+    [found] = explained(loaded, photo, top_k=1)
+    index = list(LABELS.values()).index(found.label)
+    with torch.no_grad():
+        logits = loaded.model(**loaded.inputs([photo])).logits[0]
+    region = logits.argmax(0) == index
+    [same] = explained(loaded, photo, target=lambda output: output.logits[index][region].sum())
+    np.testing.assert_allclose(found.heatmap, same.heatmap, atol=1e-5)
+    assert RegionLogit(index, region)({"logits": logits}) == pytest.approx(float(logits[index][region].mean()))
+
+
+def test_a_pixel_explains_what_is_predicted_there(photo):
+    loaded = segformer()
+    [found] = explained(loaded, photo, target=(150, 20))
+    assert found.mask[20, 150]
+    with torch.no_grad():
+        logits = loaded.model(**loaded.inputs([photo])).logits[0]
+    row, column = 20 * logits.shape[1] // 128, 150 * logits.shape[2] // 192
+    index = int(logits[:, row, column].argmax())
+    assert found.label == LABELS[index]
+    [same] = explained(loaded, photo, target=PixelLogit(index, row, column))
+    np.testing.assert_array_equal(found.heatmap, same.heatmap)
+
+
+def test_a_mask_explains_the_class_that_fills_it(photo):
+    loaded = segformer()
+    mask = np.zeros((128, 192), bool)
+    mask[32:64, 96:160] = True
+    [found] = explained(loaded, photo, target=mask)
+    with torch.no_grad():
+        logits = loaded.model(**loaded.inputs([photo])).logits[0]
+    h, w = logits.shape[1:]
+    inside = logits[:, h * 32 // 128 : h * 64 // 128, w * 96 // 192 : w * 160 // 192]
+    assert found.label == LABELS[int(inside.mean((1, 2)).argmax())]
+    np.testing.assert_array_equal(found.mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ((500, 3), "outside the image"),
+        (np.ones((4, 4), bool), "the mask is 4 x 4"),
+        (np.zeros((128, 192), bool), "marks no pixel"),
+        ("zebra", "no class is called"),
+    ],
+)
+def test_a_place_that_is_not_in_the_image_is_refused(photo, target, message):
+    with pytest.raises(TargetError, match=message):
+        explained(segformer(), photo, target=target)
+
+
+def sure_maskformer():
+    loaded = maskformer()
+    loaded.model.class_predictor.weight.data *= 30
+    return loaded
+
+
+def test_segments_are_those_of_the_models_own_processor(photo):
+    loaded = sure_maskformer()
+    found = explained(loaded, photo)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]))
+    expected = loaded.processor.post_process_instance_segmentation(output, threshold=0.5, target_sizes=[(128, 192)])[0]
+    known = {(LABELS[one["label_id"]], round(one["score"], 2)) for one in expected["segments_info"]}
+    assert found
+    for one in found:
+        if "below the threshold" not in one.flags:
+            assert one.label in {label for label, _ in known}
+        assert one.mask.shape == (128, 192)
+
+
+def test_a_segments_target_joins_its_class_and_its_mask(photo):
+    loaded = sure_maskformer()
+    [found] = explained(loaded, photo, top_k=1)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]))
+    logits, masks = output.class_queries_logits[0], output.masks_queries_logits[0]
+    region = masks[2] > masks[2].median()
+    value = SegmentLogit(2, 1, region)({"class_queries_logits": logits, "masks_queries_logits": masks})
+    assert float(value) == pytest.approx(float(logits[2, 1] + masks[2][region].mean()), rel=1e-5)
+    assert found.heatmap.any()
+
+
+# Depth ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_region_of_metres_is_where_they_are_fewest(photo):
+    loaded = depth()
+    [found] = explained(loaded, photo)
+    with torch.no_grad():
+        metres = loaded.model(**loaded.inputs([photo])).predicted_depth[0]
+    near = metres <= metres.quantile(0.1)
+    [same] = explained(loaded, photo, target=lambda output: -output.predicted_depth[near].mean())
+    np.testing.assert_allclose(found.heatmap, same.heatmap, atol=1e-5)
+    assert found.label == "nearest region"
+    assert found.mask.mean() == pytest.approx(0.1, abs=0.05)
+
+
+def test_the_depth_of_a_pixel_and_of_a_mask(photo):
+    loaded = depth()
+    mask = np.zeros((128, 192), bool)
+    mask[:64, :64] = True
+    [pixel] = explained(loaded, photo, target="30,40")
+    [region] = explained(loaded, photo, target=mask)
+    assert (pixel.label, region.label) == ("depth at (30, 40)", "depth of the mask")
+    with torch.no_grad():
+        h, w = loaded.model(**loaded.inputs([photo])).predicted_depth[0].shape
+    row, column = 40 * h // 128, 30 * w // 192
+    [same] = explained(loaded, photo, target=lambda output: -output.predicted_depth[row, column])
+    np.testing.assert_allclose(pixel.heatmap, same.heatmap, atol=1e-5)
+    [same] = explained(loaded, photo, target=lambda output: -output.predicted_depth[: h // 2, : w // 3].mean())
+    np.testing.assert_allclose(region.heatmap, same.heatmap, atol=1e-5)
+    with pytest.raises(TargetError, match="no classes"):
+        explained(loaded, photo, target="cat")
+
+
+# Classification ------------------------------------------------------------------------------------------------------
+
+
+def tiny_vit(**settings):
+    config = hf.ViTConfig(**BLOCK | {"image_size": SIZE, "patch_size": 16} | settings)
+    labels = {0: "ripe"} if settings else LABELS
+    return build(hf.ViTForImageClassification, config, square(hf.ViTImageProcessor), labels)
+
+
+@pytest.mark.parametrize("bias", [4.0, -4.0])
+def test_a_single_logit_is_explained_with_its_sign(photo, bias):
+    loaded = tiny_vit(num_labels=1)
+    loaded.model.classifier.bias.data.fill_(bias)
+    [found] = explained(loaded, photo)
+    assert found.label == ("ripe" if bias > 0 else "not ripe")
+    assert found.score > 0.5
+    [same] = explained(loaded, photo, target=lambda output: output.logits[0] * np.sign(bias))
+    np.testing.assert_allclose(found.heatmap, same.heatmap, atol=1e-6)
+    [positive] = explained(loaded, photo, target=0)
+    assert positive.label == "ripe"
+
+
+def test_a_regressor_is_explained_by_its_value(photo):
+    loaded = tiny_vit(num_labels=1, problem_type="regression")
+    loaded.model.classifier.bias.data.fill_(-4.0)
+    [found] = explained(loaded, photo)
+    with torch.no_grad():
+        value = loaded.model(**loaded.inputs([photo])).logits
+    assert found.score == pytest.approx(float(value), abs=1e-5)
+    [same] = explained(loaded, photo, target=ClassLogit(0))
+    np.testing.assert_array_equal(found.heatmap, same.heatmap)
+
+
+def test_the_embedding_target_is_the_cosine():
+    one, other = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+    assert float(EmbeddingSimilarity(other)({"pooler_output": one})) == pytest.approx(24 / 25)
+
+
+def test_all_doors_take_prompts(photo):
+    loaded = clip()
+    found = hf_cam.compare(
+        photo,
+        loaded.model,
+        text="a cat",
+        methods=["gradcam", "layercam"],
+        processor=hf.CLIPProcessor(loaded.processor, loaded.tokenizer),
+    )
+    assert [one.label for one in found.explanations] == ["a cat", "a cat"]
