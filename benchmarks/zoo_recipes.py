@@ -176,12 +176,11 @@ def detr_loss(
         ).intermediate_hidden_states
         for queries in head.queries[:, None].expand(-1, len(batch), -1, -1)
     ]
+    hidden = [states.float() for states in (out.intermediate_hidden_states, *spare)]
     with torch.autocast(pixel_values.device.type, enabled=False):
-        groups = [
-            group_loss(model, hidden.float(), batch, boxes) for hidden in (out.intermediate_hidden_states, *spare)
-        ]
+        groups = torch.stack([group_loss(model, states, batch, boxes) for states in hidden])
     classes, found = head.cells(encoded).split([len(LABELS) + 1, 4], 1)
-    return groups.mean() + cell_loss(classes, batch.classes) + 5 * box_loss(found, batch, boxes)
+    return sum(groups) / len(groups) + cell_loss(classes, batch.classes) + 5 * box_loss(found, batch, boxes)
 
 
 def group_loss(model: hf.PreTrainedModel, hidden: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> torch.Tensor:
@@ -354,7 +353,10 @@ def build_segformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """The ConvNeXt of the zoo, short of two blocks, under a small encoder and decoder with 12 queries."""
+    """The ConvNeXt of the zoo, short of two blocks, under a small encoder and decoder with 12 queries.
+
+    Its first stages stay as they are, as those of the paper's ResNet do: a step takes half as long.
+    """
     source = hf.ConvNextForImageClassification.from_pretrained(zoo / "convnext", dtype=torch.float32)
     backbone = hf.ConvNextConfig(
         num_stages=3, hidden_sizes=source.config.hidden_sizes, depths=[2, 2, 3], out_features=["stage3"]
@@ -375,7 +377,10 @@ def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
         **class_names(),
     )
     model = hf.DetrForObjectDetection(config)
-    model.model.backbone.model.load_state_dict(source.convnext.state_dict(), strict=False)
+    convnext = model.model.backbone.model
+    convnext.load_state_dict(source.convnext.state_dict(), strict=False)
+    for part in (convnext.embeddings, *convnext.encoder.stages[:2]):
+        part.requires_grad_(False)
     return model
 
 
@@ -588,7 +593,7 @@ RECIPES = {
         detr_processor,
         partial(DetectionHead, channels=80, queries=12, groups=2),
         DETECT,
-        (Stage(2000),),
+        (Stage(1400),),
         start="convnext",
     ),
 }

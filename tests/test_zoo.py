@@ -71,10 +71,8 @@ def test_weights_are_small_enough_to_ship(name: str) -> None:
     assert (ZOO / name / "model.safetensors").stat().st_size < 2_000_000
 
 
-@each_model
+@pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].task != COMPARE])
 def test_labels_have_their_names(name: str) -> None:
-    if RECIPES[name].task == COMPARE:
-        pytest.skip("a dual encoder has no labels")
     names = list(load(name).config.id2label.values())
     assert names == (["background"] if RECIPES[name].task == SEGMENT else []) + list(LABELS)
 
@@ -107,15 +105,12 @@ def test_the_card_names_the_command_and_the_floor(name: str) -> None:
     assert json.loads((ZOO / name / "config.json").read_text())["architectures"][0] in card
 
 
-UNDER = {"segformer": 0.56}
-"""What is asked of a model that is not at its floor yet."""
-
-
 @needs_pictures
 @each_model
 def test_the_model_reaches_its_floor_on_scenes_it_never_saw(name: str) -> None:
     floor = FLOORS[name]
-    assert floor.measure(ZOO / name, 1024, torch.device("cpu")) >= UNDER.get(name, floor.minimum)
+    # Half the scenes would do, were one model not so near its floor.
+    assert floor.measure(ZOO / name, 1024 if name == "convnext" else 512, torch.device("cpu")) >= floor.minimum
 
 
 @needs_pictures
