@@ -11,6 +11,7 @@ is the mask's share of the image, which is what a map that knows nothing scores.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from hf_cam import list_methods
 from hf_cam.comparison import quick_methods
 from hf_cam.explainer import Explainer
 from hf_cam.loading import LoadedModel, load
-from hf_cam.metrics import average_precision, energy_inside, peak_inside
+from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
 
 MODELS = ("convnext", "vit", "dinov2", "swin")
 Mapper = Callable[[Scene, int], np.ndarray]
@@ -73,21 +74,14 @@ def mask_of(scene: Scene, label: int) -> np.ndarray:
 
 
 def baselines() -> Iterator[tuple[str, Mapper]]:
-    generator = np.random.default_rng(0)
-    yield "noise", lambda scene, _: generator.random(scene.classes.shape, np.float32)
-    yield "centred Gaussian", lambda scene, _: gaussian(scene.classes.shape)
-    yield "Sobel edges", lambda scene, _: sobel(scene.image)
+    seeds = itertools.count()
+    yield "noise", lambda scene, _: noise(_pixels(scene), next(seeds))[0].numpy()
+    yield "centred Gaussian", lambda scene, _: centred_gaussian(_pixels(scene))[0].numpy()
+    yield "Sobel edges", lambda scene, _: sobel_edges(_pixels(scene))[0].numpy()
 
 
-def gaussian(shape: tuple[int, int]) -> np.ndarray:
-    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
-    return np.exp(-2 * (rows[:, None] ** 2 + columns[None] ** 2))
-
-
-def sobel(image: np.ndarray) -> np.ndarray:
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    edges = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    return edges / max(float(edges.max()), 1e-6)
+def _pixels(scene: Scene) -> Tensor:
+    return torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
 
 
 def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[str, Mapper]]:

@@ -118,7 +118,7 @@ class Run:
                 flat[range(stop - start), range(start, stop)] = 0
                 return target_values(tail(variants, sample), [self.targets[sample]] * (stop - start))
 
-            return torch.stack([_in_chunks(channels, size, without, sample) for sample in range(len(activation))])
+            return torch.stack([in_chunks(channels, size, without, sample) for sample in range(len(activation))])
 
     def masked_scores(self, layer: str) -> Tensor:
         """The targets' values `[B, C]` of the images masked by one channel each, stretched to [0, 1] and enlarged."""
@@ -146,7 +146,7 @@ class Run:
         with borrowed(unwrap(self.model)), torch.no_grad():
             size = self.batch_size or CHUNK
             return torch.stack(
-                [_in_chunks(activations.shape[1], size, masked, sample) for sample in range(len(activations))]
+                [in_chunks(activations.shape[1], size, masked, sample) for sample in range(len(activations))]
             )
 
     def gradient_terms(self, layer: str) -> Tensor:
@@ -203,7 +203,7 @@ def _channel_axis(activation: Tensor, spatial: Tensor) -> int:
     raise LayoutError(f"no axis of {tuple(activation.shape)} has the {spatial.shape[1]} channels that reshape returns")
 
 
-def _in_chunks(count: int, size: int, run: Callable[[int, int, int], Tensor], sample: int) -> Tensor:
+def in_chunks(count: int, size: int, run: Callable[[int, int, int], Tensor], sample: int) -> Tensor:
     """`run(sample, start, stop)` over a range; the chunk is halved where the device's memory does not hold it."""
     found, start = [], 0
     while start < count:

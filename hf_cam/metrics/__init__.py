@@ -1,5 +1,89 @@
-"""Judges of maps: pure functions, each with its range, its direction and its paper."""
+"""Judges of maps: pure functions, each with its range, its direction and its paper, and the registry of them.
 
-from hf_cam.metrics.localization import average_precision, energy_inside, peak_inside
+`Trial(maps, Scorer(model, inputs, targets)).measure("road", "insertion")` makes what they are functions of.
+"""
 
-__all__ = ["average_precision", "energy_inside", "peak_inside"]
+from hf_cam.metrics.baselines import BASELINES, centred_gaussian, noise, sobel_edges
+
+# The order of these imports is the order of `list_metrics()`.
+from hf_cam.metrics.confidence import confidence_change, confidence_drop, confidence_increase  # isort: skip
+from hf_cam.metrics.perturbation import (  # isort: skip
+    area,
+    deletion,
+    insertion,
+    insertion_less_deletion,
+    perturbation_negative,
+    perturbation_positive,
+    ranks,
+    road_combined,
+    road_least,
+    road_most,
+    saco,
+)
+from hf_cam.metrics.coherence import arcc, coherency, complexity, correlation  # isort: skip
+from hf_cam.metrics.localization import (  # isort: skip
+    average_precision,
+    energy_inside,
+    grid_mosaics,
+    grid_pointing_game,
+    intersection_over_union,
+    peak_inside,
+    pixel_accuracy,
+)
+from hf_cam.metrics.sensitivity import max_sensitivity  # isort: skip
+from hf_cam.metrics.completeness import completeness_error  # isort: skip
+from hf_cam.metrics.sanity import (  # isort: skip
+    model_randomization,
+    rank_correlation,
+    shuffled_weights,
+    target_randomization,
+)
+from hf_cam.metrics.imputation import impute
+from hf_cam.metrics.registry import Metric, get_metric, list_metrics, register
+from hf_cam.metrics.trial import Scorer, Trial, confidence
+
+__all__ = [
+    "BASELINES",
+    "Metric",
+    "Scorer",
+    "Trial",
+    "arcc",
+    "area",
+    "average_precision",
+    "centred_gaussian",
+    "coherency",
+    "completeness_error",
+    "complexity",
+    "confidence",
+    "confidence_change",
+    "confidence_drop",
+    "confidence_increase",
+    "correlation",
+    "deletion",
+    "energy_inside",
+    "get_metric",
+    "grid_mosaics",
+    "grid_pointing_game",
+    "impute",
+    "insertion",
+    "insertion_less_deletion",
+    "intersection_over_union",
+    "list_metrics",
+    "max_sensitivity",
+    "model_randomization",
+    "noise",
+    "peak_inside",
+    "perturbation_negative",
+    "perturbation_positive",
+    "pixel_accuracy",
+    "rank_correlation",
+    "ranks",
+    "register",
+    "road_combined",
+    "road_least",
+    "road_most",
+    "saco",
+    "shuffled_weights",
+    "sobel_edges",
+    "target_randomization",
+]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hf_cam.errors import OptionError
+from hf_cam.metrics.registry import metric
 
 
+@metric("energy-inside", "energy inside", paper="Wang et al., CVPR Workshops 2020, arXiv:1910.01279")
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of the map's sum that lies inside the mask, in [0, 1]; 0 for a map of zeros.
 
-    The energy-based pointing game of Wang et al. (Score-CAM, CVPR Workshops 2020, arXiv:1910.01279). An even map scores
-    the share that the mask has of the image.
+    The energy-based pointing game of Score-CAM. An even map scores the share that the mask has of the image.
 
     >>> energy_inside(torch.tensor([[1.0, 3.0]]), torch.tensor([[False, True]]))
     tensor(0.7500)
@@ -22,10 +25,11 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     return (maps * masks).sum((-2, -1)) / torch.where(total > 0, total, torch.ones_like(total))
 
 
+@metric("pointing-game", "pointing game", paper="Zhang et al., ECCV 2016, arXiv:1608.00507")
 def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """1 where the map's highest value lies inside the mask, else 0; a map of zeros has no peak and gets 0.
 
-    The pointing game of Zhang et al. (Top-down Neural Attention, ECCV 2016, arXiv:1608.00507), without its margin.
+    The pointing game, without its margin; of several equal peaks the first in reading order counts.
 
     >>> peak_inside(torch.tensor([[1.0, 3.0]]), torch.tensor([[False, True]]))
     tensor(1.)
@@ -36,6 +40,7 @@ def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
     return (inside & maps.flatten(-2).any(-1)).float()
 
 
+@metric("average-precision", "average precision", paper="area under the precision-recall curve; no paper")
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     """The area under the precision-recall curve of the map as a score for each pixel, in [0, 1].
 
@@ -49,6 +54,73 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.stack([_one(scores, inside) for scores, inside in zip(flat, truth, strict=True)]).reshape(
         maps.shape[:-2]
     )
+
+
+@metric("iou", "IoU", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
+def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
+    """The overlap of the mask with the pixels above the map's own mean, over their union, in [0, 1].
+
+    >>> intersection_over_union(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, False]]))
+    tensor(0.5000)
+    """
+    maps, masks = _checked(maps, masks)
+    shown = _above_mean(maps)
+    union = (shown | masks).sum((-2, -1))
+    return ((shown & masks).sum((-2, -1)) / union.clamp_min(1)).to(maps.dtype)
+
+
+@metric("pixel-accuracy", "pixel accuracy", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
+def pixel_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of pixels that lie above the map's own mean where the mask does and below where it does not, in [0, 1].
+
+    >>> pixel_accuracy(torch.tensor([[0.0, 1.0, 1.0, 0.0]]), torch.tensor([[False, True, False, False]]))
+    tensor(0.7500)
+    """
+    maps, masks = _checked(maps, masks)
+    return (_above_mean(maps) == masks).to(maps.dtype).mean((-2, -1))
+
+
+def grid_mosaics(pixels: Tensor, quadruples: Sequence[Sequence[int]]) -> Tensor:
+    """2 x 2 mosaics for the grid pointing game of Rao et al. (Towards Better Understanding Attribution Methods, CVPR
+    2022, arXiv:2205.10435): each explained class occurs in one quarter alone.
+
+    Args:
+        pixels: `[B, C, H, W]`, images of different classes.
+        quadruples: Four indices into them for each mosaic: top left, top right, bottom left, bottom right.
+
+    Returns:
+        `[M, C, 2 H, 2 W]`.
+
+    >>> grid_mosaics(torch.arange(4.0).reshape(4, 1, 1, 1), [[0, 1, 2, 3]])[0, 0]
+    tensor([[0., 1.],
+            [2., 3.]])
+    """
+    if any(len(four) != 4 for four in quadruples):
+        raise OptionError("a mosaic takes four images")
+    tiles = torch.stack([pixels[list(four)] for four in quadruples])
+    return torch.cat([torch.cat([tiles[:, 0], tiles[:, 1]], -1), torch.cat([tiles[:, 2], tiles[:, 3]], -1)], -2)
+
+
+def grid_pointing_game(maps: Tensor, quarters: Tensor) -> Tensor:
+    """The share of the map's sum that lies in the quarter of the mosaic that was explained, in [0, 1]; chance is 1/4.
+
+    Args:
+        maps: `[B, 2 H, 2 W]`, not negative.
+        quarters: `[B]`, 0 to 3 in reading order.
+
+    >>> grid_pointing_game(torch.tensor([[[0.0, 3.0], [1.0, 0.0]]]), torch.tensor([1]))
+    tensor([0.7500])
+    """
+    height, width = maps.shape[-2] // 2, maps.shape[-1] // 2
+    masks = torch.zeros(maps.shape, dtype=torch.bool, device=maps.device)
+    for mask, quarter in zip(masks, quarters.tolist(), strict=True):
+        top, left = quarter // 2 * height, quarter % 2 * width
+        mask[top : top + height, left : left + width] = True
+    return energy_inside(maps, masks)
+
+
+def _above_mean(maps: Tensor) -> Tensor:
+    return maps > maps.mean((-2, -1), keepdim=True)
 
 
 def _one(scores: Tensor, inside: Tensor) -> Tensor:

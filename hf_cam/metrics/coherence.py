@@ -1,0 +1,45 @@
+"""ARCC: a map should be what the model goes by, small, and the same again on what it shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_cam.metrics.perturbation import road_combined
+from hf_cam.metrics.registry import metric
+
+PAPER = "Lovino et al. (RefineCAM), arXiv:2605.14641, after Poppi et al., CVPR Workshops 2021, arXiv:2104.10252"
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of two maps, `[..., H, W]` to `[...]` in [-1, 1]; 0 where one of them is constant.
+
+    >>> correlation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]]))
+    tensor(1.0000)
+    """
+    a, b = (maps.flatten(-2) - maps.flatten(-2).mean(-1, keepdim=True) for maps in (a, b))
+    scale = a.norm(dim=-1) * b.norm(dim=-1)
+    return (a * b).sum(-1) / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+@metric("coherency", "coherency", paper=PAPER)
+def coherency(maps: Tensor, kept_maps: Tensor) -> Tensor:
+    """How much the map of the image multiplied by the map correlates with the map, from [-1, 1] to [0, 1]."""
+    return (correlation(maps, kept_maps) + 1) / 2
+
+
+@metric("complexity", "complexity", higher_is_better=False, paper=PAPER)
+def complexity(maps: Tensor) -> Tensor:
+    """The mean of the map: how much of the image it shows, in [0, 1]."""
+    return maps.abs().mean((-2, -1))
+
+
+@metric("arcc", "ARCC", paper=PAPER)
+def arcc(maps: Tensor, kept_maps: Tensor, most_first: Tensor, least_first: Tensor) -> Tensor:
+    """The harmonic mean of coherency, 1 - complexity and ROAD (twice it, at least 0); 0 where one of them is 0.
+
+    Report the parts beside it.
+    """
+    road = (2 * road_combined(most_first, least_first)).clamp(0, 1)
+    parts = torch.stack([coherency(maps, kept_maps), 1 - complexity(maps), road]).clamp_min(0)
+    return 3 / (1 / parts.clamp_min(1e-8)).sum(0)

@@ -1,0 +1,124 @@
+"""Take pixels away in the map's order: the more relevant they are, the more the confidence should suffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_cam.metrics.registry import metric
+
+ROAD = "Rong et al., ICML 2022, arXiv:2202.00449"
+RISE = "Petsiuk et al. (RISE), BMVC 2018, arXiv:1806.07421"
+CHEFER = "Chefer et al., CVPR 2021, arXiv:2012.09838"
+
+
+@metric("road", "ROAD", range=(-0.5, 0.5), paper=ROAD)
+def road_combined(most_first: Tensor, least_first: Tensor) -> Tensor:
+    """Half the confidence left without the least relevant pixels less that left without the most relevant ones.
+
+    Averaged over the percentiles: `mean_p (y_least - y_most) / 2`, in [-0.5, 0.5]; a random map scores 0.
+    """
+    return (least_first - most_first).mean(1) / 2
+
+
+@metric("road-most", "ROAD, most relevant first", range=(-1, 1), higher_is_better=False, paper=ROAD)
+def road_most(scores: Tensor, most_first: Tensor) -> Tensor:
+    """The change of confidence where the most relevant pixels are imputed, averaged over the percentiles."""
+    return most_first.mean(1) - scores
+
+
+@metric("road-least", "ROAD, least relevant first", range=(-1, 1), paper=ROAD)
+def road_least(scores: Tensor, least_first: Tensor) -> Tensor:
+    """The change of confidence where the least relevant pixels are imputed, averaged over the percentiles."""
+    return least_first.mean(1) - scores
+
+
+@metric("insertion", "insertion", paper=RISE)
+def insertion(inserted: Tensor) -> Tensor:
+    """The area under the confidence while the pixels of a blurred image are uncovered, the most relevant first."""
+    return area(inserted)
+
+
+@metric("deletion", "deletion", higher_is_better=False, paper=RISE)
+def deletion(deleted: Tensor) -> Tensor:
+    """The area under the confidence while pixels are blanked, the most relevant first."""
+    return area(deleted)
+
+
+@metric("insertion-deletion", "insertion - deletion", range=(-1, 1), paper=RISE)
+def insertion_less_deletion(inserted: Tensor, deleted: Tensor) -> Tensor:
+    """Insertion less deletion: one figure for both, which a map of no order scores about 0 on."""
+    return area(inserted) - area(deleted)
+
+
+@metric("perturbation-positive", "perturbation AUC +", higher_is_better=False, paper=CHEFER)
+def perturbation_positive(deleted: Tensor) -> Tensor:
+    """The area under the confidence up to nine tenths of the pixels blanked, the most relevant first."""
+    return _up_to_nine_tenths(deleted)
+
+
+@metric("perturbation-negative", "perturbation AUC -", paper=CHEFER)
+def perturbation_negative(deleted_last: Tensor) -> Tensor:
+    """The area under the confidence up to nine tenths of the pixels blanked, the least relevant first."""
+    return _up_to_nine_tenths(deleted_last)
+
+
+@metric("saco", "SaCo", range=(-1, 1), paper="Wu et al., CVPR 2024, arXiv:2404.01415")
+def saco(scores: Tensor, group_relevance: Tensor, group_scores: Tensor) -> Tensor:
+    """Whether the groups of pixels that the map holds for more relevant cost more confidence when they are replaced.
+
+    Over all pairs of groups, the difference of their relevance counts for the map where the model's drop has the same
+    order and against it where it has not, divided by the sum of these differences; 0 for an even map.
+    """
+    drops = scores[:, None] - group_scores
+    first, second = torch.triu_indices(drops.shape[1], drops.shape[1], offset=1, device=drops.device)
+    gaps = group_relevance[:, first] - group_relevance[:, second]
+    agree = torch.where(drops[:, first] >= drops[:, second], gaps, -gaps).sum(1)
+    total = gaps.abs().sum(1)
+    return agree / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def area(curves: Tensor) -> Tensor:
+    """The area under curves over [0, 1] by the trapezoid rule, `[..., S + 1]` to `[...]`.
+
+    >>> area(torch.tensor([1.0, 0.5, 0.0]))
+    tensor(0.5000)
+    """
+    return torch.trapezoid(curves, dim=-1) / (curves.shape[-1] - 1)
+
+
+def _up_to_nine_tenths(curves: Tensor) -> Tensor:
+    return area(curves[..., : max(2, round(0.9 * (curves.shape[-1] - 1)) + 1)])
+
+
+def ranks(maps: Tensor, seed: int = 0) -> Tensor:
+    """The place of each pixel in the order of falling relevance, `[..., H, W]` in 0 ... H W - 1.
+
+    Pixels of one value are ordered at random, the same way for each seed: a map must not gain from the place of what it
+    says nothing about.
+
+    >>> ranks(torch.tensor([[0.1, 0.9], [0.5, 0.2]]))
+    tensor([[3, 0],
+            [1, 2]])
+    """
+    flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1])
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(flat.shape[1], generator=generator).to(maps.device)
+    order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+    places = torch.empty_like(order)
+    places.scatter_(1, order, torch.arange(flat.shape[1], device=maps.device).expand_as(order).contiguous())
+    return places.reshape(maps.shape)
+
+
+def kept_above(percentiles: Sequence[float], pixels: int) -> list[int]:
+    """How many pixels lie below each percentile: what is imputed there are the others.
+
+    >>> kept_above([20, 80], pixels=101)
+    [20, 80]
+    """
+    positions = [percentile / 100 * (pixels - 1) for percentile in percentiles]
+    return [
+        int(-(-position // 1)) if abs(position - round(position)) > 1e-6 else round(position) for position in positions
+    ]

@@ -1,0 +1,70 @@
+"""Does the map depend on what it claims to explain: the model's weights, and the target?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.guard import lock_of, unwrap
+from hf_cam.metrics.coherence import correlation
+from hf_cam.metrics.registry import metric
+
+PAPER = "Adebayo et al., NeurIPS 2018, arXiv:1810.03292"
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's correlation of two maps, `[..., H, W]` to `[...]` in [-1, 1]; equal values share their mean rank.
+
+    >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.0, 5.0, 6.0]]))
+    tensor(1.0000)
+    """
+    return correlation(_mean_ranks(a)[..., None, :], _mean_ranks(b)[..., None, :])
+
+
+@metric("model-randomization", "model randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
+def model_randomization(maps: Tensor, randomized_maps: Tensor) -> Tensor:
+    """The rank correlation of the map with the map after the model's weights were shuffled.
+
+    Near 1 the map shows the image, not the model.
+    """
+    return rank_correlation(maps, randomized_maps)
+
+
+@metric("target-randomization", "target randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
+def target_randomization(maps: Tensor, other_maps: Tensor) -> Tensor:
+    """The rank correlation of the map with the map of another target; 1 says that the target does not matter."""
+    return rank_correlation(maps, other_maps)
+
+
+@contextmanager
+def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The model with the values of every parameter shuffled within it; they come back when the block ends.
+
+    Each parameter keeps its distribution, so that activations stay in their usual range, and loses what it learnt.
+    """
+    module = unwrap(model)
+    with lock_of(module):
+        parameters = list(module.parameters())
+        kept = [parameter.detach().clone() for parameter in parameters]
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for parameter in parameters:
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
+            yield
+        finally:
+            for parameter, values in zip(parameters, kept, strict=True):
+                parameter.data = values
+
+
+def _mean_ranks(maps: Tensor) -> Tensor:
+    flat = maps.flatten(-2).double()
+    rows = []
+    for row in flat.reshape(-1, flat.shape[-1]):
+        _, place, counts = row.unique(return_inverse=True, return_counts=True)
+        ends = counts.cumsum(0).to(row)
+        rows.append((ends - (counts.to(row) - 1) / 2)[place])
+    return torch.stack(rows).reshape(flat.shape).to(maps.dtype if maps.is_floating_point() else torch.float32)

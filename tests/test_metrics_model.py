@@ -1,0 +1,361 @@
+"""Metrics that ask the model: closed forms on a model that reads one patch, and the reference package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_cam.errors import OptionError
+from hf_cam.metrics import (
+    BASELINES,
+    Scorer,
+    Trial,
+    completeness_error,
+    confidence,
+    correlation,
+    get_metric,
+    grid_mosaics,
+    grid_pointing_game,
+    impute,
+    list_metrics,
+    rank_correlation,
+    ranks,
+    shuffled_weights,
+)
+from hf_cam.metrics.imputation import factorized, iterated
+from hf_cam.metrics.registry import Metric, register
+from hf_cam.metrics.trial import blur
+from hf_cam.targets import BinaryLogit, ClassLogit
+
+SIZE = (24, 32)
+
+
+class Reader(nn.Module):
+    """Class 1 is how bright the patch at rows 6 to 12, columns 4 to 14 is; nothing else plays a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.0, 6.0]))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        seen = pixel_values[..., 6:12, 4:14].mean((1, 2, 3))
+        return self.scale * (seen[:, None] - 0.5)
+
+
+def patch() -> torch.Tensor:
+    inside = torch.zeros(SIZE, dtype=torch.bool)
+    inside[6:12, 4:14] = True
+    return inside
+
+
+def bright() -> torch.Tensor:
+    """A dark image whose patch alone is bright, twice."""
+    pixels = torch.full((2, 3, *SIZE), 0.05)
+    pixels[..., 6:12, 4:14] = 1.0
+    return pixels
+
+
+def trial(maps: torch.Tensor, **settings) -> Trial:
+    scorer = Scorer(Reader(), {"pixel_values": bright()}, [confidence(ClassLogit(1))] * 2)
+    return Trial(maps, scorer, masks=patch().expand(2, *SIZE), **settings)
+
+
+JUDGED = [
+    "road",
+    "road-most",
+    "road-least",
+    "insertion",
+    "deletion",
+    "insertion-deletion",
+    "perturbation-positive",
+    "perturbation-negative",
+    "saco",
+    "confidence-change",
+    "confidence-drop",
+    "energy-inside",
+    "average-precision",
+    "pixel-accuracy",
+    "iou",
+]
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_the_perfect_map_scores_best_its_inverse_worst_and_noise_between(name: str) -> None:
+    perfect = 0.9 * patch().float().expand(2, *SIZE) + 0.1 * torch.rand(
+        SIZE, generator=torch.Generator().manual_seed(1)
+    )
+    noise = BASELINES["noise"](bright())
+    best, worst, between = (trial(maps).measure(name)[name].mean() for maps in (perfect, 1 - perfect, noise))
+    sign = 1 if get_metric(name).higher_is_better else -1
+    assert sign * best > sign * between > sign * worst, (best, between, worst)
+    low, high = get_metric(name).range
+    assert all(low <= score <= high for score in (best, worst, between))
+
+
+def test_every_metric_of_the_registry_is_described_and_in_range() -> None:
+    for name in list_metrics():
+        record = get_metric(name)
+        assert record.summary.endswith(".")
+        assert record.range[0] < record.range[1]
+        assert record.paper
+
+
+def test_the_registry_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
+    with pytest.raises(OptionError, match="registered already"):
+        register(get_metric("road"))
+    with pytest.raises(OptionError, match="no metric id"):
+        register(Metric("Road!", "x", correlation, (0, 1), True, "x"))
+    with pytest.raises(OptionError, match="needs"):
+        register(Metric("new", "x", lambda tea: tea, (0, 1), True, "x"))
+    with pytest.raises(OptionError, match="nearest: 'insertion'"):
+        get_metric("insertions")
+
+
+def test_what_a_metric_needs_and_did_not_get_is_named() -> None:
+    maps = torch.rand(2, *SIZE)
+    with pytest.raises(OptionError, match="pass scorer="):
+        Trial(maps).measure("road")
+    with pytest.raises(OptionError, match="pass masks="):
+        Trial(maps).measure("iou")
+    with pytest.raises(OptionError, match="pass explain="):
+        trial(maps).measure("arcc")
+    with pytest.raises(OptionError, match="comes from the method"):
+        trial(maps).measure("completeness-error")
+
+
+def test_the_model_comes_back_and_a_seed_gives_the_same_scores() -> None:
+    maps = torch.rand(2, *SIZE)
+    model = Reader().train()
+    names = ["road", "insertion-deletion", "saco"]
+    found = [
+        Trial(maps, Scorer(model, {"pixel_values": bright()}, [ClassLogit(1)] * 2), seed=seed).measure(*names)
+        for seed in (0, 0, 1)
+    ]
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in names)
+    assert not torch.equal(found[0]["road"], found[2]["road"])
+
+
+def test_a_small_batch_size_gives_the_same_scores() -> None:
+    maps = torch.rand(2, *SIZE)
+    scorers = [
+        Scorer(Reader(), {"pixel_values": bright()}, [ClassLogit(1), ClassLogit(0)], size) for size in (1, 7, 64)
+    ]
+    found = [Trial(maps, scorer).measure("road", "deletion") for scorer in scorers]
+    for name in ("road", "deletion"):
+        torch.testing.assert_close(found[0][name], found[2][name])
+        torch.testing.assert_close(found[1][name], found[2][name])
+
+
+# Against the reference package ---------------------------------------------------------------------------------------
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((3, 4)), nn.Flatten(),
+        nn.Linear(96, 5),
+    ).eval()  # fmt: skip
+    net[-1].weight.data *= 20  # else no change of the picture changes the softmax by more than the tolerance
+    return net
+
+
+def photographs() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(2, 3, 6, 8, generator=generator)
+    return nn.functional.interpolate(coarse, SIZE, mode="bicubic") + 0.1 * torch.rand(2, 3, *SIZE, generator=generator)
+
+
+def smooth_maps() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    maps = nn.functional.interpolate(torch.rand(2, 1, 4, 5, generator=generator), SIZE, mode="bicubic")[:, 0]
+    return (maps - maps.amin()) / (maps.amax() - maps.amin())
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the reference's own
+def test_confidence_road_and_arcc_are_those_of_grad_cam(monkeypatch) -> None:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.metrics import arcc, cam_mult_image, road
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    from hf_cam import CAM
+
+    net, pixels, maps = network(), photographs(), smooth_maps()
+    monkeypatch.setattr(road.NoisyLinearImputer.__init__, "__defaults__", (0.0, road.neighbors_weights))
+    theirs_of = [ClassifierOutputSoftmaxTarget(1), ClassifierOutputSoftmaxTarget(3)]
+    targets = [confidence(ClassLogit(1)), confidence(ClassLogit(3))]
+
+    def explain(images: torch.Tensor) -> torch.Tensor:
+        return CAM(net, "gradcam", layers="3", reshape=lambda a: a)(images, targets)
+
+    ours = Trial(maps, Scorer(net, {"pixel_values": pixels}, targets), explain=explain, noise=0.0).measure(
+        "confidence-change", "confidence-drop", "confidence-increase", "road", "road-most", "road-least", "arcc"
+    )
+    percentiles = [20, 40, 60, 80]
+    with GradCAM(net, [net[3]]) as base:
+        theirs = {
+            "confidence-change": cam_mult_image.CamMultImageConfidenceChange(),
+            "confidence-drop": cam_mult_image.DropInConfidence(),
+            "confidence-increase": cam_mult_image.IncreaseInConfidence(),
+            "road": road.ROADCombined(percentiles),
+            "road-most": road.ROADMostRelevantFirstAverage(percentiles),
+            "road-least": road.ROADLeastRelevantFirstAverage(percentiles),
+            "arcc": arcc.ARCC(base, percentiles),
+        }
+        for name, judge in theirs.items():
+            expected = judge(pixels, maps.numpy(), theirs_of, net)
+            np.testing.assert_allclose(ours[name].numpy(), expected, atol=1e-3, err_msg=name)
+    assert ours["road"].abs().max() > 5e-3  # else the comparison says nothing
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the reference's own
+def test_imputation_is_that_of_grad_cam_by_either_solver() -> None:
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+
+    pixels = torch.rand(3, 2, 37, 46, generator=torch.Generator().manual_seed(0))
+    missing = torch.rand(3, 37, 46, generator=torch.Generator().manual_seed(1)) > 0.5
+    missing[1, 2:35, 3:40] = True
+    missing[2, :, :30] = True
+    expected = torch.stack(
+        [NoisyLinearImputer(noise=0.0)(*pair) for pair in zip(pixels, (~missing).float(), strict=True)]
+    )
+    torch.testing.assert_close(impute(pixels, missing, noise=0.0), expected, atol=1e-4, rtol=0)
+    right = torch.rand(3, 2, 37, 46) * missing[:, None]
+    torch.testing.assert_close(
+        iterated(right, missing[:, None].float()), factorized(right, missing[:, None].float()), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_imputation_keeps_known_pixels_adds_seeded_noise_and_survives_a_mask_of_everything() -> None:
+    pixels = torch.rand(1, 3, 9, 11)
+    missing = torch.zeros(1, 9, 11, dtype=torch.bool)
+    assert torch.equal(impute(pixels, missing), pixels)
+    missing[0, 2:5] = True
+    first, again, other = (impute(pixels, missing, noise=0.5, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(first[..., 5:, :], pixels[..., 5:, :])
+    everything = impute(pixels, torch.ones_like(missing), noise=0.0)
+    torch.testing.assert_close(everything, pixels.mean((2, 3), keepdim=True).expand_as(pixels))
+
+
+# Closed forms --------------------------------------------------------------------------------------------------------
+
+
+def test_a_linear_model_has_known_insertion_and_deletion_curves() -> None:
+    class Sum(nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return pixel_values.mean((1, 2, 3))[:, None]
+
+    maps = torch.rand(1, *SIZE)
+    ones = Scorer(Sum(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
+    found = Trial(maps, ones, steps=8)
+    torch.testing.assert_close(found.evidence("deleted")[0], torch.linspace(1, 0, 9))
+    torch.testing.assert_close(found.evidence("inserted")[0], torch.ones(9))  # an even image is its own blur
+    scores = found.measure("deletion", "perturbation-positive", "insertion")
+    assert scores["deletion"] == pytest.approx(0.5)
+    assert scores["perturbation-positive"] == pytest.approx(1 - 7 / 8 / 2)
+    assert scores["insertion"] == pytest.approx(1.0)
+
+
+def test_saco_is_one_where_relevance_orders_the_drops_and_minus_one_where_it_reverses_them() -> None:
+    record = get_metric("saco").compute
+    scores, relevance = torch.tensor([1.0]), torch.tensor([[4.0, 3.0, 1.0]])
+    assert record(scores, relevance, torch.tensor([[0.1, 0.4, 0.9]])) == 1
+    assert record(scores, relevance, torch.tensor([[0.9, 0.4, 0.1]])) == -1
+    assert record(scores, relevance, torch.tensor([[0.4, 0.1, 0.9]])) == pytest.approx((-1 + 3 + 2) / 6)
+    assert record(scores, torch.ones(1, 3), torch.tensor([[0.4, 0.1, 0.9]])) == 0
+
+
+def test_ranks_order_equal_values_at_random_but_by_seed() -> None:
+    even = torch.zeros(2, 5, 7)
+    assert torch.equal(ranks(even), ranks(even))
+    assert not torch.equal(ranks(even), ranks(even, seed=1))
+    assert sorted(ranks(even)[1].flatten().tolist()) == list(range(35))
+    maps = torch.rand(5, 7)
+    assert maps.flatten()[ranks(maps).flatten().argsort()].diff().max() <= 0
+
+
+def test_rank_correlation_is_that_of_scipy() -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 6, 9, generator=generator).mul(6).round()
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-6)
+    assert correlation(a, b) == pytest.approx(pearsonr(a.flatten(), b.flatten()).statistic, abs=1e-6)
+    assert correlation(torch.ones(3, 3), a[:3, :3]) == 0
+
+
+def test_the_grid_pointing_game_has_chance_one_quarter() -> None:
+    tiles = torch.rand(4, 3, 6, 8)
+    mosaic = grid_mosaics(tiles, [[2, 0, 3, 1]])
+    assert torch.equal(mosaic[0, :, :6, 8:], tiles[0])
+    assert torch.equal(mosaic[0, :, 6:, :8], tiles[3])
+    maps = torch.ones(2, 12, 16)
+    torch.testing.assert_close(grid_pointing_game(maps, torch.tensor([0, 3])), torch.tensor([0.25, 0.25]))
+    maps[1, 6:, :8] = 0
+    assert grid_pointing_game(maps, torch.tensor([0, 2]))[1] == 0
+    with pytest.raises(OptionError, match="four images"):
+        grid_mosaics(tiles, [[0, 1]])
+
+
+def test_completeness_error_is_the_missing_share() -> None:
+    attributions = torch.tensor([[[1.0, -2.0], [4.0, 0.0]]])
+    assert completeness_error(attributions, torch.tensor([3.0])) == 0
+    assert completeness_error(attributions, torch.tensor([-6.0])) == pytest.approx(1.5)
+
+
+def test_max_sensitivity_is_the_largest_relative_change() -> None:
+    maps = torch.zeros(1, 3, 4)
+    maps[0, 0, 0] = 2
+    moved = torch.stack([maps, maps * 1.5, maps * 0.75])
+    assert get_metric("max-sensitivity").compute(maps, moved) == pytest.approx(0.5)
+    found = trial(torch.rand(2, *SIZE), explain=lambda pixels: pixels.mean(1)).measure("max-sensitivity")
+    assert (found["max-sensitivity"] > 0).all()
+
+
+def test_shuffled_weights_come_back_also_after_an_error() -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def fail() -> None:
+        with shuffled_weights(net):
+            assert not torch.equal(net[0].weight, before["0.weight"])
+            torch.testing.assert_close(net[0].weight.flatten().sort()[0], before["0.weight"].flatten().sort()[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_confidence_is_a_probability_for_classes_and_the_target_itself_for_others() -> None:
+    logits = torch.tensor([1.0, 3.0])
+    assert confidence(ClassLogit(1))(logits) == pytest.approx(logits.softmax(0)[1].item())
+    assert confidence(ClassLogit(0))(logits[:1]) == pytest.approx(logits[:1].sigmoid().item())
+    assert confidence(BinaryLogit(positive=False))(logits[:1]) == pytest.approx(torch.tensor(-1.0).sigmoid().item())
+    own = logits.norm
+    assert confidence(own) is own
+
+
+def test_baselines_see_the_picture_alone() -> None:
+    pixels = torch.zeros(2, 3, 9, 13)
+    pixels[..., 6:] = 1.0
+    for make in BASELINES.values():
+        maps = make(pixels)
+        assert maps.shape == (2, 9, 13)
+        assert 0 <= maps.min() <= maps.max() <= 1
+    edges = BASELINES["sobel"](pixels)[0]
+    assert set(edges.nonzero()[:, 1].tolist()) == {5, 6}
+    middle = BASELINES["centred-gaussian"](pixels)[0]
+    assert middle.argmax() == 4 * 13 + 6
+    assert not torch.equal(*BASELINES["noise"](pixels))
+
+
+def test_a_blur_keeps_the_mean_and_takes_the_detail() -> None:
+    pixels = torch.rand(1, 3, 40, 50)
+    assert blur(pixels).mean() == pytest.approx(pixels.mean().item(), abs=0.02)
+    assert blur(pixels).std() < 0.2 * pixels.std()
