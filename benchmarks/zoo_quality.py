@@ -139,34 +139,66 @@ def detection_ap50(folder: Path, count: int, device: torch.device) -> float:
         detections = processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
         for i, detection in enumerate(detections):
             there = batch.labels[i] >= 0
-            found += match(
-                {name: tensor.cpu() for name, tensor in detection.items()},
-                batch.labels[i, there],
-                batch.boxes[i, there],
-            )
+            overlap = box_iou(detection["boxes"].cpu(), batch.boxes[i, there])
+            found += match(detection["labels"], detection["scores"], batch.labels[i, there], overlap)
             positives += np.bincount(batch.labels[i, there], minlength=len(LABELS))
+    return ap50(found, positives)
+
+
+def mask_ap50(folder: Path, count: int, device: torch.device) -> float:
+    """Average precision of the masks of each label at an IoU of 0.5, averaged over the ten labels."""
+    model = hf.AutoModelForUniversalSegmentation.from_pretrained(folder).to(device).eval()
+    processor = hf.AutoImageProcessor.from_pretrained(folder)
+    found: list[tuple[int, float, bool]] = []
+    positives = np.zeros(len(LABELS), int)
+    for batch in blocks(count):
+        output = run(model, processor, batch)
+        scores, labels = output.class_queries_logits.softmax(-1)[..., :-1].cpu().max(-1)
+        logits = F.interpolate(output.masks_queries_logits.cpu(), batch.instances.shape[-2:], mode="bilinear")
+        for i in range(len(batch)):
+            there = (batch.labels[i] >= 0).nonzero()[:, 0]
+            overlap = mask_iou(logits[i] > 0, batch.instances[i] == 1 + there[:, None, None])
+            found += match(labels[i], scores[i], batch.labels[i, there], overlap)
+            positives += np.bincount(batch.labels[i, there], minlength=len(LABELS))
+    return ap50(found, positives)
+
+
+def mask_iou(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Intersection over union `(N, M)` of bool masks `(N, H, W)` and `(M, H, W)`."""
+    first, second = found.flatten(1).float(), truth.flatten(1).float()
+    shared = first @ second.T
+    return shared / (first.sum(1)[:, None] + second.sum(1) - shared).clamp(min=1)
+
+
+def ap50(found: list[tuple[int, float, bool]], positives: np.ndarray) -> float:
+    """Average precision of what `match` returned for all scenes, averaged over the labels."""
     labels, scores, correct = (np.array(column) for column in zip(*found, strict=True))
     per_label = [average_precision(scores[labels == i], correct[labels == i], positives[i]) for i in range(len(LABELS))]
     return float(np.mean(per_label))
 
 
 def match(
-    detection: dict[str, torch.Tensor], labels: torch.Tensor, boxes: torch.Tensor
+    labels: torch.Tensor, scores: torch.Tensor, true_labels: torch.Tensor, overlap: torch.Tensor
 ) -> list[tuple[int, float, bool]]:
-    """Label, score and whether it is right, for each detection of one scene.
+    """Label, score and whether it is right, for each of N detections of one scene with M items.
 
-    In order of score, each takes the free true box of its label that it overlaps most; it is right at 0.5 or more.
+    In order of score, each takes the free item of its label that it overlaps most; it is right at 0.5 or more.
+
+    Args:
+        labels: `(N,)`, of the detections.
+        scores: `(N,)`, of the detections.
+        true_labels: `(M,)`, of the items.
+        overlap: intersection over union `(N, M)`.
     """
-    overlap = box_iou(detection["boxes"], boxes)
-    free = torch.ones(len(boxes), dtype=torch.bool)
+    free = torch.ones(len(true_labels), dtype=torch.bool)
     result = []
-    for i in detection["scores"].argsort(descending=True).tolist():
-        label = int(detection["labels"][i])
-        candidates = overlap[i] * (free & (labels == label))
+    for i in scores.argsort(descending=True).tolist():
+        label = int(labels[i])
+        candidates = overlap[i] * (free & (true_labels == label))
         best = int(candidates.argmax())
         correct = bool(candidates[best] >= 0.5)
         free[best] &= not correct
-        result.append((label, float(detection["scores"][i]), correct))
+        result.append((label, float(scores[i]), correct))
     return result
 
 
@@ -178,6 +210,7 @@ FLOORS = {
     "swin": Floor("mean AP", mean_average_precision, 0.80),
     "dinov2": Floor("mean AP", mean_average_precision, 0.80),
     "detr": Floor("AP50", detection_ap50, 0.50),
+    "maskformer": Floor("mask AP50", mask_ap50, 0.50),
 }
 
 

@@ -200,6 +200,28 @@ def box_loss(found: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> tor
     return (distance * shares).sum() / shares.sum()
 
 
+def maskformer_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
+    """The model's own loss, with masks of half the scene's size."""
+    there = batch.labels >= 0
+    slots = torch.arange(1, 1 + MAX_ITEMS, device=there.device)[:, None, None]
+    masks = (batch.instances[:, None, ::2, ::2] == slots).float()
+    out = model.model(pixel_values)
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        queries, pixels = out.transformer_decoder_last_hidden_state, out.pixel_decoder_last_hidden_state
+        found = torch.einsum("bqc,bchw->bqhw", model.mask_embedder(queries.float()), pixels.float())
+        return model.get_loss(
+            model.get_loss_dict(
+                found,
+                model.class_predictor(queries.float()),
+                [mask[kept] for mask, kept in zip(masks, there, strict=True)],
+                [labels[kept] for labels, kept in zip(batch.labels, there, strict=True)],
+                [],
+            )
+        )
+
+
 def relative_boxes(batch: SceneBatch) -> torch.Tensor:
     """Boxes `(B, 4, 4)` as centre x, centre y, width, height in shares of the scene."""
     height, width = batch.images.shape[-2:]
@@ -384,6 +406,34 @@ def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
     return model
 
 
+def build_maskformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """The frozen backbone and the decoder of the zoo's DETR, without its encoder; masks from a new pyramid."""
+    source = hf.DetrForObjectDetection.from_pretrained(zoo / "detr", dtype=torch.float32)
+    backbone = hf.ConvNextConfig.from_dict(source.config.backbone_config.to_dict())
+    backbone.out_features = ["stage1", "stage2", "stage3"]
+    config = hf.MaskFormerConfig(
+        backbone_config=backbone,
+        decoder_config=hf.DetrConfig.from_dict(source.config.to_dict()),
+        fpn_feature_size=32,
+        mask_feature_size=32,
+        no_object_weight=0.25,
+        **class_names(),
+    )
+    model = hf.MaskFormerForInstanceSegmentation(config)
+    parts = (
+        (model.model.pixel_level_module.encoder, source.model.backbone.model),
+        (model.model.transformer_module.decoder, source.model.decoder),
+        (model.model.transformer_module.input_projection, source.model.input_projection),
+        (model.model.transformer_module.queries_embedder, source.model.query_position_embeddings),
+        (model.class_predictor, source.class_labels_classifier),
+    )
+    for part, trained in parts:
+        part.load_state_dict(trained.state_dict(), strict=False)
+    for part in (parts[0][0].embeddings, parts[0][0].encoder):
+        part.requires_grad_(False)
+    return model
+
+
 def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
     """The ViT of the zoo on a square picture, beside a text tower of two layers."""
     tokenizer = clip_tokenizer()
@@ -523,6 +573,7 @@ def detr_processor() -> hf.DetrImageProcessor:
 
 label_processor = partial(hf.ViTImageProcessor, **SCENE_PIXELS)
 segment_processor = partial(hf.SegformerImageProcessor, do_reduce_labels=False, **SCENE_PIXELS)
+instance_processor = partial(hf.MaskFormerImageProcessor, do_reduce_labels=False, **SCENE_PIXELS)
 
 
 def cell_head(channels: int, outputs: int = len(LABELS) + 1) -> Callable[[], nn.Module]:
@@ -595,6 +646,15 @@ RECIPES = {
         DETECT,
         (Stage(1400),),
         start="convnext",
+    ),
+    "maskformer": Recipe(
+        build_maskformer,
+        maskformer_loss,
+        instance_processor,
+        nn.Identity,
+        SEGMENT,
+        (Stage(600),),
+        start="detr",
     ),
 }
 """In an order in which every model comes after the one it starts from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,20 @@ from sklearn.metrics import average_precision_score
 
 from benchmarks.scenes import DEBIAN_ROOT, LABELS, PROMPTS, SceneBatch
 from benchmarks.train_zoo import train
-from benchmarks.zoo_quality import FLOORS, ZOO, average_precision, choices, match
+from benchmarks.zoo_quality import FLOORS, ZOO, average_precision, choices, mask_iou, match
 from benchmarks.zoo_recipes import (
     CLASSIFY,
     COMPARE,
     DETECT,
     RECIPES,
     SEGMENT,
+    box_loss,
     cell_shares,
     clip_tokenizer,
     normalize,
+    patch_prompts,
+    prompt_loss,
+    relative_boxes,
     resize_positions,
 )
 
@@ -39,7 +44,8 @@ needs_pictures = pytest.mark.skipif(not DEBIAN_ROOT.is_dir(), reason="needs Debi
 
 
 def load(name: str) -> hf.PreTrainedModel:
-    model, info = AUTO[RECIPES[name].task].from_pretrained(ZOO / name, output_loading_info=True)
+    auto = hf.AutoModelForUniversalSegmentation if name == "maskformer" else AUTO[RECIPES[name].task]
+    model, info = auto.from_pretrained(ZOO / name, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 
@@ -74,7 +80,7 @@ def test_weights_are_small_enough_to_ship(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].task != COMPARE])
 def test_labels_have_their_names(name: str) -> None:
     names = list(load(name).config.id2label.values())
-    assert names == (["background"] if RECIPES[name].task == SEGMENT else []) + list(LABELS)
+    assert names == (["background"] if name == "segformer" else []) + list(LABELS)
 
 
 @each_model
@@ -93,7 +99,7 @@ def test_pictures_of_any_size_pass(name: str, size: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     with torch.no_grad():
         output = load(name)(**inputs(name, picture))
-    scores = output.logits_per_image if RECIPES[name].task == COMPARE else output.logits
+    [scores] = (output[key] for key in ("logits", "logits_per_image", "class_queries_logits") if key in output)
     assert scores.isfinite().all()
 
 
@@ -140,13 +146,26 @@ def test_average_precision_counts_what_was_never_found() -> None:
 
 
 def test_a_second_detection_of_one_object_is_wrong() -> None:
-    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    detection = {"boxes": box.repeat(3, 1), "labels": torch.tensor([2, 2, 3]), "scores": torch.tensor([0.5, 0.9, 0.8])}
-    assert match(detection, torch.tensor([2]), box) == [
+    labels, scores = torch.tensor([2, 2, 3]), torch.tensor([0.5, 0.9, 0.8])
+    assert match(labels, scores, torch.tensor([2]), overlap=torch.ones(3, 1)) == [
         (2, pytest.approx(0.9), True),
         (3, pytest.approx(0.8), False),
         (2, 0.5, False),
     ]
+
+
+def test_a_detection_takes_the_item_that_it_overlaps_most() -> None:
+    overlap = torch.tensor([[0.6, 0.9], [0.6, 0.4]])
+    labels, scores = torch.tensor([2, 2]), torch.tensor([0.9, 0.5])
+    assert [correct for _, _, correct in match(labels, scores, torch.tensor([2, 2]), overlap)] == [True, True]
+    assert [correct for _, _, correct in match(labels, scores, torch.tensor([2, 3]), overlap)] == [True, False]
+
+
+def test_masks_overlap_by_what_they_share() -> None:
+    halves = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 1, 1]]]).bool()
+    assert torch.equal(mask_iou(halves, halves), torch.eye(2))
+    assert mask_iou(halves[:1], torch.tensor([[[0, 1, 1, 1]]]).bool()).item() == pytest.approx(1 / 4)
+    assert mask_iou(torch.zeros(1, 1, 4).bool(), torch.zeros(1, 1, 4).bool()).item() == 0
 
 
 def scene_batch() -> SceneBatch:
@@ -171,6 +190,40 @@ def test_of_eight_prompts_one_is_true() -> None:
         assert len(set(asked)) == 8
         assert [bool(batch.true_prompts()[0, prompt]) for prompt in asked] == [True] + [False] * 7
         assert PROMPTS[asked[0]] in ("a red bag", "a sneaker")
+
+
+def test_a_patch_is_asked_for_what_covers_it_with_and_without_its_colour() -> None:
+    batch = scene_batch()
+    batch.instances[0, :, :2] = 0
+    left, middle, right = (
+        [PROMPTS[i - 1] if i else "none" for i in row.nonzero()[:, 0]]
+        for row in patch_prompts(batch, 4)[0].unflatten(0, (4, 4))[0, [0, 1, 3]]
+    )
+    assert left == ["none"]
+    assert middle == ["a bag", "a red bag"]
+    assert right == ["a sneaker"]
+    batch.instances[:] = 0
+    assert torch.equal(patch_prompts(batch, 2)[0].long(), F.one_hot(torch.zeros(4).long(), 1 + len(PROMPTS)))
+
+
+def test_the_loss_of_prompts_counts_only_what_is_false_against_what_is_true() -> None:
+    truth = torch.tensor([[True, True, False]])
+    assert prompt_loss(torch.tensor([[5.0, 9.0, -20.0]]), truth) < 1e-6
+    assert prompt_loss(torch.tensor([[0.0, 0.0, 0.0]]), truth).item() == pytest.approx(math.log(2))
+
+
+def test_boxes_lie_in_shares_of_the_scene() -> None:
+    batch = scene_batch()
+    batch.boxes[0, 0] = torch.tensor([0.0, 1.0, 4.0, 3.0])
+    assert relative_boxes(batch)[0, 0].tolist() == [0.25, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_the_loss_of_boxes_is_their_distance_inside_the_items(offset: float) -> None:
+    batch = scene_batch()
+    boxes = torch.full((1, 4, 4), 0.5)
+    told = torch.logit(torch.full((1, 4, 2, 2), 0.5 + offset))
+    assert box_loss(told, batch, boxes).item() == pytest.approx(4 * offset, abs=1e-6)
 
 
 def test_cells_know_the_share_of_each_value() -> None:
