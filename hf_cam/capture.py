@@ -167,12 +167,18 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
 
 
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run a model on named inputs; a picture whose name its forward does not know goes first, unnamed."""
+    """Run a model on named inputs."""
+    args, kwargs = arguments(module, inputs)
+    return module(*args, **kwargs)
+
+
+def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a forward takes its named inputs; a picture whose name it does not know goes first, unnamed."""
     batch = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 1)
     named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
     if "pixel_values" in named and not accepts(module, "pixel_values"):
-        return module(named.pop("pixel_values"), **named)
-    return module(**named)
+        return (named.pop("pixel_values"),), named
+    return (), named
 
 
 def accepts(module: nn.Module, name: str) -> bool:

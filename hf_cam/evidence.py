@@ -23,7 +23,7 @@ from hf_cam.replay import tail_of
 from hf_cam.targets import Target, rows
 
 CHUNK_BYTES = 64 * 2**20
-CHUNK = 16
+CHUNK_ON_CPU, CHUNK = 4, 64
 SECOND_ORDER = "curvature"
 
 
@@ -105,20 +105,23 @@ class Run:
         return self.adapter.to_spatial(product.detach(), self.size, layer)
 
     def ablated_scores(self, layer: str) -> Tensor:
-        """The targets' values `[B, C]` without one channel of the layer each; only the tail is rerun."""
+        """The targets' values `[B, 1 + C]`: as they are, then without one channel of the layer each.
+
+        Only the tail is rerun, in float32 or better: what a channel does is a small difference of large values.
+        """
         activation = self._activation(layer).detach()
         axis = _channel_axis(activation, self.activations(layer))
         channels = activation.shape[axis]
+        gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
         size = self.batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
         with tail_of(self.model, layer, self.inputs) as tail:
 
             def without(sample: int, start: int, stop: int) -> Tensor:
-                variants = activation[sample].expand(stop - start, *activation.shape[1:]).clone()
-                flat = variants.movedim(axis, 1)  # a view, so that the variants themselves lose the channel
-                flat[range(stop - start), range(start, stop)] = 0
+                lost = gone[start:stop].unflatten(1, [channels if i == axis else 1 for i in range(1, activation.ndim)])
+                variants = activation[sample : sample + 1].masked_fill(lost, 0)
                 return target_values(tail(variants, sample), [self.targets[sample]] * (stop - start))
 
-            return torch.stack([in_chunks(channels, size, without, sample) for sample in range(len(activation))])
+            return torch.stack([in_chunks(1 + channels, size, without, sample) for sample in range(len(activation))])
 
     def masked_scores(self, layer: str) -> Tensor:
         """The targets' values `[B, C]` of the images masked by one channel each, stretched to [0, 1] and enlarged."""
@@ -144,7 +147,7 @@ class Run:
             return target_values(outputs, [self.targets[sample]] * (stop - start))
 
         with borrowed(unwrap(self.model)), torch.no_grad():
-            size = self.batch_size or CHUNK
+            size = self.batch_size or (CHUNK_ON_CPU if pixels.device.type == "cpu" else CHUNK)
             return torch.stack(
                 [in_chunks(activations.shape[1], size, masked, sample) for sample in range(len(activations))]
             )
@@ -178,7 +181,6 @@ PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
     "activations": Run.activations,
     "gradients": Run.gradients,
     "curvature": Run.curvature,
-    "scores": lambda run, layer: run.scores.detach(),
     "ablated_scores": Run.ablated_scores,
     "masked_scores": Run.masked_scores,
     "gradient_terms": Run.gradient_terms,
@@ -209,14 +211,20 @@ def in_chunks(count: int, size: int, run: Callable[[int, int, int], Tensor], sam
     while start < count:
         try:
             found.append(run(sample, start, min(start + size, count)))
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except RuntimeError as error:
+            if size == 1 or not _is_out_of_memory(error):
                 raise
             size //= 2
             torch.cuda.empty_cache()
         else:
             start += size
     return torch.cat(found)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # Only CUDA has an exception of its own for it.
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:

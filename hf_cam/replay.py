@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from hf_cam.capture import call, first_tensor, with_first_tensor
+from hf_cam.capture import arguments, call, first_tensor, with_first_tensor
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.targets import map_tensors, rows
 
 TOLERANCE = 1e-3
+HALF_TOLERANCE = 0.1  # of what bfloat16 rounds off in a whole tail, so that only a wrong tail is refused
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Tail:
         prefix: What each module that ran before the layer returned, call by call; empty where the whole model reruns.
         clean: What the layer itself returned.
         exact: False where remembering changed the output, so that every rerun is a whole forward.
+        wide: The float32 copies of the tail's own parameters, for a model of half precision.
     """
 
     module: nn.Module
@@ -35,12 +38,14 @@ class Tail:
     prefix: dict[nn.Module, list[Any]]
     clean: Any
     exact: bool = True
+    wide: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, activations: Tensor, sample: int) -> Any:
         """The model's output for `n` variants of one image's target layer, `activations [n, ...]`."""
         batch, count = len(self.activations), len(activations)
 
         def variants(value: Any) -> Any:
+            value = widened(value) if self.wide else value
             if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != batch:
                 return value
             return value[sample : sample + 1].expand(count, *value.shape[1:])
@@ -48,11 +53,12 @@ class Tail:
         def spread(value: Any) -> Any:
             return map_tensors(value, variants)
 
-        replaced = with_first_tensor(spread(self.clean), activations)
+        replaced = with_first_tensor(spread(self.clean), widened(activations) if self.wide else activations)
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
         stubs[self.module.get_submodule(self.layer)] = _Memory([replaced], stays=not self.exact)
+        args, kwargs = arguments(self.module, {name: spread(value) for name, value in self.inputs.items()})
         with _stubbed(stubs):
-            return call(self.module, {name: spread(value) for name, value in self.inputs.items()})
+            return functional_call(self.module, dict(self.wide), args, kwargs)
 
     @property
     def activations(self) -> Tensor:
@@ -100,6 +106,7 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator
 
     Replaying the clean activations must reproduce the clean output. Where it does not (a forward that computes on
     remembered values in place, or draws random numbers), the tail reruns whole forwards, and says so in `exact`.
+    The tail of a model of half precision runs in float32 wherever its forward allows it.
     """
     module = unwrap(model)
     with borrowed(module), torch.no_grad():
@@ -107,10 +114,29 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator
         tail = Tail(module, layer, inputs, prefix, clean)
         if not _reproduces(tail, outputs):
             tail = Tail(module, layer, inputs, {}, clean, exact=False)
+        elif (wide := replace(tail, wide=_wide_parameters(tail))).wide and _reproduces(wide, outputs, HALF_TOLERANCE):
+            tail = wide
         yield tail
 
 
-def _reproduces(tail: Tail, outputs: Any) -> bool:
+def widened(value: Any) -> Any:
+    """A tensor of half precision in float32; everything else as it is."""
+    half = isinstance(value, Tensor) and value.is_floating_point() and torch.finfo(value.dtype).bits == 16
+    return value.float() if half else value
+
+
+def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
+    """Of the modules that run again, what is in half precision, in float32; nothing where it is not at hand."""
+    asleep = {child for module in (*tail.prefix, tail.module.get_submodule(tail.layer)) for child in module.modules()}
+    found: dict[str, Tensor] = {}
+    for name, module in tail.module.named_modules():
+        if module not in asleep:
+            own = (*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False))
+            found.update({key: widened(tensor) for key, tensor in own if widened(tensor) is not tensor})
+    return {} if any(tensor.is_meta for tensor in found.values()) else found
+
+
+def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
     batch = len(tail.activations)
     expected = first_tensor(rows(outputs, slice(0, 1), batch))
     try:
@@ -120,7 +146,7 @@ def _reproduces(tail: Tail, outputs: Any) -> bool:
     if found is None or expected is None or found.shape[1:] != expected.shape[1:]:
         return False
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return bool(((found - expected).abs() <= TOLERANCE * scale).all())
+    return bool(((found - expected).abs() <= tolerance * scale).all())
 
 
 def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple[Any, dict[nn.Module, list[Any]], Any]:

@@ -94,3 +94,42 @@ def test_a_tail_that_cannot_be_replayed_falls_back_to_whole_forwards() -> None:
     with torch.no_grad():
         torch.testing.assert_close(found[0], net(x)[1])
         torch.testing.assert_close(found[1], net.head((net.stem(x[1:]) + variants[1:]).mean((2, 3)))[0])
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_the_tail_of_a_half_precision_model_runs_in_float32(name: str) -> None:
+    net, x = make(name).bfloat16(), pictures(2).bfloat16()
+    before = {key: (tensor.data_ptr(), tensor.dtype) for key, tensor in net.state_dict(keep_vars=True).items()}
+    with tail_of(net, infer_adapter(net).layers[0], {"pixel_values": x}) as tail:
+        found = tail(tail.activations[1:], sample=1).logits
+    assert found.dtype == torch.float32
+    assert before == {key: (tensor.data_ptr(), tensor.dtype) for key, tensor in net.state_dict(keep_vars=True).items()}
+    # What follows the bfloat16 activations is what a float32 model makes of them.
+    wide = make(name).bfloat16().float()
+    handle = wide.get_submodule(infer_adapter(net).layers[0]).register_forward_hook(
+        lambda m, a, out: with_first_tensor(out, tail.activations[1:].float())
+    )
+    with torch.no_grad():
+        close = {"vit": 0.05}.get(name, 1e-5)  # a ViT's tail also adds what ran before the layer, in bfloat16
+        torch.testing.assert_close(found, wide(x[1:].float()).logits, atol=close, rtol=0)
+    handle.remove()
+
+
+class _Cast(nn.Module):
+    """Insists on its own dtype, as a forward may that casts by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Conv2d(3, 4, 16, stride=16)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.features(pixel_values).mean((2, 3)).bfloat16())
+
+
+def test_a_tail_that_refuses_float32_stays_in_half_precision() -> None:
+    net, x = _Cast().bfloat16(), pictures(2).bfloat16()
+    with tail_of(net, "features", {"pixel_values": x}) as tail:
+        assert tail.exact
+        assert tail(tail.activations[1:], 1).dtype == torch.bfloat16

@@ -8,15 +8,15 @@ from torch import Tensor
 from hf_cam.methods.registry import Method, register
 
 
-def ablationcam(activations: Tensor, scores: Tensor, ablated_scores: Tensor) -> Tensor:
+def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, y the target's value; 0 where y is.
 
     The paper divides by y, which is positive there. A logit may be negative, and then that sign would turn every weight
     round: what speaks against the class would light up. The method is made for activations that are not negative;
     on signed ones (behind a layer norm, in ConvNeXt) it localises no better than random weights.
     """
-    value = scores[:, None]
-    weights = (value - ablated_scores) / torch.where(value == 0, torch.ones_like(value), value.abs())
+    value = ablated_scores[:, :1]
+    weights = (value - ablated_scores[:, 1:]) / torch.where(value == 0, torch.ones_like(value), value.abs())
     return _per_channel(torch.where(value == 0, torch.zeros_like(weights), weights), activations) * activations
 
 

@@ -19,7 +19,7 @@ from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.stages import target_layers
 from hf_cam.targets import Target
 
-EVIDENCE = ("activations", "gradients", "curvature", "scores", "ablated_scores", "masked_scores", "gradient_terms")
+EVIDENCE = ("activations", "gradients", "curvature", "ablated_scores", "masked_scores", "gradient_terms")
 
 _registry: dict[str, Method] = {}
 
