@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture import call
+from hf_cam.capture import capture
 from hf_cam.errors import MethodError, TargetError
-from hf_cam.guard import borrowed, unwrap
+from hf_cam.guard import unwrap
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)
@@ -38,6 +39,63 @@ class FullGradients:
         return float((total - self.score).abs())
 
 
+@dataclass(frozen=True)
+class BiasWatch:
+    """What every module with a bias returns in one forward.
+
+    Args:
+        module: The model.
+        outputs: By dotted name, once the forward has run under `hooks`.
+    """
+
+    module: nn.Module
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def biased(self) -> dict[str, nn.Module]:
+        """The modules that add something, by dotted name."""
+        return {name: child for name, child in self.module.named_modules() if _bias(child) is not None}
+
+    @property
+    def hooks(self) -> dict[str, Callable[..., Tensor]]:
+        """For `hf_cam.capture.capture`, on a picture that requires grad.
+
+        They raise a MethodError where a module runs more than once, so that its terms cannot be told apart.
+        """
+
+        def recorder(name: str) -> Callable[..., Tensor]:
+            def record(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+                if name in self.outputs:
+                    raise MethodError(f"{name!r} runs more than once, so its bias has no single gradient")
+                self.outputs[name] = output
+                return output.clone()  # what follows may work in place
+
+            return record
+
+        return {name: recorder(name) for name in self.biased}
+
+    def decompose(self, score: Tensor, pixels: Tensor) -> FullGradients:
+        """One backward through the whole model.
+
+        Raises:
+            TargetError: the score does not depend on the picture.
+        """
+        if not score.requires_grad:
+            raise TargetError("the target does not depend on the picture")
+        # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
+        scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
+        leaves = [pixels, *self.outputs.values()]
+        scaled = torch.autograd.grad(score * scale, leaves, allow_unused=True, retain_graph=True)
+        wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
+        terms = {
+            name: gradient * _broadcast(self.biased[name], gradient)
+            for name, gradient in zip(self.outputs, wide[1:], strict=True)
+            if gradient is not None
+        }
+        gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
+        return FullGradients(_wide(score.detach()), gradient * _wide(pixels.detach()), terms)
+
+
 def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[[Any], Tensor]) -> FullGradients:
     """One forward and one backward through the whole model, which comes back untouched.
 
@@ -48,42 +106,11 @@ def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[
 
     Raises:
         TargetError: the score does not depend on the picture.
-        MethodError: a module with a bias runs more than once, so that its terms cannot be told apart.
+        MethodError: a module with a bias runs more than once.
     """
-    module = unwrap(model)
-    outputs: dict[str, Tensor] = {}
-
-    def recorder(name: str) -> Callable[..., Tensor]:
-        def record(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            if name in outputs:
-                raise MethodError(f"{name!r} runs more than once, so its bias has no single gradient")
-            outputs[name] = output
-            return output.clone()  # what follows may work in place
-
-        return record
-
-    with borrowed(module), torch.enable_grad():
-        pixels = inputs["pixel_values"].detach().requires_grad_()
-        biased = {name: child for name, child in module.named_modules() if _bias(child) is not None}
-        handles = [child.register_forward_hook(recorder(name)) for name, child in biased.items()]
-        try:
-            value = score(call(module, {**inputs, "pixel_values": pixels}))
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not value.requires_grad:
-            raise TargetError("the target does not depend on the picture")
-        # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
-        scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
-        scaled = torch.autograd.grad(value * scale, [pixels, *outputs.values()], allow_unused=True)
-        wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
-    terms = {
-        name: gradient * _broadcast(biased[name], gradient)
-        for name, gradient in zip(outputs, wide[1:], strict=True)
-        if gradient is not None
-    }
-    gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
-    return FullGradients(_wide(value.detach()), gradient * _wide(pixels.detach()), terms)
+    watch, pixels = BiasWatch(unwrap(model)), inputs["pixel_values"].detach().requires_grad_()
+    with capture(model, (), {**inputs, "pixel_values": pixels}, hooks=watch.hooks) as captured:
+        return watch.decompose(score(captured.outputs), pixels)
 
 
 def _wide(tensor: Tensor) -> Tensor:

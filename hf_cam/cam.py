@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, union
+from hf_cam.biases import BiasWatch
 from hf_cam.capture import Shared, accepts, capture, plain_inputs, swallows
 from hf_cam.errors import (
     DetachedError,
@@ -24,7 +25,7 @@ from hf_cam.errors import (
     TargetError,
     nearest,
 )
-from hf_cam.evidence import SECOND_ORDER, Run, twice_differentiable
+from hf_cam.evidence import SECOND_ORDER, WHOLE_MODEL, Run, twice_differentiable
 from hf_cam.guard import unwrap
 from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter, sample_inputs
 from hf_cam.layouts import Size
@@ -213,16 +214,25 @@ class CAM:
             inputs = _augmented(inputs, batch)
         needed = {name for method in methods for name in method.needs}
         second_order = SECOND_ORDER in needed
+        biases = BiasWatch(unwrap(self.model)) if WHOLE_MODEL in needed else None
+        if biases:
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
         with (
             twice_differentiable(second_order),
-            capture(self.model, adapter.layers, inputs, gradients="gradients" in needed) as captured,
+            capture(
+                self.model,
+                adapter.layers,
+                inputs,
+                gradients=not needed.isdisjoint(("gradients", WHOLE_MODEL)),
+                hooks=biases.hooks if biases else None,
+            ) as captured,
         ):
             clean = rows(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
             runs = [
-                Run(self.model, inputs, captured, adapter, column, size, second_order, self._batch_size)
+                Run(self.model, inputs, captured, adapter, column, size, second_order, self._batch_size, biases)
                 for column in columns
             ]
             found = [

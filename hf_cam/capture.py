@@ -87,7 +87,12 @@ class Capture:
 
 @contextmanager
 def capture(
-    model: nn.Module, layers: Sequence[str], inputs: Mapping[str, Any], *, gradients: bool = True
+    model: nn.Module,
+    layers: Sequence[str],
+    inputs: Mapping[str, Any],
+    *,
+    gradients: bool = True,
+    hooks: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Iterator[Capture]:
     """Run the model on `inputs` and yield what its target layers returned.
 
@@ -100,6 +105,7 @@ def capture(
         layers: Dotted names.
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.
+        hooks: Further forward hooks, by dotted name, for this forward alone.
 
     Raises:
         LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
@@ -112,7 +118,8 @@ def capture(
     handles: list[torch.utils.hooks.RemovableHandle] = []
     with borrowed(module):
         try:
-            handles = [known[layer].register_forward_hook(_recorder(layer, seen, gradients)) for layer in layers]
+            handles = [known[layer].register_forward_hook(hook) for layer, hook in (hooks or {}).items()]
+            handles += [known[layer].register_forward_hook(_recorder(layer, seen, gradients)) for layer in layers]
             with torch.set_grad_enabled(gradients):
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again

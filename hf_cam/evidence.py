@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_cam.adapter import Adapter
-from hf_cam.biases import full_gradients
+from hf_cam.biases import BiasWatch
 from hf_cam.capture import Capture, call
 from hf_cam.errors import LayoutError, NoGradientError, TargetError
 from hf_cam.guard import borrowed, unwrap
@@ -25,6 +25,7 @@ from hf_cam.targets import Target, rows
 CHUNK_BYTES = 64 * 2**20
 CHUNK_ON_CPU, CHUNK = 4, 64
 SECOND_ORDER = "curvature"
+WHOLE_MODEL = "gradient_terms"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Run:
         size: Height and width of the model's input.
         second_order: True keeps the gradients differentiable.
         batch_size: Forwards at once for methods that rerun the model; chosen where None.
+        biases: What the modules with a bias returned, where a method asks for the gradient terms.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Run:
     size: Size
     second_order: bool = False
     batch_size: int | None = None
+    biases: BiasWatch | None = None
 
     @cached_property
     def scores(self) -> Tensor:
@@ -159,18 +162,17 @@ class Run:
         plays no part.
         """
         del layer
-
-        def total(outputs: Any) -> Tensor:
-            return target_values(outputs, self.targets).sum()
-
-        found = full_gradients(self.model, self.inputs, total)
+        assert self.biases is not None
+        found = self.biases.decompose(self.scores.sum(), self.inputs["pixel_values"])
         layout = AnyLayout(self.adapter.prefixes)
         terms = [_shown(found.pixels, self.size)]
         for term in found.biases.values():
+            if len(term) != len(found.pixels):
+                continue  # windows in the batch, of which a square one would pass for a small picture
             try:
                 terms.append(_shown(layout.to_spatial(term, self.size), self.size))
             except LayoutError:
-                continue  # behind the pooling, or windows in the batch: of no place in the picture
+                continue  # behind the pooling: of no place in the picture
         return torch.stack(terms, 1)
 
     def _activation(self, layer: str) -> Tensor:

@@ -644,3 +644,10 @@ def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
     with net.classifier.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="mat1"):
         CAM(net, "scorecam", batch_size=16)(pictures(2), [1, 4])
     assert len(tried) == 1
+
+
+def test_fullgrad_leaves_windows_out_that_look_like_small_pictures() -> None:
+    config = SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3)
+    net, x = SwinForImageClassification(config).eval(), torch.rand(2, 3, 32, 32)
+    # Four windows of 4 x 4 cells an image in the first stage, and a single one in the second.
+    assert CAM(net, "fullgrad")(x, [0, 1]).amax((1, 2)).tolist() == [1.0, 1.0]
