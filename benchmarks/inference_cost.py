@@ -202,11 +202,16 @@ def extra_memory(model: str, case: str, batch: int) -> float | None:
     """Peak MB above the weights, measured in a process of its own; None where there is no Linux to ask."""
     if not sys.platform.startswith("linux"):
         return None
+    return float(in_fresh_process([str(Path(__file__)), "--memory-of", model, case, str(batch)]).split()[-1])
+
+
+def in_fresh_process(arguments: Sequence[str]) -> str:
+    """What Python prints, given these arguments, where `peak_memory` can tell what is alive."""
     # A fixed threshold hands every freed tensor back to the kernel at once: what is resident is what is alive.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    command = [sys.executable, str(Path(__file__)), "--memory-of", model, case, str(batch)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def measure_memory(model_name: str, case: str, batch: int) -> float:
@@ -217,13 +222,18 @@ def measure_memory(model_name: str, case: str, batch: int) -> float:
     model, pixels = build(model_name), pictures(batch)
     with CASES[case](model) as run:
         run(pictures(1))
+    with CASES[case](model) as run:
+        return peak_memory(lambda: run(pixels))
+
+
+def peak_memory(call: Callable[[], object]) -> float:
+    """Peak resident MB of one call above what was resident before it."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    with CASES[case](model) as run:
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark to what is there
-        run(pixels)
-        return (status("VmHWM") - before) / 1e6
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark to what is there
+    call()
+    return (status("VmHWM") - before) / 1e6
 
 
 def status(field: str) -> int:
