@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_cam.adapter import Adapter, union
 from hf_cam.biases import BiasWatch
 from hf_cam.capture import Shared, accepts, capture, plain_inputs, swallows
+from hf_cam.catalogue import config_of
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -129,7 +130,7 @@ class CAM:
         """Maps of a batch.
 
         Args:
-            pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
+            pixel_values: `[B, C, H, W]`, preprocessed as the model expects; volumes are `[B, C, D, H, W]`.
             targets: One class index or callable an image (a lone one serves all); None explains each image's
                 top class. A callable gets one sample's output and returns a scalar tensor.
             aug_smooth: Average over six views, {plain, mirrored} x {1, 0.9, 1.1}, in one batch.
@@ -137,7 +138,8 @@ class CAM:
             model_inputs: Whatever else the forward takes.
 
         Returns:
-            `[B, H, W]` in [0, 1], on the model's device. A map without evidence is all zeros.
+            `[B, H, W]` in [0, 1], on the model's device, `[B, D, H, W]` for volumes. A map without evidence is all
+            zeros.
 
         Raises:
             TargetError: the number of targets differs from the number of images, or one does not fit the head.
@@ -205,7 +207,7 @@ class CAM:
         eigen_smooth: bool,
         model_inputs: Mapping[str, Any],
     ) -> list[Saliency]:
-        batch, size = len(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
+        batch, size = len(pixel_values), _space(self.model, pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
         adapters = [self._looks(method, inputs) for method in methods]
         adapter = union(adapters)
@@ -360,6 +362,17 @@ def _checked(pixel_values: Any) -> Tensor:
     if len(pixel_values) == 0:
         raise OptionError("pixel_values holds no image")
     return pixel_values
+
+
+def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
+    """What a map is enlarged to: `(H, W)` of pictures `[B, C, H, W]`, `(D, H, W)` of volumes `[B, C, D, H, W]`.
+
+    The videos of transformers are `[B, D, C, H, W]`.
+    """
+    *_, height, width = pixel_values.shape
+    if pixel_values.ndim == 4:
+        return height, width
+    return pixel_values.shape[1 if config_of(unwrap(model)) is not None else 2], height, width
 
 
 def _column(targets: Any, batch: int) -> list[Target]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_cam.adapter import Adapter
 from hf_cam.biases import BiasWatch
@@ -38,7 +37,7 @@ class Run:
         captured: What the target layers returned.
         adapter: Which layers, and how they lie in space.
         targets: One an image.
-        size: Height and width of the model's input.
+        size: Height and width of the model's input; behind its depth, for volumes.
         second_order: True keeps the gradients differentiable.
         batch_size: Forwards at once for methods that rerun the model; chosen where None.
         biases: What the modules with a bias returned, where a method asks for the gradient terms.
@@ -49,7 +48,7 @@ class Run:
     captured: Capture
     adapter: Adapter
     targets: Sequence[Target]
-    size: Size
+    size: tuple[int, ...]
     second_order: bool = False
     batch_size: int | None = None
     biases: BiasWatch | None = None
@@ -74,13 +73,18 @@ class Run:
         """Of the targets' sum, one tensor a layer, as the layer's output lies."""
         return self.captured.gradients(self.scores.sum(), second_order=self.second_order)
 
+    @property
+    def picture_size(self) -> Size:
+        """Height and width alone."""
+        return self.size[-2], self.size[-1]
+
     def collect(self, needs: Sequence[str], layer: str) -> dict[str, Tensor]:
         """The evidence that a method needs of one layer."""
         return {name: PROVIDERS[name](self, layer) for name in needs}
 
     def activations(self, layer: str) -> Tensor:
         """`[B, C, *space]`."""
-        return self.adapter.to_spatial(self._activation(layer).detach(), self.size, layer)
+        return self.adapter.to_spatial(self._activation(layer).detach(), self.picture_size, layer)
 
     def gradients(self, layer: str) -> Tensor:
         """`[B, C, *space]`.
@@ -89,7 +93,7 @@ class Run:
             NoGradientError: it is zero on every cell of every image.
         """
         gradient = self.raw_gradients[self.adapter.layers.index(layer)].detach()
-        spatial = self.adapter.to_spatial(gradient, self.size, layer)
+        spatial = self.adapter.to_spatial(gradient, self.picture_size, layer)
         if not spatial.any():
             raise NoGradientError(
                 f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it"
@@ -105,7 +109,7 @@ class Run:
                 gradient, activation, activation.detach(), retain_graph=True, allow_unused=True
             )[0]
         product = torch.zeros_like(activation) if product is None else product
-        return self.adapter.to_spatial(product.detach(), self.size, layer)
+        return self.adapter.to_spatial(product.detach(), self.picture_size, layer)
 
     def ablated_scores(self, layer: str) -> Tensor:
         """The targets' values `[B, 1 + C]`: as they are, then without one channel of the layer each.
@@ -133,12 +137,12 @@ class Run:
         pixels = self.inputs["pixel_values"]
 
         def masked(sample: int, start: int, stop: int) -> Tensor:
-            masks = functional.interpolate(
-                activations[sample, start:stop, None].float(), size=self.size, mode="bilinear", align_corners=False
+            masks = resize(activations[sample, start:stop].float(), self.size)
+            span, least = (
+                ends[sample, start:stop].float().reshape(-1, *[1] * len(self.size)) for ends in (high - low, low)
             )
-            span = (high - low)[sample, start:stop, None, None, None].float()
             # A constant channel masks nothing out and nothing in: its image is black, never NaN.
-            masks = (masks - low[sample, start:stop, None, None, None]) / torch.where(span > 0, span, 1)
+            masks = ((masks - least) / torch.where(span > 0, span, 1))[:, None]
             inputs = {
                 name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
                 if isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1]
@@ -170,7 +174,7 @@ class Run:
             if len(term) != len(found.pixels):
                 continue  # windows in the batch, of which a square one would pass for a small picture
             try:
-                terms.append(_shown(layout.to_spatial(term, self.size), self.size))
+                terms.append(_shown(layout.to_spatial(term, self.picture_size), self.size))
             except LayoutError:
                 continue  # behind the pooling: of no place in the picture
         return torch.stack(terms, 1)
@@ -189,8 +193,8 @@ PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
 }
 
 
-def _shown(term: Tensor, size: Size) -> Tensor:
-    """`[B, C, h, w]` to `[B, H, W]`: absolute, stretched to [0, 1] over channels and cells, enlarged, summed."""
+def _shown(term: Tensor, size: Sequence[int]) -> Tensor:
+    """`[B, C, *space]` to `[B, *size]`: absolute, stretched to [0, 1] over channels and cells, enlarged, summed."""
     strength = normalize(term.float().abs().reshape(len(term), 1, -1)).reshape(term.shape)
     return resize(strength.sum(1), size)
 

@@ -14,7 +14,8 @@ from hf_cam.errors import LayoutError
 NCHW = "b c h w"
 NHWC = "b h w c"
 TOKENS = "b (h w) c"
-AXES = (NCHW, NHWC, TOKENS)
+NCDHW = "b c d h w"
+AXES = (NCHW, NHWC, TOKENS, NCDHW)
 PREFIXES = (0, 1, 2, 5, 9)
 """Counts of class, distillation and register tokens that occur in front of a grid."""
 
@@ -34,7 +35,8 @@ class Layout:
     """The layout of one layer's output.
 
     Args:
-        axes: "b c h w" (channels first), "b h w c" (channels last) or "b (h w) c" (tokens in raster order).
+        axes: "b c h w" (channels first), "b h w c" (channels last), "b (h w) c" (tokens in raster order) or "b c d h w"
+            (volumes, whose depth is what it is).
         prefix: Tokens in front of the grid: class, distillation and register tokens.
         suffix: Tokens behind the grid, such as YOLOS's detection tokens.
         patch: Height and width in input pixels of the model's smallest cell; a token grid is then that patch times
@@ -63,11 +65,11 @@ class Layout:
             LayoutError: the number of axes or of tokens does not fit.
         """
         shape = tuple(shape)
-        expected = 3 if self.axes == TOKENS else 4
+        expected = {TOKENS: 3, NCDHW: 5}.get(self.axes, 4)
         if len(shape) != expected:
             raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")
         if self.axes != TOKENS:
-            grid = (shape[2], shape[3]) if self.axes == NCHW else (shape[1], shape[2])
+            grid = (shape[1], shape[2]) if self.axes == NHWC else (shape[-2], shape[-1])
             if not same_stride(grid, image_size):
                 raise LayoutError(
                     f"read as {self.axes}, the shape {shape} holds {grid[0]} x {grid[1]} cells, which no common stride "
@@ -92,7 +94,7 @@ class Layout:
             LayoutError: the shape does not fit this layout for an input of `image_size` (height, width).
         """
         height, width = self.grid(activations.shape, image_size)
-        if self.axes == NCHW:
+        if self.axes in (NCHW, NCDHW):
             return activations
         if self.axes == NHWC:
             return activations.permute(0, 3, 1, 2)
@@ -193,6 +195,8 @@ def read_layouts(
     if len(shape) == 4:
         by_axes = {NCHW: (shape[2], shape[3]), NHWC: (shape[1], shape[2])}
         return [Layout(axes) for axes, grid in by_axes.items() if same_stride(grid, image_size)]
+    if len(shape) == 5:
+        return [Layout(NCDHW)] if same_stride((shape[3], shape[4]), image_size) else []
     if len(shape) != 3:
         return []
     tokens = (Layout(TOKENS, prefix=prefix, patch=patch) for prefix in prefixes)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
 from hf_cam.errors import MethodError, OptionError, nearest
-from hf_cam.layouts import Size
 from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.stages import target_layers
@@ -55,7 +54,7 @@ class Method:
     summary: str
     reduce: Callable[..., Tensor] = field(default=channel_sum, repr=False)
     retarget: Callable[..., Target] = field(default=same_target, repr=False)
-    fuse: Callable[[Sequence[Tensor], Size], Tensor] = field(default=fuse_mean, repr=False)
+    fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(default=fuse_mean, repr=False)
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
 
     @property
