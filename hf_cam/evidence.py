@@ -21,7 +21,7 @@ from hf_cam.maps import normalize, resize
 from hf_cam.replay import tail_of
 from hf_cam.targets import Target, rows
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 CHUNK_ON_CPU, CHUNK = 4, 64
 SECOND_ORDER = "curvature"
 WHOLE_MODEL = "gradient_terms"
