@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from benchmarks.scenes import DEBIAN_ROOT, LABELS, PROMPTS, SceneBatch
+import hf_cam
+from benchmarks.scenes import DEBIAN_ROOT, LABELS, PROMPTS, SceneBatch, scenes
 from benchmarks.train_zoo import train
 from benchmarks.zoo_quality import FLOORS, ZOO, average_precision, choices, mask_iou, match
 from benchmarks.zoo_recipes import (
@@ -117,6 +119,19 @@ def test_the_model_reaches_its_floor_on_scenes_it_never_saw(name: str) -> None:
     floor = FLOORS[name]
     # Half the scenes would do, were one model not so near its floor.
     assert floor.measure(ZOO / name, 1024 if name == "convnext" else 512, torch.device("cpu")) >= floor.minimum
+
+
+@needs_pictures
+def test_a_segment_is_explained_by_the_cells_of_its_object_not_by_queries() -> None:
+    assert hf_cam.infer_adapter(load("maskformer")).layers == ("model.pixel_level_module.decoder.fpn.layers.1",)
+    images = [Image.fromarray(scene.image) for scene in scenes("test", 6, seed=1)]
+    energy = [
+        explanation.heatmap[explanation.mask > 0.5].sum() / explanation.heatmap.sum()
+        for found in hf_cam.explain(images, "demo:maskformer", top_k=2)
+        for explanation in found
+    ]
+    assert len(energy) >= 6
+    assert np.mean(energy) > 0.7
 
 
 @needs_pictures
