@@ -88,7 +88,7 @@ def sweep(scorer: Scorer, maps: Tensor, repeats: int) -> None:
     )
 
 
-def step_by_step(scorer: Scorer, maps: Tensor, steps: int = 20) -> Tensor:
+def step_by_step(scorer: Scorer, maps: Tensor, steps: int = 10) -> Tensor:
     found = []
     for i in range(len(maps)):
         one = Scorer(scorer.model, {"pixel_values": scorer.pixels[i : i + 1]}, [scorer.targets[i]])
@@ -99,7 +99,6 @@ def step_by_step(scorer: Scorer, maps: Tensor, steps: int = 20) -> Tensor:
             first = (places < step * places.numel() // steps)[:, None]
             curves[0].append(one(torch.where(first, sharp, dim)[:, None])[0, 0])
             curves[1].append(one(torch.where(first, 0 * sharp, sharp)[:, None])[0, 0])
-            one(torch.where(~first, 0 * sharp, sharp)[:, None])  # the sweep makes this curve too
         found.append(area(torch.stack(curves[0])) - area(torch.stack(curves[1])))
     return torch.stack(found)
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
-    from hf_cam import methods, targets
+    from hf_cam import methods, metrics, targets
     from hf_cam.adapter import Adapter
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
+    from hf_cam.evaluation import Evaluation, evaluate
     from hf_cam.explainer import explain
     from hf_cam.explanation import Explanation, overlay
     from hf_cam.factorization import DeepFeatureFactorization
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from hf_cam.infer import infer_adapter
     from hf_cam.methods import list_methods
     from hf_cam.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.tuning import Tuned, tune
     from hf_cam.zoo import demo_model
 
 __version__ = "0.1.0"
@@ -79,14 +81,18 @@ _HOMES = {
     "LayerCAM": "handles",
     "RandomCAM": "handles",
     "demo_model": "zoo",
+    "Evaluation": "evaluation",
+    "Tuned": "tuning",
+    "evaluate": "evaluation",
     "explain": "explainer",
     "infer_adapter": "infer",
     "list_methods": "methods",
     "load_image": "images",
     "overlay": "explanation",
     "pipeline": "pipelines",
+    "tune": "tuning",
 }
-_MODULES = ("methods", "targets")
+_MODULES = ("methods", "metrics", "targets")
 
 __all__ = [
     "CAM",
@@ -98,6 +104,7 @@ __all__ = [
     "DeepFeatureFactorization",
     "EigenCAM",
     "EigenGradCAM",
+    "Evaluation",
     "Explanation",
     "FinerCAM",
     "FullGrad",
@@ -114,19 +121,23 @@ __all__ = [
     "ScoreCAM",
     "SegEigenCAM",
     "ShapleyCAM",
+    "Tuned",
     "XGradCAM",
     "__version__",
     "compare",
     "demo_model",
+    "evaluate",
     "explain",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
     "load_image",
     "methods",
+    "metrics",
     "overlay",
     "pipeline",
     "targets",
+    "tune",
 ]
 
 

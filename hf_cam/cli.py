@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="list the methods")
     methods.set_defaults(run=_methods)
 
+    judge = commands.add_parser("evaluate", help="judge methods and layers by metrics, beside maps that see no model")
+    judge.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
+    judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: the demo's)")
+    judge.add_argument("--method", help="a,b,c (default: all that run no forward a channel)")
+    judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: what asks the model)")
+    judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, one evaluation each")
+    judge.add_argument("--target", help="class index or label text; the model's own where not given")
+    judge.add_argument("--text", action="append", help="prompt; repeatable")
+    judge.add_argument("--seed", type=int, default=0, help="of noise and ties (default: 0)")
+    judge.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
+    judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run goes on there")
+    judge.set_defaults(run=_evaluate)
+
     adapter = commands.add_parser("adapter", help="show where hf-cam looks in a model, as cam_config.json")
     adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     adapter.add_argument("--save", action="store_true", help="write cam_config.json into the model's folder")
@@ -173,6 +186,39 @@ def _demo(options: argparse.Namespace) -> None:
 
     _silence_loading()
     run_demo(options.out, say=print)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from hf_cam.demo import PHOTOGRAPHS
+    from hf_cam.evaluation import Sample, evaluate, samples_of
+    from hf_cam.plots import draw_bars, draw_curves
+
+    _silence_loading()
+    sources = options.images
+    if not sources:
+        samples = [Sample(photograph.image(), photograph.name) for photograph in PHOTOGRAPHS]
+    else:
+        samples = [sample for source in sources for sample in samples_of(source)]
+    table = evaluate(
+        options.model,
+        samples,
+        methods=options.method,
+        metrics=options.metric,
+        layers=options.layers,
+        target=options.target,
+        text=options.text,
+        seed=options.seed,
+        device=options.device,
+        resume=options.out / "records.jsonl",
+    )
+    print(table.to_markdown())
+    (options.out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+    table.to_csv(options.out / "table.csv")
+    drawn = [draw_bars(table, options.out / "bars.png"), draw_curves(table, options.out / "curves.png")]
+    for name, reason in table.skipped.items():
+        print(f"hf-cam: {name} was left out: {reason}", file=sys.stderr)
+    written = ", ".join(str(path) for path in drawn if path)
+    print(f"written to {options.out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
 
 
 def _methods(options: argparse.Namespace) -> None:

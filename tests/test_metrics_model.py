@@ -155,10 +155,8 @@ def test_a_small_batch_size_gives_the_same_scores() -> None:
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((3, 4)), nn.Flatten(),
-        nn.Linear(96, 5),
-    ).eval()  # fmt: skip
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d((3, 4)), nn.Flatten(), nn.Linear(96, 5)).eval()
     net[-1].weight.data *= 20  # else no change of the picture changes the softmax by more than the tolerance
     return net
 
@@ -335,6 +333,8 @@ def test_shuffled_weights_come_back_also_after_an_error() -> None:
 def test_confidence_is_a_probability_for_classes_and_the_target_itself_for_others() -> None:
     logits = torch.tensor([1.0, 3.0])
     assert confidence(ClassLogit(1))(logits) == pytest.approx(logits.softmax(0)[1].item())
+    multi = confidence(ClassLogit(1), "multi_label_classification")
+    assert multi(logits) == pytest.approx(logits.sigmoid()[1].item())
     assert confidence(ClassLogit(0))(logits[:1]) == pytest.approx(logits[:1].sigmoid().item())
     assert confidence(BinaryLogit(positive=False))(logits[:1]) == pytest.approx(torch.tensor(-1.0).sigmoid().item())
     own = logits.norm

@@ -19,24 +19,26 @@ from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.perturbation import kept_above, ranks
 from hf_cam.metrics.registry import EVIDENCE, get_metric
 from hf_cam.metrics.sanity import shuffled_weights
-from hf_cam.targets import BinaryLogit, ClassLogit, Target, logits_of
+from hf_cam.targets import BinaryLogit, ClassLogit, Target, logits_of, probabilities
 
 CHUNK, CPU_CHUNK = 64, 4  # processors lose more by leaving their caches than they win by a large batch
 PERCENTILES = (20, 40, 60, 80)
 BLUR = 5.0
+CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
 
 
-def confidence(target: Target) -> Target:
-    """What metrics measure of a target: the probability of a class, and of anything else the target itself."""
+def confidence(target: Target, problem_type: str | None = None) -> Target:
+    """What metrics measure of a target: the probability of a class, and of anything else the target itself.
+
+    Args:
+        target: What is explained.
+        problem_type: The config's; labels that do not exclude each other have a sigmoid each.
+    """
     if isinstance(target, ClassLogit):
-        return lambda output: _probability(logits_of(output), target.index)
+        return lambda output: probabilities(logits_of(output), problem_type)[target.index]
     if isinstance(target, BinaryLogit):
         return lambda output: target(output).sigmoid()
     return target
-
-
-def _probability(logits: Tensor, index: int) -> Tensor:
-    return (logits.sigmoid() if len(logits) == 1 else logits.softmax(-1))[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class Trial:
     explain_other: Callable[[Tensor], Tensor] | None = None
     percentiles: Sequence[float] = PERCENTILES
     noise: float = 0.01
-    steps: int = 20
+    steps: int = 10
     groups: int = 10
     radius: float = 0.02
     samples: int = 4
@@ -147,6 +149,10 @@ class Trial:
             raise OptionError(f"the metric needs {what}; pass {name}=")
         return value
 
+    def curves(self) -> dict[str, Tensor]:
+        """The curves that were made, by the names of the evidence."""
+        return {name: self._made[name] for name in CURVES if name in self._made}
+
     @property
     def model(self) -> Scorer:
         """The scorer; an error where none was given."""
@@ -184,25 +190,25 @@ class Trial:
         return {"most_first": most, "least_first": least}
 
     def swept(self) -> dict[str, Tensor]:
-        """Insertion and both deletions in one sweep; the curves' ends are shared."""
+        """Insertion and deletion in one sweep; the curves' ends are shared."""
         pixels, total = self.model.pixels, self.places[0].numel()
-        counts = torch.arange(1, self.steps, device=pixels.device) * total // self.steps
-        first = (self.places[:, None] < counts[None, :, None, None])[:, :, None]
-        last = (self.places[:, None] >= total - counts[None, :, None, None])[:, :, None]
+        first = (self.places[:, None] < self._counts(total, pixels.device))[:, :, None]
         sharp, blurred, blank = pixels[:, None], blur(pixels)[:, None], torch.zeros_like(pixels)[:, None]
-        variants = [sharp, blurred, blank]
-        variants += [
-            torch.where(first, sharp, blurred),
-            torch.where(first, blank, sharp),
-            torch.where(last, blank, sharp),
-        ]
+        variants = [sharp, blurred, blank, torch.where(first, sharp, blurred), torch.where(first, blank, sharp)]
         scores = self.model(torch.cat(variants, 1))
-        [clean, dim, empty, *curves] = scores.split([1, 1, 1] + [self.steps - 1] * 3, dim=1)
-        return {
-            "inserted": torch.cat([dim, curves[0], clean], 1),
-            "deleted": torch.cat([clean, curves[1], empty], 1),
-            "deleted_last": torch.cat([clean, curves[2], empty], 1),
-        }
+        [clean, dim, empty, uncovered, blanked] = scores.split([1, 1, 1] + [self.steps - 1] * 2, dim=1)
+        return {"inserted": torch.cat([dim, uncovered, clean], 1), "deleted": torch.cat([clean, blanked, empty], 1)}
+
+    def swept_last(self) -> dict[str, Tensor]:
+        """Deletion in the reverse order."""
+        pixels, total = self.model.pixels, self.places[0].numel()
+        last = (self.places[:, None] >= total - self._counts(total, pixels.device))[:, :, None]
+        sharp, blank = pixels[:, None], torch.zeros_like(pixels)[:, None]
+        return {"deleted_last": self.model(torch.cat([sharp, torch.where(last, blank, sharp), blank], 1))}
+
+    def _counts(self, total: int, device: torch.device) -> Tensor:
+        """How many pixels each inner step has taken, `[1, S - 1, 1, 1]`."""
+        return (torch.arange(1, self.steps, device=device) * total // self.steps)[None, :, None, None]
 
     def grouped(self) -> dict[str, Tensor]:
         """Groups of equal size in the order of relevance; each is replaced by the image's own mean."""
@@ -246,7 +252,7 @@ PROVIDERS: dict[str, Callable[[Trial], Mapping[str, Tensor]]] = {
     "least_first": Trial.imputed,
     "inserted": Trial.swept,
     "deleted": Trial.swept,
-    "deleted_last": Trial.swept,
+    "deleted_last": Trial.swept_last,
     "group_relevance": Trial.grouped,
     "group_scores": Trial.grouped,
     "kept_maps": Trial.explained_kept,

@@ -1,0 +1,219 @@
+"""Evaluation, tuning and their command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hf_cam
+from hf_cam.cli import main
+from hf_cam.errors import HFCamError
+from hf_cam.evaluation import Record, Sample, samples_of
+from hf_cam.metrics import BASELINES
+from hf_cam.plots import draw_bars, draw_curves
+
+QUICK = {"methods": ["hirescam", "randomcam"], "metrics": ["road", "deletion", "energy-inside"], "progress": False}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    from benchmarks.scenes import scenes as drawn
+
+    scenes = drawn("test", 3, seed=5)
+    return [Sample(s.image, str(i), s.classes == 1 + s.labels[0], s.labels[0]) for i, s in enumerate(scenes)]
+
+
+@pytest.fixture(scope="module")
+def table(samples):
+    return hf_cam.evaluate("demo:vit", samples, **QUICK)
+
+
+def test_the_table_has_a_row_a_map_and_the_method_that_reads_the_model_first(table) -> None:
+    assert {row.map for row in table.rows} == {"hirescam", "randomcam", *BASELINES}
+    assert table.rows[0].map == table.best("road").map == table.best("energy-inside").map == "hirescam"
+    for row in table.rows:
+        scores = [record.scores["deletion"] for record in table.records if record.map == row.map]
+        assert row.count == len(scores) == 3
+        assert row.means["deletion"] == pytest.approx(np.mean(scores))
+        assert row.errors["deletion"] == pytest.approx(np.std(scores, ddof=1) / 3**0.5)
+
+
+def test_localisation_is_judged_in_the_pixels_of_the_image(table, samples) -> None:
+    explained = hf_cam.explain(samples[0].image, "demo:vit", target=samples[0].target, method="hirescam")[0]
+    inside = explained.heatmap[samples[0].mask].sum() / explained.heatmap.sum()
+    [record] = [record for record in table.records if (record.map, record.image) == ("hirescam", "0")]
+    assert record.scores["energy-inside"] == pytest.approx(inside, abs=0.02)
+
+
+def test_the_table_goes_to_markdown_csv_and_pandas(table, tmp_path) -> None:
+    markdown = table.to_markdown().splitlines()
+    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms a map |"
+    assert len(markdown) == 2 + len(table.rows)
+    frame = table.to_pandas()
+    assert list(frame["map"]) == [row.map for row in table.rows]
+    assert table.to_csv(tmp_path / "table.csv") == (tmp_path / "table.csv").read_text()
+    assert frame["road"][0] == pytest.approx(table.rows[0].means["road"])
+
+
+def test_an_evaluation_goes_on_where_it_stopped(samples, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "records.jsonl"
+    settings = {**QUICK, "metrics": ["complexity"], "resume": path}
+    first = hf_cam.evaluate("demo:vit", samples[:1], **settings)
+    whole = path.read_text()
+    path.write_text(whole + '{"image": "1", "ma')  # killed while it wrote
+    second = hf_cam.evaluate("demo:vit", samples[:2], **settings)
+    assert path.read_text().startswith(whole)
+    assert second.records[: len(first.records)] == first.records
+    assert len(second.records) == 2 * len(first.records)
+
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("hf_cam.cam.CAM.saliency", never)
+    assert hf_cam.evaluate("demo:vit", samples[:2], **settings).records == second.records
+    with pytest.raises(HFCamError, match="other settings \\(seed\\)"):
+        hf_cam.evaluate("demo:vit", samples[:2], **settings, seed=3)
+
+
+def test_each_layer_is_a_row_of_its_own(samples) -> None:
+    layers = [f"vit.layers.{i}.layernorm_before" for i in (1, 2)]
+    found = hf_cam.evaluate(
+        "demo:vit",
+        samples[:1],
+        methods="hirescam",
+        metrics="complexity",
+        layers=layers,
+        baselines=False,
+        progress=False,
+    )
+    assert sorted(row.layers[0] for row in found.rows) == layers
+    assert "layers" in found.to_markdown().splitlines()[0]
+
+
+def test_every_head_is_judged_by_its_own_target(samples) -> None:
+    for model, settings in (("demo:segformer", {}), ("demo:detr", {}), ("demo:clip", {"text": ["a bag"]})):
+        found = hf_cam.evaluate(
+            model,
+            [samples[0].image],
+            methods=["hirescam"],
+            metrics=["deletion", "complexity"],
+            progress=False,
+            **settings,
+        )
+        assert np.isfinite([value for row in found.rows for value in row.means.values()]).all()
+
+
+def test_images_come_from_folders_lists_and_datasets(tmp_path) -> None:
+    import datasets
+
+    picture = Image.fromarray(np.zeros((8, 12, 3), np.uint8))
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "more/a.jpg"):
+        picture.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [sample.name for sample in samples_of(tmp_path)] == [str(tmp_path / "b.png"), str(tmp_path / "more/a.jpg")]
+    boxed = datasets.Dataset.from_dict({"image": [picture], "box": [[2, 1, 5, 4]]}).cast_column(
+        "image", datasets.Image()
+    )
+    [sample] = samples_of(boxed)
+    assert sample.mask.sum() == 9
+    assert sample.mask[1:4, 2:5].all()
+    [sample] = samples_of([{"image": picture, "mask": np.eye(8, 12)}])
+    assert sample.mask.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"metrics": ["roads"]}, "no metric 'roads'; nearest: 'road'", id="no such metric"),
+        pytest.param({"metrics": ["iou"]}, "needs a mask", id="no mask"),
+        pytest.param({"metrics": ["completeness-error"]}, "call yourself", id="not of a map"),
+        pytest.param({"methods": ["grdcam"]}, "'gradcam'", id="no such method"),
+        pytest.param({"layers": "vit.leyers.0"}, "no layer", id="no such layer"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_model_runs(settings, message) -> None:
+    with pytest.raises(HFCamError, match=message):
+        hf_cam.evaluate("demo:vit", [np.zeros((9, 9, 3), np.uint8)], **settings)
+
+
+def test_no_images_are_refused(tmp_path) -> None:
+    with pytest.raises(HFCamError, match="holds no pictures"):
+        hf_cam.evaluate("demo:vit", tmp_path)
+    with pytest.raises(HFCamError, match="no image"):
+        hf_cam.evaluate("demo:vit", [])
+    with pytest.raises(HFCamError, match="column 'image'"):
+        samples_of([{"picture": 1}])
+
+
+def test_charts_show_every_map(table, tmp_path) -> None:
+    for path in (draw_bars(table, tmp_path / "bars.png"), draw_curves(table, tmp_path / "curves.png")):
+        picture = np.asarray(Image.open(path).convert("L"))
+        assert picture.shape[0] > 200
+        assert (picture < 200).mean() > 0.01
+    bare = hf_cam.Evaluation((Record("0", "noise", (), {"complexity": 0.5}, 0.1),), ("complexity",))
+    assert draw_curves(bare, tmp_path / "none.png") is None
+
+
+def test_tuning_writes_what_infer_adapter_reads(samples, tmp_path) -> None:
+    from transformers import ViTForImageClassification
+
+    from hf_cam.zoo import demo_model
+
+    folder = tmp_path / "mine"
+    ViTForImageClassification.from_pretrained(demo_model("vit")).save_pretrained(folder)
+    for name in ("preprocessor_config.json",):
+        (folder / name).write_text((demo_model("vit") / name).read_text())
+    found = hf_cam.tune(
+        folder, samples, metric="energy-inside", methods=["hirescam", "randomcam"], save=folder, progress=False
+    )
+    assert found.adapter.method == "hirescam"
+    assert found.written == str(folder / "cam_config.json")
+    assert len({row.layers for row in found.table.rows if row.layers}) == 3
+    read = hf_cam.infer_adapter(ViTForImageClassification.from_pretrained(folder))
+    assert (read.layers, read.layouts, read.method) == (found.adapter.layers, found.adapter.layouts, "hirescam")
+    assert hf_cam.explain(samples[0].image, folder)[0].method == "hirescam"
+    assert found.score == max(row.means["energy-inside"] for row in found.table.rows)
+
+
+def test_the_command_prints_the_table_and_draws_the_charts(samples, tmp_path, capsys) -> None:
+    Image.fromarray(samples[0].image).save(tmp_path / "scene.png")
+    out = tmp_path / "out"
+    arguments = [
+        "evaluate",
+        "demo:vit",
+        str(tmp_path / "scene.png"),
+        "--method",
+        "hirescam",
+        "--metric",
+        "road,deletion",
+    ]
+    assert main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| hirescam |" in printed
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bars.png", "curves.png", "records.jsonl", "table.csv", "table.md"
+    ]  # fmt: skip
+    assert len(out.joinpath("records.jsonl").read_text().splitlines()) == 1 + 1 + len(BASELINES)
+    assert json.loads(out.joinpath("records.jsonl").read_text().splitlines()[0])["settings"]["model"] == "demo:vit"
+    assert main(["evaluate", "demo:vit", str(tmp_path / "scene.png"), "--metric", "tea"]) == 2
+
+
+def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
+    from hf_cam.loading import load
+
+    loaded = load("demo:vit")
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    hf_cam.evaluate(
+        loaded.model,
+        [samples[0].image],
+        methods=["hirescam"],
+        metrics=["model-randomization", "arcc", "max-sensitivity", "saco", "perturbation-negative"],
+        processor=loaded.processor,
+        progress=False,
+    )
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
