@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,10 @@ def with_grad_cam(model: nn.Module, method: str, channels: int | None) -> Iterat
     kernel = sdpa_kernel(SDPBackend.MATH) if method == "shapleycam" else nullcontext()
     with kernel:
         yield lambda pixels: cam(pixels, targets=None if method == "finercam" else [ClassifierOutputTarget(TARGET)])
+    # What it does with these when it is thrown away fails on views, such as any reshape returns.
     for one in (getattr(cam, "base_cam", cam), *getattr(cam, "base_cam_per_layer", ())):
         if hasattr(one, "activations_and_grads"):
             one.activations_and_grads.activations = one.activations_and_grads.gradients = []
-            one.activations_and_grads.release()
-    model.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -183,25 +183,26 @@ def with_torchcam(model: nn.Module, method: str, channels: int | None) -> Iterat
         (maps,) = cam(TARGET, scores)
         return F.interpolate(maps[:, None], pixels.shape[-2:], mode="bilinear")[:, 0]
 
-    try:
-        yield run
-    finally:
-        cam.remove_hooks()
+    yield run
 
 
 CASES = {"hf-cam": with_hf_cam, "grad-cam": with_grad_cam, "torchcam": with_torchcam}
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Progress bars and warnings of the others go nowhere."""
+def case(library: str, model: nn.Module, method: str, channels: int | None = None) -> Iterator[Run]:
+    """One case, which leaves neither hooks nor gradients behind, also where it fails; progress bars go nowhere."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept, sys.stderr = sys.stderr, nowhere
         try:
-            yield
+            with CASES[library](model, method, channels) as run:
+                yield run
         finally:
             sys.stderr = kept
+            model.zero_grad(set_to_none=True)
+            for module in model.modules():
+                module._forward_hooks.clear()  # noqa: SLF001 - a random model of ours, which had none
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def timed(model_name: str, model: nn.Module, method: str, repeats: int, clock: C
         fails: dict[str, str] = {}
         for library in LIBRARIES:
             try:
-                with quiet(), CASES[library](model, method, channels) as run:
+                with case(library, model, method, channels) as run:
                     first = seconds(run, pictures(1), clock)
                     if first > SLOW:
                         once[library] = first
@@ -231,7 +232,6 @@ def timed(model_name: str, model: nn.Module, method: str, repeats: int, clock: C
                 continue
             except Exception as error:  # noqa: BLE001 - the reference packages fail in many ways
                 fails[library] = f"{type(error).__name__}: {error}"[:120]
-                model.zero_grad(set_to_none=True)
     found = {
         library: [turn[library] / turn[f"{library}: forward"] for turn in rounds]
         for library in LIBRARIES
@@ -290,22 +290,20 @@ def decompositions(model_name: str, model: nn.Module, repeats: int, clock: Clock
 
 def remembered(model_name: str, library: str, methods: Sequence[str]) -> Iterator[Record]:
     """In this process: peak MB of one call of each method, after one plain forward that loads what is loaded once."""
-    model = build(model_name)
-    with forward(model) as run:
-        run(pictures(2))
     for method in methods:
+        model = build(model_name)  # a call that was stopped may leave layers of its own behind
+        with forward(model) as run:
+            run(pictures(1))
         try:
-            with quiet(), CASES[library](model, method, None) as run:
+            with case(library, model, method) as run:
                 if method not in ("scorecam", "ablationcam"):
                     run(pictures(1))  # what a method imports is no part of its memory
-                peak = peak_memory(lambda run=run: stopped(model, run))
+                peak = peak_memory(partial(stopped, model, run))
             yield Record(model_name, method, library, megabytes=peak)
         except Missing:
             continue
         except Exception as error:  # noqa: BLE001 - the same
             yield Record(model_name, method, library, fails=f"{type(error).__name__}: {error}"[:120])
-        finally:
-            model.zero_grad(set_to_none=True)
 
 
 def stopped(model: nn.Module, run: Run) -> None:
