@@ -74,6 +74,8 @@ class PromptHead(EmbeddingHead):
     """Image and text towers: how well each prompt fits the image."""
 
     task: ClassVar[str] = "zero-shot-image-classification"
+    # One class token asks for one place: the mean of the gradient over all patches says little about any of them.
+    method: ClassVar[str | None] = "hirescam"
     takes_text: ClassVar[bool] = True
 
     def check(self, request: Request) -> None:
