@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -21,6 +21,7 @@ from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
 from hf_cam.images import load_image
 from hf_cam.loading import load
 from hf_cam.methods import get_method
+from hf_cam.zoo import SCENE
 
 MODEL = "demo:imagenet"
 
@@ -69,8 +70,33 @@ PHOTOGRAPHS = (
 )
 
 
+@dataclass(frozen=True)
+class Showing:
+    """What one trained model of the zoo shows of the scene.
+
+    Args:
+        model: Its name, for `demo:NAME`.
+        heading: For the page.
+        note: What is explained.
+        wanted: Keyword arguments of `explain`.
+    """
+
+    model: str
+    heading: str
+    note: str
+    wanted: Mapping[str, Any]
+
+
+SHOWINGS = (
+    Showing("vit", "Classes", "the evidence of each of its three likeliest labels", {"top_k": 3}),
+    Showing("clip", "Prompts", "where each text fits", {"text": ["a sneaker", "a yellow bag", "a blue trouser"]}),
+    Showing("detr", "Boxes", "the evidence of each object that it finds", {}),
+    Showing("segformer", "Segments", "what each region is read from", {}),
+)
+
+
 def run_demo(out: Path, say: Callable[[str], None]) -> Path:
-    """Explain every photograph with every method; one PNG each and an `index.html` that shows them.
+    """Explain the scene with every kind of head, every photograph with every method; PNGs and an `index.html`.
 
     Args:
         out: The folder to write; it is made where it does not exist.
@@ -80,6 +106,9 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
         The path of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
+    scene = load_image(SCENE)
+    scene.save(out / "scene.png")
+    shown = [(showing, _show(showing, scene, out, say)) for showing in SHOWINGS]
     explainer = Explainer(load(MODEL), "gradcam")
     rows = []
     for photograph in PHOTOGRAPHS:
@@ -98,9 +127,22 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
         rows.append((photograph, explanations))
     _legend().save(out / "legend.png")
     page = out / "index.html"
-    page.write_text(_page(rows), encoding="utf-8")
+    page.write_text(_page(shown, rows), encoding="utf-8")
     say(f"Open {page} to see them.")
     return page
+
+
+def _show(showing: Showing, scene: Image.Image, out: Path, say: Callable[[str], None]) -> list[Explanation]:
+    """Explain the scene with one trained model and save the pictures."""
+    [found] = Explainer(load(f"demo:{showing.model}"))([scene], **showing.wanted)
+    for i, explanation in enumerate(found):
+        explanation.save(out / _scene_file(showing, i))
+    say(f"{showing.model:<11} {', '.join(f'{one.label} {one.score:.0%}' for one in found)}")
+    return found
+
+
+def _scene_file(showing: Showing, index: int) -> str:
+    return f"scene-{showing.model}-{index + 1}.png"
 
 
 def _legend(width: int = 256, height: int = 10) -> Image.Image:
@@ -108,9 +150,25 @@ def _legend(width: int = 256, height: int = 10) -> Image.Image:
     return Image.fromarray(cv2.cvtColor(cv2.applyColorMap(ramp, COLORMAPS[DEFAULT_COLORMAP]), cv2.COLOR_BGR2RGB))
 
 
-def _page(rows: Sequence[tuple[Photograph, Sequence[Explanation]]]) -> str:
+def _page(
+    shown: Sequence[tuple[Showing, Sequence[Explanation]]], rows: Sequence[tuple[Photograph, Sequence[Explanation]]]
+) -> str:
+    scenes = "\n".join(_scene_section(showing, explanations) for showing, explanations in shown)
     sections = "\n".join(_section(photograph, explanations) for photograph, explanations in rows)
-    return PAGE.substitute(model=html.escape(MODEL), sections=sections)
+    return PAGE.substitute(model=html.escape(MODEL), scenes=scenes, sections=sections)
+
+
+def _scene_section(showing: Showing, explanations: Sequence[Explanation]) -> str:
+    figures = [_figure("scene.png", "A yellow bag, an orange sneaker and blue trousers", "The scene", "")]
+    for i, explanation in enumerate(explanations):
+        alt = f"Where demo:{showing.model} finds the evidence for {explanation.label}"
+        figures.append(_figure(_scene_file(showing, i), alt, explanation.label, f"{explanation.score:.0%}"))
+    return SCENE_SECTION.substitute(
+        heading=html.escape(showing.heading),
+        model=html.escape(f"demo:{showing.model}"),
+        note=html.escape(showing.note),
+        figures="".join(figures),
+    )
 
 
 def _section(photograph: Photograph, explanations: Sequence[Explanation]) -> str:
@@ -141,6 +199,10 @@ SECTION = Template(
     "<section><h2>$description <small>the model says “$label”, $score</small></h2>"
     '<div class="maps">\n$figures</div></section>'
 )
+SCENE_SECTION = Template(
+    "<section><h2>$heading <small><code>$model</code> shows $note</small></h2>"
+    '<div class="maps small">\n$figures</div></section>'
+)
 PAGE = Template(
     """<!doctype html>
 <html lang="en">
@@ -167,6 +229,8 @@ h2 { font-size: 1.15rem; margin: 0 0 .75rem; }
 h2 small { font-weight: 400; font-size: .95rem; color: var(--soft); margin-left: .35rem; }
 .maps { display: grid; gap: 1rem; align-items: start; }
 .maps { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+.maps.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
+h1.next { margin-top: 4rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: .55rem .8rem .65rem; font-size: .85rem; }
@@ -177,12 +241,19 @@ figcaption span { color: var(--soft); }
 <main>
 <header>
 <h1>What the model looked at</h1>
+<p>One scene and four small models that were trained on such scenes: each explains what it says in its own terms. None of
+them was told which layer to look at. The scene was picked because all of them are right about it; how often they are is
+on their model cards.</p>
+<div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
+</header>
+$scenes
+<header>
+<h1 class="next">The same photograph, method by method</h1>
 <p>Each picture shows where <code>$model</code>, a classifier with its ImageNet weights, found the evidence for its own
-first guess, method by method. It reads the centre of a photograph only, so nothing lights up beside it.
+first guess. It reads the centre of a photograph only, so nothing lights up beside it.
 It sees it as 7 x 7 cells, so the heat is as coarse as that, and a thing narrower than a cell (the rocket) is lit beside
 as much as upon. On a network that ends in pooling and a linear layer, as this one does, several methods agree exactly;
 RandomCAM is the baseline: a method that looks no better than it shows nothing.</p>
-<div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
 </header>
 $sections
 </main>

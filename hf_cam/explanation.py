@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
+def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None) -> Image.Image:
+    """A box, or else the edge of a mask, as a white line with a dark rim."""
+    if box is None and mask is None:
+        return picture
+    canvas = np.array(picture)
+    thickness = max(1, round(min(picture.size) / 200))
+    for colour, width in (((20, 20, 20), 3 * thickness), ((255, 255, 255), thickness)):
+        if box is not None:
+            x0, y0, x1, y1 = (round(value) for value in box)
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, width)
+        elif mask is not None:
+            edges, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, edges, -1, colour, width)
+    return Image.fromarray(canvas)
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
     """Write a picture, with the folders above it.
 
@@ -100,9 +117,10 @@ class Explanation:
     mask: np.ndarray | None = field(default=None, repr=False)
     flags: tuple[str, ...] = ()
 
-    def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
-        """The heatmap in colours over the image, as large as the image."""
-        return overlay(self.image, self.heatmap, alpha, colormap)
+    def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
+        """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white."""
+        drawn = overlay(self.image, self.heatmap, alpha, colormap)
+        return outlined(drawn, self.box, self.mask) if outline else drawn
 
     def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
         """Write the overlay as a picture, or the bare heatmap where the path ends in `.npy`.

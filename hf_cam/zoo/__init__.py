@@ -10,6 +10,9 @@ from pathlib import Path
 
 from hf_cam.errors import ModelError, nearest
 
+SCENE = Path(__file__).with_name("scene.png")
+"""Three clothes on a textured ground, for the trained models; `benchmarks/demo_scene.py` drew it."""
+
 IMAGENET_NET = "tf_efficientnet_lite0"
 DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
