@@ -1,6 +1,7 @@
 """Write the scene that the demo shows: `python -m benchmarks.demo_scene [PATH]`.
 
-One of the test split, picked because every model of the zoo is right about it; four times as large as the models see it.
+One of the test split, picked because every model of the zoo is right about it; four times
+as large as the models see it.
 """
 
 from __future__ import annotations

@@ -118,8 +118,11 @@ def capture(
     handles: list[torch.utils.hooks.RemovableHandle] = []
     with borrowed(module):
         try:
-            handles = [known[layer].register_forward_hook(hook) for layer, hook in (hooks or {}).items()]
-            handles += [known[layer].register_forward_hook(_recorder(layer, seen, gradients)) for layer in layers]
+            # Before all other hooks: transformers collects hidden states by hooks of its own, for heads that read every
+            # stage, and would hand them a tensor that gradients do not reach. The last that is put in front runs first.
+            recorders = [(layer, _recorder(layer, seen, gradients)) for layer in layers]
+            for layer, hook in (*recorders, *(hooks or {}).items()):
+                handles.append(known[layer].register_forward_hook(hook, prepend=True))
             with torch.set_grad_enabled(gradients):
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again

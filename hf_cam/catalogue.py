@@ -86,7 +86,8 @@ def from_catalogue(module: nn.Module) -> Adapter | None:
 def resolve_layer(module: nn.Module, pattern: str) -> str:
     """The dotted name that a pattern of the catalogue means in this model.
 
-    A pattern is the end of a dotted name; `[-1]` takes the last child of a list, `a|b` either name. The match nearest
+    A pattern is the end of a dotted name; `[-1]` takes the last child of a list, `[0]` the
+    first, `a|b` either name. The match nearest
     to the root wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
 
     >>> from torch import nn
@@ -114,9 +115,10 @@ def resolve_layer(module: nn.Module, pattern: str) -> str:
 
 
 def _segment(segment: str) -> str:
-    name, indices = re.match(r"([^\[]+)((?:\[-1\])*)$", segment).groups()  # type: ignore[union-attr]
+    name, indices = re.match(r"([^\[]+)((?:\[-?\d+\])*)$", segment).groups()  # type: ignore[union-attr]
     names = "|".join(re.escape(option) for option in name.split("|"))
-    return f"(?:{names})" + r"\.(\d+)" * indices.count("[-1]")
+    chosen = (r"\.(\d+)" if index == "-1" else rf"\.{index}" for index in re.findall(r"-?\d+", indices))
+    return f"(?:{names})" + "".join(chosen)
 
 
 def _children(module: nn.Module, name: str) -> list[nn.Module]:

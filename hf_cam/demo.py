@@ -89,7 +89,12 @@ class Showing:
 
 SHOWINGS = (
     Showing("vit", "Classes", "the evidence of each of its three likeliest labels", {"top_k": 3}),
-    Showing("clip", "Prompts", "where each text fits", {"text": ["a sneaker", "a yellow bag", "a blue trouser"]}),
+    Showing(
+        "clip",
+        "Prompts",
+        "where each text fits; the figures are their shares among the three",
+        {"text": ["a sneaker", "a yellow bag", "a blue trouser"]},
+    ),
     Showing("detr", "Boxes", "the evidence of each object that it finds", {}),
     Showing("segformer", "Segments", "what each region is read from", {}),
 )
@@ -241,9 +246,9 @@ figcaption span { color: var(--soft); }
 <main>
 <header>
 <h1>What the model looked at</h1>
-<p>One scene and four small models that were trained on such scenes: each explains what it says in its own terms. None of
-them was told which layer to look at. The scene was picked because all of them are right about it; how often they are is
-on their model cards.</p>
+<p>One scene and four small models that were trained on such scenes: each explains what it says in its own terms, and
+nobody told where to look. The scene was picked because all of them are right about it; how often they are stands on
+their model cards.</p>
 <div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
 </header>
 $scenes

@@ -364,3 +364,26 @@ def test_the_models_own_output_is_kept() -> None:
         assert not cam.outputs.logits.requires_grad
     with pytest.raises(IndexError), CAM(model):
         raise IndexError
+
+
+def test_what_other_hooks_collect_is_part_of_the_graph() -> None:
+    """transformers collects the hidden states that a segmentation head reads by hooks that outlive the first call."""
+    stage = nn.Conv2d(3, 4, 3, padding=1)
+    collected: list[torch.Tensor] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage, self.head = stage, nn.Conv2d(4, 2, 1)
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            collected.clear()
+            deep = self.head(self.stage(pixel_values)).mean((2, 3))
+            return deep + collected[0].sum((1, 2, 3))[:, None]
+
+    net = Net().eval()
+    stage.register_forward_hook(lambda _module, _inputs, output: collected.append(output))
+    with capture(net, ["stage"], {"pixel_values": torch.rand(1, 3, 8, 8)}) as captured:
+        [gradient] = captured.gradients(captured.outputs[0, 1])
+    expected = 1 + net.head.weight[1] / 64
+    torch.testing.assert_close(gradient, expected.detach().expand(1, 4, 8, 8))

@@ -33,7 +33,7 @@ def test_an_explanation_is_in_the_pixels_of_the_image(vit_folder: Path) -> None:
     assert found.heatmap.max() == 1
     assert found.raw.shape == (4, 6)
     assert found.layers == ("vit.layers.1.layernorm_before",)
-    assert found.method == "gradcam"
+    assert found.method == "hirescam"
     assert found.image.size == (130, 70)
     assert not found.flags
 
@@ -91,7 +91,7 @@ def test_the_heatmap_is_the_cams(vit_folder: Path) -> None:
 
     pixels = AutoImageProcessor.from_pretrained(vit_folder)(images=image, return_tensors="pt")["pixel_values"]
     [found] = hf_cam.explain(image, model)
-    np.testing.assert_allclose(found.heatmap, CAM(model)(pixels)[0].numpy(), atol=0.03)
+    np.testing.assert_allclose(found.heatmap, CAM(model, "auto")(pixels)[0].numpy(), atol=0.03)
 
 
 def test_no_evidence_is_zeros_and_flagged() -> None:
@@ -287,17 +287,19 @@ def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None
     import re
 
     from hf_cam.comparison import quick_methods
-    from hf_cam.demo import PHOTOGRAPHS, run_demo
+    from hf_cam.demo import PHOTOGRAPHS, SHOWINGS, run_demo
 
     lines: list[str] = []
     page = run_demo(tmp_path / "demo", lines.append)
     text = page.read_text()
     shown = re.findall(r'src="([^"]+)"', text)
-    assert len(set(shown)) == len(PHOTOGRAPHS) * (1 + len(quick_methods())) + 1
+    of_scene = [name for name in set(shown) if name.startswith("scene")]
+    assert len(of_scene) == 1 + 3 * len(SHOWINGS)  # three things lie in it, and every model finds them
+    assert len(set(shown)) == len(of_scene) + len(PHOTOGRAPHS) * (1 + len(quick_methods())) + 1
     for name in shown:
         with Image.open(page.parent / name) as picture:
             picture.load()
-    assert len(lines) == len(PHOTOGRAPHS) + 1
-    assert "espresso" in lines[0]
+    assert len(lines) == len(SHOWINGS) + len(PHOTOGRAPHS) + 1
+    assert "espresso" in lines[len(SHOWINGS)]
     assert "http" not in text.replace("http-equiv", "")
     assert len(re.findall("<img[^>]+alt=", text)) == len(re.findall("<img", text))

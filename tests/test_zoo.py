@@ -33,6 +33,7 @@ from benchmarks.zoo_recipes import (
     relative_boxes,
     resize_positions,
 )
+from hf_cam.zoo import SCENE
 
 AUTO = {
     CLASSIFY: hf.AutoModelForImageClassification,
@@ -257,3 +258,28 @@ def test_positions_grow_to_another_grid_and_keep_the_class_token() -> None:
     grid = large[1:].unflatten(0, (12, 16))
     assert torch.allclose(grid[1:-1, 5, 0], torch.arange(0.25, 5, 0.5))
     assert torch.allclose(grid[5, 1:-1, 1], torch.arange(0.25, 7, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "found"),
+    [
+        ("clip", {"text": ["a sneaker"]}, {"a sneaker": "sneaker"}),
+        ("clip", {"text": ["a yellow bag", "a blue trouser"]}, {"a yellow bag": "bag", "a blue trouser": "trouser"}),
+        ("detr", {}, {"sneaker": "sneaker", "bag": "bag", "trouser": "trouser"}),
+        ("segformer", {}, {"sneaker": "sneaker", "bag": "bag", "trouser": "trouser"}),
+    ],
+)
+@needs_pictures
+def test_what_is_named_in_the_scene_is_what_lights_up(name: str, wanted: dict, found: dict[str, str]) -> None:
+    from benchmarks.demo_scene import COUNT, PICKED, SEED
+
+    scene = scenes("test", COUNT, seed=SEED)[PICKED]
+    explanations = hf_cam.explain(SCENE, f"demo:{name}", **wanted)
+    assert [one.label for one in explanations] == list(found) or {one.label for one in explanations} == set(found)
+    for one in explanations:
+        mask = scene.classes == 1 + LABELS.index(found[one.label])
+        enlarged = np.kron(mask, np.ones((4, 4), bool))
+        peak = np.unravel_index(one.heatmap.argmax(), one.heatmap.shape)
+        near = np.kron(mask, np.ones((4, 4))) + np.roll(enlarged, (0, 16), (0, 1)) + np.roll(enlarged, (0, -16), (0, 1))
+        assert near[peak], (one, peak)
+        assert one.heatmap[enlarged].mean() > 3 * one.heatmap[~enlarged].mean()
