@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency
+from hf_cam.cam import CAM, Saliency, model_inputs_of
+from hf_cam.check import Origin, one_image
 from hf_cam.errors import ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.geometry import Geometry
@@ -202,17 +203,28 @@ class Explainer:
         found: list[list[list[Explanation]]] = [[[] for _ in images] for _ in methods]
         for part in self.head.rounds(request, inputs):
             chosen = _Chosen(self.head, part, geometries)
+            full = {**inputs, **self.head.inputs(part)}
             saliencies = self.cam.saliencies(
                 methods,
-                **{**inputs, **self.head.inputs(part)},
+                **full,
                 select=chosen,
                 aug_smooth=aug_smooth,
                 eigen_smooth=eigen_smooth,
             )
             for by_image, saliency in zip(found, saliencies, strict=True):
                 for i, image in enumerate(images):
-                    by_image[i] += _explanations(saliency, i, image, chosen.subjects[i], geometries[i])
+                    origins = self._origins(saliency, i, full, chosen.subjects[i])
+                    by_image[i] += _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
         return found
+
+    def _origins(
+        self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
+    ) -> list[Origin]:
+        """What each explanation of image `i` was made from."""
+        own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], _others(inputs)), i)
+        return [
+            Origin(self.loaded.model, own, subject.target, saliency.maps[k, i]) for k, subject in enumerate(subjects)
+        ]
 
 
 class _Chosen:
@@ -234,7 +246,12 @@ class _Chosen:
 
 
 def _explanations(
-    saliency: Saliency, i: int, image: Image.Image, subjects: Sequence[Subject], geometry: Geometry
+    saliency: Saliency,
+    i: int,
+    image: Image.Image,
+    subjects: Sequence[Subject],
+    geometry: Geometry,
+    origins: Sequence[Origin],
 ) -> list[Explanation]:
     """Of image `i` of a batch, one a subject."""
     heatmaps = _heatmaps(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry)
@@ -251,9 +268,14 @@ def _explanations(
             box=subject.box,
             mask=subject.mask,
             flags=subject.flags if heatmaps[k].any() else (*subject.flags, NO_EVIDENCE),
+            origin=origins[k],
         )
         for k, subject in enumerate(subjects)
     ]
+
+
+def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "pixel_values"}
 
 
 def _measured(model: nn.Module) -> bool:

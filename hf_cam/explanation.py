@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from hf_cam.check import Check, Origin, check
 from hf_cam.errors import ImageError, OptionError, nearest
 from hf_cam.images import load_image
 
@@ -104,6 +105,7 @@ class Explanation:
         box: `(x0, y0, x1, y1)` in the image's pixels, where the head finds objects.
         mask: `[H, W]` booleans, where the head finds segments.
         flags: Warnings in words, such as "no evidence" for a map of zeros.
+        origin: The model, the prepared image and the target, for `check()`; a copy that is pickled goes without.
     """
 
     label: str
@@ -116,6 +118,28 @@ class Explanation:
     box: tuple[float, float, float, float] | None = None
     mask: np.ndarray | None = field(default=None, repr=False)
     flags: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: everything but the model."""
+        return {**self.__dict__, "origin": None}
+
+    def check(self, seed: int = 0) -> Check:
+        """Does the model lose what the map says it relied on? Its `str` says it in words.
+
+        Raises:
+            OptionError: the explanation was pickled, so that it has lost its model.
+
+        >>> import hf_cam
+        >>> from sklearn.datasets import load_sample_image
+        >>> [flower] = hf_cam.explain(load_sample_image("flower.jpg"), model="demo:imagenet")
+        >>> found = flower.check()
+        >>> found.drop > found.chance
+        True
+        """
+        if self.origin is None:
+            raise OptionError("this explanation has lost its model (it was pickled); explain the image again")
+        return check(self.origin, self.raw, seed)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white."""

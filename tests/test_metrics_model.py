@@ -359,3 +359,14 @@ def test_a_blur_keeps_the_mean_and_takes_the_detail() -> None:
     pixels = torch.rand(1, 3, 40, 50)
     assert blur(pixels).mean() == pytest.approx(pixels.mean().item(), abs=0.02)
     assert blur(pixels).std() < 0.2 * pixels.std()
+
+
+def test_the_page_of_metrics_is_the_registry() -> None:
+    import importlib.util
+    from pathlib import Path
+
+    docs = Path(__file__).parent.parent / "docs"
+    spec = importlib.util.spec_from_file_location("make_metrics", docs / "make_metrics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (docs / "metrics.md").read_text(encoding="utf-8") == module.page()

@@ -1,0 +1,40 @@
+"""Write the table of docs/metrics.md from the registry: python docs/make_metrics.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_cam.metrics import get_metric, list_metrics
+from hf_cam.metrics.registry import EVIDENCE, Metric
+
+PAGE = Path(__file__).with_name("metrics.md")
+HEAD = """# Metrics
+
+Written by `python docs/make_metrics.py` from the registry that `hf_cam.evaluate(metrics=...)` reads. Each metric is a
+pure function of the evidence that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
+.measure("road", "insertion")` makes that evidence, in batches, seeded, on the model's device. The confidence is the
+probability of a class, and of any other target (a prompt, a detection, a segment) the target's own value.
+
+"""
+
+
+def page() -> str:
+    lines = [HEAD + "| id | range | better | what it measures | needs | paper |", "|---|---|---|---|---|---|"]
+    lines += [line(get_metric(name)) for name in list_metrics()]
+    lines += ["", "## Evidence", "", "| name | |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in EVIDENCE.items()]
+    lines += ["", "Beside every score stand maps that see no model: `noise`, `centred-gaussian` and `sobel`."]
+    lines += ["`grid_mosaics` and `grid_pointing_game` play the grid pointing game (chance 1/4), arXiv:2205.10435."]
+    return "\n".join(lines) + "\n"
+
+
+def line(metric: Metric) -> str:
+    better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]
+    low, high = (f"{end:g}" for end in metric.range)
+    interval = f"[{low}, {high}]" if high != "inf" else f"[{low}, ∞)"
+    needs = ", ".join(f"`{name}`" for name in metric.needs)
+    return f"| `{metric.id}` | {interval} | {better} | {metric.summary} | {needs} | {metric.paper} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
