@@ -1,4 +1,4 @@
-"""Draw the README's picture: `python docs/make_pictures.py` writes `docs/images/photographs.jpg`."""
+"""Draw the pictures of the README, `photographs.jpg` and `scene.jpg`: `python docs/make_pictures.py`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,36 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.demo import PHOTOGRAPHS
+from hf_cam.images import load_image
+from hf_cam.zoo import SCENE
 
 HEIGHT, GAP = 300, 8
 SHOWN = ("coffee", "camera", "motorcycle", "flower")
 
 
 def main() -> None:
+    """Write both."""
     images = [photograph.image() for photograph in PHOTOGRAPHS if photograph.name in SHOWN]
     found = [explanations[0].overlay() for explanations in hf_cam.explain(images, "demo:imagenet")]
-    rows = [[_scaled(image) for image in row] for row in (images, found)]
-    width = sum(image.width for image in rows[0]) + GAP * (len(images) - 1)
-    sheet = Image.new("RGB", (width, 2 * HEIGHT + GAP), "white")
-    for i, row in enumerate(rows):
+    _save("photographs.jpg", [images, found])
+    scene = load_image(SCENE)
+    [prompt] = hf_cam.explain(scene, "demo:clip", text="a sneaker")
+    [box] = hf_cam.explain(scene, "demo:detr", target="bag")
+    [segment] = hf_cam.explain(scene, "demo:segformer", target="trouser")
+    _save("scene.jpg", [[scene, *(one.overlay() for one in (prompt, box, segment))]])
+
+
+def _save(name: str, rows: list[list[Image.Image]]) -> None:
+    """Rows of pictures of one height."""
+    scaled = [[_scaled(image) for image in row] for row in rows]
+    width = sum(image.width for image in scaled[0]) + GAP * (len(scaled[0]) - 1)
+    sheet = Image.new("RGB", (width, len(rows) * (HEIGHT + GAP) - GAP), "white")
+    for i, row in enumerate(scaled):
         left = 0
         for image in row:
             sheet.paste(image, (left, i * (HEIGHT + GAP)))
             left += image.width + GAP
-    path = Path(__file__).parent / "images" / "photographs.jpg"
+    path = Path(__file__).parent / "images" / name
     sheet.save(path, quality=88)
     print(path)
 
