@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, union
 from hf_cam.biases import BiasWatch
-from hf_cam.capture import Shared, accepts, capture, plain_inputs, swallows
+from hf_cam.capture import Shared, accepts, capture, picture_size, plain_inputs, swallows
 from hf_cam.catalogue import config_of
 from hf_cam.errors import (
     DetachedError,
@@ -207,8 +207,9 @@ class CAM:
         eigen_smooth: bool,
         model_inputs: Mapping[str, Any],
     ) -> list[Saliency]:
-        batch, size = len(pixel_values), _space(self.model, pixel_values)
+        batch = len(pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
+        size = picture_size(inputs) if "spatial_shapes" in inputs else _space(self.model, pixel_values)
         adapters = [self._looks(method, inputs) for method in methods]
         adapter = union(adapters)
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1

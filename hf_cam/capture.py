@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.errors import DetachedError, LayerError, TargetError
+from hf_cam.errors import DetachedError, LayerError, LayoutError, TargetError, UnknownArchitecture
 from hf_cam.guard import borrowed, unwrap
+from hf_cam.layouts import Size
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
 """What transformers' forwards take without listing it."""
@@ -215,3 +217,45 @@ def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
             name: (value.clone() if value.is_inference() else value.detach()) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
+
+
+def picture_name(inputs: Mapping[str, Any], axes: Sequence[int] = (4,)) -> str:
+    """The input that is the picture: `pixel_values`, or the first floating tensor with so many axes.
+
+    Args:
+        inputs: The forward's.
+        axes: 4 `(B, C, H, W)`, 5 a video `(B, T, C, H, W)`, 3 cut patches `(B, N, patch)` beside `spatial_shapes`.
+
+    Raises:
+        UnknownArchitecture: there is none.
+    """
+    names = sorted(inputs, key=lambda name: name != "pixel_values")
+    for name in names:
+        value = inputs[name]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in axes:
+            return name
+    shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, Tensor)}
+    raise UnknownArchitecture(
+        f"the structural probe needs a picture (batch, channels, height, width) among the inputs, got {shapes}; "
+        "name the layer and its layout yourself (layers=, reshape=)"
+    )
+
+
+def picture_size(inputs: Mapping[str, Any]) -> Size:
+    """Height and width of the picture, in pixels; of patches that come cut and padded, by their `spatial_shapes`.
+
+    >>> picture_size({"pixel_values": torch.zeros(1, 30, 3 * 16 * 16), "spatial_shapes": torch.tensor([[4, 6]])})
+    (64, 96)
+
+    Raises:
+        LayoutError: the pictures of a batch are cut into different grids.
+    """
+    grids = inputs.get("spatial_shapes")
+    picture = inputs[picture_name(inputs, (3, 4, 5))]
+    if not isinstance(grids, Tensor):
+        return picture.shape[-2], picture.shape[-1]
+    if (grids != grids[0]).any():
+        raise LayoutError(f"the pictures of a batch must be cut into one grid, got {grids.tolist()}; pass them alone")
+    patch = math.isqrt(picture.shape[-1] // 3)
+    rows, columns = grids[0].tolist()
+    return rows * patch, columns * patch

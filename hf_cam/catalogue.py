@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from hf_cam.adapter import Adapter
-from hf_cam.errors import LayerError, LayoutError
-from hf_cam.layouts import TOKENS, Layout, Size
+from hf_cam.errors import LayerError, LayoutError, UnknownArchitecture
+from hf_cam.layouts import MAPS, Layout, Size
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,47 @@ class Entry:
     axes: str
     heads: tuple[str, ...] = ("*",)
     prefix: int | str = 0
-    suffix: int | str = 0
+    suffix: int | str = 0  # or "padding"
     method: str = "gradcam"
     reason: str = ""
 
     def matches(self, model_type: str, head: str) -> bool:
         """True for a model of this `config.model_type` whose class is named `head`."""
         return model_type in self.model_types and any(fnmatch(head, pattern) for pattern in self.heads)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One `[[refusal]]` table: architectures of which no map can lie over the picture, and why."""
+
+    model_types: tuple[str, ...]
+    reason: str
+
+
+@functools.cache
+def refusals() -> tuple[Refusal, ...]:
+    """Every refusal of `adapters/*.toml`."""
+    return tuple(
+        Refusal(tuple(table["model_types"]), table["reason"])
+        for path in sorted(_catalogue_folder().glob("*.toml"))
+        for table in _tables(path).get("refusal", [])
+    )
+
+
+def check_not_refused(module: nn.Module) -> None:
+    """Refuse an architecture of which no map can lie over the picture.
+
+    Raises:
+        UnknownArchitecture: with the reason.
+    """
+    model_type = getattr(config_of(module), "model_type", "")
+    for refusal in refusals():
+        if model_type in refusal.model_types:
+            raise UnknownArchitecture(f"{type(module).__name__} ({model_type}) has no map to draw: {refusal.reason}")
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -46,7 +80,7 @@ def catalogue() -> tuple[Entry, ...]:
     """
     entries: list[Entry] = []
     for path in sorted(_catalogue_folder().glob("*.toml")):
-        for table in tomllib.loads(path.read_text(encoding="utf-8"))["adapter"]:
+        for table in _tables(path).get("adapter", []):
             try:
                 listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
                 entry = Entry(family=path.stem, **listed)  # type: ignore[arg-type]
@@ -77,18 +111,18 @@ def from_catalogue(module: nn.Module) -> Adapter | None:
     if entry is None:
         return None
     layers = tuple(resolve_layer(module, pattern) for pattern in entry.layers)
-    layout = Layout(entry.axes, _count(entry.prefix, config), _count(entry.suffix, config), patch_of(config))
-    if layout.axes != TOKENS:
-        layout = Layout(layout.axes)
+    suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
+    patch = None if entry.axes in MAPS else patch_of(config)
+    layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch)
     return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason)
 
 
 def resolve_layer(module: nn.Module, pattern: str) -> str:
     """The dotted name that a pattern of the catalogue means in this model.
 
-    A pattern is the end of a dotted name; `[-1]` takes the last child of a list, `[0]` the
-    first, `a|b` either name. The match nearest
-    to the root wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
+    A pattern is the end of a dotted name; `[0]` takes the first child of a list, `[-1]` the last, `[-2]` the one
+    before, and `[-1-num_blocks]` counts further by a field of the config; `a|b` is either name. The match nearest to the root
+    wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
 
     >>> from torch import nn
     >>> net = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([nn.Identity(), nn.Identity()])})})
@@ -100,10 +134,11 @@ def resolve_layer(module: nn.Module, pattern: str) -> str:
     """
     expression = re.compile(r"(?:.*\.)?" + r"\.".join(map(_segment, pattern.split("."))) + r"$")
     found = []
+    ends = [_count(end.replace("-", "+")[1:], config_of(module)) for end in re.findall(r"\[(-[^\]]+)\]", pattern)]
     for name, _ in module.named_modules():
         if (match := expression.match(name)) and all(
-            int(index) == len(_children(module, name[: match.start(group)].rstrip("."))) - 1
-            for group, index in enumerate(match.groups(), start=1)
+            int(index) == len(_children(module, name[: match.start(group)].rstrip("."))) - end
+            for group, (index, end) in enumerate(zip(match.groups(), ends, strict=True), start=1)
         ):
             found.append(name)
     found.sort(key=lambda name: name.count("."))
@@ -115,9 +150,9 @@ def resolve_layer(module: nn.Module, pattern: str) -> str:
 
 
 def _segment(segment: str) -> str:
-    name, indices = re.match(r"([^\[]+)((?:\[-?\d+\])*)$", segment).groups()  # type: ignore[union-attr]
+    name, indices = re.match(r"([^\[]+)((?:\[[^\]]+\])*)$", segment).groups()  # type: ignore[union-attr]
     names = "|".join(re.escape(option) for option in name.split("|"))
-    chosen = (r"\.(\d+)" if index == "-1" else rf"\.{index}" for index in re.findall(r"-?\d+", indices))
+    chosen = (r"\.(\d+)" if index[0] == "-" else rf"\.{index}" for index in re.findall(r"\[([^\]]+)\]", indices))
     return f"(?:{names})" + "".join(chosen)
 
 
@@ -142,6 +177,9 @@ def patch_of(config: Any) -> Size | None:
     """Height and width in pixels of the patches that a config names."""
     vision = getattr(config, "vision_config", None) or config
     size = getattr(vision, "patch_size", None)
+    tubelet = getattr(vision, "tubelet_size", None)
+    if size is None and isinstance(tubelet, list | tuple) and len(tubelet) == 3:
+        size = tubelet[1:]
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):

@@ -148,8 +148,8 @@ def _named(
     with tail_of(model, adapter.layers[0], inputs) as tail:
         if isinstance(layout, AnyLayout):
             layout = layout.reading(tail.activations.shape, (pixels.shape[-2], pixels.shape[-1]))
-        if not isinstance(layout, Layout):
-            return []  # a caller's function, which says nothing of the way back
+        if not isinstance(layout, Layout) or layout.suffix is None:
+            return []  # a caller's function says nothing of the way back, and padding has no concept
         clean = tail.activations[:1].expand(len(concepts), *tail.activations.shape[1:]).clone()
         concepts = concepts.to(clean)
         if layout.axes == NCHW:

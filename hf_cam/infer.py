@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, find_cam_config, read_cam_config
-from hf_cam.capture import capture
-from hf_cam.catalogue import config_of, from_catalogue, patch_of, timm_model
+from hf_cam.capture import accepts, capture
+from hf_cam.catalogue import check_not_refused, config_of, from_catalogue, patch_of, timm_model
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Spatial
@@ -61,6 +61,7 @@ def declared_adapter(
         raise OptionError(f"reshape is a function from an activation to [B, C, h, w], not {type(reshape).__name__}")
     if layers is not None:
         return _callers_adapter(module, layers, reshape)
+    check_not_refused(module)
     declared = _from_cam_config(module) or from_catalogue(module) or _from_timm(module)
     return declared and _with_reshape(declared, reshape)
 
@@ -266,17 +267,44 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
 
 
 def sample_inputs(module: nn.Module) -> dict[str, Tensor]:
-    """A picture of noise, as large as the config or timm names (else 224 x 224), on the model's device."""
+    """A picture of noise, as large as the config or timm names (else 224 x 224), on the model's device.
+
+    A video of noise where the config counts frames, and a few words where the model also reads text.
+    """
     config, net = config_of(module), timm_model(module)
     vision = getattr(config, "vision_config", None) or config
     native = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-    size = getattr(vision, "image_size", None) or native
+    size = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None) or native
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     parameter = next(module.parameters(), torch.zeros(()))
     channels = getattr(vision, "num_channels", 3)
+    channels = channels if isinstance(channels, int) else 3
+    frames = _frames(module, vision)
+    shape = (1, channels, height, width) if frames is None else (1, frames, channels, height, width)
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, channels if isinstance(channels, int) else 3, height, width, generator=generator)
+    picture = torch.randn(shape, generator=generator)
     picture = picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else torch.float32)
-    return {"pixel_values": picture}
+    return {"pixel_values": picture, **_words(module, config)}
+
+
+def _frames(module: nn.Module, vision: Any) -> int | None:
+    """How many frames a model of videos takes; None for one of pictures."""
+    if "video" not in (getattr(module, "input_modalities", None) or ()) and not hasattr(vision, "tubelet_size"):
+        return None
+    frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
+    return frames if isinstance(frames, int) else None
+
+
+def _words(module: nn.Module, config: Any) -> dict[str, Tensor]:
+    """Token ids and their mask, where the forward takes them beside the picture."""
+    text = getattr(config, "text_config", None) or config
+    vocabulary = getattr(text, "vocab_size", None)
+    if vocabulary is None or not accepts(module, "input_ids"):
+        return {}
+    device = next(module.parameters(), torch.zeros(())).device
+    words = {"input_ids": torch.arange(1, 6, device=device)[None] % vocabulary}
+    if accepts(module, "attention_mask"):
+        words["attention_mask"] = torch.ones_like(words["input_ids"])
+    return words

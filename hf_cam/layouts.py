@@ -15,7 +15,13 @@ NCHW = "b c h w"
 NHWC = "b h w c"
 TOKENS = "b (h w) c"
 NCDHW = "b c d h w"
-AXES = (NCHW, NHWC, TOKENS, NCDHW)
+TIME_FIRST = "b (t h w) c"
+TIME_LAST = "b (h w t) c"
+BY_FRAME = "(b t) (h w) c"
+BY_PLACE = "(b h w) t c"
+MAPS = (NCHW, NHWC, NCDHW)
+VIDEO = (TIME_FIRST, TIME_LAST, BY_FRAME, BY_PLACE)
+AXES = (*MAPS, TOKENS, *VIDEO)
 PREFIXES = (0, 1, 2, 5, 9)
 """Counts of class, distillation and register tokens that occur in front of a grid."""
 
@@ -26,7 +32,7 @@ class Spatial(Protocol):
     """Anything that puts an activation back into space."""
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """`[B, C, h, w]` from the layer's output, for a model input of `image_size` (height, width)."""
+        """`[B, C, h, w]` (`[B, C, t, h, w]` of a video), for a model input of `image_size` (height, width)."""
         ...
 
 
@@ -36,24 +42,27 @@ class Layout:
 
     Args:
         axes: "b c h w" (channels first), "b h w c" (channels last), "b (h w) c" (tokens in raster order) or "b c d h w"
-            (volumes, whose depth is what it is).
+            (volumes, whose depth is what it is). Of videos: "b (t h w) c" (frame by frame), "b (h w t) c" (place by
+            place), "(b h w) t c" (every place a sample), "(b t) (h w) c" (every frame a sample, of one video).
         prefix: Tokens in front of the grid: class, distillation and register tokens.
-        suffix: Tokens behind the grid, such as YOLOS's detection tokens.
+        suffix: Tokens behind the grid, such as YOLOS's detection tokens; None: padding of any length (needs a patch).
         patch: Height and width in input pixels of the model's smallest cell; a token grid is then that patch times
-            a power of two. None: any whole stride that is the same along both axes.
+            a power of two, and a map's cells are as oblong as it. None: any stride that is the same along both axes.
     """
 
     axes: str
     prefix: int = 0
-    suffix: int = 0
+    suffix: int | None = 0
     patch: Size | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no activation can have."""
         if self.axes not in AXES:
             raise LayoutError(f"unknown axes {self.axes!r}; known are {', '.join(map(repr, AXES))}")
-        if self.axes != TOKENS and (self.prefix or self.suffix):
+        if self.axes in MAPS and (self.prefix or self.suffix != 0):
             raise LayoutError(f"a prefix or suffix of tokens needs the axes {TOKENS!r}, not {self.axes!r}")
+        if self.patch is None and (self.axes in VIDEO or self.suffix is None):
+            raise LayoutError(f"the axes {self.axes!r} with frames or padding need the size of a patch")
 
     def grid(self, shape: Iterable[int], image_size: Size) -> Size:
         """Rows and columns of cells in an activation of this shape, for an input of `image_size` (height, width).
@@ -65,17 +74,20 @@ class Layout:
             LayoutError: the number of axes or of tokens does not fit.
         """
         shape = tuple(shape)
-        expected = {TOKENS: 3, NCDHW: 5}.get(self.axes, 4)
+        expected = {NCHW: 4, NHWC: 4, NCDHW: 5}.get(self.axes, 3)
         if len(shape) != expected:
             raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")
-        if self.axes != TOKENS:
+        if self.axes in MAPS:
             grid = (shape[1], shape[2]) if self.axes == NHWC else (shape[-2], shape[-1])
-            if not same_stride(grid, image_size):
+            high, wide = self.patch or (1, 1)
+            if not same_stride(grid, (image_size[0] * wide, image_size[1] * high)):
                 raise LayoutError(
                     f"read as {self.axes}, the shape {shape} holds {grid[0]} x {grid[1]} cells, which no common stride "
                     f"makes of a {image_size[0]} x {image_size[1]} input"
                 )
             return grid
+        if self.axes in VIDEO or self.suffix is None:
+            return self._cut(shape, image_size)
         cells = shape[1] - self.prefix - self.suffix
         grids = token_grids(cells, image_size, self.patch)
         if len(grids) != 1:
@@ -87,8 +99,21 @@ class Layout:
             )
         return grids[0]
 
+    def _cut(self, shape: tuple[int, ...], image_size: Size) -> Size:
+        """The grid of patches, where the number of tokens tells something else: of frames, or with padding."""
+        assert self.patch is not None
+        rows, columns = image_size[0] // self.patch[0], image_size[1] // self.patch[1]
+        tokens = shape[0] if self.axes == BY_PLACE else shape[1] - self.prefix - (self.suffix or 0)
+        left = tokens % (rows * columns) if self.axes in VIDEO else min(tokens - rows * columns, 0)
+        if not rows * columns or left or tokens < 1 or (self.axes == BY_FRAME and tokens != rows * columns):
+            raise LayoutError(
+                f"the shape {shape} read as {self.axes} holds no whole number of grids of {rows} x {columns} patches, "
+                f"into which a {image_size[0]} x {image_size[1]} input is cut"
+            )
+        return rows, columns
+
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """Lay the activation out as `[B, C, h, w]`; a view wherever that is possible.
+        """Lay the activation out as `[B, C, h, w]`, or `[B, C, t, h, w]`; a view wherever that is possible.
 
         Raises:
             LayoutError: the shape does not fit this layout for an input of `image_size` (height, width).
@@ -98,7 +123,16 @@ class Layout:
             return activations
         if self.axes == NHWC:
             return activations.permute(0, 3, 1, 2)
-        cells = activations[:, self.prefix : activations.shape[1] - self.suffix]
+        if self.axes == BY_PLACE:
+            return activations.reshape(-1, height, width, *activations.shape[1:]).permute(0, 4, 3, 1, 2)
+        behind = activations.shape[1] - self.suffix if self.suffix is not None else self.prefix + height * width
+        cells = activations[:, self.prefix : behind]
+        if self.axes == TIME_FIRST:
+            return cells.reshape(len(cells), -1, height, width, cells.shape[2]).permute(0, 4, 1, 2, 3)
+        if self.axes == TIME_LAST:
+            return cells.reshape(len(cells), height, width, -1, cells.shape[2]).permute(0, 4, 3, 1, 2)
+        if self.axes == BY_FRAME:
+            return cells.reshape(1, -1, height, width, cells.shape[2]).permute(0, 4, 1, 2, 3)
         return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_cam.capture import call, first_tensor
-from hf_cam.errors import LayoutError, UnknownArchitecture
+from hf_cam.errors import UnknownArchitecture
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
-from hf_cam.trace import Produced, Trace, hooked, path_shares, picture_name, trace
-
-Verdict = Literal["confirmed", "refuted", "undecided"]
+from hf_cam.noise import Verdict, check_layouts
+from hf_cam.trace import Produced, Trace, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6
@@ -137,6 +135,11 @@ def _fields(output: Any) -> list[Tensor]:
     return found
 
 
+def scores(output: Any) -> Iterator[Tensor]:
+    """What an output can be differentiated by, of any head: the sum of the best classes' scores, field by field."""
+    return (_score(field) for field in _fields(output))
+
+
 def _score(scores: Tensor) -> Tensor:
     """The best class's score, summed over everything else; entries that mask a class (infinite) are left out."""
     finite = scores.where(scores.isfinite(), torch.finfo(scores.dtype).min)
@@ -241,9 +244,10 @@ def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
     if shape[0] != traced.picture.shape[0]:
         return  # windows, tiles or frames in the batch
     if len(shape) == 4:
+        oblong = next((patch for patch in traced.patches if patch[0] != patch[1]), None)
         for axes, grid in ((NCHW, (shape[2], shape[3])), (NHWC, (shape[1], shape[2]))):
             if grid in traced.grids:
-                yield Layout(axes)
+                yield Layout(axes, patch=oblong)
     elif len(shape) == 3:
         prefix, suffix = traced.joins.get(shape[1], (0, 0))
         for patch in (*traced.patches, None):
@@ -251,139 +255,3 @@ def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
             if len(grids) == 1 and grids[0] in traced.grids:
                 yield Layout(TOKENS, prefix, suffix, patch)
                 return
-
-
-# Noise check ---------------------------------------------------------------------------------------------------------
-
-# Top and left of the disturbed rectangles, as shares of the picture; each is a quarter of it high and wide. A swap of
-# the axes moves every one of them. One touches the right border and one the left: there tokens that are shifted by one
-# wrap into another row, which tells a shift from the half cell by which strided convolutions miss the centre.
-_PLACES = ((0.125, 0.75), (0.625, 0.375), (0.375, 0.0))
-_SIDE = 0.25
-_MARGIN = 0.9
-_NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
-
-
-def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[tuple[str, Layout]]) -> list[Verdict]:
-    """Whether layers' outputs lie in space as claimed: one clean forward, and one for each of three disturbed places.
-
-    What changed, laid out as claimed, must match the disturbed places better than the same change read with its tokens
-    shifted, with the axes swapped, or window by window. The comparison is relative: a network spreads a change as it
-    pleases.
-
-    Args:
-        model: Any module.
-        inputs: Its named inputs with the picture `(B, C, H, W)`.
-        claims: Layers and the layout claimed for each.
-
-    Raises:
-        UnknownArchitecture: there is no picture among the inputs.
-    """
-    module = unwrap(model)
-    name = picture_name(inputs)
-    picture = inputs[name].detach()
-    size: Size = (picture.shape[2], picture.shape[3])
-    with borrowed(module), torch.no_grad():
-        layers = {layer for layer, _ in claims}
-        clean, drawn = _clean(module, inputs, layers)
-        changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for disturbed in _disturbed(picture):
-            for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
-                changes[layer].append((activation - clean[layer]).float())
-    return ["refuted" if layer in drawn else _verdict(changes[layer], layout, size) for layer, layout in claims]
-
-
-def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
-    """The layers' outputs, and those among the layers that the model draws at random (masked or shuffled patches)."""
-    before = _random_states()
-    clean = _activations(module, inputs, layers)
-    if all(map(torch.equal, before, _random_states())):
-        return clean, set()
-    again = _activations(module, inputs, layers)
-    return clean, {layer for layer in clean if _differ(clean[layer], again[layer])}
-
-
-def _random_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    return one.shape != other.shape or bool((one - other).abs().max() > 1e-2 * one.abs().max())
-
-
-def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    def record(layer: str, output: Any) -> None:
-        tensor = first_tensor(output)
-        if tensor is not None:
-            seen[layer] = tensor.clone()  # what follows may work in place
-
-    with hooked(module, record, layers):
-        call(module, inputs)
-    return seen
-
-
-def _disturbed(picture: Tensor) -> Iterator[Tensor]:
-    height, width = picture.shape[2:]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(picture.shape[1:], generator=generator).to(picture) * (picture.std() + 0.1) * 2
-    for top, left in _PLACES:
-        rows = slice(round(top * height), round((top + _SIDE) * height))
-        columns = slice(round(left * width), round((left + _SIDE) * width))
-        disturbed = picture.clone()
-        disturbed[:, :, rows, columns] += noise[:, rows, columns]
-        yield disturbed
-
-
-def _verdict(changes: Sequence[Tensor], layout: Layout, size: Size) -> Verdict:
-    claimed, others = _matches(changes, layout, size)
-    rival = max(others, default=0.0)
-    if claimed > _NOISE and rival <= _MARGIN * claimed:
-        return "confirmed"
-    return "refuted" if rival > _NOISE and claimed < _MARGIN * rival else "undecided"
-
-
-def _matches(changes: Sequence[Tensor], layout: Layout, size: Size) -> tuple[float, list[float]]:
-    """How well the change matches the disturbed places, as claimed and in the other readings."""
-    try:
-        spatial = torch.stack([layout.to_spatial(change, size).square().sum((0, 1)).sqrt().cpu() for change in changes])
-    except LayoutError:
-        return 0.0, []
-    readings = torch.stack([spatial, *_rivals(spatial, layout.axes == TOKENS)])
-    claimed, *others = (_centred(readings) @ _centred(_expected(*spatial.shape[1:])[None])[0]).tolist()
-    return claimed, others
-
-
-def _expected(rows: int, columns: int) -> Tensor:
-    """The share of each cell that was disturbed: `(places, rows, columns)`."""
-
-    def overlap(start: float, cells: int) -> Tensor:
-        edges = torch.arange(cells + 1) / cells
-        return (edges[1:].clamp(max=start + _SIDE) - edges[:-1].clamp(min=start)).clamp(min=0) * cells
-
-    return torch.stack([overlap(top, rows)[:, None] * overlap(left, columns) for top, left in _PLACES])
-
-
-def _centred(maps: Tensor) -> Tensor:
-    """Unit vectors of `(count, places, rows, columns)`, without what the places share: some cells always react."""
-    maps = maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-    return torch.nn.functional.normalize((maps - maps.mean(1, keepdim=True)).flatten(1), dim=1)
-
-
-def _rivals(spatial: Tensor, tokens: bool) -> Iterator[Tensor]:
-    """The same cells in the orders they could have instead."""
-    count, rows, columns = spatial.shape
-    flat = spatial.flatten(1)
-    if not tokens:
-        swapped = spatial.transpose(1, 2)[None]
-        yield torch.nn.functional.interpolate(swapped, size=(rows, columns), mode="area")[0]
-        return
-    yield flat.view(count, columns, rows).transpose(1, 2)
-    for shift in (-1, 1):
-        yield flat.roll(shift, 1).view_as(spatial)
-    for side in (2, 4, 7, 8):
-        if rows % side == 0 and columns % side == 0 and side < max(rows, columns):
-            tall, wide = rows // side, columns // side
-            yield flat.view(count, tall, wide, side, side).transpose(2, 3).reshape_as(spatial)
-            yield flat.view(count, side, side, tall, wide).permute(0, 3, 1, 4, 2).reshape_as(spatial)

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
-from hf_cam.capture import capture
-from hf_cam.errors import LayoutError, NoGradientError
+from hf_cam.capture import Capture, capture, picture_size
+from hf_cam.errors import DetachedError, LayoutError, NoGradientError
 from hf_cam.infer import infer_adapter, sample_inputs
-from hf_cam.layouts import Layout, Size
-from hf_cam.probe import MIN_COVERAGE, Verdict, check_layouts
-from hf_cam.targets import class_logits
+from hf_cam.layouts import Size
+from hf_cam.noise import Verdict, check_layouts
+from hf_cam.probe import MIN_COVERAGE, scores
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class AdapterCheck:
         grid: Rows and columns of cells.
         coverage: Share of the cells in [0, 1] whose gradient is not zero.
         verdict: "confirmed" where a disturbed square of the picture shows at its own place of the grid and nowhere
-            better; "undecided" where the network spreads every disturbance all over, or the layout is a function.
+            better; "undecided" where the network spreads every disturbance all over.
     """
 
     layer: str
@@ -50,8 +49,10 @@ def check_adapter(
     Args:
         model: Any vision model; it comes back untouched. Random weights will do.
         adapter: What to check; what hf-cam infers where not given.
-        inputs: The model's named inputs, `pixel_values` among them; noise of the model's own size where not given.
-        score: From the model's output to a scalar; the sum of the highest class logits where not given.
+        inputs: The model's named inputs: `pixel_values` (a video as `(B, T, C, H, W)`, cut patches beside their
+            `spatial_shapes`) and whatever else the forward takes; noise of the model's own size where not given.
+        score: From the model's output to a scalar; where not given the scores of the best class, summed over all else,
+            of the first field of the output that depends on the layer.
 
     Raises:
         LayoutError: the shape does not fit, or the cells are in another order.
@@ -65,22 +66,17 @@ def check_adapter(
     """
     inputs = inputs or sample_inputs(model)
     adapter = adapter or infer_adapter(model, inputs=inputs)
-    size = (inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])
-    score = score or _highest_logits
+    size = picture_size(inputs)
     with capture(model, adapter.layers, inputs) as captured:
-        gradients = captured.gradients(score(captured.outputs))
         reached = [
             adapter.to_spatial(gradient, size, layer).abs().sum(1) > 0
-            for layer, gradient in zip(adapter.layers, gradients, strict=True)
+            for layer, gradient in zip(adapter.layers, _gradients(captured, score), strict=True)
         ]
     claims = [(layer, layout) for layer, layout in zip(adapter.layers, adapter.layouts, strict=True)]
-    declared = [(layer, layout) for layer, layout in claims if isinstance(layout, Layout)]
-    verdicts = dict(zip((layer for layer, _ in declared), check_layouts(model, inputs, declared), strict=True))
+    verdicts = check_layouts(model, inputs, claims)
     found = [
-        AdapterCheck(
-            layer, (cells.shape[-2], cells.shape[-1]), cells.float().mean().item(), verdicts.get(layer, "undecided")
-        )
-        for layer, cells in zip(adapter.layers, reached, strict=True)
+        AdapterCheck(layer, (cells.shape[-2], cells.shape[-1]), cells.float().mean().item(), verdict)
+        for layer, cells, verdict in zip(adapter.layers, reached, verdicts, strict=True)
     ]
     for check in found:
         if check.verdict == "refuted":
@@ -90,5 +86,15 @@ def check_adapter(
     return found
 
 
-def _highest_logits(outputs: Any) -> Tensor:
-    return torch.sum(class_logits(outputs).amax(1))
+def _gradients(captured: Capture, score: Callable[[Any], Tensor] | None) -> tuple[Tensor, ...]:
+    """Of the caller's scalar, or else of the first field of the output that depends on the layers."""
+    if score is not None:
+        return captured.gradients(score(captured.outputs))
+    for value in scores(captured.outputs):
+        try:
+            gradients = captured.gradients(value)
+        except DetachedError:
+            continue
+        if any(gradient.any() for gradient in gradients):
+            return gradients
+    raise NoGradientError("nothing that the model returns depends on its target layers")

@@ -13,8 +13,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture import call, first_tensor
-from hf_cam.errors import UnknownArchitecture
+from hf_cam.capture import call, first_tensor, picture_name
 from hf_cam.layouts import Size, same_stride, token_grids
 
 SMALLEST = 3  # cells along a side: below that a map says nothing, and too many shapes look like a grid
@@ -270,21 +269,3 @@ def hooked(model: nn.Module, record: Callable[[str, Any], None], layers: set[str
                 handle = module.register_forward_hook(lambda _m, _a, output, layer=layer: record(layer, output))
                 stack.callback(handle.remove)
         yield
-
-
-def picture_name(inputs: Mapping[str, Any]) -> str:
-    """The input that is the picture: `pixel_values`, or the first floating tensor with four axes.
-
-    Raises:
-        UnknownArchitecture: there is none.
-    """
-    names = sorted(inputs, key=lambda name: name != "pixel_values")
-    for name in names:
-        value = inputs[name]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4:
-            return name
-    shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, Tensor)}
-    raise UnknownArchitecture(
-        f"the structural probe needs a picture (batch, channels, height, width) among the inputs, got {shapes}; "
-        "name the layer and its layout yourself (layers=, reshape=)"
-    )

@@ -1,0 +1,170 @@
+"""Whether a layer lies in space as claimed: disturb squares of the picture and look where its output changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.capture import call, first_tensor, picture_name, picture_size
+from hf_cam.errors import LayoutError
+from hf_cam.guard import borrowed, unwrap
+from hf_cam.layouts import MAPS, Layout, Size, Spatial
+from hf_cam.trace import hooked
+
+Verdict = Literal["confirmed", "refuted", "undecided"]
+
+# Begin, top and left of the disturbed boxes, as shares of the video (a picture has one frame); each is half of it long,
+# a quarter of it high and wide. A swap of the
+# axes moves every one of them. One touches the right border and one the left: there tokens that are shifted by one
+# wrap into another row, which tells a shift from the half cell by which strided convolutions miss the centre.
+_PLACES = ((0.0, 0.125, 0.75), (0.5, 0.625, 0.375), (0.5, 0.375, 0.0))
+_SIDES = (0.5, 0.25, 0.25)
+_MARGIN = 0.9
+_NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
+
+
+def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[tuple[str, Spatial]]) -> list[Verdict]:
+    """Whether layers' outputs lie in space as claimed: one clean forward, and one for each of three disturbed places.
+
+    What changed, laid out as claimed, must match the disturbed places better than the same change read with its tokens
+    shifted, with the axes swapped, or window by window. The comparison is relative: a network spreads a change as it
+    pleases.
+
+    Args:
+        model: Any module.
+        inputs: Its named inputs with the picture `(B, C, H, W)`, a video `(B, T, C, H, W)`, or patches cut and padded.
+        claims: Layers and the layout claimed for each.
+
+    Raises:
+        UnknownArchitecture: there is no picture among the inputs.
+    """
+    module = unwrap(model)
+    name, size = picture_name(inputs, (3, 4, 5)), picture_size(inputs)
+    picture = inputs[name].detach()
+    with borrowed(module), torch.no_grad():
+        layers = {layer for layer, _ in claims}
+        clean, drawn = _clean(module, inputs, layers)
+        changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+        for disturbed in _disturbed(picture, inputs.get("spatial_shapes")):
+            for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
+                changes[layer].append((activation - clean[layer]).float())
+    return ["refuted" if layer in drawn else _verdict(changes[layer], layout, size) for layer, layout in claims]
+
+
+def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
+    """The layers' outputs, and those among the layers that the model draws at random (masked or shuffled patches)."""
+    before = _random_states()
+    clean = _activations(module, inputs, layers)
+    if all(map(torch.equal, before, _random_states())):
+        return clean, set()
+    again = _activations(module, inputs, layers)
+    return clean, {layer for layer in clean if _differ(clean[layer], again[layer])}
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or bool((one - other).abs().max() > 1e-2 * one.abs().max())
+
+
+def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+
+    def record(layer: str, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None:
+            seen[layer] = tensor.clone()  # what follows may work in place
+
+    with hooked(module, record, layers):
+        call(module, inputs)
+    return seen
+
+
+def _disturbed(picture: Tensor, grids: Tensor | None) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(picture.shape[1:], generator=generator).to(picture) * (picture.std() + 0.1) * 2
+    rows, columns = grids[0].tolist() if grids is not None else picture.shape[-2:]
+    frames = len(picture[0]) if picture.ndim == 5 else 1
+    for place in _PLACES:
+        where = torch.zeros(frames, rows, columns, dtype=torch.bool, device=picture.device)
+        where[tuple(map(_span, place, _SIDES, where.shape))] = True
+        if grids is not None:  # cut patches, with padding behind them
+            where = torch.nn.functional.pad(where.flatten(), (0, picture.shape[1] - rows * columns))[:, None]
+        elif picture.ndim == 5:
+            where = where[:, None]
+        yield picture + noise * where
+
+
+def _span(start: float, length: float, cells: int) -> slice:
+    if cells == 1:
+        return slice(0, 1)
+    return slice(round(start * cells), round((start + length) * cells))
+
+
+def _verdict(changes: Sequence[Tensor], layout: Spatial, size: Size) -> Verdict:
+    claimed, others = _matches(changes, layout, size)
+    rival = max(others, default=0.0)
+    if claimed > _NOISE and rival <= _MARGIN * claimed:
+        return "confirmed"
+    return "refuted" if rival > _NOISE and claimed < _MARGIN * rival else "undecided"
+
+
+def _matches(changes: Sequence[Tensor], layout: Spatial, size: Size) -> tuple[float, list[float]]:
+    """How well the change matches the disturbed places, as claimed and in the other readings."""
+    try:
+        laid = [layout.to_spatial(change, size).square().sum((0, 1)).sqrt().cpu() for change in changes]
+    except LayoutError:
+        return 0.0, []
+    spatial = torch.stack(laid).unflatten(1, (1, -1)) if laid[0].ndim == 2 else torch.stack(laid)  # [places, t, h, w]
+    raster = not isinstance(layout, Layout) or layout.axes not in MAPS
+    readings = torch.stack([spatial, *_rivals(spatial, raster)])
+    claimed, *others = (_centred(readings) @ _centred(_expected(*spatial.shape[1:])[None])[0]).tolist()
+    return claimed, others
+
+
+def _expected(*grid: int) -> Tensor:
+    """The share of each cell that was disturbed: `(places, frames, rows, columns)`."""
+
+    def overlap(start: float, length: float, cells: int) -> Tensor:
+        if cells == 1:
+            return torch.ones(1)
+        edges = torch.arange(cells + 1) / cells
+        return (edges[1:].clamp(max=start + length) - edges[:-1].clamp(min=start)).clamp(min=0) * cells
+
+    boxes = ([overlap(*side) for side in zip(place, _SIDES, grid, strict=True)] for place in _PLACES)
+    return torch.stack([frames[:, None, None] * rows[:, None] * columns for frames, rows, columns in boxes])
+
+
+def _centred(maps: Tensor) -> Tensor:
+    """Unit vectors of `(count, places, t, h, w)`, without what the places share: some cells always react."""
+    maps = maps / maps.sum((2, 3, 4), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return torch.nn.functional.normalize((maps - maps.mean(1, keepdim=True)).flatten(1), dim=1)
+
+
+def _rivals(spatial: Tensor, tokens: bool) -> Iterator[Tensor]:
+    """The same cells `(places, t, h, w)` in the orders they could have instead."""
+    count, frames, rows, columns = spatial.shape
+    yield spatial.flip(2)
+    yield spatial.flip(3)
+    flat = spatial.flatten(1)
+    if not tokens:
+        yield torch.nn.functional.interpolate(spatial.transpose(2, 3), size=(rows, columns), mode="area")
+        return
+    yield flat.view(count, frames, columns, rows).transpose(2, 3)
+    for shift in (-1, 1):
+        yield flat.roll(shift, 1).view_as(spatial)
+    if frames > 1:
+        yield flat.view(count, rows, columns, frames).permute(0, 3, 1, 2)
+        yield spatial.permute(0, 2, 3, 1).reshape_as(spatial)
+        yield spatial.flip(1)
+        return
+    for side in (2, 4, 7, 8):
+        if rows % side == 0 and columns % side == 0 and side < max(rows, columns):
+            tall, wide = rows // side, columns // side
+            yield flat.view(count, tall, wide, side, side).transpose(2, 3).reshape_as(spatial)
+            yield flat.view(count, side, side, tall, wide).permute(0, 3, 1, 4, 2).reshape_as(spatial)

@@ -1,0 +1,204 @@
+"""Every vision architecture of transformers: found without an argument, and right in space."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import hf_cam
+from benchmarks.tiny_models import SPREADS, TASKS, Case, cases
+from hf_cam.adapter import Adapter
+from hf_cam.errors import LayoutError, UnknownArchitecture
+from hf_cam.infer import infer_adapter
+from hf_cam.layouts import BY_PLACE, NCHW, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
+from hf_cam.testing import check_adapter
+
+HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]
+EXPECTED = {
+    "image-classification": 42,
+    "zero-shot-image-classification": 12,
+    "object-detection": 19,
+    "zero-shot-object-detection": 5,
+    "semantic-segmentation": 10,
+    "instance-segmentation": 2,
+    "universal-segmentation": 7,
+    "depth-estimation": 8,
+    "video-classification": 5,
+    "visual-question-answering": 3,
+}
+
+
+def case_of(task: str, model_type: str) -> Case:
+    return next(case for case in cases(task) if case.model_type == model_type)
+
+
+# Warnings of the models about their own configs: vocabularies of other sizes, classes to be renamed.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", [case for case in HEADS if not case.refused], ids=str)
+def test_an_architecture_is_found_without_an_argument_and_lies_in_space_as_found(case: Case) -> None:
+    net = case.build()
+    inputs = case.inputs(net)
+    for check in check_adapter(net, infer_adapter(net, inputs=inputs), inputs=inputs):
+        assert check.verdict == ("undecided" if case.model_type in SPREADS else "confirmed")
+        assert check.coverage >= 0.95
+        assert min(check.grid) >= 3
+
+
+def test_the_registry_is_whole() -> None:
+    counts = {task: sum(case.task == task for case in HEADS) for task in EXPECTED}
+    for task, count in EXPECTED.items():
+        assert counts[task] >= count, task
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.refused], ids=str)
+def test_what_has_no_map_says_why(case: Case) -> None:
+    config = CONFIG_MAPPING[case.model_type]()
+    config.architectures = [case.model_class]
+    with pytest.raises(UnknownArchitecture, match=rf"{case.model_type}\) has no map to draw: "):
+        infer_adapter(config)
+
+
+# What must fail ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "transposed": lambda maps: maps.transpose(-2, -1).reshape(maps.shape),
+    "shifted by a cell": lambda maps: maps.flatten(-2).roll(1, -1).reshape(maps.shape),
+    "upside down": lambda maps: maps.flip(-2),
+    "mirrored": lambda maps: maps.flip(-1),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    ("task", "model_type"),
+    [
+        ("image-classification", "vit"),
+        ("image-classification", "siglip2"),
+        ("zero-shot-image-classification", "clip"),
+        ("object-detection", "yolos"),
+    ],
+)
+def test_a_grid_that_is_not_where_it_is_said_to_be_fails_the_check(task: str, model_type: str, wrong: str) -> None:
+    case = case_of(task, model_type)
+    net = case.build()
+    inputs = case.inputs(net)
+    right = infer_adapter(net, inputs=inputs)
+    layout = Reshape(lambda tokens: WRONG[wrong](right.to_spatial(tokens, case.size)))
+    with pytest.raises(LayoutError, match="does not show at its place"):
+        check_adapter(net, Adapter(right.layers, (layout,)), inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "axes"),
+    [("videomae", TIME_LAST), ("vivit", TIME_LAST), ("vjepa2", TIME_LAST)],
+)
+def test_time_and_space_taken_for_each_other_fail_the_check(model_type: str, axes: str) -> None:
+    case = case_of("video-classification", model_type)
+    net = case.build()
+    inputs = case.inputs(net)
+    right = infer_adapter(net, inputs=inputs)
+    wrong = Layout(axes, right.layouts[0].prefix, patch=(16, 16))
+    with pytest.raises(LayoutError, match="does not show at its place"):
+        check_adapter(net, Adapter(right.layers, (wrong,)), inputs=inputs)
+
+
+# Layouts of videos and of padded patches -----------------------------------------------------------------------------
+
+
+def test_videos_and_padded_patches_are_laid_out_value_by_value() -> None:
+    video = torch.arange(2 * 3 * 5 * 2 * 4).reshape(2, 3, 5, 2, 4).float()  # [B, C, t, h, w]
+    size = (32, 64)
+    tokens = video.permute(0, 2, 3, 4, 1).reshape(2, 40, 3)
+    front = torch.zeros(2, 1, 3)
+    found = Layout(TIME_FIRST, 1, patch=(16, 16)).to_spatial(torch.cat([front, tokens], 1), size)
+    assert torch.equal(found, video)
+    places = video.permute(0, 3, 4, 2, 1).reshape(2, 40, 3)
+    assert torch.equal(Layout(TIME_LAST, patch=(16, 16)).to_spatial(places, size), video)
+    assert torch.equal(Layout(BY_PLACE, patch=(16, 16)).to_spatial(places.reshape(16, 5, 3), size), video)
+    frames = Layout("(b t) (h w) c", patch=(16, 16)).to_spatial(tokens[:1].reshape(5, 8, 3), size)
+    assert torch.equal(frames, video[:1])
+    padded = torch.cat([tokens[:, :8], torch.full((2, 7, 3), -1.0)], 1)
+    assert torch.equal(Layout("b (h w) c", suffix=None, patch=(16, 16)).to_spatial(padded, size), video[:, :, 0])
+    with pytest.raises(LayoutError, match="no whole number of grids"):
+        Layout(TIME_FIRST, patch=(16, 16)).to_spatial(tokens[:, 1:], size)
+    with pytest.raises(LayoutError, match="no whole number of grids"):
+        Layout("b (h w) c", suffix=None, patch=(16, 16)).to_spatial(tokens[:, :7], size)
+    with pytest.raises(LayoutError, match="size of a patch"):
+        Layout(TIME_FIRST)
+
+
+# Never seen before ---------------------------------------------------------------------------------------------------
+
+
+class Instrument(nn.Module):
+    """Reads a plate and the settings that it was taken with; its tokens follow those of the settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(2, 24, (8, 16), (8, 16))
+        self.settings = nn.Linear(3, 24)
+        self.mixers = nn.ModuleList(nn.TransformerEncoderLayer(24, 2, 48, 0.0, batch_first=True) for _ in range(2))
+        self.verdict = nn.Linear(24, 4)
+
+    def forward(self, plate: torch.Tensor, settings: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = torch.cat([self.settings(settings), self.cut(plate).flatten(2).mT], 1)
+        for mixer in self.mixers:
+            tokens = mixer(tokens)
+        return {"faults": self.verdict(tokens.mean(1))}
+
+
+class Folded(nn.Module):
+    """Keeps its map channels last and folds two rows into the channels on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 4, 4)
+        self.second = nn.Linear(4 * 8, 16)
+        self.end = nn.LayerNorm(16)
+        self.classes = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu().permute(0, 2, 3, 1)
+        batch, rows, columns, channels = x.shape
+        x = x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).transpose(2, 3).flatten(3)
+        return self.classes(self.end(self.second(x)).mean((1, 2)))
+
+
+def test_an_architecture_of_two_inputs_that_nobody_described_is_explained() -> None:
+    torch.manual_seed(0)
+    net = Instrument()
+    inputs = {"plate": torch.randn(1, 2, 48, 128), "settings": torch.randn(1, 3, 3)}
+    adapter = infer_adapter(net, inputs=inputs)
+    assert adapter.origin == "probe"
+    assert adapter.layouts == (Layout("b (h w) c", prefix=3, patch=(8, 16)),)
+    [check] = check_adapter(net, adapter, inputs=inputs)
+    assert (check.grid, check.coverage, check.verdict) == ((6, 8), 1, "confirmed")
+
+
+def test_an_architecture_with_an_odd_layout_is_explained() -> None:
+    torch.manual_seed(0)
+    net, x = Folded(), torch.randn(1, 3, 64, 96)
+    adapter = infer_adapter(net, inputs={"pixel_values": x})
+    assert (adapter.layers, adapter.layouts[0].axes) == (("end",), NHWC)
+    [check] = check_adapter(net, adapter, inputs={"pixel_values": x})
+    assert (check.grid, check.verdict) == ((8, 12), "confirmed")
+    found = hf_cam.CAM(net)(x, targets=[2])
+    assert found.shape == (1, 64, 96)
+    assert found.max() == 1
+
+
+# timm ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientvit_b0"])
+def test_a_network_of_timm_is_right_in_space(name: str) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model(name, pretrained=False).eval()
+    [check] = check_adapter(net)
+    assert check.verdict != "refuted"
+    assert check.coverage >= 0.95
+    assert infer_adapter(net).layouts[0].axes in (NCHW, NHWC, "b (h w) c")
