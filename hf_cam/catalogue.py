@@ -121,8 +121,8 @@ def resolve_layer(module: nn.Module, pattern: str) -> str:
     """The dotted name that a pattern of the catalogue means in this model.
 
     A pattern is the end of a dotted name; `[0]` takes the first child of a list, `[-1]` the last, `[-2]` the one
-    before, and `[-1-num_blocks]` counts further by a field of the config; `a|b` is either name. The match nearest to the root
-    wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
+    before, and `[-1-num_blocks]` counts further by a field of the config; `a|b` is either name. The match nearest to
+    the root wins, so that `layers[-1]` is the model's own list of blocks and not one inside a block.
 
     >>> from torch import nn
     >>> net = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([nn.Identity(), nn.Identity()])})})
