@@ -217,3 +217,22 @@ def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
         progress=False,
     )
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+
+
+def test_auto_takes_the_method_of_the_committed_page() -> None:
+    from pathlib import Path
+
+    from hf_cam.cam import CAM
+    from hf_cam.loading import load
+
+    carried, measured = (
+        (Path(__file__).parent.parent / "docs" / "defaults.md").read_text(encoding="utf-8").split("<!-- measured -->")
+    )
+    chosen = json.loads(measured.split("`")[1])
+    cells = [line.strip("| ").split(" | ") for line in carried.splitlines() if line.startswith("| ")]
+    families = {family: (best, auto) for family, best, auto, *_ in cells[1:]}
+    assert set(families) == set(chosen) == {"convnext", "vit", "dinov2", "swin"}
+    for name, (best, auto) in families.items():
+        assert best == chosen[name]
+        assert f"| **{best}** |" in measured.split(f"### {name}\n")[1].split("###")[0]
+        assert CAM(load(f"demo:{name}").model, "auto").method.id == auto

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.scenes import scenes
 from PIL import Image
 
+from benchmarks.scenes import scenes
 from hf_cam.cam import CAM
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import MethodError
