@@ -1,6 +1,6 @@
 """Which method serves each family best: the measurement behind `method="auto"`.
 
-    python -m benchmarks.defaults [--models vit convnext ...] [--scenes 24] [--folder FOLDER] [--out docs/defaults.md]
+    python -m benchmarks.defaults [--models vit convnext ...] [--scenes 16] [--folder FOLDER] [--out docs/defaults.md]
 
 Every quick method explains one label of each scene (test split, seed 2) to the small trained models of this package,
 and the top class of the photographs to demo:imagenet. A method is chosen by its mean rank over ROAD, insertion less
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=quick_methods())
-    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--folder", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--out", type=Path, default=Path("docs/defaults.md"))
     options = parser.parse_args()

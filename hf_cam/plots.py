@@ -28,9 +28,8 @@ def draw_bars(table: Evaluation, path: str | Path) -> Path:
         OptionError: matplotlib is not installed.
     """
     rows = table.rows[::-1]
-    names = [
-        row.map if len({r.layers for r in rows if r.layers}) < 2 else f"{row.map} {row.layers[-1:]}" for row in rows
-    ]
+    maps = [row.map for row in rows]
+    names = [row.map if maps.count(row.map) == 1 else f"{row.map}, {' + '.join(row.layers)}" for row in rows]
     figure, axes = _axes(len(table.metrics), height=1.2 + 0.26 * len(rows))
     for index, (axis, metric) in enumerate(zip(axes, table.metrics, strict=True)):
         values = [row.means.get(metric, 0.0) for row in rows]
