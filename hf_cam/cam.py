@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter, union
+from hf_cam.attention import recording
 from hf_cam.biases import BiasWatch
 from hf_cam.capture import Shared, accepts, capture, picture_size, plain_inputs, swallows
 from hf_cam.catalogue import config_of
@@ -228,6 +229,7 @@ class CAM:
                 inputs,
                 gradients=not needed.isdisjoint(("gradients", WHOLE_MODEL)),
                 hooks=biases.hooks if biases else None,
+                watch=recording if any(method.needs_attention for method in methods) else None,
             ) as captured,
         ):
             clean = rows(captured.outputs, slice(0, batch), batch * views)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,14 @@ class Capture:
     Args:
         outputs: The model's output, connected to `activations` where gradients were asked for.
         activations: One tensor a layer, batch first, as the layer returned it.
+        watched: What the watch saw, where one was set.
+        pixels: The picture that a watched forward got, which required grad.
     """
 
     outputs: Any
     activations: tuple[Tensor, ...]
+    watched: Any = None
+    pixels: Tensor | None = None
 
     def gradients(self, score: Tensor, *, second_order: bool = False) -> tuple[Tensor, ...]:
         """Of a scalar, with respect to each layer's output; zeros where it does not depend on it. Repeatable.
@@ -95,6 +99,7 @@ def capture(
     *,
     gradients: bool = True,
     hooks: Mapping[str, Callable[..., Any]] | None = None,
+    watch: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
 ) -> Iterator[Capture]:
     """Run the model on `inputs` and yield what its target layers returned.
 
@@ -108,6 +113,7 @@ def capture(
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.
         hooks: Further forward hooks, by dotted name, for this forward alone.
+        watch: Sees the whole forward, from the picture on, for evidence that is not a target layer's.
 
     Raises:
         LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
@@ -125,12 +131,17 @@ def capture(
             recorders = [(layer, _recorder(layer, seen, gradients)) for layer in layers]
             for layer, hook in (*recorders, *(hooks or {}).items()):
                 handles.append(known[layer].register_forward_hook(hook, prepend=True))
-            with torch.set_grad_enabled(gradients):
+            pixels = None
+            if watch is not None:
+                pixels = inputs["pixel_values"]
+                pixels = pixels if pixels.requires_grad else pixels.detach().requires_grad_()
+                inputs = {**inputs, "pixel_values": pixels}
+            with torch.set_grad_enabled(gradients or watch is not None), (watch or nullcontext)(module) as watched:
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again
             if silent := [layer for layer in layers if layer not in seen]:
                 raise LayerError(f"the layer {silent[0]!r} did not run in the model's forward")
-            yield Capture(outputs, tuple(seen[layer] for layer in layers))
+            yield Capture(outputs, tuple(seen[layer] for layer in layers), watched, pixels)
         finally:
             _remove(handles)
 

@@ -86,7 +86,8 @@ def compare(
     Args:
         image: A path, URL, PIL image or array.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
-        methods: Ids of `hf_cam.list_methods()`; all but Score-CAM, which takes a forward a channel, where not given.
+        methods: Ids of `hf_cam.list_methods()`; where not given, all that are defined for the model but
+            Score-CAM, which takes a forward a channel.
         target, text, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
@@ -97,9 +98,9 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
-    chosen = quick_methods() if methods is None else method_ids(methods)
     picture = load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
+    chosen = quick_methods(explainer, picture, target, text) if methods is None else method_ids(methods)
     found = explainer.compare(
         picture, chosen, target=target, text=text, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
     )
@@ -121,6 +122,25 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
     return [get_method(method).id for method in named]
 
 
-def quick_methods() -> list[str]:
-    """The methods that run no forward a channel: Score-CAM takes minutes where the others take moments."""
-    return [method for method in list_methods() if RERUNS not in get_method(method).needs]
+def quick_methods(
+    explainer: Explainer | None = None, image: Image.Image | None = None, target: Any = None, text: Any = None
+) -> list[str]:
+    """The methods that run no forward a channel, as Score-CAM does for minutes.
+
+    Without a model those that are defined for every one; with a model those made for attention too, where a try on this
+    image shows that they are defined.
+    """
+
+    def is_defined(method: str) -> bool:
+        assert explainer is not None
+        assert image is not None
+        try:
+            explainer.compare(image, [method], target=target, text=text)
+        except MethodError:
+            return False
+        return True
+
+    quick = [method for method in list_methods() if RERUNS not in get_method(method).needs]
+    if explainer is None or image is None or not is_defined("rollout"):
+        return [method for method in quick if not get_method(method).needs_attention]
+    return quick if is_defined("legrad") else [method for method in quick if method != "legrad"]

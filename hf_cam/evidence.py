@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.adapter import Adapter
+from hf_cam.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
 from hf_cam.biases import BiasWatch
-from hf_cam.capture import Capture, call
-from hf_cam.errors import LayoutError, NoGradientError, TargetError
+from hf_cam.capture import Capture, call, first_tensor
+from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, TargetError
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import AnyLayout, Size
+from hf_cam.local_rules import Attend, LocalRules
 from hf_cam.maps import normalize, resize
-from hf_cam.replay import tail_of
+from hf_cam.replay import Tail, tail_of
 from hf_cam.targets import Target, rows
 
 CHUNK_BYTES = 16 * 2**20
@@ -78,7 +80,7 @@ class Run:
         """Height and width alone."""
         return self.size[-2], self.size[-1]
 
-    def collect(self, needs: Sequence[str], layer: str) -> dict[str, Tensor]:
+    def collect(self, needs: Sequence[str], layer: str) -> dict[str, Any]:
         """The evidence that a method needs of one layer."""
         return {name: PROVIDERS[name](self, layer) for name in needs}
 
@@ -179,18 +181,138 @@ class Run:
                 continue  # behind the pooling: of no place in the picture
         return torch.stack(terms, 1)
 
+    @cached_property
+    def trace(self) -> AttentionTrace:
+        """What attention did, without gradients.
+
+        Raises:
+            MethodError: it does not run over all of the picture's cells.
+        """
+        grids: list[Size] = []
+        for layer in self.adapter.layers:
+            rows, columns = self.activations(layer).shape[-2:]
+            grids.append((rows, columns))
+        assert self.captured.pixels is not None
+        layouts = (*self.adapter.layouts, AnyLayout(self.adapter.prefixes))
+        watched, pixels = self.captured.watched, self.captured.pixels
+        return trace_of(watched, pixels, self.scores.sum(), layouts, grids, self.picture_size)
+
+    @cached_property
+    def _read(self) -> AttentionTrace:
+        [gradient] = self._gradients_at([self.trace.last.output])
+        return self.trace.with_gradients([None] * (len(self.trace.calls) - 1) + [gradient])
+
+    @cached_property
+    def _differentiated(self) -> AttentionTrace:
+        return self.trace.with_gradients(self._gradients_at([call.output for call in self.trace.calls]))
+
+    def _gradients_at(self, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            self._connected(self.scores.sum()), outputs, retain_graph=True, allow_unused=True
+        )
+        if found[-1] is None or not found[-1].any():
+            raise NoGradientError("the target's gradient is zero at the last attention: nothing there influences it")
+        return found
+
+    def _connected(self, score: Tensor) -> Tensor:
+        if not score.requires_grad:
+            raise DetachedError("the target does not depend on the model's attention: it is a constant or was detached")
+        return score
+
+    @cached_property
+    def _readouts(self) -> Readouts:
+        """LeGrad's: each layer of the encoder, read by the model's own head."""
+        trace, record = self.trace, self.captured.watched
+        if trace.decoder:
+            raise MethodError("'legrad' is not defined where queries read the cells by cross-attention; 'chefer' is")
+        blocks = [record.block_of(call) for call in trace.encoder]
+        if len(set(blocks)) != len(blocks):
+            raise MethodError("'legrad' needs one attention a block; 'chefer' is defined here")
+        outputs = {record.names[done.module]: done.output for done in record.finished}
+        tail = tail_after(record, self.captured, blocks[-1], unwrap(self.model), self.inputs)
+        return Readouts(
+            tuple(
+                self._readout(call, first_tensor(outputs[block]), tail)
+                for call, block in zip(trace.encoder, blocks, strict=True)
+            ),
+            trace.cells,
+        )
+
+    def _readout(self, call: Attention, tokens: Tensor | None, tail: Tail) -> Attention:
+        assert tokens is not None
+        if self.trace.pool is None:
+            reading = tail.together(tokens.mean(1, keepdim=True).expand_as(tokens))
+        else:
+            with recording(unwrap(self.model)) as again:
+                reading = tail.together(tokens)
+            call = next(other for other in again.calls if other.layer == self.trace.pool.layer)
+        score = self._connected(target_values(reading, self.targets).sum())
+        [gradient] = torch.autograd.grad(score, call.output, retain_graph=True, allow_unused=True)
+        return replace(call, gradient=gradient)
+
+    def terms(self, attend: Attend) -> Tensor:
+        """`[B, blocks + 1, h, w]`: token times gradient by local rules, before the first block and after each.
+
+        Runs the model once more, under those rules.
+        """
+        module, record, trace = unwrap(self.model), self.captured.watched, self.trace
+        blocks = list(dict.fromkeys(record.block_of(call) for call in trace.encoder))
+        tokens: list[Tensor] = []
+        handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
+        handles += [
+            module.get_submodule(block).register_forward_hook(lambda _, __, output: _keep(tokens, output))
+            for block in blocks
+        ]
+        with borrowed(module), torch.enable_grad():
+            pixels = self.inputs["pixel_values"].detach().requires_grad_()
+            try:
+                with LocalRules(attend):
+                    outputs = call(module, {**self.inputs, "pixel_values": pixels})
+                    score = target_values(outputs, self.targets).sum()
+            finally:
+                for handle in handles:
+                    handle.remove()
+            found = torch.autograd.grad(self._connected(score), tokens, allow_unused=True)
+        return torch.stack(
+            [
+                trace.cells((token.detach() * (0 if gradient is None else gradient)).sum(-1))
+                for token, gradient in zip(tokens, found, strict=True)
+            ],
+            1,
+        )
+
     def _activation(self, layer: str) -> Tensor:
         return self.captured.activations[self.adapter.layers.index(layer)]
 
 
-PROVIDERS: dict[str, Callable[[Run, str], Tensor]] = {
+PROVIDERS: dict[str, Callable[[Run, str], Any]] = {
     "activations": Run.activations,
     "gradients": Run.gradients,
     "curvature": Run.curvature,
     "ablated_scores": Run.ablated_scores,
     "masked_scores": Run.masked_scores,
     "gradient_terms": Run.gradient_terms,
+    "attention": lambda run, layer: run._read,  # noqa: SLF001
+    "attention_gradients": lambda run, layer: run._differentiated,  # noqa: SLF001
+    "readouts": lambda run, layer: run._readouts,  # noqa: SLF001
+    "halved_terms": lambda run, layer: run.terms("halved"),
+    "frozen_terms": lambda run, layer: run.terms("frozen"),
 }
+
+
+def _collector(tokens: list[Tensor]) -> Callable[..., None]:
+    def collect(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = first_tensor(args) if args else first_tensor(kwargs)
+        assert given is not None
+        tokens.append(given)
+
+    return collect
+
+
+def _keep(tokens: list[Tensor], output: Any) -> None:
+    found = first_tensor(output)
+    assert found is not None
+    tokens.append(found)
 
 
 def _shown(term: Tensor, size: Sequence[int]) -> Tensor:

@@ -60,6 +60,13 @@ class Tail:
         with _stubbed(stubs):
             return functional_call(self.module, dict(self.wide), args, kwargs)
 
+    def together(self, activations: Tensor) -> Any:
+        """The model's output for another activation of every image of the clean run, `[B, ...]`; differentiable."""
+        stubs = {module: _Memory(outputs) for module, outputs in self.prefix.items()}
+        stubs[self.module.get_submodule(self.layer)] = _Memory([with_first_tensor(self.clean, activations)])
+        with _stubbed(stubs):
+            return call(self.module, self.inputs)
+
     @property
     def activations(self) -> Tensor:
         """The clean output of the layer, batch first."""

@@ -34,6 +34,8 @@ from hf_cam.methods.reductions import first_component
 from hf_cam.targets import ClassLogit
 
 SIZE = (64, 96)
+LAYERED = [method for method in list_methods() if not get_method(method).needs_attention]
+"""Those that look at a layer; what is made of attention has its own file of tests."""
 
 NETS = {
     "vit": lambda: ViTForImageClassification(
@@ -244,7 +246,7 @@ def test_gradcam_is_hirescam_is_the_classic_cam_on_a_pooling_and_linear_head() -
         torch.testing.assert_close(CAM(net, method)(x, [2, 5]), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", LAYERED)
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_a_batch_gives_the_maps_of_its_images(name: str, method: str) -> None:
     net, x = make(name), pictures(3)
@@ -254,7 +256,7 @@ def test_a_batch_gives_the_maps_of_its_images(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", LAYERED)
 def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.dtype) -> None:
     # A grid of 24 x 36 cells: on a tiny one a single cell that rounding moves over a threshold decides.
     x = torch.randn(1, 3, 384, 576, generator=torch.Generator().manual_seed(1))
@@ -264,7 +266,7 @@ def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.d
     assert spearmanr(full.flatten(), half.flatten()).statistic > 0.98
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", LAYERED)
 def test_smoothing_changes_the_map_but_not_its_range(method: str) -> None:
     net, x = make("convnext"), pictures(2)
     plain = CAM(net, method)(x, [1, 2])
@@ -296,7 +298,7 @@ def test_eigen_smooth_is_the_first_component_of_the_contributions() -> None:
     torch.testing.assert_close(method.map(activations=a, gradients=g, eigen_smooth=True), expected)
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", LAYERED)
 def test_constant_activations_are_no_evidence_and_never_nan(method: str) -> None:
     record = get_method(method)
     found = record.map(**evidence_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
@@ -331,7 +333,7 @@ def test_normalize_leaves_noise_flat() -> None:
     assert normalize(torch.tensor([[[0.0, 1e-20]]])).tolist() == [[[0.0, 1.0]]]
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", LAYERED)
 def test_volumes_keep_their_depth(method: str) -> None:
     a, g = (torch.randn(2, 5, 3, 4, 6) for _ in range(2))
     record = get_method(method)
@@ -351,7 +353,7 @@ def test_every_method_has_its_class_and_a_paper() -> None:
         assert handle.method_id == method_id
         assert record.paper
         assert record.summary
-        net, x = make("resnet"), pictures(1)
+        net, x = make("vit" if record.needs_attention else "resnet"), pictures(1)
         assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
 
 

@@ -18,7 +18,9 @@ from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.stages import target_layers
 from hf_cam.targets import Target
 
-EVIDENCE = ("activations", "gradients", "curvature", "ablated_scores", "masked_scores", "gradient_terms")
+ATTENTION = ("attention", "attention_gradients", "readouts", "halved_terms", "frozen_terms")
+"""Evidence that only attention over the picture's cells gives."""
+EVIDENCE = ("activations", "gradients", "curvature", "ablated_scores", "masked_scores", "gradient_terms", *ATTENTION)
 
 _registry: dict[str, Method] = {}
 
@@ -69,6 +71,11 @@ class Method:
         return {**_defaults(self.contributions), **_defaults(self.reduce), **_defaults(self.retarget)}
 
     @property
+    def needs_attention(self) -> bool:
+        """True where it is defined for models alone that attend over all of the picture's cells."""
+        return not set(self.needs).isdisjoint(ATTENTION)
+
+    @property
     def ignores_target(self) -> bool:
         """True where every target gets the same map."""
         return self.needs == ("activations",)
@@ -104,15 +111,18 @@ class Method:
             eigen_smooth: Take the first principal component of the contributions in place of their sum.
             evidence: `activations` and `gradients`, `[B, C, *space]` each, as far as the method needs them; options.
         """
-        tensors = {name: _at_least_float32(evidence[name]) for name in self.needs}
-        rounding = max(_rounding(evidence[name].dtype) for name in self.needs)
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                dtype = str(evidence[name].dtype).removeprefix("torch.")
+        given = {name: evidence[name] for name in self.needs}
+        for name, tensor in given.items():
+            if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+                dtype = str(tensor.dtype).removeprefix("torch.")
                 raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
+        tensors = {
+            name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in given.items()
+        }
         options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **_pick(options, self.contributions))
+        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in given.values())
         reduced = reduce(contributions, **_pick(options, reduce)).clamp_min(0)
         # Independent errors of one rounding a term add up like the terms' Euclidean norm.
         error = rounding * contributions.norm(dim=1)

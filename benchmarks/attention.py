@@ -1,0 +1,114 @@
+"""What the transformer-native methods cost: time and memory over a plain forward of ViT-B/16, and torchcam's LeGrad.
+
+    python -m benchmarks.attention [--batch 8] [--rounds 7] [--methods legrad chefer ...]
+
+All are timed turn by turn in every round, and a method's figure is the median over the rounds of its time divided by
+the forward's in the same round. Memory is what a fresh process grew by at its peak. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam import CAM, list_methods
+from hf_cam.methods import get_method
+
+NATIVE = [method for method in list_methods() if get_method(method).needs_attention]
+LIMITS = {"legrad": 2.0, "chefer": 2.0}
+PEER = "torchcam's LeGrad"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--methods", nargs="+", default=["gradcam", *NATIVE, PEER])
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(peak_of(options.memory_of, options.batch))
+        return
+    pixels = torch.randn(options.batch, 3, 224, 224)
+    runs = {name: runner(name, pixels) for name in ("forward", *options.methods)}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + options.rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    print(f"ViT-B/16, batch {options.batch}, {torch.get_num_threads()} thread(s), median of {options.rounds} rounds\n")
+    print("| what | forwards' time | peak MB | limit |")
+    print("|---|--:|--:|---|")
+    base = times.pop("forward")[1:]
+    print(f"| forward | 1 ({statistics.median(base):.2f} s) | {memory('forward', options.batch)} | |")
+    for name, taken in times.items():
+        ratio = statistics.median(own / plain for own, plain in zip(taken[1:], base, strict=True))
+        limit = LIMITS.get(name)
+        verdict = "" if limit is None else f"{limit}: {'met' if ratio <= limit else 'MISSED'}"
+        print(f"| {name} | {ratio:.2f} | {memory(name, options.batch)} | {verdict} |", flush=True)
+
+
+def runner(name: str, pixels: Tensor) -> Callable[[], object]:
+    if name == PEER:
+        return torchcam_legrad(pixels)
+    net = vit()
+    if name == "forward":
+        return lambda: forward(net, pixels)
+    cam = CAM(net, name)
+    return lambda: cam(pixels, 1)
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    return ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
+
+
+def forward(net: nn.Module, pixels: Tensor) -> None:
+    with torch.no_grad():
+        net(pixels)
+
+
+def torchcam_legrad(pixels: Tensor) -> Callable[[], object]:
+    """On torchvision's ViT-B/16, the only architecture that it takes as it is."""
+    from torchcam.methods import LeGrad
+    from torchvision.models import vit_b_16
+
+    torch.manual_seed(0)
+    net = vit_b_16().eval()
+
+    def run() -> None:
+        with LeGrad(net, list(net.encoder.layers)) as extractor, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net(pixels)
+            extractor([1] * len(pixels))
+
+    return run
+
+
+def memory(name: str, batch: int) -> str:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.attention", "--memory-of", name, "--batch", str(batch)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
+def peak_of(name: str, batch: int) -> int:
+    """Megabytes by which the process grew at its peak, over what it held with model and input loaded."""
+    run = runner(name, torch.randn(batch, 3, 224, 224))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Methods made for transformers: `A` are attention's weights `[B, heads, N, M]`, `dA` the target's gradients there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_cam.attention import Attention, AttentionTrace, Readouts
+from hf_cam.errors import MethodError
+from hf_cam.methods.registry import Method, register
+
+
+def raw_attention(attention: AttentionTrace) -> Tensor:
+    """The last layer's weights in the rows that the target reads, `mean_h A`."""
+    return _on_cells(attention, _rows(attention.readers, attention.last.weights.mean(1)))
+
+
+def rollout(attention: AttentionTrace) -> Tensor:
+    """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; they sum to one over all tokens."""
+    rows = attention.readers
+    if attention.decoder or attention.pool is not None:
+        rows = _rows(rows, attention.last.weights.mean(1))
+    for call in reversed(attention.encoder):
+        rows = (rows + _rows(rows, call.weights.mean(1))) / 2
+    return _on_cells(attention, rows)
+
+
+def chefer(attention_gradients: AttentionTrace) -> Tensor:
+    """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows that the target reads of `R - I`.
+
+    Queries of a decoder attend to each other, `R_qq <- R_qq + a R_qq` and `R_qi <- R_qi + a R_qi`, and to the cells,
+    `R_qi <- R_qi + n(R_qq)^T a n(R_ii)` with `n(R) = (R - I) / its rows' sums + I` (eqs. 8 to 11).
+    """
+    trace = attention_gradients
+    if trace.decoder:
+        return _on_cells(trace, _rows(trace.readers, _queries_to_cells(trace)))
+    rows = trace.readers
+    if trace.pool is not None:
+        rows = _rows(rows, _relevance(trace.pool))
+    start = rows if trace.pool is None else torch.zeros_like(rows)
+    for call in reversed(trace.encoder):
+        rows = rows + _rows(rows, _relevance(call))
+    return _on_cells(trace, rows - start)
+
+
+def legrad(readouts: Readouts) -> Tensor:
+    """`mean_h mean_rows relu(ds_l / dA_l)` for every layer l, `s_l` the target read out of that layer's output.
+
+    The head reads the layer's mean token in place of the last layer's tokens. A head that pools by attention reads the
+    layer's own tokens, and it is the pool's weights that are differentiated.
+    """
+    layers = [readouts.cells(call.weight_gradients.clamp_min(0).mean((1, 2))) for call in readouts.calls]
+    return torch.stack(layers, 1)
+
+
+def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own", spatial: bool = True) -> Tensor:
+    """`relu(sum_c g_c v_ic w_i)` of the last attention, g the target's gradient at its output in the row that is read.
+
+    `w_i` is the cosine of that row's query and the key of cell i, stretched to [0, 1] over the cells.
+
+    Args:
+        attention: What attention did.
+        heads: "own" takes the cosine head by head, as the model attends; "merged" over all heads' channels together.
+        spatial: False leaves `w` out.
+
+    Raises:
+        MethodError: `heads` is neither.
+    """
+    if heads not in ("own", "merged"):
+        raise MethodError(f"heads is 'own' or 'merged', not {heads!r}")
+    last = attention.last
+    strength = last.weight_gradients  # g . v, [B, heads, N, M]
+    if spatial:
+        query, key = (tensor.detach().to(strength.dtype) for tensor in (last.query, last.key))
+        if heads == "merged":
+            query, key = (tensor.transpose(1, 2).flatten(2)[:, None] for tensor in (query, key))
+        cosine = torch.nn.functional.normalize(query, dim=-1) @ torch.nn.functional.normalize(key, dim=-1).mT
+        strength = strength * _stretched(cosine, attention)
+    read = (attention.readers > 0).to(strength.dtype)
+    return _on_cells(attention, _rows(read, strength.sum(1)))
+
+
+def attnlrp(halved_terms: Tensor) -> Tensor:
+    """`x g` at the tokens that enter the first block, g by the rules of AttnLRP."""
+    return halved_terms[:, :1]
+
+
+def libragrad(frozen_terms: Tensor) -> Tensor:
+    """`sum_c x_c g_c` at the tokens between all blocks, g by the rules of LibraGrad: HiResCAM, summed over layers."""
+    return frozen_terms
+
+
+def _relevance(call: Attention) -> Tensor:
+    """`mean_h relu(A dA)`, `[B, N, M]`."""
+    return (call.weights * call.weight_gradients).clamp_min(0).mean(1)
+
+
+def _queries_to_cells(trace: AttentionTrace) -> Tensor:
+    first = trace.encoder[0].output
+    cells = queries = torch.empty(0)
+    for start in ("cells", "queries"):
+        call = trace.encoder[0] if start == "cells" else trace.decoder[0][0]
+        size = call.query.shape[2]
+        eye = torch.eye(size, device=first.device, dtype=_relevance(call).dtype).expand(len(first), size, size)
+        cells, queries = (eye, queries) if start == "cells" else (cells, eye)
+    for call in trace.encoder:
+        cells = cells + _relevance(call) @ cells
+    crossed = torch.zeros(len(first), queries.shape[1], cells.shape[1], device=first.device, dtype=cells.dtype)
+    for own, cross in trace.decoder:
+        among = _relevance(own)
+        queries, crossed = queries + among @ queries, crossed + among @ crossed
+        crossed = crossed + _normed(queries).mT @ _relevance(cross) @ _normed(cells)
+    return crossed
+
+
+def _normed(relevance: Tensor) -> Tensor:
+    """`(R - I) / row sums + I`."""
+    eye = torch.eye(relevance.shape[-1], device=relevance.device, dtype=relevance.dtype)
+    gained = relevance - eye
+    return gained / gained.sum(-1, keepdim=True).clamp_min(torch.finfo(gained.dtype).tiny) + eye
+
+
+def _rows(rows: Tensor, matrix: Tensor) -> Tensor:
+    """`[B, N] x [B, N, M] -> [B, M]`."""
+    return (rows[:, None].to(matrix.dtype) @ matrix)[:, 0]
+
+
+def _on_cells(trace: AttentionTrace, tokens: Tensor) -> Tensor:
+    """`[B, M] -> [B, 1, h, w]`."""
+    return trace.cells(tokens)[:, None]
+
+
+def _stretched(cosine: Tensor, trace: AttentionTrace) -> Tensor:
+    """Each row to [0, 1] by its extremes over the cells."""
+    cells = trace.cells(cosine).flatten(-2)
+    low, high = cells.amin(-1, keepdim=True), cells.amax(-1, keepdim=True)
+    return (cosine - low) / (high - low).clamp_min(torch.finfo(cosine.dtype).eps)
+
+
+RAW_ATTENTION = register(
+    Method(
+        id="raw-attention",
+        name="RawAttention",
+        contributions=raw_attention,
+        paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
+        summary="Where the last attention looks; says nothing of what for.",
+    )
+)
+ROLLOUT = register(
+    Method(
+        id="rollout",
+        name="AttentionRollout",
+        contributions=rollout,
+        paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
+        summary="Attention followed through all layers; says nothing of what for.",
+    )
+)
+CHEFER = register(
+    Method(
+        id="chefer",
+        name="Chefer",
+        contributions=chefer,
+        paper="Chefer et al., Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679",
+        summary="Attention times its gradient, followed through all layers; one detection's own map in DETR.",
+    )
+)
+LEGRAD = register(
+    Method(
+        id="legrad",
+        name="LeGrad",
+        contributions=legrad,
+        paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
+        summary="Gradient of every layer's own reading of the target with respect to its attention.",
+    )
+)
+GRADECLIP = register(
+    Method(
+        id="gradeclip",
+        name="GradECLIP",
+        contributions=gradeclip,
+        paper="Zhao et al., Grad-ECLIP, ICML 2024, arXiv:2502.18816",
+        summary="What each cell's value adds to the target in the last attention, where its key fits the query.",
+    )
+)
+ATTNLRP = register(
+    Method(
+        id="attnlrp",
+        name="AttnLRP",
+        contributions=attnlrp,
+        paper="Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602",
+        summary="Input times gradient at the first block's tokens, by rules that hand the score on undiminished.",
+    )
+)
+LIBRAGRAD = register(
+    Method(
+        id="libragrad",
+        name="LibraGrad",
+        contributions=libragrad,
+        paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
+        summary="Gradient times token at every block, with attention, norms and gates frozen.",
+    )
+)
