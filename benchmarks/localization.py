@@ -18,6 +18,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,15 +26,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.scenes import Scene, scenes
+from benchmarks.scenes import LABELS, Scene, scenes
 from hf_cam import list_methods
-from hf_cam.comparison import RERUNS, quick_methods
+from hf_cam.comparison import RERUNS
+from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
+from hf_cam.heads import ClassificationHead, PromptHead, head_kind
 from hf_cam.loading import LoadedModel, load
 from hf_cam.methods import get_method
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
 
-MODELS = ("convnext", "vit", "dinov2", "swin")
+MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer")
 Mapper = Callable[[Scene, int], np.ndarray]
 """A scene and a label to a map `[H, W]` in [0, 1]."""
 
@@ -57,9 +60,9 @@ def main() -> None:
         print(row("none", name, mapper, truth), flush=True)
     for model in options.models:
         loaded = load(f"demo:{model}")
-        defined = quick_methods(Explainer(loaded, "gradcam"), Image.fromarray(drawn[0].image))
-        quick = [method for method in options.methods if method in defined]
-        for name, mapper in (*methods_of(loaded, quick), *reference_of(loaded)):
+        quick = [method for method in options.methods if method not in slow and defined(loaded, method, truth[0])]
+        references = reference_of(loaded) if head_kind(loaded.model) is ClassificationHead else ()
+        for name, mapper in (*methods_of(loaded, quick), *references):
             print(row(model, name, mapper, truth), flush=True)
         for name, mapper in methods_of(loaded, [*slow, "gradcam"] if slow else []):
             print(row(model, f"{name}, first {options.slow_scenes} scenes", mapper, few), flush=True)
@@ -98,13 +101,30 @@ def _pixels(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
 
 
+def asked(loaded: LoadedModel, label: int) -> dict[str, Any]:
+    """How a model is asked for a label: CLIP by a prompt, a detector for its surest object of that class."""
+    if head_kind(loaded.model) is PromptHead:
+        return {"text": f"{'an' if LABELS[label][0] in 'aeiou' else 'a'} {LABELS[label]}"}
+    return {"target": LABELS[label]}
+
+
+def defined(loaded: LoadedModel, method: str, case: tuple[Scene, int]) -> bool:
+    """Whether a method is defined for a model."""
+    scene, label = case
+    try:
+        list(Explainer(loaded, method)([Image.fromarray(scene.image)], **asked(loaded, label)))
+    except MethodError:
+        return False
+    return True
+
+
 def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[str, Mapper]]:
     for method in methods:
         explainer = Explainer(loaded, method)
 
         def explained(scene: Scene, label: int, explainer: Explainer = explainer) -> np.ndarray:
-            [[found]] = explainer([Image.fromarray(scene.image)], target=label)
-            return found.heatmap
+            [found] = explainer([Image.fromarray(scene.image)], **asked(loaded, label))
+            return found[0].heatmap
 
         yield method, explained
 

@@ -22,7 +22,7 @@ from hf_cam.heads.segmentation import MaskHead, SemanticHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead
 from hf_cam.loading import LoadedModel
 
-__all__ = ["Head", "Request", "Subject", "head_kind", "head_of"]
+__all__ = ["ClassificationHead", "Head", "PromptHead", "Request", "Subject", "head_kind", "head_of"]
 
 TASKS: dict[str, type[Head]] = {
     "IMAGE_CLASSIFICATION": ClassificationHead,
