@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run goes on there")
     judge.set_defaults(run=_evaluate)
 
+    space = commands.add_parser("space", help="start the web page here, or push it to a Space")
+    space.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    space.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    space.add_argument("--online", action="store_true", help="take any model of the Hub (default: demo models alone)")
+    space.add_argument("--deploy", metavar="USER/NAME", help="push the page to this Space in place of starting it")
+    space.add_argument("--private", action="store_true", help="with --deploy: make the Space private")
+    space.set_defaults(run=_space)
+
     adapter = commands.add_parser("adapter", help="show where hf-cam looks in a model, as cam_config.json")
     adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     adapter.add_argument("--save", action="store_true", help="write cam_config.json into the model's folder")
@@ -219,6 +227,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"hf-cam: {name} was left out: {reason}", file=sys.stderr)
     written = ", ".join(str(path) for path in drawn if path)
     print(f"written to {options.out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
+
+
+def _space(options: argparse.Namespace) -> None:
+    from hf_cam.space import deploy, serve
+
+    if options.deploy:
+        print(deploy(options.deploy, options.private))
+    else:
+        serve(options.host, options.port, options.online)
 
 
 def _methods(options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 RESOLVE = re.compile(r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 MODEL = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/]+))?")
 TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
-PREUPLOAD = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/main")
-COMMIT = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main")
+PREUPLOAD = re.compile(r"/api/(?:models|spaces)/(?P<repo>[^/]+/[^/]+)/preupload/main")
+COMMIT = re.compile(r"/api/(?:models|spaces)/(?P<repo>[^/]+/[^/]+)/commit/main")
 
 
 class HubServer:
@@ -83,7 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
         if match := MODEL.fullmatch(path):
             if self._known(**match.groupdict()):
                 repo = match["repo"]
-                siblings = [{"rfilename": name} for name in self.hub.files(repo)]
+                siblings = [
+                    {"rfilename": name, "size": (self.hub.folder(repo) / name).stat().st_size}
+                    for name in self.hub.files(repo)
+                ]
                 self._json({"id": repo, "sha": self.hub.sha(repo), "siblings": siblings, "tags": [], "private": False})
             return None
         return self._missing("EntryNotFound")

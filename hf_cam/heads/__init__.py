@@ -22,7 +22,16 @@ from hf_cam.heads.segmentation import MaskHead, SemanticHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead
 from hf_cam.loading import LoadedModel
 
-__all__ = ["ClassificationHead", "Head", "PromptHead", "Request", "Subject", "head_kind", "head_of"]
+__all__ = [
+    "ClassificationHead",
+    "Head",
+    "PromptHead",
+    "Request",
+    "Subject",
+    "head_kind",
+    "head_of",
+    "listed_kind",
+]
 
 TASKS: dict[str, type[Head]] = {
     "IMAGE_CLASSIFICATION": ClassificationHead,
@@ -57,6 +66,15 @@ def head_kind(model: nn.Module) -> type[Head]:
             return _variant(module, kind)
     bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
     return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
+
+
+def listed_kind(architecture: str) -> type[Head] | None:
+    """The kind under whose task transformers lists a class, known without loading a model; None where it lists it not.
+
+    >>> listed_kind("ViTForImageClassification").task
+    'image-classification'
+    """
+    return _listed().get(architecture)
 
 
 def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:

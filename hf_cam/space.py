@@ -1,0 +1,72 @@
+"""`hf-cam space`: the web page, on this machine or as a Space."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from hf_cam.errors import HFCamError, OptionError
+
+
+def space_folder() -> Path:
+    """The folder that a Space is made of."""
+    installed = Path(__file__).with_name("spaces")
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "spaces"
+
+
+def serve(host: str, port: int | None, online: bool) -> None:
+    """Start the page and stay until it is stopped.
+
+    Args:
+        host: The address to listen at.
+        port: The first free one from 7860 where None.
+        online: Take any model of the Hub; else nothing is fetched.
+
+    Raises:
+        HFCamError: gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise HFCamError('the page needs gradio; install it with: pip install "hf-cam[space]"')
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_SERVER_NAME"] = host
+    if port is not None:
+        os.environ["GRADIO_SERVER_PORT"] = str(port)
+    os.environ["HF_CAM_SPACE_ONLINE" if online else "HF_HUB_OFFLINE"] = "1"
+    folder = str(space_folder())
+    sys.path.insert(0, folder)
+    try:
+        runpy.run_path(f"{folder}/app.py", run_name="__main__")
+    finally:
+        sys.path.remove(folder)
+
+
+def deploy(repo: str, private: bool = False) -> str:
+    """Push the folder to a Space, which is made where there is none.
+
+    Args:
+        repo: `USER/NAME`.
+        private: For a Space that is made here.
+
+    Returns:
+        Its address.
+
+    Raises:
+        OptionError: the name has no owner.
+    """
+    from huggingface_hub import HfApi
+
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise OptionError(f"a Space is USER/NAME, got {repo!r}")
+    api = HfApi()
+    url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    api.upload_folder(
+        folder_path=space_folder(),
+        repo_id=repo,
+        repo_type="space",
+        ignore_patterns=["**/__pycache__/**", "__pycache__/**"],
+        commit_message="The page of hf-cam",
+    )
+    return str(url)

@@ -1,0 +1,13 @@
+"""The Space: see any vision model's reasons in the browser. `hf-cam space` starts it locally."""
+
+import contextlib
+
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  (on ZeroGPU it has to come before everything that touches CUDA)
+
+from page import build, serve
+
+demo = build()
+
+if __name__ == "__main__":
+    serve(demo)

@@ -1,0 +1,249 @@
+"""What the page computes, as plain functions of pictures and wishes; the buttons and the API call the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from limits import MAX_FOUND, MAX_SIDE, Refused, read_layers, read_picture, read_prompts, read_target
+from models import MODELS, checked
+from PIL import Image
+
+from hf_cam import Comparison, Evaluation, Explanation, evaluate
+from hf_cam.comparison import quick_methods
+from hf_cam.evaluation import Sample
+from hf_cam.explainer import Explainer
+from hf_cam.heads import Head
+
+METRICS = ("road", "insertion", "deletion", "confidence-drop")
+CLASSES = 5
+SHOWN = 640
+SCRATCH = Path(tempfile.gettempdir()) / "hf-cam-space"
+KEPT_SECONDS = 1800
+
+
+def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
+    """On ZeroGPU, with a GPU for as long as the function runs; elsewhere as it is."""
+    try:
+        import spaces
+    except ImportError:
+        return work
+    lend = getattr(spaces, "GPU", None)  # a folder of this name on the path is imported just as well
+    return lend(work) if lend else work
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a visitor wants: the settings of `hf_cam.explain`, checked."""
+
+    model: str
+    target: Any = None
+    prompts: tuple[str, ...] = ()
+    method: str = "auto"
+    layers: tuple[str, ...] = ()
+    top_k: int | None = None
+    aug_smooth: bool = False
+    eigen_smooth: bool = False
+    shrunk: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of an explainer's call."""
+        return {
+            "target": self.target,
+            "text": self.prompts or None,
+            "top_k": self.top_k,
+            "aug_smooth": self.aug_smooth,
+            "eigen_smooth": self.eigen_smooth,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What one visit shows: the wish, and an explanation of each thing that was found."""
+
+    wish: Wish
+    explanations: tuple[Explanation, ...]
+    shown: int = 0
+
+    @property
+    def current(self) -> Explanation:
+        """The one that is shown."""
+        return self.explanations[self.shown]
+
+
+def wished(
+    path: str | None,
+    model: str | None,
+    target: Any,
+    prompts: str | None,
+    method: str | None,
+    layers: str | None,
+    aug_smooth: bool,
+    eigen_smooth: bool,
+    top_k: int | None = None,
+) -> tuple[Image.Image, Wish]:
+    """Everything that a visitor gave, checked; nothing has been computed yet.
+
+    Raises:
+        Refused: with what is wrong.
+    """
+    picture, scale = read_picture(path)
+    name = checked(model)
+    wanted = target if isinstance(target, tuple) else read_target(target, scale)
+    kind = MODELS.kind(name)
+    lines = read_prompts(prompts) if kind.takes_text else ()
+    if kind.takes_text and not lines:
+        raise Refused("Type at least one prompt, one a line.")
+    if method not in (None, "", "auto") and method not in quick_methods():
+        raise Refused(f"{str(method)[:60]!r} is no method of this page; it has auto, {', '.join(quick_methods())}.")
+    count = (
+        None if wanted is not None else min(int(top_k or (MAX_FOUND if kind.takes_text else _usual(kind))), MAX_FOUND)
+    )
+    wish = Wish(
+        name, wanted, lines, method or "auto", read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
+    )
+    return picture, wish
+
+
+def _usual(kind: type[Head]) -> int:
+    return CLASSES if tab_of(kind) == "classify" else MAX_FOUND
+
+
+def tab_of(kind: type[Head]) -> str:
+    """Under which tab a kind of head is shown."""
+    if "detection" in kind.task:
+        return "detect"
+    if "segmentation" in kind.task:
+        return "segment"
+    return "prompt" if kind.takes_text else "classify"
+
+
+@on_gpu
+def explained(picture: Image.Image, wish: Wish) -> Found:
+    """The explanation of each thing that the model found."""
+    with MODELS.lent(wish.model) as loaded:
+        [found] = Explainer(loaded, wish.method, wish.layers or None)([picture], **wish.settings)
+    return Found(wish, tuple(found))
+
+
+@on_gpu
+def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
+    """The same target by several methods."""
+    if not methods:
+        raise Refused("Choose at least one method.")
+    if unknown := set(methods) - set(quick_methods()):
+        raise Refused(f"{min(unknown)[:60]!r} is no method of this page; it has {', '.join(quick_methods())}.")
+    with MODELS.lent(wish.model) as loaded:
+        explainer = Explainer(loaded, methods[0], wish.layers or None)
+        found = explainer.compare(picture, methods, **wish.settings)
+    return Comparison([explanations[shown] for explanations in found], picture)
+
+
+@on_gpu
+def judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
+    """How the confidence follows the map, beside maps that see no model."""
+    target, prompts = narrowed(wish, explanation)
+    with MODELS.lent(wish.model) as loaded:
+        return evaluate(
+            loaded.model,
+            [Sample(picture, "picture", target=target)],
+            methods=[explanation.method],
+            metrics=METRICS,
+            layers=[explanation.layers],
+            text=prompts or None,
+            progress=False,
+            processor=loaded.processor,
+        )
+
+
+def narrowed(wish: Wish, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
+    """The target and the prompts that mean this explanation alone."""
+    if wish.target is not None or len(wish.prompts) == 1:
+        return wish.target, wish.prompts
+    if explanation.box is not None:
+        return explanation.box, wish.prompts
+    return (None, (explanation.label,)) if wish.prompts else (explanation.label, ())
+
+
+def snippet(found: Found, alpha: float, colormap: str) -> str:
+    """Python that makes the picture that is shown."""
+    wish = found.wish
+    given = {
+        "model": wish.model,
+        "target": wish.target,
+        "text": list(wish.prompts) or None,
+        "method": found.current.method,
+        "layers": list(found.current.layers),
+        "top_k": wish.top_k,
+        "aug_smooth": wish.aug_smooth or None,
+        "eigen_smooth": wish.eigen_smooth or None,
+    }
+    options = "".join(f"    {name}={value!r},\n" for name, value in given.items() if value is not None)
+    shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if wish.shrunk else ""
+    return (
+        f'import hf_cam\n\nimage = hf_cam.load_image("image.png")\n{shrink}'
+        f"found = hf_cam.explain(\n    image,\n{options})\n"
+        f'found[{found.shown}].save("overlay.png", alpha={alpha:g}, colormap={colormap!r})\n'
+    )
+
+
+def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
+    """The overlay as the page shows it: small pictures are enlarged before the colours are laid over them."""
+    image = explanation.image
+    factor = longest / max(image.size)
+    if factor <= 1:
+        return explanation.overlay(alpha, colormap)
+    size = enlarged(image, longest).size
+    larger = dataclasses.replace(
+        explanation,
+        image=enlarged(image, longest),
+        heatmap=np.clip(cv2.resize(explanation.heatmap, size, interpolation=cv2.INTER_CUBIC), 0, 1),
+        box=None if explanation.box is None else tuple(factor * value for value in explanation.box),
+        mask=None
+        if explanation.mask is None
+        else cv2.resize(explanation.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool),
+    )
+    return larger.overlay(alpha, colormap)
+
+
+def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
+    """The picture with its longer side at least this long."""
+    factor = longest / max(image.size)
+    if factor <= 1:
+        return image
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+
+def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
+    """The overlay in small."""
+    small = drawn(explanation, alpha, colormap, longest)
+    small.thumbnail((longest, longest))
+    return small
+
+
+def fresh_folder() -> Path:
+    """A folder for files to download; what lies there longer than half an hour is deleted."""
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    for folder in SCRATCH.iterdir():
+        if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=SCRATCH))
+
+
+def saved(explanation: Explanation, alpha: float, colormap: str) -> tuple[str, str, str]:
+    """The overlay, the heatmap as a picture, and the heatmap as numbers."""
+    folder = fresh_folder()
+    overlay = explanation.save(folder / "overlay.png", alpha, colormap)
+    numbers = explanation.save(folder / "heatmap.npy")
+    picture = folder / "heatmap.png"
+    Image.fromarray(np.rint(explanation.heatmap * 255).astype(np.uint8)).save(picture)
+    return str(overlay), str(picture), str(numbers)
