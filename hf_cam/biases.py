@@ -84,12 +84,14 @@ class BiasWatch:
             raise TargetError("the target does not depend on the picture")
         # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
         scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
-        leaves = [pixels, *self.outputs.values()]
+        # What runs beside the picture, such as a text tower, has terms that lie nowhere in it.
+        outputs = {name: output for name, output in self.outputs.items() if output.requires_grad}
+        leaves = [pixels, *outputs.values()]
         scaled = torch.autograd.grad(score * scale, leaves, allow_unused=True, retain_graph=True)
         wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
         terms = {
             name: gradient * _broadcast(self.biased[name], gradient)
-            for name, gradient in zip(self.outputs, wide[1:], strict=True)
+            for name, gradient in zip(outputs, wide[1:], strict=True)
             if gradient is not None
         }
         gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]

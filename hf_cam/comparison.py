@@ -17,7 +17,8 @@ from hf_cam.explainer import Explainer
 from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
 from hf_cam.images import load_image
 from hf_cam.loading import load
-from hf_cam.methods import get_method, list_methods
+from hf_cam.methods import Method, get_method, list_methods
+from hf_cam.methods.registry import same_target
 
 TILE, MARGIN, TITLE = 320, 8, 28
 RERUNS = "masked_scores"
@@ -122,6 +123,11 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
     return [get_method(method).id for method in named]
 
 
+def _particular(method: Method) -> bool:
+    """Whether a method is not defined for every target and network: it contrasts classes, or takes biases apart."""
+    return method.retarget is not same_target or "gradient_terms" in method.needs
+
+
 def quick_methods(
     explainer: Explainer | None = None, image: Image.Image | None = None, target: Any = None, text: Any = None
 ) -> list[str]:
@@ -141,6 +147,8 @@ def quick_methods(
         return True
 
     quick = [method for method in list_methods() if RERUNS not in get_method(method).needs]
+    if explainer is not None and image is not None:
+        quick = [method for method in quick if not _particular(get_method(method)) or is_defined(method)]
     if explainer is None or image is None or not is_defined("rollout"):
         return [method for method in quick if not get_method(method).needs_attention]
     return quick if is_defined("legrad") else [method for method in quick if method != "legrad"]

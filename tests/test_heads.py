@@ -573,3 +573,18 @@ def test_all_doors_take_prompts(photo):
         processor=hf.CLIPProcessor(loaded.processor, loaded.tokenizer),
     )
     assert [one.label for one in found.explanations] == ["a cat", "a cat"]
+
+
+@pytest.mark.parametrize(("make", "wanted"), [(clip, {"text": "a cat"}), (detr, {"target": 1}), (segformer, {})])
+def test_a_comparison_leaves_out_what_is_not_defined_for_a_head(photo, make, wanted):
+    loaded = make()
+    processor = hf.CLIPProcessor(loaded.processor, loaded.tokenizer) if make is clip else loaded.processor
+    found = hf_cam.compare(photo, loaded.model, processor=processor, **wanted)
+    methods = {one.method for one in found.explanations}
+    assert {"gradcam", "hirescam", "eigencam"} <= methods
+    assert "finercam" not in methods
+
+
+def test_the_biases_of_a_text_tower_are_no_part_of_a_full_gradient(photo):
+    [found] = explained(clip(), photo, method="fullgrad", text="a cat")
+    assert found.heatmap.any()
