@@ -119,9 +119,7 @@ def capture(
         LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
     """
     module = unwrap(model)
-    known = dict(module.named_modules())
-    if missing := [layer for layer in layers if layer not in known]:
-        raise LayerError(f"the model has no layer {missing[0]!r}")
+    known = {layer: _submodule(module, layer) for layer in (*layers, *(hooks or {}))}
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
     with borrowed(module):
@@ -144,6 +142,13 @@ def capture(
             yield Capture(outputs, tuple(seen[layer] for layer in layers), watched, pixels)
         finally:
             _remove(handles)
+
+
+def _submodule(module: nn.Module, layer: str) -> nn.Module:
+    try:
+        return module.get_submodule(layer)
+    except AttributeError as error:
+        raise LayerError(f"the model has no layer {layer!r}") from error
 
 
 def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
