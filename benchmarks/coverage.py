@@ -151,8 +151,8 @@ def table(rows: Sequence[Row]) -> str:
         "Written by `python -m benchmarks.coverage --write docs/architectures.md`: what hf-cam infers, with no",
         "argument, for a tiny random model of every type of transformers' auto mappings. **Verified**: a disturbed",
         "box of a picture (not square, wherever the model takes that) shows at its own place of the layer's grid,",
-        "better than in any other order, and the score depends on at least 95 % of the cells. Undecided: with random weights",
-        "the network spreads every disturbance all over. A layer's number is that of a tiny model's last block.",
+        "better than in any other order, and the score depends on at least 95 % of the cells. Undecided: with random",
+        "weights the network spreads every disturbance all over. A layer's number is a tiny model's.",
     ]
     for task in dict.fromkeys(row.task for row in rows):
         own = [row for row in rows if row.task == task]
