@@ -88,43 +88,44 @@ def _line(error: Exception) -> str:
 # timm ----------------------------------------------------------------------------------------------------------------
 
 
-def timm_modules() -> dict[str, list[str]]:
-    """Networks by the module of timm that they come from."""
-    return {module: timm.list_models(module=module) for module in sorted(timm.list_modules())}
+@dataclass(frozen=True)
+class Network:
+    """A network of timm by its module tree alone."""
+
+    row: Row
+    module: str
+    weights: int
 
 
-def timm_resolves(names: Iterable[str]) -> Iterator[Row]:
-    """Each network's adapter from its module tree alone; where metadata tells too little, random weights."""
+def timm_networks(names: Iterable[str]) -> Iterator[Network]:
+    """Each network's adapter without weights; where timm's metadata says too little, with random ones."""
     for name in names:
         try:
             with torch.device("meta"):
                 net = timm.create_model(name, pretrained=False)
             adapter = declared_adapter(net) or infer_adapter(timm.create_model(name, pretrained=False).eval())
         except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            yield Row("timm", name, "failed", note=_line(error))
-        else:
-            yield _row("timm", name, adapter, set())
-
-
-def timm_runs() -> Iterator[Row]:
-    """The smallest network of each module, run with random weights."""
-    for module, names in timm_modules().items():
-        if not names:
+            yield Network(Row("timm", name, "failed", note=_line(error)), "", 0)
             continue
+        weights = sum(parameter.numel() for parameter in net.parameters())
+        yield Network(_row("timm", name, adapter, set()), type(net).__module__, weights)
+
+
+def timm_runs(networks: Iterable[Network]) -> Iterator[Row]:
+    """The smallest network of each module, run with random weights."""
+    smallest: dict[str, Network] = {}
+    for network in networks:
+        if network.module and network.weights < smallest.get(network.module, network).weights + 1:
+            smallest[network.module] = network
+    for network in smallest.values():
+        name, module = network.row.name, network.module.rpartition(".")[2]
         torch.manual_seed(0)
-        name = min(names, key=_weights)
         try:
             net = timm.create_model(name, pretrained=False).eval()
             adapter = infer_adapter(net)
-            row = _row(module, name, adapter, {check.verdict for check in check_adapter(net, adapter)})
+            yield _row(module, name, adapter, {check.verdict for check in check_adapter(net, adapter)})
         except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            row = Row(module, name, "failed", note=_line(error))
-        yield row
-
-
-def _weights(name: str) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in timm.create_model(name, pretrained=False).parameters())
+            yield Row(module, name, "failed", note=_line(error))
 
 
 # Output --------------------------------------------------------------------------------------------------------------
@@ -182,8 +183,11 @@ def main() -> None:
         names = timm.list_models()
         if arguments.sample:
             names = sorted(random.Random(0).sample(names, arguments.sample))
-        report(list(timm_resolves(names)), by="timm networks that resolve")
-        report(list(timm_runs()), by="timm modules that run")
+        networks = list(timm_networks(names))
+        resolved = [network.row for network in networks]
+        print(f"timm networks: {sum(row.counts for row in resolved)} of {len(resolved)} resolve")
+        print(*(f"  failed: {row.name}: {row.note}" for row in resolved if not row.counts), sep="\n", flush=True)
+        report(list(timm_runs(networks)), by="timm modules, the smallest network of each")
         return
     rows = list(transformers_rows(arguments.task or tuple(TASKS)))
     report(rows)

@@ -190,6 +190,14 @@ OWN: dict[str, Any] = {
     "convnextv2": {"patch_size": 4},
     "dinat": {"patch_size": 4, "embed_dim": 16, "num_heads": [1, 1, 2, 2], "kernel_size": 3},
     "pp_ocrv6_small_det": {"layer_list_out_channels": [8, 16, 16, 32], "backbone_config": _lcnet},
+    "swin2sr": {"depths": [1, 1], "num_heads": [1, 1], "window_size": 4, "patch_size": 1, "image_size": 64},
+    "timm_backbone": {"backbone": "resnet18"},
+    "llama4": {
+        "intermediate_size": 128,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    },
     "levit": {"hidden_sizes": [32, 32, 32]},
     "videoprism": {"vision_config": {"tubelet_size": [1, 16, 16], "num_spatial_layers": 2, "num_temporal_layers": 1}},
     "pp_lcnet": {"stem_channels": 16},
@@ -289,10 +297,10 @@ OWN: dict[str, Any] = {
 }
 
 
-def settings(model_type: str) -> dict[str, Any]:
+def settings(model_type: str, config_class: type | None = None) -> dict[str, Any]:
     """What makes a config of this type tiny."""
     own = {name: value() if callable(value) else value for name, value in OWN.get(model_type, {}).items()}
-    return shrunk(CONFIG_MAPPING[model_type], **own)
+    return shrunk(config_class or CONFIG_MAPPING[model_type], **own)
 
 
 SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
@@ -308,6 +316,7 @@ SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
     TOKEN_SIZE,
 )  # fmt: skip
 SIZES |= dict.fromkeys(("vivit", "blip-2", "data2vec-vision", "eomt", "eomt_dinov3", "videomt"), (96, 96))
+SIZES |= {"aimv2_vision_model": (96, 96), "llama4": (96, 96), "mllama": (96, 96), "swin2sr": (32, 48)}
 SIZES |= {"levit": (384, 384), "pp_lcnet": (192, 320), "dpt": (192, 192), "pvt": (256, 256), "rf_detr": (192, 192)}
 """Height and width of the picture; `STAGED_SIZE` for those that are not named."""
 VIDEOS = ("timesformer", "videomae", "videoprism", "videoprism_vision_model", "vivit", "vjepa2", "videomt")
@@ -351,12 +360,13 @@ class Case:
         But not so large that a probability map saturates.
         """
         torch.manual_seed(0)
-        config = CONFIG_MAPPING[self.model_type](**settings(self.model_type))
+        model_class = getattr(hf, self.model_class)
+        config = model_class.config_class(**settings(self.model_type, model_class.config_class))
         _set_image_size(config, self)
         if self.model_type == "dinat":
             _replace_natten()
-        model = getattr(hf, self.model_class)(config).eval()
-        for module in model.modules() if not self.model_type.startswith("pp_ocr") else ():
+        model = model_class(config).eval()
+        for module in model.modules() if not self.model_class.startswith(("PPOCR", "MobileNetV2Model")) else ():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_cam
+from benchmarks.coverage import timm_networks
 from benchmarks.tiny_models import SPREADS, TASKS, Case, cases
 from hf_cam.adapter import Adapter
 from hf_cam.errors import LayoutError, UnknownArchitecture
@@ -192,6 +195,12 @@ def test_an_architecture_with_an_odd_layout_is_explained() -> None:
 
 
 # timm ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_drawn_network_of_timm_resolves_without_weights() -> None:
+    names = random.Random(0).sample(timm.list_models(), 12)
+    failed = [network.row for network in timm_networks(names) if not network.row.counts]
+    assert not failed
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientvit_b0"])
