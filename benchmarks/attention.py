@@ -9,13 +9,14 @@ the forward's in the same round. Memory is what a fresh process grew by at its p
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,17 @@ def memory(name: str, batch: int) -> str:
 def peak_of(name: str, batch: int) -> int:
     """Megabytes by which the process grew at its peak, over what it held with model and input loaded."""
     run = runner(name, torch.randn(batch, 3, 224, 224))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # a process inherits its parent's peak
+    before = resident("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """A line of this process's status, in megabytes."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) // 1024
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Attention:
         """`softmax(scale q k^T + mask)`, `[B, heads, N, M]` in float32 or better; made anew on each access."""
         if self.computed is not None:
             return _wide(self.computed.detach())
-        scores: Tensor = _wide(self.query.detach()) @ _wide(self.key.detach()).mT * self.scale
+        scores: Tensor = (_wide(self.query.detach()) * self.scale) @ _wide(self.key.detach()).mT
         if self.mask is not None:
             mask = self.mask.detach()
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
@@ -69,6 +69,26 @@ class Attention:
     def output_gradient(self) -> Tensor:
         """`dL/dO`, zeros where the target does not depend on this call."""
         return torch.zeros_like(self.output) if self.gradient is None else self.gradient
+
+    def images(self) -> Iterator[Attention]:
+        """The same call image by image: one image's weights stay in the processor's cache, a batch's do not."""
+        batch = len(self.query)
+
+        def cut(tensor: Tensor | None, index: int) -> Tensor | None:
+            return tensor if tensor is None or len(tensor) != batch else tensor[index : index + 1]
+
+        for index in range(batch):
+            part = slice(index, index + 1)
+            yield replace(
+                self,
+                query=self.query[part],
+                key=self.key[part],
+                value=self.value[part],
+                output=self.output[part],
+                mask=self.mask if self.mask is None or self.mask.ndim < 4 else cut(self.mask, index),
+                computed=cut(self.computed, index),
+                gradient=cut(self.gradient, index),
+            )
 
     @property
     def is_square(self) -> bool:

@@ -51,8 +51,11 @@ def legrad(readouts: Readouts) -> Tensor:
     The head reads the layer's mean token in place of the last layer's tokens. A head that pools by attention reads the
     layer's own tokens, and it is the pool's weights that are differentiated.
     """
-    layers = [readouts.cells(call.weight_gradients.clamp_min(0).mean((1, 2))) for call in readouts.calls]
-    return torch.stack(layers, 1)
+
+    def strength(call: Attention) -> Tensor:
+        return torch.cat([one.weight_gradients.clamp_min_(0).mean((1, 2)) for one in call.images()])
+
+    return torch.stack([readouts.cells(strength(call)) for call in readouts.calls], 1)
 
 
 def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own", spatial: bool = True) -> Tensor:
@@ -92,9 +95,20 @@ def libragrad(frozen_terms: Tensor) -> Tensor:
     return frozen_terms
 
 
+def libracam(frozen_terms: Tensor) -> Tensor:
+    """`sum_c x_c g_c` at the last tokens that the target depends on, g by the rules of LibraGrad.
+
+    Behind the last block where the head reads the cells themselves, before it where it reads a class token.
+    """
+    depends = [bool(term.any()) for term in frozen_terms.unbind(1)]
+    last = max((index for index, found in enumerate(depends) if found), default=0)
+    return frozen_terms[:, last : last + 1]
+
+
 def _relevance(call: Attention) -> Tensor:
     """`mean_h relu(A dA)`, `[B, N, M]`."""
-    return (call.weights * call.weight_gradients).clamp_min(0).mean(1)
+    parts = [one.weight_gradients.mul_(one.weights).clamp_min_(0).mean(1) for one in call.images()]
+    return torch.cat(parts)
 
 
 def _queries_to_cells(trace: AttentionTrace) -> Tensor:
@@ -200,5 +214,14 @@ LIBRAGRAD = register(
         contributions=libragrad,
         paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
         summary="Gradient times token at every block, with attention, norms and gates frozen.",
+    )
+)
+LIBRACAM = register(
+    Method(
+        id="libracam",
+        name="LibraCAM",
+        contributions=libracam,
+        paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
+        summary="HiResCAM at the last tokens that the target depends on, with attention, norms and gates frozen.",
     )
 )
