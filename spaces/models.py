@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def safe_revision(name: str) -> str:
     return str(info.sha)
 
 
+@dataclass
+class Kept:
+    """A model in memory, or on its way there, and the lock of who uses it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    loaded: LoadedModel | None = None
+
+
 class Models:
     """The models that were used last, each with a lock: one computes for one visitor at a time.
 
@@ -112,24 +121,29 @@ class Models:
 
     def __init__(self, kept: int = KEPT) -> None:
         self.kept = kept
-        self._loaded: OrderedDict[str, tuple[LoadedModel, threading.Lock]] = OrderedDict()
+        self._known: OrderedDict[str, Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._loaded)
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._known))
 
     @contextmanager
     def lent(self, name: str) -> Iterator[LoadedModel]:
-        """The model, for this visitor alone."""
+        """The model, for this visitor alone; while it loads, other models go on."""
         with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = (_load(name), threading.Lock())
-            self._loaded.move_to_end(name)
-            while len(self._loaded) > self.kept:
-                self._loaded.popitem(last=False)
-            loaded, alone = self._loaded[name]
-        with alone:
-            yield loaded
+            entry = self._known.setdefault(name, Kept())
+            self._known.move_to_end(name)
+            while len(self._known) > self.kept:
+                self._known.popitem(last=False)
+        with entry.lock:
+            if entry.loaded is None:
+                try:
+                    entry.loaded = _load(name)
+                except BaseException:
+                    with self._lock:
+                        self._known.pop(name, None)
+                    raise
+            yield entry.loaded
 
     def kind(self, name: str) -> type[Head]:
         """The kind of the model's head; a demo model need not be loaded for it."""

@@ -58,6 +58,15 @@ new MutationObserver(() => {
 """Words for pictures whose components take none."""
 
 
+def as_uploaded(picture: gr.Image) -> gr.Image:
+    """The component gives the uploaded file itself: nothing opens it before `limits` has looked at it.
+
+    A subclass would do the same, but gradio writes a stub file beside the module of each.
+    """
+    picture.preprocess = lambda payload: payload and payload.path
+    return picture
+
+
 def told(work: Callable[..., Any]) -> Callable[..., Any]:
     """A refusal reaches the visitor as its sentence; anything else is logged and told in general words."""
 
@@ -349,16 +358,18 @@ def build() -> gr.Blocks:
                     gr.Markdown(hint, elem_id="hint")
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
-                picture = gr.Image(
-                    example_for(first),
-                    label="Picture",
-                    type="filepath",
-                    image_mode=None,
-                    height=280,
-                    sources=["upload", "clipboard", "webcam"],
-                    buttons=[],
-                    elem_id="picture",
-                    alt_text="The picture to explain",
+                picture = as_uploaded(
+                    gr.Image(
+                        example_for(first),
+                        label="Picture",
+                        type="filepath",
+                        image_mode=None,
+                        height=280,
+                        sources=["upload", "clipboard", "webcam"],
+                        buttons=[],
+                        elem_id="picture",
+                        alt_text="The picture to explain",
+                    )
                 )
                 gr.Examples([[file] for file in examples().values()], picture, label="Examples", elem_id="examples")
                 model = gr.Dropdown(
@@ -503,7 +514,7 @@ def follow(model: str, picture: str | None) -> list[Any]:
     """Tab, prompts and example follow the model."""
     kind = MODELS.kind(checked(model))
     untouched = picture is None or Path(picture).name in {Path(file).name for file in examples().values()}
-    shown = gr.Image(example_for(model)) if untouched else gr.skip()
+    shown = example_for(model) if untouched else gr.skip()
     return [gr.Tabs(selected=tab_of(kind)), gr.Textbox(visible=kind.takes_text), shown]
 
 

@@ -201,7 +201,7 @@ def test_few_models_stay_loaded_and_the_oldest_goes():
     for name in ("demo:vit", "demo:swin", "demo:vit", "demo:convnext"):
         with kept.lent(name):
             pass
-    assert list(kept._loaded) == ["demo:vit", "demo:convnext"]
+    assert list(kept) == ["demo:vit", "demo:convnext"]
 
 
 REPOS = {
@@ -232,8 +232,10 @@ def test_a_safe_repo_of_the_hub_is_taken(hub, vit_folder, monkeypatch):
     assert models.checked("someone/vit") == "someone/vit"
     with models.Models().lent("someone/vit") as loaded:
         assert loaded.model.config.model_type == "vit"
-    with pytest.raises(limits.Refused, match="cannot be found"):
-        models.safe_revision("someone/nothing")
+    kept = models.Models()
+    with pytest.raises(limits.Refused, match="cannot be found"), kept.lent("someone/nothing"):
+        pass
+    assert list(kept) == []
 
 
 def test_old_downloads_are_deleted(tmp_path, monkeypatch):
@@ -360,6 +362,13 @@ def test_a_visitor_walks_through_the_page(browser, server, screenshots, tmp_path
     page.keyboard.press("Tab")
     page.wait_for_function("b => document.querySelectorAll('#map img')[1].src !== b[1]", arg=before)
     assert visit.says() == sentence
+
+    (tmp_path / "no.png").write_text("no picture at all")
+    page.click("#picture button[aria-label='Remove Image']")
+    page.locator("#picture input[type=file]").set_input_files(tmp_path / "no.png")
+    page.wait_for_selector("#picture img", state="attached")
+    page.click("#go")
+    page.get_by_text("The file is no picture that this page reads").wait_for()
 
     with page.expect_download() as download:
         page.click("#numbers-file")
