@@ -533,7 +533,8 @@ def test_a_batch_gets_the_maps_of_its_images_one_by_one(name, method):
     alone = torch.cat([cam(one[None], target_of(name), **extra(name)) for one in x])
     assert together.shape == (2, *SIZE)
     assert together.isfinite().all()
-    assert together.amax() == 1
+    signed = ("attnlrp", "libragrad", "libracam")  # nothing need speak for a target of random weights
+    assert together.amax() == 1 or (method in signed and not together.any())
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
