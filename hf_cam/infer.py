@@ -13,7 +13,7 @@ from hf_cam.capture import accepts, capture
 from hf_cam.catalogue import check_not_refused, config_of, from_catalogue, patch_of, timm_model
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.guard import unwrap
-from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Spatial
+from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Size, Spatial
 from hf_cam.probe import MIN_COVERAGE, probe
 from hf_cam.targets import class_logits
 
@@ -252,7 +252,7 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
         UnknownArchitecture: no layer is spatial and influences the target, or its cells are in no order.
     """
     module = unwrap(model)
-    finding = probe(module, inputs or sample_inputs(module), patch=patch_of(config_of(module)))
+    finding = probe(module, inputs or sample_inputs(module), patch=_patch(module))
     if finding.verdict == "refuted":
         raise UnknownArchitecture(
             f"{type(module).__name__} mixes its patches (the likeliest layer, {finding.layer!r}, does not change where "
@@ -264,6 +264,12 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
         origin="probe",
         reason=f"deepest spatial layer; {finding.coverage:.0%} of its cells reach the target",
     )
+
+
+def _patch(module: nn.Module) -> Size | None:
+    """Of the config, else of the module that cuts the picture, which may do so without a convolution."""
+    cutters = (child for name, child in module.named_modules() if name.rpartition(".")[2].startswith("patch_embed"))
+    return patch_of(config_of(module)) or next(filter(None, map(patch_of, cutters)), None)
 
 
 def sample_inputs(module: nn.Module) -> dict[str, Tensor]:

@@ -194,6 +194,23 @@ def test_an_architecture_with_an_odd_layout_is_explained() -> None:
     assert found.max() == 1
 
 
+def test_patches_that_no_convolution_cuts_are_known_from_the_module_that_cuts_them() -> None:
+    class Cutter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_size, self.proj = 8, nn.Linear(3 * 64, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.proj(nn.functional.unfold(x, 8, stride=8).mT)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), nn.Identity())
+    net.patch_embed, net.norm, net.head = Cutter(), nn.LayerNorm(16), nn.Linear(16, 3)
+    net.forward = lambda x: net.head(net.norm(net.patch_embed(x)).mean(1))
+    [check] = check_adapter(net, inputs={"pixel_values": torch.randn(1, 3, 64, 96)})
+    assert (check.layer, check.grid, check.verdict) == ("norm", (8, 12), "confirmed")
+
+
 # timm ----------------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +220,9 @@ def test_every_drawn_network_of_timm_resolves_without_weights() -> None:
     assert not failed
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientvit_b0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tnt_s_patch16_224", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientvit_b0"]
+)
 def test_a_network_of_timm_is_right_in_space(name: str) -> None:
     torch.manual_seed(0)
     net = timm.create_model(name, pretrained=False).eval()
