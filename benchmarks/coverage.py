@@ -17,6 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
 from benchmarks.tiny_models import TASKS, Case, cases
 from hf_cam.adapter import Adapter
@@ -103,7 +104,7 @@ def timm_networks(names: Iterable[str]) -> Iterator[Network]:
         try:
             with torch.device("meta"):
                 net = timm.create_model(name, pretrained=False)
-            adapter = declared_adapter(net) or infer_adapter(timm.create_model(name, pretrained=False).eval())
+            adapter = declared_adapter(net) or infer_adapter(_awake(timm.create_model(name, pretrained=False).eval()))
         except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             yield Network(Row("timm", name, "failed", note=_line(error)), "", 0)
             continue
@@ -121,11 +122,19 @@ def timm_runs(networks: Iterable[Network]) -> Iterator[Row]:
         name, module = network.row.name, network.module.rpartition(".")[2]
         torch.manual_seed(0)
         try:
-            net = timm.create_model(name, pretrained=False).eval()
+            net = _awake(timm.create_model(name, pretrained=False).eval())
             adapter = infer_adapter(net)
             yield _row(module, name, adapter, {check.verdict for check in check_adapter(net, adapter)})
         except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             yield Row(module, name, "failed", note=_line(error))
+
+
+def _awake(net: nn.Module) -> nn.Module:
+    """With noise in the place of weights that start at zero, as heads do: nothing would depend on anything."""
+    for parameter in net.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return net
 
 
 # Output --------------------------------------------------------------------------------------------------------------
