@@ -228,6 +228,7 @@ class CAM:
                 adapter.layers,
                 inputs,
                 gradients=not needed.isdisjoint(("gradients", WHOLE_MODEL)),
+                second_order=second_order,
                 hooks=biases.hooks if biases else None,
                 watch=recording if any(method.needs_attention for method in methods) else None,
             ) as captured,

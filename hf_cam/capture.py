@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.errors import DetachedError, LayerError, LayoutError, TargetError, UnknownArchitecture
-from hf_cam.guard import borrowed, unwrap
+from hf_cam.guard import borrowed, forwards, unwrap
 from hf_cam.layouts import Size
+from hf_cam.linear import by_tokens
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
 """What transformers' forwards take without listing it."""
@@ -98,6 +99,7 @@ def capture(
     inputs: Mapping[str, Any],
     *,
     gradients: bool = True,
+    second_order: bool = False,
     hooks: Mapping[str, Callable[..., Any]] | None = None,
     watch: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
 ) -> Iterator[Capture]:
@@ -112,6 +114,7 @@ def capture(
         layers: Dotted names.
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.
+        second_order: True where the gradients are to be differentiable.
         hooks: Further forward hooks, by dotted name, for this forward alone.
         watch: Sees the whole forward, from the picture on, for evidence that is not a target layer's.
 
@@ -134,7 +137,12 @@ def capture(
                 pixels = inputs["pixel_values"]
                 pixels = pixels if pixels.requires_grad else pixels.detach().requires_grad_()
                 inputs = {**inputs, "pixel_values": pixels}
-            with torch.set_grad_enabled(gradients or watch is not None), (watch or nullcontext)(module) as watched:
+            recorded = gradients or watch is not None
+            with (
+                torch.set_grad_enabled(recorded),
+                forwards(by_tokens(module) if recorded and not second_order else {}),
+                (watch or nullcontext)(module) as watched,
+            ):
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again
             if silent := [layer for layer in layers if layer not in seen]:

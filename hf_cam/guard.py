@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -78,6 +78,22 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                     parameter.requires_grad_(flag)
                 for module, attributes in zip(modules, plain, strict=True):
                     _restore(module, attributes)
+
+
+@contextmanager
+def forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Run modules by other forwards than their own; an instance attribute that was there (accelerate's) comes back."""
+    own = {module: module.__dict__.get("forward") for module in instead}
+    try:
+        for module, forward in instead.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, mine in own.items():
+            if mine is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = mine
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

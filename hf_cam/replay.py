@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_cam.capture import arguments, call, first_tensor, with_first_tensor
-from hf_cam.guard import borrowed, unwrap
+from hf_cam.guard import borrowed, forwards, unwrap
 from hf_cam.targets import map_tensors, rows
 
 TOLERANCE = 1e-3
@@ -83,28 +84,16 @@ class _Memory:
     stays: bool = False  # also for later calls, where the module itself may not run
     calls: int = field(default=0)
 
-    def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def answer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         if self.calls <= len(self.outputs) or self.stays:
             return self.outputs[min(self.calls, len(self.outputs)) - 1]
         return forward(*args, **kwargs)
 
 
-@contextmanager
-def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> Iterator[None]:
-    """Put memories in place of forwards; an instance attribute that was there (accelerate's) comes back."""
-    own: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in stubs}
-    try:
-        for module, memory in stubs.items():
-            forward = module.forward
-            module.__dict__["forward"] = lambda *args, _m=memory, _f=forward, **kwargs: _m.answer(_f, args, kwargs)
-        yield
-    finally:
-        for module, mine in own.items():
-            if mine is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = mine
+def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> AbstractContextManager[None]:
+    """Put memories in place of forwards."""
+    return forwards({module: partial(memory.answer, module.forward) for module, memory in stubs.items()})
 
 
 @contextmanager

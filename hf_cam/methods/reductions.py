@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW_CELLS = 8
+"""Of which ARPACK finds no component."""
+
 
 def channel_sum(contributions: Tensor) -> Tensor:
     """The sum over channels.
@@ -52,7 +55,9 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
     found = []
     for cells in centred:
-        analysis = KernelPCA(n_components=1, kernel=kernel, gamma=gamma)
+        # ARPACK finds one component without all the others; it starts from a vector that the seed fixes.
+        solver = "arpack" if len(cells) > FEW_CELLS else "dense"
+        analysis = KernelPCA(n_components=1, kernel=kernel, gamma=gamma, eigen_solver=solver, random_state=0)
         found.append(analysis.fit_transform(cells)[:, 0] if cells.any() else np.zeros(len(cells)))
     projected = torch.from_numpy(np.stack(found))
     lengths = torch.from_numpy(np.linalg.norm(centred, axis=(1, 2)))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,8 +63,7 @@ class Method:
     @property
     def needs(self) -> tuple[str, ...]:
         """The evidence that it needs, by the names in `EVIDENCE`."""
-        parameters = inspect.signature(self.contributions).parameters.values()
-        return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+        return _required(self.contributions)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -129,7 +129,14 @@ class Method:
         return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
 
 
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+@cache
+def _required(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+
+@cache
+def _defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
