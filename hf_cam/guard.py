@@ -59,7 +59,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
                 "them; load the model outside that block"
             )
-        plain = [_plain_attributes(module) for module in modules]
+        before = [module.__dict__.copy() for module in modules]
         trainable = [parameter.requires_grad for parameter in parameters]
         devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.device.type == "cuda"})
         with ExitStack() as stack:
@@ -69,14 +69,14 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             try:
                 for module in modules:
-                    module.training = False
+                    module.__dict__["training"] = False  # past nn.Module's own setter, which is slow
                 for parameter in parameters:
                     parameter.requires_grad_(False)
                 yield
             finally:
                 for parameter, flag in zip(parameters, trainable, strict=True):
                     parameter.requires_grad_(flag)
-                for module, attributes in zip(modules, plain, strict=True):
+                for module, attributes in zip(modules, before, strict=True):
                     _restore(module, attributes)
 
 
@@ -96,12 +96,9 @@ def forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
                 module.__dict__["forward"] = mine
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if isinstance(value, _PLAIN)}
-
-
 def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Give back the plain attributes; what a module holds besides is its own to change."""
     current = module.__dict__
     for name, value in attributes.items():
-        if current.get(name) is not value:
+        if current.get(name) is not value and isinstance(value, _PLAIN):
             current[name] = value
