@@ -133,18 +133,15 @@ class Run:
             return torch.stack([in_chunks(1 + channels, size, without, sample) for sample in range(len(activation))])
 
     def masked_scores(self, layer: str) -> Tensor:
-        """The targets' values `[B, C]` of the images masked by one channel each, stretched to [0, 1] and enlarged."""
+        """The targets' values `[B, C]` of the images masked by one channel each, enlarged and stretched to [0, 1].
+
+        A constant channel masks nothing out and nothing in: its image is black, never NaN.
+        """
         activations = self.activations(layer)
-        low, high = activations.flatten(2).amin(2), activations.flatten(2).amax(2)
         pixels = self.inputs["pixel_values"]
 
         def masked(sample: int, start: int, stop: int) -> Tensor:
-            masks = resize(activations[sample, start:stop].float(), self.size)
-            span, least = (
-                ends[sample, start:stop].float().reshape(-1, *[1] * len(self.size)) for ends in (high - low, low)
-            )
-            # A constant channel masks nothing out and nothing in: its image is black, never NaN.
-            masks = ((masks - least) / torch.where(span > 0, span, 1))[:, None]
+            masks = normalize(resize(activations[sample, start:stop].float(), self.size), len(self.size))[:, None]
             inputs = {
                 name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
                 if isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1]

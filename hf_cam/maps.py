@@ -51,8 +51,11 @@ def fuse_mean(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
 
 def fuse_product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Like `fuse_mean`, but multiplied: what every layer agrees on, as fine as the finest of them."""
-    return normalize(_enlarged(layers, size).prod(0), len(size))
+    """Like `fuse_mean`, but multiplied: what every layer agrees on, as fine as the finest of them.
+
+    A factor reaches from 0 to 1 in the enlarged map too, so that no layer holds the product up everywhere.
+    """
+    return normalize(normalize(_enlarged(layers, size), len(size)).prod(0), len(size))
 
 
 def _enlarged(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:

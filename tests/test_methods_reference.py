@@ -1,0 +1,190 @@
+"""Methods cell by cell in float64, and what the reference package does otherwise: that, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam.utils.image import scale_cam_image
+from torch import Tensor, nn
+
+from hf_cam.biases import full_gradients
+from hf_cam.cam import CAM
+from hf_cam.errors import TargetError
+from hf_cam.methods import get_method
+from tests.test_methods import NETS, SIZE, Logits, make, pictures
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """`[cells, channels]` of `[channels, rows, columns]`, each channel's mean taken away."""
+    vectors = values.reshape(len(values), -1).T
+    return vectors - vectors.mean(0)
+
+
+def component(values: np.ndarray) -> np.ndarray:
+    """Of either sign."""
+    vectors = centred(values)
+    direction = np.linalg.svd(vectors, full_matrices=False)[2][0]
+    return (vectors @ direction).reshape(values.shape[1:])
+
+
+def kernel_component(values: np.ndarray) -> np.ndarray:
+    """Of the sigmoid kernel, of either sign; as long as the cells' own vectors."""
+    vectors = centred(values)
+    gram = np.tanh(vectors @ vectors.T / vectors.shape[1] + 1)
+    middle = np.eye(len(gram)) - 1 / len(gram)
+    strengths, bases = np.linalg.eigh(middle @ gram @ middle)
+    first = bases[:, np.argmax(strengths)]
+    return (first / np.linalg.norm(first) * np.linalg.norm(vectors)).reshape(values.shape[1:])
+
+
+def plusplus(a: np.ndarray, g: np.ndarray) -> float:
+    """Equation 19, one channel's weight."""
+    total = sum(a.flat)
+    return sum(value**2 / (2 * value**2 + total * value**3 + 1e-6) * max(value, 0) for value in g.flat if value != 0)
+
+
+def standing_out(a: np.ndarray) -> float:
+    """The share of cells above mean plus two deviations."""
+    mean = sum(a.flat) / a.size
+    deviation = (sum((value - mean) ** 2 for value in a.flat) / a.size) ** 0.5
+    return sum(value > mean + 2 * deviation for value in a.flat) / a.size
+
+
+WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
+    "gradcam": lambda a, g: sum(g.flat) / g.size,
+    "hirescam": lambda a, g: g,
+    "layercam": lambda a, g: np.maximum(g, 0),
+    "gradcam++": plusplus,
+    "xgradcam": lambda a, g: sum((a * g).flat) / sum(a.flat),
+    "fem": lambda a, g: standing_out(a),
+    "finercam": lambda a, g: sum(g.flat) / g.size,
+    "refinecam": plusplus,
+}
+WHOLE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "gradcam-elementwise": lambda a, g: np.maximum(a * g, 0).sum(0),
+    "eigencam": lambda a, g: component(a),
+    "eigengradcam": lambda a, g: component(a * g),
+    "segeigencam": lambda a, g: component(a * np.abs(g)),
+    "kpcacam": lambda a, g: kernel_component(a),
+}
+OF_EITHER_SIGN = {"eigencam", "eigengradcam", "segeigencam", "kpcacam"}
+
+
+@pytest.mark.parametrize("method", [*WEIGHTS, *WHOLE])
+def test_agrees_with_a_slow_float64_implementation(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(2, 5, 6, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    a[:, :, 2, 3] += 4  # something to stand out, and a component that leads
+    record = get_method(method)
+    maps = record.map(**{name: {"activations": a, "gradients": g}[name] for name in record.needs}).numpy()
+    for i in range(2):
+        one, two = a[i].numpy(), g[i].numpy()
+        if method in WEIGHTS:
+            slow = sum(WEIGHTS[method](one[c], two[c]) * one[c] for c in range(len(one)))
+        else:
+            slow = WHOLE[method](one, two)
+        if method in OF_EITHER_SIGN:
+            slow = min(slow, -slow, key=lambda signed: np.abs(np.maximum(signed, 0) - maps[i]).max())
+        np.testing.assert_allclose(maps[i], np.maximum(slow, 0), atol=1e-9)
+
+
+# Where the reference departs ------------------------------------------------------------------------------------------
+
+
+def package() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own, about numpy and torch
+        return importlib.import_module("pytorch_grad_cam")
+
+
+def outputs(*classes: int) -> list[Any]:
+    kind = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+    return [kind(index) for index in classes]
+
+
+def test_the_reference_drops_images_without_a_target_and_hf_cam_refuses() -> None:
+    net, x = make("resnet"), pictures(3)
+    with package().GradCAM(Logits(net), [net.resnet.encoder.stages[-1]]) as reference:
+        theirs = reference(input_tensor=x, targets=outputs(2))
+    assert theirs[0].max() > 0.9
+    assert not theirs[1:].any()  # no gradient, no word
+    with pytest.raises(TargetError, match="1 targets for 3 images"):
+        CAM(net, "gradcam")(x, [2])
+
+
+class HalfPixel(nn.Module):
+    """In the place of torch's `UpsamplingBilinear2d`, which aligns corners: a cell's value stands at its middle."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return nn.functional.interpolate(maps, size=self.size, mode="bilinear")
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_the_reference_enlarges_scorecams_masks_with_aligned_corners_and_differs_in_nothing_else(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = make(name), pictures(2)
+    head = net.classifier[-1] if name == "resnet" else net.classifier
+    with torch.no_grad():
+        head.weight *= 10  # so that the softmax tells the channels apart
+        for key, parameter in net.named_parameters():
+            if key.endswith("bias"):  # a norm makes noise of what is black and has no bias
+                nn.init.normal_(parameter, std=0.1)
+    cam = CAM(net, "scorecam")
+    layer = net.get_submodule(cam.adapter.layers[0])
+
+    def theirs() -> np.ndarray:
+        kind, spatial = package().ScoreCAM, lambda tokens: cam.adapter.to_spatial(tokens, SIZE)
+        with kind(Logits(net), [layer], spatial) as reference:
+            maps = reference(input_tensor=x, targets=outputs(2, 5))
+            reference.activations_and_grads.activations = reference.activations_and_grads.gradients = []
+        return maps
+
+    ours = cam(x, [2, 5]).numpy()
+    assert np.abs(ours - theirs()).max() > 1e-3
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", HalfPixel)
+    np.testing.assert_allclose(ours, theirs(), atol=1e-4)
+
+
+def test_fullgrads_terms_are_the_references_which_stretches_every_channel_alone() -> None:
+    """The paper's own code stretches each layer's term over all its channels together, as hf-cam does."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+    nn.init.normal_(net[1].bias), nn.init.normal_(net[1].running_mean)
+    net, x = net.eval(), pictures(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = package().FullGrad(net, [])
+        with torch.enable_grad():
+            theirs = reference(input_tensor=x.clone(), targets=outputs(3))[0]
+        reference.activations_and_grads.release()
+    found = full_gradients(net, {"pixel_values": x}, lambda logits: logits[:, 3].sum())
+    expected = np.zeros(SIZE)
+    for term in (found.pixels, found.biases["0"], found.biases["1"]):
+        expected += sum(scale_cam_image([channel])[0] for channel in term[0].abs().numpy())
+    np.testing.assert_allclose(theirs, scale_cam_image([expected])[0], atol=1e-4)
+
+
+def test_refinecam_agrees_with_the_reference_package() -> None:
+    net, x = make("resnet"), pictures(2)
+    names = ["resnet.encoder.stages.0", "resnet.encoder.stages.2"]
+    reference = package().RefineCAM(Logits(net), [net.get_submodule(name) for name in names])
+    theirs = reference(x, outputs(1, 4))
+    np.testing.assert_allclose(CAM(net, "refinecam", layers=names)(x, [1, 4]).numpy(), theirs, atol=1e-4)
