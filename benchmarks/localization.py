@@ -44,7 +44,7 @@ Mapper = Callable[[Scene, int], np.ndarray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--methods", nargs="+", default=list_methods(), choices=list_methods())
+    parser.add_argument("--methods", nargs="+", default=[*list_methods()], choices=list_methods())
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--slow-scenes", type=int, default=20, help="for methods that run a forward a channel")
     options = parser.parse_args()

@@ -432,10 +432,28 @@ GOALS = (
 )
 
 
+def overview(figures: Figures, models: Sequence[str], methods: Sequence[str]) -> str:
+    """A row a method, a column a model: hf-cam's forwards, and how many times that the quickest other library takes."""
+
+    def cell(model: str, method: str) -> str:
+        forwards, other = own_forwards(method)(figures, model), faster(method)(figures, model)
+        if forwards is None:
+            return "-"
+        return f"{forwards:.2f}" + ("" if other is None else f" ({other:.2g} x)")
+
+    rows = [[method, *(cell(model, method) for model in models)] for method in methods]
+    return table(["method", *models], rows)
+
+
 def report(figures: Figures) -> Iterator[str]:
     """The lines of the report."""
-    methods = [method for method in (*list_methods(), FIVE) if any(key[1] == method for key in figures)]
-    for model in (name for name in MODELS if any(key[0] == name for key in figures)):
+    known = (*list_methods(), FIVE, TOP_1, TOP_5)
+    methods = [method for method in known if any(key[1] == method for key in figures)]
+    models = [name for name in MODELS if any(key[0] == name for key in figures)]
+    yield "### Overview\n"
+    yield "Time of hf-cam in plain forwards (in brackets: the quickest other library's, in times of hf-cam's)\n"
+    yield overview(figures, models, methods) + "\n"
+    for model in models:
         rows = []
         for method in methods:
             cases = [figures.get((model, method, library), {}) for library in LIBRARIES]

@@ -239,11 +239,11 @@ def _space(options: argparse.Namespace) -> None:
 
 
 def _methods(options: argparse.Namespace) -> None:
-    from hf_cam.methods import get_method, list_methods
+    from hf_cam.methods import list_methods
 
-    methods = [get_method(method_id) for method_id in list_methods()]
-    width = max(len(method.id) for method in methods)
-    for method in methods:
+    methods = list_methods()
+    width = max(map(len, methods))
+    for method in methods.values():
         note = " Same map for every target." if method.ignores_target else ""
         print(f"{method.id:<{width}}  {method.summary}{note}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")

@@ -91,6 +91,17 @@ def test_what_fails_is_said(bench: Any) -> None:
     assert "- grad-cam, fullgrad, ResNet-50: `ValueError: no`" in text
 
 
+def test_the_overview_names_the_quickest_other_library(bench: Any) -> None:
+    figures = {
+        ("Swin-T", "finercam", "hf-cam"): {"forwards": 1.5, "against": 1.0},
+        ("Swin-T", "finercam", "grad-cam"): {"against": 2.0},
+        ("Swin-T", "finercam", "torchcam"): {"against": 1.1},
+        ("Swin-T", "fem", "hf-cam"): {"forwards": 1.0, "against": 1.0},
+    }
+    lines = bench.overview(figures, ["Swin-T"], ["finercam", "fem", "scorecam"]).splitlines()[2:]
+    assert lines == ["| finercam | 1.50 (1.1 x) |", "| fem | 1.00 |", "| scorecam | - |"]
+
+
 @pytest.mark.parametrize("library", ["hf-cam", "grad-cam", "torchcam"])
 def test_a_case_runs_and_leaves_nothing_behind(bench: Any, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SIDE", 64)

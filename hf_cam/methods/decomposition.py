@@ -37,7 +37,7 @@ EIGENCAM = register(
         contributions=eigencam,
         reduce=first_component,
         paper="Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, arXiv:2008.00299",
-        summary="First principal component of the activations; the same for every target.",
+        summary="First principal component of the activations.",
     )
 )
 EIGENGRADCAM = register(

@@ -21,7 +21,20 @@ from hf_cam.targets import Target
 
 ATTENTION = ("attention", "attention_gradients", "readouts", "halved_terms", "frozen_terms")
 """Evidence that only attention over the picture's cells gives."""
-EVIDENCE = ("activations", "gradients", "curvature", "ablated_scores", "masked_scores", "gradient_terms", *ATTENTION)
+EVIDENCE = {
+    "activations": "what the target layer returns, `[B, C, h, w]`; one forward",
+    "gradients": "of the target with respect to it; the tail of the model backwards",
+    "curvature": "the target's Hessian there times the activations; the tail's gradient differentiated again",
+    "ablated_scores": "the target without each channel, `[B, 1 + C]`; a run of the tail a channel",
+    "masked_scores": "the target of the image seen through each channel alone, `[B, C]`; a forward a channel",
+    "gradient_terms": "the terms of the full gradient, `[B, 1 + biases, H, W]`; the whole model backwards",
+    "attention": "what each attention did; the target's gradient at the last",
+    "attention_gradients": "the same with the target's gradients at all; the whole model backwards",
+    "readouts": "each layer's own reading of the target by the model's head",
+    "halved_terms": "token times gradient at each block by the rules of AttnLRP; one more forward and backward",
+    "frozen_terms": "token times gradient at each block by the rules of LibraGrad; one more forward and backward",
+}
+"""What methods are functions of, by the names of their parameters, and what making it takes."""
 
 _registry: dict[str, Method] = {}
 
@@ -182,10 +195,12 @@ def get_method(method_id: str) -> Method:
     return _registry[method_id]
 
 
-def list_methods() -> list[str]:
-    """The ids of all methods, in the order of registration.
+def list_methods() -> dict[str, Method]:
+    """All methods by their ids, in the order of registration: what each needs, its paper, what it ignores.
 
-    >>> "gradcam" in list_methods()
-    True
+    >>> [*list_methods()][:2]
+    ['gradcam', 'hirescam']
+    >>> list_methods()["eigencam"].needs, list_methods()["eigencam"].ignores_target
+    (('activations',), True)
     """
-    return list(_registry)
+    return dict(_registry)
