@@ -50,6 +50,10 @@ class OptionError(HFCamError, TypeError):
     """An argument that nothing here understands, or one of the wrong type."""
 
 
+class SlowWarning(UserWarning):
+    """The result is right, and took longer than it should."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The `count` entries of `known` most like `name`, quoted and joined, for the end of an error message.
 

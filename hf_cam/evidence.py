@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from hf_cam.adapter import Adapter
 from hf_cam.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
 from hf_cam.biases import BiasWatch
 from hf_cam.capture import Capture, call, first_tensor
-from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, TargetError
+from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, SlowWarning, TargetError
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import AnyLayout, Size
 from hf_cam.local_rules import Attend, LocalRules
@@ -124,6 +125,13 @@ class Run:
         gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
         size = self.batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
         with tail_of(self.model, layer, self.inputs) as tail:
+            if not tail.exact:
+                warnings.warn(
+                    f"the model behind {layer!r} cannot be rerun alone, so each of its {channels} channels takes a "
+                    "whole forward; a layer nearer to the output may be replayed",
+                    SlowWarning,
+                    stacklevel=2,
+                )
 
             def without(sample: int, start: int, stop: int) -> Tensor:
                 lost = gone[start:stop].unflatten(1, [channels if i == axis else 1 for i in range(1, activation.ndim)])

@@ -13,7 +13,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

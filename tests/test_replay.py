@@ -9,7 +9,9 @@ import torch
 from test_methods import NETS, make, pictures
 from torch import Tensor, nn
 
+from hf_cam.cam import CAM
 from hf_cam.capture import with_first_tensor
+from hf_cam.errors import SlowWarning
 from hf_cam.infer import infer_adapter
 from hf_cam.replay import tail_of
 
@@ -94,6 +96,8 @@ def test_a_tail_that_cannot_be_replayed_falls_back_to_whole_forwards() -> None:
     with torch.no_grad():
         torch.testing.assert_close(found[0], net(x)[1])
         torch.testing.assert_close(found[1], net.head((net.stem(x[1:]) + variants[1:]).mean((2, 3)))[0])
+    with pytest.warns(SlowWarning, match="each of its 4 channels takes a whole forward"):
+        CAM(net, "ablationcam", layers="features")(x, [1, 2])
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
