@@ -27,7 +27,7 @@ class ClassLogit:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output: a tensor of logits `[K]` or a record that holds them."""
-        return logits_of(output)[self.index]
+        return row_of(output)[self.index]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClassProbability:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        return logits_of(output).softmax(-1)[self.index]
+        return row_of(output).softmax(-1)[self.index]
 
 
 @dataclass(frozen=True)
@@ -306,6 +306,12 @@ def logits_of(output: Any) -> Tensor:
     raise TargetError(f"no logits in an output of type {type(output).__name__}; pass target= as a callable")
 
 
+def row_of(output: Any) -> Tensor:
+    """The logits of one sample, `[K]`; VideoPrism's `[1, K]`, whose head pools by one query, without that axis."""
+    logits = logits_of(output)
+    return logits[0] if logits.ndim == 2 and len(logits) == 1 else logits
+
+
 def class_logits(outputs: Any) -> Tensor:
     """The class logits of a batch, `[B, K]`.
 
@@ -313,6 +319,7 @@ def class_logits(outputs: Any) -> Tensor:
         TargetError: the head is not a classifier's.
     """
     logits = logits_of(outputs)
+    logits = logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise TargetError(
             f"the model's logits have the shape {tuple(logits.shape)}, not [images, classes]; "
