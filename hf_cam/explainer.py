@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_cam.infer import declared_adapter
 from hf_cam.loading import LoadedModel, Picture, load
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
+from hf_cam.replay import Reader, texts_read_once
 from hf_cam.targets import Target, rows
 from hf_cam.videos import Video, moves
 
@@ -136,10 +138,12 @@ class Explainer:
         """Explanations image by image; `images` are as `LoadedModel.opened` returns them."""
         request = self.request(target, text, top_k)
         check_count("batch_size", batch_size)
+        readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
-                [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
+                with texts_read_once(self.loaded.model, readers) if request.text else nullcontext():
+                    [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
                 yield from found
 
     def compare(
@@ -187,7 +191,9 @@ class Explainer:
                 yield self.loaded.inputs([image]), [image]
 
     def _as_alone(self, inputs: Mapping[str, Tensor], images: Sequence[Picture]) -> bool:
-        """Whether no image of a batch was padded to the size of another."""
+        """Whether no image of a batch was padded to the size of another, or cut into another grid."""
+        if (grids := inputs.get("spatial_shapes")) is not None:
+            return bool((grids == grids[0]).all())
         size = tuple(inputs["pixel_values"].shape[-2:])
         return all(self.loaded.geometry((image.height, image.width)).model_size == size for image in images)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import hf_cam
+from benchmarks.tiny_models import cases
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.heads import head_kind
@@ -94,6 +95,14 @@ def clip():
 def siglip():
     config = hf.SiglipConfig(text_config=TEXT, vision_config=BLOCK | {"image_size": 64, "patch_size": 8})
     return build(hf.SiglipModel, config, hf.SiglipImageProcessor(size={"height": 64, "width": 64}), labels=None)
+
+
+def siglip2(patches: int = 47):
+    """Pictures come cut into patches, as many as their shape allows, with padding behind them."""
+    vision = BLOCK | {"patch_size": 16, "num_patches": 16}
+    config = hf.Siglip2Config(text_config=TEXT | {"bos_token_id": 2, "eos_token_id": 3}, vision_config=vision)
+    processor = hf.Siglip2ImageProcessor(patch_size=16, max_num_patches=patches)
+    return build(hf.Siglip2Model, config, processor, labels=None)
 
 
 def segformer():
@@ -322,6 +331,106 @@ def test_prompts_are_not_mistaken_for_images_where_there_are_as_many(photo, coun
             alone = [explained(loaded, image, method=method, text=prompts, target=prompt)[0] for prompt in prompts]
             for one, same in zip(found, alone, strict=True):
                 np.testing.assert_allclose(one.heatmap, same.heatmap, atol=2e-3)
+
+
+def shows_brightness(loaded):
+    """Makes a SigLIP 2 whose last tokens are the brightness of their patches and nothing else."""
+    vision = loaded.model.vision_model
+    for parameter in (*vision.encoder.parameters(), *vision.embeddings.parameters()):
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.constant_(vision.embeddings.patch_embedding.weight, 1 / 768)
+    torch.nn.init.ones_(vision.embeddings.patch_embedding.bias)
+    return loaded
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_cut_pictures_of_any_shape_are_explained_in_their_own_pixels(corner):
+    loaded = shows_brightness(siglip2())
+    pictures, inside = [], []
+    for height, width in ((70, 130), (150, 60), (130, 70)):
+        part = np.zeros((height, width), bool)
+        top, left = corner[0] * height // 2, corner[1] * width // 2
+        part[top : top + height // 2, left : left + width // 2] = True
+        pictures.append(Image.fromarray((part * 250).astype(np.uint8)).convert("RGB"))
+        inside.append(part)
+    together = list(Explainer(loaded, "eigencam")(pictures, text="a cat"))
+    for picture, part, [found] in zip(pictures, inside, together, strict=True):
+        rows, columns = loaded.inputs([picture])["spatial_shapes"][0].tolist()
+        assert found.raw.shape == (rows, columns)
+        assert rows * columns < 47  # so that there is padding to leave out
+        assert found.heatmap.shape == part.shape
+        assert found.heatmap[part].sum() / found.heatmap.sum() > 0.85
+        assert found.heatmap[part].mean() > 0.7
+
+
+def test_mirrored_views_of_a_cut_picture_are_turned_back(photo):
+    loaded = shows_brightness(siglip2())
+    [plain] = explained(loaded, photo, method="eigencam", text="a cat")
+    [smooth] = explained(loaded, photo, method="eigencam", text="a cat", aug_smooth=True)
+    np.testing.assert_allclose(smooth.heatmap, plain.heatmap, atol=0.05)
+
+
+def test_cut_pictures_score_as_the_model_itself_scores_them(photo):
+    loaded = siglip2()
+    prompts = ["a cat", "a red cup"]
+    found = explained(loaded, photo, text=prompts)
+    with torch.no_grad():
+        output = loaded.model(**loaded.inputs([photo]), **loaded.tokens(prompts))
+    np.testing.assert_allclose([one.score for one in found], output.logits_per_image.sigmoid()[0].numpy(), atol=1e-5)
+    with pytest.raises(HFCamError, match="cut into patches"):
+        explained(loaded, photo, method="scorecam", text="a cat")
+
+
+COMPARING = [case for case in cases("zero-shot-image-classification") if case.model_type != "videoprism"]
+
+
+def comparing(case):
+    """A tiny model of this type, and the real processor where pictures come cut."""
+    height, width = case.size
+    cut = hf.Siglip2ImageProcessor(patch_size=16, max_num_patches=40)
+
+    def to_tensor(image):
+        return torch.from_numpy(np.array(image.resize((width, height)))).permute(2, 0, 1) / 255
+
+    return LoadedModel(case.build(), cut if case.model_type == "siglip2" else to_tensor, {}, words_tokenizer())
+
+
+def counted(model):
+    """How often each table of words was read, by a list that grows."""
+    words = next(m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.num_embeddings >= 90)
+    runs = []
+    words.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+@pytest.mark.parametrize("case", COMPARING, ids=str)
+def test_the_text_is_read_once_however_many_images_there_are(photo, case):
+    loaded, prompts = comparing(case), ["a cat", "a red cup"]
+    images = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), photo.rotate(180)]
+    alone = [explained(loaded, image, method="layercam", text=prompts) for image in images]
+    runs = counted(loaded.model)
+    for found, same in zip(Explainer(loaded, "layercam")(images, text=prompts, batch_size=1), alone, strict=True):
+        assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+        for one, other in zip(found, same, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
+    assert len(runs) == 1
+    assert list(Explainer(loaded, "layercam")([photo], text=["a dog"]))[0][0].label == "a dog"
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "libracam", "fullgrad", "legrad", "chefer"])
+def test_methods_that_run_the_model_again_find_the_same_without_the_text_tower(photo, method):
+    loaded, prompts = clip(), ["a cat", "a red cup"]
+    images = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    alone = [explained(loaded, image, method=method, text=prompts) for image in images]
+    tower, runs = loaded.model.text_model.encoder.layers[0], []
+    tower.register_forward_hook(lambda *_: runs.append(1))
+    together = list(Explainer(loaded, method)(images, text=prompts, batch_size=1))
+    assert len(runs) == 1
+    for found, same in zip(together, alone, strict=True):
+        for one, other in zip(found, same, strict=True):
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-4)
 
 
 def test_a_bare_word_becomes_a_caption(photo):
