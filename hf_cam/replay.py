@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -171,14 +172,21 @@ def _cut_off(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)  # transformers' generate looks at the signature
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return memory.answer(forward, args, kwargs)
+
+    return answer
+
+
 @contextmanager
 def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) -> Iterator[None]:
     """Put memories in place of forwards; an instance attribute that was there (accelerate's) comes back."""
     own: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in stubs}
     try:
         for module, memory in stubs.items():
-            forward = module.forward
-            module.__dict__["forward"] = lambda *args, _m=memory, _f=forward, **kwargs: _m.answer(_f, args, kwargs)
+            module.__dict__["forward"] = _answering(memory, module.forward)
         yield
     finally:
         for module, mine in own.items():

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import hf_cam
 from benchmarks.tiny_models import cases
+from hf_cam.cli import main
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
-from hf_cam.heads import head_kind
+from hf_cam.heads import Request, head_kind, head_of
 from hf_cam.loading import LoadedModel
 from hf_cam.targets import (
     ClassLogit,
@@ -415,7 +416,7 @@ def test_the_text_is_read_once_however_many_images_there_are(photo, case):
             assert one.score == pytest.approx(other.score, abs=1e-5)
             np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
     assert len(runs) == 1
-    assert list(Explainer(loaded, "layercam")([photo], text=["a dog"]))[0][0].label == "a dog"
+    assert explained(loaded, photo, method="layercam", text=["a dog"])[0].label == "a dog"
     assert len(runs) == 2
 
 
@@ -697,3 +698,89 @@ def test_a_comparison_leaves_out_what_is_not_defined_for_a_head(photo, make, wan
 def test_the_biases_of_a_text_tower_are_no_part_of_a_full_gradient(photo):
     [found] = explained(clip(), photo, method="fullgrad", text="a cat")
     assert found.heatmap.any()
+
+
+# Questions -----------------------------------------------------------------------------------------------------------
+
+
+def vilt():
+    config = hf.ViltConfig(**TEXT | {"image_size": 64, "patch_size": 16, "max_position_embeddings": 16})
+    return build(hf.ViltForQuestionAnswering, config, hf.ViltImageProcessor(size={"shortest_edge": 96}))
+
+
+WRITES = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+
+
+def blip():
+    text = TEXT | WRITES | {"projection_dim": 16, "encoder_hidden_size": 32}
+    config = hf.BlipConfig(text_config=text, vision_config=BLOCK | {"image_size": 64, "patch_size": 8})
+    return build(hf.BlipForQuestionAnswering, config, square(hf.BlipImageProcessor), labels=None)
+
+
+def blip2():
+    language = {"vocab_size": 20, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, "num_hidden_layers": 1}
+    config = hf.Blip2Config(
+        vision_config=BLOCK | {"image_size": 64, "patch_size": 8},
+        qformer_config=BLOCK | {"vocab_size": 20, "encoder_hidden_size": 32},
+        text_config=hf.OPTConfig(**language, num_attention_heads=2, **WRITES | {"max_position_embeddings": 64}),
+        num_query_tokens=4,
+        image_token_index=19,
+    )
+    processor = hf.BlipImageProcessor(size={"height": 64, "width": 64})
+    return build(hf.Blip2ForConditionalGeneration, config, processor, labels=None)
+
+
+def saved(loaded, folder):
+    """The model, its image processor and its tokenizer, as a Hub repo holds them."""
+    for part in (loaded.model, loaded.processor, loaded.tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("make", "answer"), [(vilt, "red cup"), (blip, "red cup"), (blip2, "red cup")])
+def test_answers_go_through_all_doors(photo, tmp_path, make, answer, capsys):
+    folder = saved(make(), tmp_path)
+    questions = ["what cat", "what red dog"]
+    own = hf_cam.explain(photo, folder, text=questions)
+    given = hf_cam.explain(photo, folder, text=questions, target=answer)
+    assert len(own) == len(given) == 2
+    for one in (*own, *given):
+        assert one.heatmap.shape == (128, 192)
+        assert 0 < one.score <= 1
+    assert [one.label for one in given] == [answer, answer]
+    again = hf_cam.explain(photo, folder, text=questions[1], target=own[1].label)
+    np.testing.assert_allclose(again[0].heatmap, own[1].heatmap, atol=1e-4)
+    cam = hf_cam.pipeline("image-cam", model=str(folder))
+    [piped] = cam(photo, text=questions[0], target=answer)
+    assert piped["label"] == answer
+    np.testing.assert_allclose(piped["heatmap"], given[0].heatmap, atol=1e-4)
+    photo.save(tmp_path / "photo.png")
+    command = ["explain", str(tmp_path / "photo.png"), "--model", str(folder), "--text", questions[0]]
+    assert main([*command, "--target", answer, "--out", str(tmp_path / "out.png")]) == 0
+    assert f"{answer} {given[0].score:.3f}" in capsys.readouterr().out
+    with pytest.raises(TargetError, match="pass text="):
+        hf_cam.explain(photo, folder)
+
+
+def test_a_class_of_answers_is_scored_as_the_model_scores_it(photo):
+    loaded = vilt()
+    [found] = explained(loaded, photo, text="what cat")
+    with torch.no_grad():
+        logits = loaded.model(**loaded.inputs([photo]), **loaded.tokens(["what cat"])).logits[0]
+    assert found.label == LABELS[int(logits.argmax())]
+    [same] = explained(loaded, photo, text="what cat", target=lambda output: output.logits.max())
+    np.testing.assert_allclose(found.heatmap, same.heatmap, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [blip, blip2])
+def test_a_written_answer_is_what_the_model_writes_and_its_likelihood(photo, make):
+    loaded = make()
+    [found] = explained(loaded, photo, text="what cat")
+    assert found.label
+    head = head_of(loaded)
+    inputs = {**loaded.inputs([photo]), **head._question(Request(text=("what cat",)))}
+    with torch.no_grad():
+        written = loaded.model.generate(**inputs, interpolate_pos_encoding=True, max_new_tokens=10)[0]
+    assert found.label == loaded.tokenizer.decode(written, skip_special_tokens=True).strip()
+    [less] = explained(loaded, photo, text="what cat", target="a photo of a dog")
+    assert less.score < found.score
