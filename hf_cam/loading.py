@@ -67,9 +67,9 @@ class LoadedModel:
     _geometries: dict[Size, Geometry] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def frames(self) -> int | None:
-        """How many frames the model takes, if it looks at videos; None for a model of images."""
-        return frames_of(self.model)
+    def watches(self) -> bool:
+        """Whether the model looks at videos."""
+        return watches(self.model)
 
     def opened(self, source: Any) -> Picture:
         """What the model looks at: an image, or the frames that a model of videos takes.
@@ -79,8 +79,8 @@ class LoadedModel:
         Raises:
             ImageError: there is none, or it is a video and the model looks at images, or the other way round.
         """
-        if self.frames is not None:
-            return load_video(source, self.frames)
+        if self.watches:
+            return load_video(source, frames_of(self.model))
         if not is_video(source):
             return load_image(source)
         if config_of(unwrap(self.model)) is not None:
@@ -95,7 +95,7 @@ class LoadedModel:
         Raises:
             ModelError: the images come out in different sizes.
         """
-        if self.frames is not None and not all(isinstance(image, Video) for image in images):
+        if self.watches and not all(isinstance(image, Video) for image in images):
             raise ImageError("this model looks at videos, not at single images")
         if hasattr(self.processor, "model_input_names"):
             encoded = self._processed(images)
@@ -130,7 +130,7 @@ class LoadedModel:
         if not isinstance(image, Video):
             return self.processor(image)
         frames = _stack([self.processor(frame) for frame in image.frames])
-        return frames if self.frames else frames.transpose(0, 1)
+        return frames if self.watches else frames.transpose(0, 1)
 
     @cached_property
     def text_processor(self) -> Any:
@@ -168,7 +168,7 @@ class LoadedModel:
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """Only the pictures, `[B, C, H, W]`: of a model of videos frames, of cut patches put together again."""
-        if self.frames is not None:
+        if self.watches:
             return self.inputs([Video([image]) for image in images])["pixel_values"][:, 0]
         inputs = self.inputs(images)
         return uncut(inputs) if "spatial_shapes" in inputs else inputs["pixel_values"]
@@ -178,16 +178,19 @@ FIXED_LENGTH = ("siglip", "owl")
 """Types that were trained on texts padded to full length."""
 
 
-def frames_of(model: nn.Module) -> int | None:
-    """How many frames a transformers model of videos takes; None for every other model."""
+def watches(model: nn.Module) -> bool:
+    """Whether a transformers model looks at videos and at nothing else."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
     module = unwrap(model)
-    config = config_of(module)
-    if "video" not in (getattr(module, "input_modalities", None) or ()) and (
-        getattr(config, "model_type", "") not in CLASSIFIERS
-    ):
-        return None
+    modalities = getattr(module, "input_modalities", None) or ()
+    listed = getattr(config_of(module), "model_type", "") in CLASSIFIERS  # TimeSformer says that it takes images
+    return listed or ("video" in modalities and "image" not in modalities)
+
+
+def frames_of(model: nn.Module) -> int | None:
+    """How many frames a model of videos takes; None where its config does not tell."""
+    config = config_of(unwrap(model))
     vision = getattr(config, "vision_config", None) or config
     frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
     return frames if isinstance(frames, int) else None

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import hf_cam
 from benchmarks.tiny_models import cases
+from hf_cam.cam import model_inputs_of
 from hf_cam.cli import main
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
@@ -784,3 +785,131 @@ def test_a_written_answer_is_what_the_model_writes_and_its_likelihood(photo, mak
     assert found.label == loaded.tokenizer.decode(written, skip_special_tokens=True).strip()
     [less] = explained(loaded, photo, text="what cat", target="a photo of a dog")
     assert less.score < found.score
+
+
+# Detectors of what prompts name --------------------------------------------------------------------------------------
+
+
+def naming(case):
+    """A tiny model of this type with its real processor, sure enough of its random findings."""
+    height, width = case.size
+    tokenizer = words_tokenizer()
+    whole = {"height": height, "width": width}
+    longest = {"shortest_edge": 128, "longest_edge": 192}
+    processors = {
+        "owlvit": lambda: hf.OwlViTProcessor(hf.OwlViTImageProcessor(size=whole, do_center_crop=False), tokenizer),
+        "owlv2": lambda: hf.Owlv2Processor(hf.Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer),
+        "omdet-turbo": lambda: hf.OmDetTurboProcessor(hf.DetrImageProcessor(size=whole), tokenizer),
+    }
+    grounding = lambda: hf.GroundingDinoProcessor(hf.GroundingDinoImageProcessor(size=longest), tokenizer)  # noqa: E731
+    return case.build(), processors.get(case.model_type, grounding)()
+
+
+def found_by_the_processor(case, model, processor, image, prompts):
+    """Boxes `[N, 4]` and scores of the model's own processor; the threshold keeps everything."""
+    head = head_of(LoadedModel(model, processor, {}))
+    inputs = {
+        **head.loaded.inputs([image]),
+        **{name: value.value for name, value in head.inputs(Request(text=tuple(prompts))).items()},
+    }
+    with torch.no_grad():
+        output = model(**model_inputs_of(model, inputs.pop("pixel_values"), inputs))
+    keep = {"threshold": 0.0, "target_sizes": [(image.height, image.width)]}
+    if case.model_type.endswith("dino"):
+        keep |= {"input_ids": inputs["input_ids"], "text_threshold": 0.0}
+    if case.model_type == "omdet-turbo":
+        keep |= {"text_labels": [prompts], "nms_threshold": 1.0}
+    [found] = processor.post_process_grounded_object_detection(output, **keep)
+    return found["boxes"], found["scores"]
+
+
+@pytest.mark.parametrize("case", list(cases("zero-shot-object-detection")), ids=str)
+@pytest.mark.parametrize("size", [(192, 128), (110, 150)])
+def test_what_prompts_name_is_found_where_the_models_own_processor_finds_it(case, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8))
+    model, processor = naming(case)
+    prompts = ["a cat", "a red cup"]
+    found = hf_cam.explain(image, model, processor=processor, text=prompts, top_k=4)
+    boxes, scores = found_by_the_processor(case, model, processor, image, prompts)
+    whole = torch.tensor([*size, *size])
+    for one in found:
+        assert one.label in prompts
+        assert one.heatmap.shape == (image.height, image.width)
+        distance = (boxes.clamp(torch.zeros(4), whole) - torch.tensor(one.box)).abs().amax(1)
+        same = distance < 0.5
+        assert same.any(), f"{one.box} is none of {boxes.tolist()}"
+        # Grounding DINO's processor counts the full stops and special tokens too, which belong to no prompt.
+        slack = 0.05 if case.model_type.endswith("dino") else 1e-4
+        assert -1e-4 < float((scores[same] - one.score).max()) < slack
+    [cup] = hf_cam.explain(image, model, processor=processor, text=prompts, target="a red cup", top_k=1)
+    assert cup.label == "a red cup"
+    with pytest.raises(TargetError, match="pass text="):
+        hf_cam.explain(image, model, processor=processor)
+
+
+# Segmenters of every kind --------------------------------------------------------------------------------------------
+
+
+def segmenting(case):
+    """A tiny model of this type with the real processor, where it has one, sure of its random findings."""
+    height, width = case.size
+    both, longest = {"height": height, "width": width}, {"shortest_edge": 128, "longest_edge": 192}
+    square_eomt = {"shortest_edge": height, "longest_edge": height}
+    processors = {
+        "maskformer": lambda: hf.MaskFormerImageProcessor(size=both, size_divisor=32),
+        "mask2former": lambda: hf.Mask2FormerImageProcessor(size=both, size_divisor=32),
+        "oneformer": lambda: hf.OneFormerProcessor(
+            hf.OneFormerImageProcessor(size=both, num_text=2), words_tokenizer(), task_seq_length=77
+        ),
+        "eomt": lambda: hf.EomtImageProcessor(size=square_eomt, do_pad=True),
+        "eomt_dinov3": lambda: hf.EomtImageProcessor(size=square_eomt, do_pad=True),
+        "detr": lambda: hf.DetrImageProcessor(size=longest),
+    }
+
+    def to_tensor(image):
+        return torch.from_numpy(np.array(image.resize((width, height)))).permute(2, 0, 1) / 255
+
+    return case.build(), processors.get(case.model_type, lambda: to_tensor)()
+
+
+TASKS = ("semantic-segmentation", "instance-segmentation", "universal-segmentation")
+SEGMENTERS = [case for case in cases(*TASKS) if case.model_type != "videomt"]
+
+
+@pytest.mark.parametrize("case", SEGMENTERS, ids=str)
+def test_every_segmenter_explains_a_class_a_place_and_a_mask(photo, case):
+    model, processor = segmenting(case)
+    settings = {"processor": processor, "method": "gradcam-elementwise"}
+    first, *_ = hf_cam.explain(photo, model, **settings)
+    mask = np.zeros((128, 192), bool)
+    mask[40:90, 50:120] = True
+    rows, columns = first.mask.nonzero()
+    place = int(columns[len(columns) // 2]), int(rows[len(rows) // 2])
+    for target in (place, mask):
+        [found] = hf_cam.explain(photo, model, target=target, **settings)
+        assert found.heatmap.shape == found.mask.shape == (128, 192)
+        assert found.heatmap.max() == pytest.approx(1)
+        assert found.label in model.config.id2label.values()
+    if case.task == "semantic-segmentation":
+        np.testing.assert_array_equal(found.mask, mask)
+        [named] = hf_cam.explain(photo, model, target=first.label, **settings)
+        np.testing.assert_allclose(named.heatmap, first.heatmap, atol=1e-5)
+
+
+def test_one_network_for_three_tasks_is_told_which(photo):
+    case = next(case for case in SEGMENTERS if case.model_type == "oneformer")
+    model, processor = segmenting(case)
+    given = processor([photo], ["semantic"], return_tensors="pt")["task_inputs"]
+    head = head_of(LoadedModel(model, processor, {}))
+    np.testing.assert_array_equal(head.inputs(Request(text=("semantic",)))["task_inputs"].value, given)
+    panoptic = hf_cam.explain(photo, model, processor=processor, method="layercam")
+    same = hf_cam.explain(photo, model, processor=processor, method="layercam", text="panoptic")
+    np.testing.assert_array_equal(panoptic[0].heatmap, same[0].heatmap)
+    with pytest.raises(TargetError, match="panoptic, instance, semantic"):
+        hf_cam.explain(photo, model, processor=processor, text="cats")
+
+
+def test_segments_of_videos_are_left_to_cam():
+    case = next(case for case in cases("universal-segmentation") if case.model_type == "videomt")
+    with pytest.raises(HFCamError, match=r"hf_cam\.CAM"):
+        hf_cam.explain(np.zeros((4, 96, 96, 3), np.uint8), case.build(), processor=lambda image: image)

@@ -7,6 +7,7 @@ from functools import cache
 from torch import nn
 
 from hf_cam.capture import accepts
+from hf_cam.errors import ModelError
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject
 from hf_cam.heads.classification import ClassificationHead
@@ -18,7 +19,7 @@ from hf_cam.heads.detection import (
     TaskDetectionHead,
 )
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
-from hf_cam.heads.segmentation import MaskHead, SemanticHead
+from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead
 from hf_cam.loading import LoadedModel
 
@@ -49,8 +50,18 @@ TASKS: dict[str, type[Head]] = {
 
 
 def head_of(loaded: LoadedModel) -> Head:
-    """The head of a loaded model."""
-    return head_kind(loaded.model)(loaded)
+    """The head of a loaded model.
+
+    Raises:
+        ModelError: it finds things in videos, frame by frame.
+    """
+    kind = head_kind(loaded.model)
+    if loaded.watches and not issubclass(kind, ClassificationHead | EmbeddingHead):
+        raise ModelError(
+            f"{type(unwrap(loaded.model)).__name__} finds things in videos, explained through hf_cam.CAM alone: "
+            "pass it prepared frames and a target, a callable from one sample's output to a scalar"
+        )
+    return kind(loaded)
 
 
 def head_kind(model: nn.Module) -> type[Head]:
@@ -78,9 +89,14 @@ def listed_kind(architecture: str) -> type[Head] | None:
 
 
 def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
-    """Detectors with prompts differ in how they take them, answering models in whether they choose or write."""
+    """Detectors with prompts differ in how they take them, answering models in whether they choose or write.
+
+    One segmenter does several tasks, and is told which.
+    """
     if kind is QuestionHead:
         return WrittenAnswerHead if hasattr(module, "generate") else kind
+    if kind is MaskHead and accepts(module, "task_inputs"):
+        return TaskMaskHead
     if kind is not PromptDetectionHead:
         return kind
     if accepts(module, "classes_input_ids"):

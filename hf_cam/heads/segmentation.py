@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_cam.capture import Shared
+from hf_cam.catalogue import config_of
 from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
+from hf_cam.guard import unwrap
 from hf_cam.heads.base import (
     Head,
     Request,
@@ -193,3 +197,24 @@ class MaskHead(PlaceHead):
             mask=region_to_image(region, geometry),
             flags=() if sure else (NOT_SURE,),
         )
+
+
+class TaskMaskHead(MaskHead):
+    """OneFormer: one network for three tasks, told by a sentence; `text` names the task, "panoptic" where not given."""
+
+    takes_text: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("panoptic", "instance", "semantic")
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no task."""
+        super().check(request)
+        if request.text and (len(request.text) > 1 or request.text[0] not in self.tasks):
+            raise TargetError(f"{self.model_name} does one of {', '.join(self.tasks)}, not {', '.join(request.text)}")
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokens of the sentence, padded with zeros, once for each image."""
+        length = config_of(unwrap(self.loaded.model)).task_seq_len
+        sentence = f"the task is {request.text[0] if request.text else self.tasks[0]}"
+        settings = {"padding": "max_length", "max_length": length, "truncation": True}
+        encoded = self.loaded.text_processor([sentence], return_tensors="pt", **settings)
+        return {"task_inputs": Shared(encoded["input_ids"] * encoded["attention_mask"], each=True)}
