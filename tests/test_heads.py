@@ -27,6 +27,7 @@ from hf_cam.targets import (
     RegionLogit,
     SegmentLogit,
 )
+from hf_cam.zoo import SCENE
 
 SIZE = (64, 96)
 LABELS = {0: "cat", 1: "dog", 2: "red cup"}
@@ -256,6 +257,41 @@ def test_a_detection_is_named_by_label_query_pixel_or_box(photo):
     [side] = explained(loaded, photo, target=QueryBox(3, "left"))
     assert side.box == third.box
     assert not np.allclose(side.heatmap, third.heatmap)
+
+
+def two_sneakers():
+    """The scene of this package with its sneaker a second time, 166 pixels further left and 249 further down."""
+    scene = hf_cam.load_image(SCENE)
+    scene.paste(scene.crop((253, 37, 446, 130)), (13, 286))
+    return scene
+
+
+def test_the_maps_of_two_sneakers_tell_them_apart():
+    found = [one for one in hf_cam.explain(two_sneakers(), "demo:detr") if one.label == "sneaker"]
+    assert len(found) == 2
+    for one, other in (found, found[::-1]):
+        own, elsewhere = (energy(one.heatmap, box) for box in (one.box, other.box))
+        assert own > 0.5
+        assert own >= 2 * elsewhere
+
+
+def energy(heatmap, box):
+    """The share of a map's sum that lies in a box."""
+    x0, y0, x1, y1 = map(round, box)
+    return heatmap[y0:y1, x0:x1].sum() / heatmap.sum()
+
+
+def test_a_sides_target_asks_why_the_box_ends_there():
+    scene = two_sneakers()
+    sneaker = next(one for one in hf_cam.explain(scene, "demo:detr") if one.label == "sneaker")
+    [left, right] = [
+        hf_cam.explain(scene, "demo:detr", target=QueryBox(sneaker.origin.target.query, side))[0]
+        for side in ("left", "right")
+    ]
+    assert left.box == right.box == sneaker.box
+    columns = np.arange(scene.width)
+    middles = [(one.heatmap.sum(0) * columns).sum() / one.heatmap.sum() for one in (left, right)]
+    assert middles[0] != pytest.approx(middles[1], abs=5)
 
 
 @pytest.mark.parametrize(
