@@ -137,6 +137,33 @@ class QueryBox:
         return sides[self.side]
 
 
+@dataclass(frozen=True)
+class BoxLogit:
+    """The log-odds of one detection in torchvision's form, a record of `boxes`, `labels` and `scores`.
+
+    Such lists have no queries, and their order changes with the image: the detection is the one of this class whose box
+    overlaps the given one best. Where none does, the target is 0, the log-odds of an even chance, and constant.
+
+    Args:
+        box: `(x0, y0, x1, y1)` in the pixels of the model's input.
+        label: The class.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        from torchvision.ops import box_iou
+
+        boxes, scores = output["boxes"], output["scores"]
+        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(output["labels"] == self.label, 0)
+        if not (fit >= SAME_BOX).any():
+            nothing: Tensor = scores.new_zeros(())
+            return nothing
+        return torch.logit(scores[fit.argmax()], eps=1e-6)
+
+
 @dataclass(frozen=True, eq=False)
 class RegionLogit:
     """A class's logit in a segmentation, averaged over a region of the output's grid.
@@ -244,6 +271,8 @@ def index_of(target: Any) -> int | None:
         return None
 
 
+SAME_BOX = 0.5
+"""Overlap from which two boxes are one object's."""
 LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
 BOXES = ("pred_boxes", "decoder_coord_logits")
 MASKS = ("masks_queries_logits", "pred_masks")

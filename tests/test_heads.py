@@ -18,6 +18,7 @@ from hf_cam.explainer import Explainer
 from hf_cam.heads import Request, head_kind, head_of
 from hf_cam.loading import LoadedModel
 from hf_cam.targets import (
+    BoxLogit,
     ClassLogit,
     EmbeddingSimilarity,
     PixelLogit,
@@ -949,3 +950,84 @@ def test_segments_of_videos_are_left_to_cam():
     case = next(case for case in cases("universal-segmentation") if case.model_type == "videomt")
     with pytest.raises(HFCamError, match=r"hf_cam\.CAM"):
         hf_cam.explain(np.zeros((4, 96, 96, 3), np.uint8), case.build(), processor=lambda image: image)
+
+
+# torchvision's detectors ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faster_rcnn():
+    """A real Faster R-CNN with random weights, for small pictures."""
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    few = {"rpn_post_nms_top_n_test": 40, "box_detections_per_img": 6}
+    model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=4, min_size=128, max_size=192, **few
+    )
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=20)  # sure of its random findings
+    return model.train()
+
+
+def whole(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def test_faster_rcnns_list_of_boxes_is_explained_detection_by_detection(photo, faster_rcnn):
+    settings = {"processor": whole, "method": "gradcam-elementwise"}
+    found = hf_cam.explain(photo, faster_rcnn, layers="backbone.fpn.inner_blocks.0", top_k=6, **settings)
+    assert faster_rcnn.training
+    with torch.no_grad():
+        [expected] = faster_rcnn.eval()([whole(photo)])
+    faster_rcnn.train()
+    for one in found:
+        distance = (expected["boxes"] - torch.tensor(one.box)).abs().amax(1)
+        best = int(distance.argmin())
+        assert distance[best] < 0.1
+        assert one.score == pytest.approx(float(expected["scores"][best]), abs=1e-5)
+        assert one.label == str(int(expected["labels"][best]))
+        assert one.heatmap.shape == (128, 192)
+        assert one.heatmap.any()
+    assert len(found) > 1
+    assert not np.allclose(found[0].heatmap, found[1].heatmap)
+    number = int((expected["boxes"] - torch.tensor(found[0].box)).abs().amax(1).argmin())
+    [same] = hf_cam.explain(photo, faster_rcnn, layers="backbone.fpn.inner_blocks.0", target=number, **settings)
+    np.testing.assert_allclose(same.heatmap, found[0].heatmap, atol=1e-5)
+    with pytest.raises(TargetError, match="no label names"):
+        hf_cam.explain(photo, faster_rcnn, layers="backbone.fpn", target="cat", **settings)
+
+
+def test_faster_rcnn_needs_no_layer_and_takes_a_callers_own(photo, faster_rcnn):
+    def score(output):
+        return output["scores"][0]
+
+    [found] = hf_cam.explain(photo, faster_rcnn, processor=whole, top_k=1)
+    assert found.layers[0].startswith("backbone.")
+    assert found.method == "hirescam"
+    layer = {"layers": "backbone.body.13", "reshape": lambda activation: activation}
+    [own] = hf_cam.explain(photo, faster_rcnn, processor=whole, method="layercam", target=score, **layer)
+    cam = hf_cam.CAM(faster_rcnn, "layercam", **layer)(whole(photo)[None], [score])
+    assert own.label == "score"
+    np.testing.assert_allclose(own.heatmap, cam[0].numpy(), atol=0.03)
+    assert own.heatmap.any()
+
+
+def test_a_detectors_empty_list_is_told(photo, faster_rcnn):
+    threshold = faster_rcnn.roi_heads.score_thresh
+    faster_rcnn.roi_heads.score_thresh = 1.0
+    try:
+        with pytest.raises(TargetError, match="finds nothing in this image"):
+            hf_cam.explain(photo, faster_rcnn, processor=whole, layers="backbone.fpn.inner_blocks.0")
+    finally:
+        faster_rcnn.roi_heads.score_thresh = threshold
+
+
+def test_a_listed_detection_is_found_again_by_its_class_and_its_box():
+    output = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10], [0, 0, 11, 10], [50, 50, 60, 60]]),
+        "labels": torch.tensor([2, 1, 1]),
+        "scores": torch.tensor([0.9, 0.8, 0.7]),
+    }
+    assert float(BoxLogit((0, 0, 10, 10), 1)(output)) == pytest.approx(float(torch.logit(torch.tensor(0.8))))
+    assert float(BoxLogit((0, 0, 10, 10), 3)(output)) == 0
+    assert float(BoxLogit((90, 90, 99, 99), 1)(output)) == 0

@@ -14,6 +14,7 @@ from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.depth import DepthHead
 from hf_cam.heads.detection import (
     DetectionHead,
+    ListedDetectionHead,
     PhraseDetectionHead,
     PromptDetectionHead,
     TaskDetectionHead,
@@ -67,7 +68,8 @@ def head_of(loaded: LoadedModel) -> Head:
 def head_kind(model: nn.Module) -> type[Head]:
     """Which kind of head a model has: by the task under which transformers lists its class, or one it inherits from.
 
-    A transformers model under none of them embeds images; any other module is taken for a classifier.
+    A transformers model under none of them embeds images; any other module is taken for a classifier, but for
+    torchvision's detectors.
     """
     from transformers import PreTrainedModel
 
@@ -75,6 +77,8 @@ def head_kind(model: nn.Module) -> type[Head]:
     for parent in type(module).__mro__:
         if (kind := _listed().get(parent.__name__)) is not None:
             return _variant(module, kind)
+        if parent.__module__.startswith("torchvision.models.detection."):
+            return ListedDetectionHead
     bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
     return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
 
