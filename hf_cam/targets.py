@@ -130,7 +130,7 @@ class QueryBox:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with boxes `(centre x, centre y, width, height)`."""
-        x, y, width, height = field_of(output, BOXES)[self.query].unbind()
+        x, y, width, height = upright(field_of(output, BOXES)[self.query]).unbind()
         sides = {"left": x - width / 2, "top": y - height / 2, "right": x + width / 2, "bottom": y + height / 2}
         if self.side not in sides:
             raise TargetError(f"a box has the sides {', '.join(sides)}, not {self.side!r}")
@@ -238,6 +238,36 @@ class RegionDepth:
         return self.nearer * _mean_over(field_of(output, DEPTH).squeeze(0), self.region)
 
 
+@dataclass(frozen=True, eq=False)
+class RegionText:
+    """The log-odds of text, averaged over a region of a text detector's map of probabilities.
+
+    Args:
+        region: `[h, w]` booleans on the grid of the map.
+    """
+
+    region: Tensor
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with probabilities `[1, h, w]`."""
+        return _mean_over(torch.logit(field_of(output, TEXT).squeeze(0), eps=1e-6), self.region)
+
+
+def upright(boxes: Tensor) -> Tensor:
+    """Boxes `(centre x, centre y, width, height)`, `[..., 4]`, from themselves or from corners around a centre.
+
+    PP-DocLayoutV4's `[..., 10]` hold the centre and the four corners' distances from it, each half a unit too large.
+
+    >>> upright(torch.tensor([0.5, 0.5, 0.4, 0.4, 0.6, 0.4, 0.6, 0.7, 0.4, 0.7]))
+    tensor([0.5000, 0.5500, 0.2000, 0.3000])
+    """
+    if boxes.shape[-1] == 4:
+        return boxes
+    corners = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
+    low, high = corners.amin(-2), corners.amax(-2)
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
         return values.mean()
@@ -278,6 +308,7 @@ BOXES = ("pred_boxes", "decoder_coord_logits")
 MASKS = ("masks_queries_logits", "pred_masks")
 SIMILARITIES = ("logits_per_image", "logits_per_video")
 DEPTH = ("predicted_depth",)
+TEXT = ("last_hidden_state",)
 EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 import hf_cam
 from benchmarks.tiny_models import cases
@@ -1031,3 +1032,62 @@ def test_a_listed_detection_is_found_again_by_its_class_and_its_box():
     assert float(BoxLogit((0, 0, 10, 10), 1)(output)) == pytest.approx(float(torch.logit(torch.tensor(0.8))))
     assert float(BoxLogit((0, 0, 10, 10), 3)(output)) == 0
     assert float(BoxLogit((90, 90, 99, 99), 1)(output)) == 0
+
+
+# Detectors of every kind ---------------------------------------------------------------------------------------------
+
+BORROWS = {"d_fine": "RTDetr", "rt_detr_v2": "RTDetr", "dab-detr": "ConditionalDetr"}
+"""Types without a processor of their own, and whose their checkpoints come with."""
+
+
+def detecting(case):
+    """A tiny model of this type with the real processor."""
+    listed = IMAGE_PROCESSOR_MAPPING_NAMES.get(case.model_type, {}).get("torchvision")
+    processor = getattr(hf, listed or f"{BORROWS[case.model_type]}ImageProcessor")
+    height, width = case.size
+    return case.build(), processor(size={"height": height, "width": width})
+
+
+@pytest.mark.parametrize("case", list(cases("object-detection")), ids=str)
+def test_every_detector_is_explained_where_its_own_processor_puts_the_boxes(photo, case):
+    image = photo.resize((150, 110))
+    model, processor = detecting(case)
+    settings = {"processor": processor, "method": "gradcam-elementwise"}
+    found = hf_cam.explain(image, model, top_k=3, **settings)
+    assert all(one.heatmap.shape == (110, 150) and one.heatmap.any() for one in found)
+    if case.model_type.startswith("pp_ocr"):
+        return  # a map and no boxes: see below
+    inputs = LoadedModel(model, processor, {}).inputs([image])
+    with torch.no_grad():
+        output = model(**model_inputs_of(model, inputs.pop("pixel_values"), inputs))
+    [expected] = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(110, 150)])
+    boxes = expected["boxes"].clamp(torch.zeros(4), torch.tensor([150.0, 110, 150, 110]))
+    for one in found:
+        same = (boxes - torch.tensor(one.box)).abs().amax(1) < 0.5
+        assert float((expected["scores"][same] - one.score).abs().min()) < 1e-4
+
+
+def test_a_detector_of_writing_explains_every_piece_of_it(photo):
+    case = next(case for case in cases("object-detection") if case.model_type == "pp_ocrv5_server_det")
+    model, processor = detecting(case)
+    loaded = LoadedModel(model, processor, {})
+    head = head_of(loaded)
+    assert head.task == "object-detection"
+    shares = torch.full((1, 64, 96), 0.1)
+    shares[0, 8:16, 8:40] = 0.9
+    shares[0, 40:48, 48:88] = 0.7
+    shares[0, 56:60, 8:20] = 0.4  # a piece of text, but none that is kept
+    geometry = loaded.geometry((128, 192))
+    first, second = head.subjects({"last_hidden_state": shares}, Request(), geometry)
+    assert (first.label, second.label) == ("text", "text")
+    assert (first.score, second.score) == (pytest.approx(0.9), pytest.approx(0.7))
+    np.testing.assert_allclose(first.box, (16, 16, 80, 32), atol=2)
+    assert float(first.target({"last_hidden_state": shares})) == pytest.approx(np.log(9), abs=1e-4)
+    [there] = head.subjects({"last_hidden_state": shares}, Request((140, 88)), geometry)
+    assert there.box == second.box
+    [weak] = head.subjects({"last_hidden_state": shares}, Request((20, 116)), geometry)
+    assert weak.flags == ("below the threshold",)
+    with pytest.raises(TargetError, match="no text at the pixel"):
+        head.subjects({"last_hidden_state": shares}, Request((3, 3)), geometry)
+    [nothing] = head.subjects({"last_hidden_state": torch.full((1, 64, 96), 0.1)}, Request(), geometry)
+    assert nothing.flags == ("below the threshold",)

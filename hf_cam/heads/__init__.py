@@ -7,6 +7,7 @@ from functools import cache
 from torch import nn
 
 from hf_cam.capture import accepts
+from hf_cam.catalogue import config_of
 from hf_cam.errors import ModelError
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject
@@ -20,7 +21,7 @@ from hf_cam.heads.detection import (
     TaskDetectionHead,
 )
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
-from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead
+from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead
 from hf_cam.loading import LoadedModel
 
@@ -95,12 +96,14 @@ def listed_kind(architecture: str) -> type[Head] | None:
 def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
     """Detectors with prompts differ in how they take them, answering models in whether they choose or write.
 
-    One segmenter does several tasks, and is told which.
+    One segmenter does several tasks, and is told which; detectors of text return a map and no boxes.
     """
     if kind is QuestionHead:
         return WrittenAnswerHead if hasattr(module, "generate") else kind
     if kind is MaskHead and accepts(module, "task_inputs"):
         return TaskMaskHead
+    if kind is DetectionHead and getattr(config_of(module), "model_type", "").startswith("pp_ocr"):
+        return TextHead
     if kind is not PromptDetectionHead:
         return kind
     if accepts(module, "classes_input_ids"):

@@ -16,7 +16,7 @@ from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.similarity import sentence
-from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of
+from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of, upright
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
@@ -101,7 +101,7 @@ class DetectionHead(Head):
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that are told which pixels are padding give boxes in shares of the rest.
         of_seen = accepts(unwrap(self.loaded.model), "pixel_mask")
-        boxes = field_of(output, BOXES).detach().float().cpu().tolist()
+        boxes = upright(field_of(output, BOXES).detach().float().cpu()).tolist()
         return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
 
     def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
