@@ -1,7 +1,7 @@
 """Where the truth is known: how well each method's map lies on the thing that it explains.
 
     python -m benchmarks.localization [--models vit convnext ...] [--methods gradcam ...] [--scenes 200]
-                                      [--slow-scenes 20]
+                                      [--slow-scenes 20] [--verdicts]
 
 For every scene of the test split and every label in it, each method explains that label's logit; the map is judged
 against the mask of that label: energy inside, peak inside, average precision, averaged over all. Baselines that see no
@@ -9,6 +9,11 @@ model (noise, a centred Gaussian, Sobel edges) and grad-cam's own Grad-CAM on th
 is the mask's share of the image, which is what a map that knows nothing scores. Score-CAM runs a whole forward for
 every channel and label, 50 to 100 times what the others take, so it sees the first scenes alone, and says so; beside it
 stands what Grad-CAM scores on the same few. Prints Markdown.
+
+Two more tables are verdicts on `method="auto"`, and with `--verdicts` these alone. Of each model: is the energy inside
+the mask at least twice the mask's share of the image, and above that of every baseline? (A thing that the model does
+not find counts as a map with no energy.) Of the detectors: in scenes with two things of one kind that are both found,
+does the map of one hold at least twice as much energy in its own box as in the other's?
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -25,18 +31,26 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
 from benchmarks.scenes import LABELS, Scene, scenes
 from hf_cam import list_methods
 from hf_cam.comparison import RERUNS
-from hf_cam.errors import MethodError
+from hf_cam.errors import MethodError, TargetError
 from hf_cam.explainer import Explainer
+from hf_cam.explanation import Explanation
 from hf_cam.heads import ClassificationHead, PromptHead, head_kind
+from hf_cam.heads.base import overlaps
 from hf_cam.loading import LoadedModel, load
 from hf_cam.methods import get_method
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
 
-MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer")
+MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer", "maskformer")
+DETECTORS = ("detr",)
+FOUND = 0.5
+"""Overlap of a detection's box with a thing's from which the thing counts as found."""
+Case = tuple[Scene, int]
+"""A scene, and the label of something in it."""
 Mapper = Callable[[Scene, int], np.ndarray]
 """A scene and a label to a map `[H, W]` in [0, 1]."""
 
@@ -47,32 +61,127 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*list_methods()], choices=list_methods())
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--slow-scenes", type=int, default=20, help="for methods that run a forward a channel")
+    parser.add_argument("--verdicts", action="store_true", help="no table of methods")
     options = parser.parse_args()
+    logging.disable_progress_bar()
     drawn = scenes("test", options.scenes, seed=1)
     truth, few = labelled(drawn), labelled(drawn[: options.slow_scenes])
-    slow = [method for method in options.methods if RERUNS in get_method(method).needs]
     print(f"{len(drawn)} scenes, {len(truth)} labels in them\n")
+    if not options.verdicts:
+        print_methods(options.models, options.methods, truth, few, options.slow_scenes)
+    print_verdicts(options.models, truth)
+    print_twins([model for model in options.models if model in DETECTORS], drawn)
+
+
+def print_methods(
+    models: Sequence[str], methods: Sequence[str], truth: Sequence[Case], few: Sequence[Case], slow_scenes: int
+) -> None:
+    slow = [method for method in methods if RERUNS in get_method(method).needs]
     print("| model | map | energy inside | peak inside | average precision | CPU ms a map |")
     print("|---|---|--:|--:|--:|--:|")
-    share = np.mean([mask_of(scene, label).mean() for scene, label in truth])
+    share = share_of(truth)
     print(f"| none | mask's share of the image | {share:.3f} | {share:.3f} | {share:.3f} | |")
     for name, mapper in baselines():
         print(row("none", name, mapper, truth), flush=True)
-    for model in options.models:
+    for model in models:
         loaded = load(f"demo:{model}")
-        quick = [method for method in options.methods if method not in slow and defined(loaded, method, truth[0])]
+        quick = [method for method in methods if method not in slow and defined(loaded, method, truth[0])]
         references = reference_of(loaded) if head_kind(loaded.model) is ClassificationHead else ()
         for name, mapper in (*methods_of(loaded, quick), *references):
             print(row(model, name, mapper, truth), flush=True)
         for name, mapper in methods_of(loaded, [*slow, "gradcam"] if slow else []):
-            print(row(model, f"{name}, first {options.slow_scenes} scenes", mapper, few), flush=True)
+            print(row(model, f"{name}, first {slow_scenes} scenes", mapper, few), flush=True)
 
 
-def labelled(drawn: Sequence[Scene]) -> list[tuple[Scene, int]]:
+def print_verdicts(models: Sequence[str], truth: Sequence[Case]) -> None:
+    """Whether the default of each model does what a default should."""
+    twice = 2 * share_of(truth)
+    name, best = max(((name, energy_of(mapper, truth)) for name, mapper in baselines()), key=lambda pair: pair[1])
+    print(f"\n| model | auto | energy inside | twice the mask's share | best baseline ({name}) | verdict |")
+    print("|---|---|--:|--:|--:|---|")
+    for model in models:
+        loaded = load(f"demo:{model}")
+        method = Explainer(loaded).cam.method.id
+        [(_, mapper)] = methods_of(loaded, ["auto"])
+        energy = energy_of(mapper, truth)
+        met = verdict(energy >= twice and energy > best)
+        print(f"| {model} | {method} | {energy:.3f} | {twice:.3f} | {best:.3f} | {met} |", flush=True)
+
+
+def print_twins(models: Sequence[str], drawn: Sequence[Scene]) -> None:
+    """Whether the maps of two things of one kind tell them apart."""
+    if not models:
+        return
+    print("\n| model | auto | maps | energy in its own box | in its twin's | maps with twice as much | verdict |")
+    print("|---|---|--:|--:|--:|--:|---|")
+    for model in models:
+        explainer = Explainer(load(f"demo:{model}"))
+        found = [twin for scene in drawn for twin in twins(explainer, scene)]
+        if not found:
+            print(f"| {model} | {explainer.cam.method.id} | 0 | | | | no scene with two of a kind, both found |")
+            continue
+        own, others = (np.mean([getattr(twin, name) for twin in found]) for name in ("own", "other"))
+        apart = np.mean([twin.own >= 2 * twin.other for twin in found])
+        print(
+            f"| {model} | {explainer.cam.method.id} | {len(found)} | {own:.3f} | {others:.3f} | {apart:.0%} | "
+            f"{verdict(own >= 2 * others)} |"
+        )
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "NOT MET"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Energy of one thing's map in its own box and in that of another thing of its kind."""
+
+    own: float
+    other: float
+
+
+def twins(explainer: Explainer, scene: Scene) -> Iterator[Twin]:
+    """Of every ordered pair of found things of one kind."""
+    if len(set(scene.labels)) == len(scene.labels):
+        return
+    [detections] = explainer([Image.fromarray(scene.image)])
+    found = [
+        (label, box, detected(detections, label, box)) for label, box in zip(scene.labels, scene.boxes, strict=True)
+    ]
+    for (label, box, one), (other_label, other_box, other) in itertools.permutations(found, 2):
+        if label == other_label and one is not None and other is not None:
+            yield Twin(*(energy_in(one.heatmap, edges) for edges in (box, other_box)))
+
+
+def detected(detections: Sequence[Explanation], label: int, box: np.ndarray) -> Explanation | None:
+    """The detection of a thing, if there is one."""
+    own = [one for one in detections if one.label == LABELS[label] and not one.flags and one.box is not None]
+    fit = overlaps(tuple(box.tolist()), [one.box for one in own if one.box]) if own else torch.zeros(1)
+    return own[int(fit.argmax())] if fit.max() >= FOUND else None
+
+
+def energy_in(heatmap: np.ndarray, box: np.ndarray) -> float:
+    mask = torch.zeros(heatmap.shape, dtype=torch.bool)
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    mask[y0:y1, x0:x1] = True
+    return float(energy_inside(torch.from_numpy(heatmap), mask))
+
+
+def share_of(truth: Sequence[Case]) -> float:
+    """The masks' mean share of the image."""
+    return float(np.mean([mask_of(scene, label).mean() for scene, label in truth]))
+
+
+def energy_of(mapper: Mapper, truth: Sequence[Case]) -> float:
+    """The mean energy inside the mask."""
+    return float(np.mean([judge(mapper(scene, label), mask_of(scene, label))[0] for scene, label in truth]))
+
+
+def labelled(drawn: Sequence[Scene]) -> list[Case]:
     return [(scene, label) for scene in drawn for label in sorted(set(scene.labels))]
 
 
-def row(model: str, name: str, mapper: Mapper, truth: Sequence[tuple[Scene, int]]) -> str:
+def row(model: str, name: str, mapper: Mapper, truth: Sequence[Case]) -> str:
     started = time.process_time()
     maps = [mapper(scene, label) for scene, label in truth]
     milliseconds = (time.process_time() - started) / len(truth) * 1000
@@ -108,13 +217,15 @@ def asked(loaded: LoadedModel, label: int) -> dict[str, Any]:
     return {"target": LABELS[label]}
 
 
-def defined(loaded: LoadedModel, method: str, case: tuple[Scene, int]) -> bool:
+def defined(loaded: LoadedModel, method: str, case: Case) -> bool:
     """Whether a method is defined for a model."""
     scene, label = case
     try:
         list(Explainer(loaded, method)([Image.fromarray(scene.image)], **asked(loaded, label)))
     except MethodError:
         return False
+    except TargetError:
+        return True
     return True
 
 
@@ -123,7 +234,10 @@ def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[st
         explainer = Explainer(loaded, method)
 
         def explained(scene: Scene, label: int, explainer: Explainer = explainer) -> np.ndarray:
-            [found] = explainer([Image.fromarray(scene.image)], **asked(loaded, label))
+            try:
+                [found] = explainer([Image.fromarray(scene.image)], **asked(loaded, label))
+            except TargetError:  # a segmenter that finds no such thing has no map of it
+                return np.zeros(scene.classes.shape, np.float32)
             return found[0].heatmap
 
         yield method, explained

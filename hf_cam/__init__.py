@@ -107,6 +107,7 @@ _HOMES = {
     "overlay": "explanation",
     "pipeline": "pipelines",
     "tune": "tuning",
+    "Video": "videos",
 }
 _MODULES = ("methods", "metrics", "targets")
 
@@ -146,6 +147,7 @@ __all__ = [
     "SegEigenCAM",
     "ShapleyCAM",
     "Tuned",
+    "Video",
     "XGradCAM",
     "__version__",
     "compare",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from hf_cam.errors import (
     HFCamError,
     LayerError,
     LayoutError,
+    MethodError,
     NoGradientError,
     OptionError,
     TargetError,
@@ -39,6 +41,7 @@ from hf_cam.targets import Target, as_target, class_logits, map_tensors, rows
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
+MASKED = "masked_scores"
 AUG_FACTORS = (1.0, 0.9, 1.1)
 SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
 
@@ -148,7 +151,7 @@ class CAM:
         """
         saliency = self.saliency(
             pixel_values,
-            selector_of(targets, len(_checked(pixel_values))),
+            selector_of(targets, len(_checked(pixel_values, model_inputs))),
             aug_smooth=aug_smooth,
             eigen_smooth=eigen_smooth,
             **model_inputs,
@@ -182,7 +185,7 @@ class CAM:
         **model_inputs: Any,
     ) -> list[Saliency]:
         """Maps of several methods and several targets an image, all from one forward; one record a method."""
-        _checked(pixel_values)
+        _checked(pixel_values, model_inputs)
         run = partial(self._saliencies, methods, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
         try:
             return run()
@@ -210,6 +213,8 @@ class CAM:
     ) -> list[Saliency]:
         batch = len(pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
+        if "spatial_shapes" in inputs:
+            _check_takes_patches(methods)
         size = picture_size(inputs) if "spatial_shapes" in inputs else _space(self.model, pixel_values)
         adapters = [self._looks(method, inputs) for method in methods]
         adapter = union(adapters)
@@ -295,7 +300,7 @@ class CAM:
 
     def adapter_for(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> Adapter:
         """Where this CAM looks in these pictures."""
-        return self._looks(self.method, model_inputs_of(self.model, _checked(pixel_values), model_inputs))
+        return self._looks(self.method, model_inputs_of(self.model, _checked(pixel_values, model_inputs), model_inputs))
 
     @property
     def adapter(self) -> Adapter:
@@ -359,8 +364,9 @@ def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()}
 
 
-def _checked(pixel_values: Any) -> Tensor:
-    if not isinstance(pixel_values, Tensor) or pixel_values.ndim < 4 or not pixel_values.is_floating_point():
+def _checked(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
+    axes = 3 if "spatial_shapes" in others else 4  # pictures that come cut into patches, [B, N, patch]
+    if not isinstance(pixel_values, Tensor) or pixel_values.ndim < axes or not pixel_values.is_floating_point():
         got = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
         raise OptionError(f"pixel_values must be a floating tensor [B, C, H, W], got {got}")
     if len(pixel_values) == 0:
@@ -403,12 +409,31 @@ def _native_size(module: nn.Module) -> Size | None:
 def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
     """Six views of each image, view by view; the first is the image itself."""
     pixels = inputs["pixel_values"]
-    views = [side * factor for side in (pixels, pixels.flip(-1)) for factor in AUG_FACTORS]
+    views = [side * factor for side in (pixels, _mirrored(inputs)) for factor in AUG_FACTORS]
     others = {
         name: torch.cat([value] * len(views)) if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
         for name, value in inputs.items()
     }
     return {**others, "pixel_values": torch.cat(views)}
+
+
+def _check_takes_patches(methods: Sequence[Method]) -> None:
+    for method in methods:
+        if not {WHOLE_MODEL, MASKED}.isdisjoint(method.needs):
+            raise MethodError(
+                f"{method.id!r} works on pixels, and this model gets its pictures cut into patches; 'gradcam' does not"
+            )
+
+
+def _mirrored(inputs: Mapping[str, Any]) -> Tensor:
+    """The pictures, left and right exchanged; of those that come cut, the patches of a row and the pixels in each."""
+    pixels: Tensor = inputs["pixel_values"]
+    if "spatial_shapes" not in inputs:
+        return pixels.flip(-1)
+    rows, columns = inputs["spatial_shapes"][0].tolist()
+    side = math.isqrt(pixels.shape[2] // 3)
+    grid = pixels[:, : rows * columns].reshape(len(pixels), rows, columns, side, side, -1)
+    return torch.cat([grid.flip(2, 4).reshape(len(pixels), rows * columns, -1), pixels[:, rows * columns :]], 1)
 
 
 def _unaugmented(maps: Tensor, batch: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 CHUNK = 8
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     explain = commands.add_parser("explain", help="explain images with a model")
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL")
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL, for some models of a video")
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
     explain.add_argument(
         "--target",
@@ -107,15 +108,21 @@ def _explain(options: argparse.Namespace) -> None:
     from hf_cam.explainer import Explainer
     from hf_cam.images import load_image
     from hf_cam.loading import load
+    from hf_cam.videos import moves
 
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
     methods = method_ids(options.method)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: leave --top-k out, or name a single method")
+    moving = [image for image in options.images if moves(image)]
     for image in options.images:
-        load_image(image)  # a damaged one among many is told before anything is written; none is kept in memory
-    explainer = Explainer(load(options.model, device=options.device), methods[0], options.layers)
+        if image not in moving:
+            load_image(image)  # a damaged one among many is told before anything is written; none is kept in memory
+    loaded = load(options.model, device=options.device)
+    for video in moving:
+        loaded.opened(video)
+    explainer = Explainer(loaded, methods[0], options.layers)
     settings = {
         "target": options.target,
         "text": options.text,
@@ -127,7 +134,8 @@ def _explain(options: argparse.Namespace) -> None:
     found = _explained(explainer, options.images, methods, settings)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
-        for line in _write(name, output, explanations, grid=len(methods) > 1):
+        named = output == Path(options.out).expanduser()
+        for line in _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named):
             progress.write(line)
 
 
@@ -135,24 +143,24 @@ def _explained(
     explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
 ) -> Iterator[Any]:
     """What was found of each image; a chunk of them is decoded at a time."""
-    from hf_cam.images import load_image
-
     for start in range(0, len(sources), CHUNK):
-        images = [load_image(source) for source in sources[start : start + CHUNK]]
+        images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
             yield from (explainer.compare(image, methods, **settings) for image in images)
         else:
             yield from explainer(images, **settings)
 
 
-def _write(name: str, output: Path, explanations: Any, grid: bool) -> list[str]:
-    """Save what was found of one image; the lines to print."""
+def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
+    """Save what was found of one image; the lines to print. A video becomes a GIF where the caller names no file."""
     if grid:
         from hf_cam.comparison import Comparison
 
         firsts = [by_method[0] for by_method in explanations]
-        Comparison(firsts, firsts[0].image).save(output)
+        Comparison(firsts, firsts[0].picture).save(output)
         return [_line(name, explanation, output) for explanation in firsts]
+    if chosen_here and explanations[0].frames:
+        output = output.with_suffix(".gif")
     paths = _numbered(output, len(explanations))
     return [
         _line(name, explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)
@@ -275,6 +283,7 @@ def _silence_loading() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is told in one line, and by hf-cam
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
 from hf_cam.images import load_image
-from hf_cam.loading import load
+from hf_cam.loading import Picture, load
 from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.methods.registry import same_target
+from hf_cam.videos import moves
 
 TILE, MARGIN, TITLE = 320, 8, 28
 RERUNS = "masked_scores"
@@ -30,7 +31,7 @@ class Comparison:
 
     Args:
         explanations: One a method, for the same target.
-        image: The caller's image, upright and in RGB.
+        image: The caller's image, upright and in RGB; a sheet of frames, of a video.
     """
 
     explanations: list[Explanation]
@@ -99,13 +100,15 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
-    picture = load_image(image)
+    source = image if moves(image) else load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
+    picture = explainer.loaded.opened(source)
     chosen = quick_methods(explainer, picture, target, text) if methods is None else method_ids(methods)
     found = explainer.compare(
         picture, chosen, target=target, text=text, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
     )
-    return Comparison([explanations[0] for explanations in found], picture)
+    firsts = [explanations[0] for explanations in found]
+    return Comparison(firsts, firsts[0].picture)
 
 
 def method_ids(methods: str | Sequence[str]) -> list[str]:
@@ -129,7 +132,7 @@ def _particular(method: Method) -> bool:
 
 
 def quick_methods(
-    explainer: Explainer | None = None, image: Image.Image | None = None, target: Any = None, text: Any = None
+    explainer: Explainer | None = None, image: Picture | None = None, target: Any = None, text: Any = None
 ) -> list[str]:
     """The methods that run no forward a channel, as Score-CAM does for minutes.
 

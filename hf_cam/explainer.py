@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, Saliency, model_inputs_of
@@ -19,10 +19,12 @@ from hf_cam.geometry import Geometry
 from hf_cam.heads import Head, Request, Subject, head_of
 from hf_cam.images import load_image
 from hf_cam.infer import declared_adapter
-from hf_cam.loading import LoadedModel, load
-from hf_cam.maps import normalize
+from hf_cam.loading import LoadedModel, Picture, load
+from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
+from hf_cam.replay import Reader, texts_read_once
 from hf_cam.targets import Target, rows
+from hf_cam.videos import Video, moves
 
 
 def explain(
@@ -45,7 +47,8 @@ def explain(
     """Show what a model looked at.
 
     Args:
-        image: A path, URL, PIL image or array; or a list of them.
+        image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
+            `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
@@ -77,10 +80,11 @@ def explain(
     (427, 640)
     """
     several = isinstance(image, list | tuple)
-    images = [load_image(source) for source in (image if several else [image])]
-    explainer = Explainer(
-        load(model, processor=processor, device=device, dtype=dtype), method, layers, reshape, batch_size
-    )
+    # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
+    sources = [source if moves(source) else load_image(source) for source in (image if several else [image])]
+    loaded = load(model, processor=processor, device=device, dtype=dtype)
+    images = [loaded.opened(source) for source in sources]
+    explainer = Explainer(loaded, method, layers, reshape, batch_size)
     found = list(
         explainer(
             images,
@@ -122,7 +126,7 @@ class Explainer:
 
     def __call__(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         *,
         target: Any = None,
         text: str | Sequence[str] | None = None,
@@ -131,18 +135,20 @@ class Explainer:
         eigen_smooth: bool = False,
         batch_size: int = 8,
     ) -> Iterator[list[Explanation]]:
-        """Explanations image by image; `images` are upright RGB pictures, as `load_image` returns them."""
+        """Explanations image by image; `images` are as `LoadedModel.opened` returns them."""
         request = self.request(target, text, top_k)
         check_count("batch_size", batch_size)
+        readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
-                [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
+                with texts_read_once(self.loaded.model, readers) if request.text else nullcontext():
+                    [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
                 yield from found
 
     def compare(
         self,
-        image: Image.Image,
+        image: Picture,
         methods: Sequence[str],
         *,
         target: Any = None,
@@ -169,7 +175,7 @@ class Explainer:
         self.head.check(request)
         return request
 
-    def _batches(self, images: Sequence[Image.Image]) -> Iterator[tuple[dict[str, Tensor], Sequence[Image.Image]]]:
+    def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
         """One batch where every image comes out as it would alone, else one image at a time."""
         try:
             inputs = self.loaded.inputs(images)
@@ -184,8 +190,10 @@ class Explainer:
             for image in images:
                 yield self.loaded.inputs([image]), [image]
 
-    def _as_alone(self, inputs: Mapping[str, Tensor], images: Sequence[Image.Image]) -> bool:
-        """Whether no image of a batch was padded to the size of another."""
+    def _as_alone(self, inputs: Mapping[str, Tensor], images: Sequence[Picture]) -> bool:
+        """Whether no image of a batch was padded to the size of another, or cut into another grid."""
+        if (grids := inputs.get("spatial_shapes")) is not None:
+            return bool((grids == grids[0]).all())
         size = tuple(inputs["pixel_values"].shape[-2:])
         return all(self.loaded.geometry((image.height, image.width)).model_size == size for image in images)
 
@@ -193,7 +201,7 @@ class Explainer:
         self,
         methods: Sequence[Method],
         inputs: Mapping[str, Tensor],
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         request: Request,
         aug_smooth: bool,
         eigen_smooth: bool,
@@ -248,13 +256,14 @@ class _Chosen:
 def _explanations(
     saliency: Saliency,
     i: int,
-    image: Image.Image,
+    image: Picture,
     subjects: Sequence[Subject],
     geometry: Geometry,
     origins: Sequence[Origin],
 ) -> list[Explanation]:
     """Of image `i` of a batch, one a subject."""
-    heatmaps = _heatmaps(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry)
+    frames = len(image.frames) if isinstance(image, Video) else None
+    heatmaps = _heatmaps(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry, frames)
     raw = saliency.raw[0][:, i].float().cpu().numpy()
     return [
         Explanation(
@@ -264,7 +273,8 @@ def _explanations(
             raw=raw[k],
             method=saliency.method.id,
             layers=saliency.adapter.layers,
-            image=image,
+            image=image.frames[0] if isinstance(image, Video) else image,
+            frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
             flags=subject.flags if heatmaps[k].any() else (*subject.flags, NO_EVIDENCE),
@@ -304,9 +314,15 @@ def check_count(name: str, value: Any) -> None:
         raise OptionError(f"{name} is a whole number from 1, got {value!r}")
 
 
-def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry) -> np.ndarray:
-    """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`."""
-    on_grid = normalize(raw[0]) if len(raw) == 1 else method.fuse(raw, geometry.model_size)
+def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> np.ndarray:
+    """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`.
+
+    Of a video `[K, T, H, W]` from `[K, t, h, w]`; each is stretched over all its frames at once.
+    """
+    size = geometry.model_size if frames is None else (frames, *geometry.model_size)
+    on_grid = normalize(raw[0], len(size)) if len(raw) == 1 else method.fuse(raw, size)
+    if frames is not None:
+        on_grid = resize(on_grid, (frames, *on_grid.shape[-2:]))
     drawn = geometry.to_image(on_grid.float())
-    peak = drawn.amax((-2, -1), keepdim=True)
+    peak = drawn.amax(tuple(range(-len(size), 0)), keepdim=True)
     return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()

@@ -15,6 +15,7 @@ from PIL import Image
 from hf_cam.check import Check, Origin, check
 from hf_cam.errors import ImageError, OptionError, nearest
 from hf_cam.images import load_image
+from hf_cam.videos import animation, contact_sheet
 
 COLORMAPS = {
     name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")
@@ -71,8 +72,8 @@ def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray
     return Image.fromarray(canvas)
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture, with the folders above it.
+def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Path:
+    """Write a picture, with the folders above it; `settings` are Pillow's.
 
     Raises:
         ImageError: the path's ending is no picture format.
@@ -82,7 +83,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
         raise ImageError(f"{str(path)!r} is a folder; name the file to write, such as {str(path / 'map.png')!r}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        picture.save(path, **settings)
     except OSError as error:
         raise ImageError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     except ValueError as error:
@@ -97,15 +98,18 @@ class Explanation:
     Args:
         label: What is explained: a class name, a prompt, a detected object.
         score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
-        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image.
-        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation.
+        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. Of a
+            video `[T, H, W]`, stretched over all its frames at once, so that they compare.
+        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` of a
+            video.
         method: Id of the method.
         layers: Dotted names of the target layers.
-        image: The caller's image, upright and in RGB.
+        image: The caller's image, upright and in RGB; the first frame of a video.
         box: `(x0, y0, x1, y1)` in the image's pixels, where the head finds objects.
         mask: `[H, W]` booleans, where the head finds segments.
         flags: Warnings in words, such as "no evidence" for a map of zeros.
         origin: The model, the prepared image and the target, for `check()`; a copy that is pickled goes without.
+        frames: Of a video, those that the model saw; empty for an image.
     """
 
     label: str
@@ -119,6 +123,7 @@ class Explanation:
     mask: np.ndarray | None = field(default=None, repr=False)
     flags: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, repr=False)
+    frames: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: everything but the model."""
@@ -128,7 +133,8 @@ class Explanation:
         """Does the model lose what the map says it relied on? Its `str` says it in words.
 
         Raises:
-            OptionError: the explanation was pickled, so that it has lost its model.
+            OptionError: the explanation was pickled, so that it has lost its model; or it is one of a video, or of an
+                image that the model gets in patches, from which no pixels can be taken.
 
         >>> import hf_cam
         >>> from sklearn.datasets import load_sample_image
@@ -139,15 +145,36 @@ class Explanation:
         """
         if self.origin is None:
             raise OptionError("this explanation has lost its model (it was pickled); explain the image again")
+        if self.frames or "spatial_shapes" in self.origin.inputs:
+            raise OptionError("a check takes pixels out of an image, and this model gets frames or patches instead")
         return check(self.origin, self.raw, seed)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
-        """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white."""
+        """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white.
+
+        Of a video a sheet of its frames, row by row.
+        """
+        if self.frames:
+            return contact_sheet(self.frame_overlays(alpha, colormap))
         drawn = overlay(self.image, self.heatmap, alpha, colormap)
         return outlined(drawn, self.box, self.mask) if outline else drawn
 
+    def frame_overlays(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> list[Image.Image]:
+        """The overlay of every frame of a video; none for an image."""
+        return [
+            overlay(frame, heatmap, alpha, colormap)
+            for frame, heatmap in zip(self.frames, self.heatmap if self.frames else (), strict=True)
+        ]
+
+    @property
+    def picture(self) -> Image.Image:
+        """What was explained, without colours: the image, or a sheet of the video's frames."""
+        return contact_sheet(self.frames) if self.frames else self.image
+
     def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
         """Write the overlay as a picture, or the bare heatmap where the path ends in `.npy`.
+
+        A video becomes a moving picture where the path ends in `.gif`, else a sheet of its frames.
 
         Raises:
             ImageError: the ending is no picture format.
@@ -157,6 +184,9 @@ class Explanation:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, self.heatmap)
             return path
+        if self.frames and path.suffix.lower() == ".gif":
+            first, *others = self.frame_overlays(alpha, colormap)
+            return save_picture(first, path, **animation(others))
         return save_picture(self.overlay(alpha, colormap), path)
 
     def _repr_png_(self) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import urllib.request
 import warnings
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -18,6 +19,7 @@ from hf_cam.errors import ImageError
 
 MAX_DOWNLOAD = 100 * 2**20
 TIMEOUT = 20.0
+Read = TypeVar("Read")
 
 
 def load_image(source: Any) -> Image.Image:
@@ -37,14 +39,24 @@ def load_image(source: Any) -> Image.Image:
         return _rgb(source, "the image")
     if isinstance(source, np.ndarray | Tensor):
         return _from_array(_numpy(source) if isinstance(source, Tensor) else source)
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _open(io.BytesIO(_fetch(source)), source)
+    if is_url(source):
+        return opened(io.BytesIO(fetch(source)), source, lambda image: _rgb(image, repr(source)))
     if isinstance(source, str | Path):
-        return _open(_existing(source), str(source))
+        return opened(existing(source), str(source), lambda image: _rgb(image, repr(str(source))))
     raise ImageError(f"an image is a path, a URL, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
-def _existing(source: str | Path) -> Path:
+def is_url(source: Any) -> bool:
+    """Whether a source is an http(s) address."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def existing(source: str | Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        ImageError: it is not, or may not be read.
+    """
     try:
         path = Path(source).expanduser()
         if not path.exists():
@@ -56,13 +68,18 @@ def _existing(source: str | Path) -> Path:
     return path
 
 
-def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+def opened(file: Path | io.BytesIO, name: str, read: Callable[[Image.Image], Read]) -> Read:
+    """What `read` makes of a picture file while it is open.
+
+    Raises:
+        ImageError: it is no picture, is damaged, or is too large to open.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels, which cameras reach, and refuses from twice that.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                return _rgb(image, repr(name))
+                return read(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to open safely: {error}") from error
     except UnidentifiedImageError as error:
@@ -133,7 +150,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _fetch(url: str) -> bytes:
+def fetch(url: str) -> bytes:
+    """What lies at an address.
+
+    Raises:
+        ImageError: it cannot be fetched, or is too large.
+    """
     try:
         written = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do with spaces and letters beyond ASCII
         request = urllib.request.Request(written, headers={"User-Agent": "hf-cam"})  # noqa: S310  (http and https only)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 
 from hf_cam.capture import swallows
 from hf_cam.catalogue import config_of, timm_model
-from hf_cam.errors import HFCamError, ModelError, OptionError, TargetError
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.geometry import Geometry, measure
 from hf_cam.guard import unwrap
+from hf_cam.images import load_image
 from hf_cam.infer import check_takes_pictures, takes_pictures
 from hf_cam.layouts import Size
+from hf_cam.videos import Video, is_video, load_video
+
+Picture = Image.Image | Video
+"""What a model looks at once."""
 
 SHORT_NAMES = {
     "google/vit-base": "google/vit-base-patch16-224",
@@ -60,26 +66,71 @@ class LoadedModel:
     tokenizer: Any = None
     _geometries: dict[Size, Geometry] = field(default_factory=dict, repr=False, compare=False)
 
-    def inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """The model's keyword inputs for a batch of images; `pixel_values` is `[B, C, H, W]`.
+    @cached_property
+    def watches(self) -> bool:
+        """Whether the model looks at videos."""
+        return watches(self.model)
+
+    def opened(self, source: Any) -> Picture:
+        """What the model looks at: an image, or the frames that a model of videos takes.
+
+        A module that is no transformers model gets the whole video where the source can be nothing else.
+
+        Raises:
+            ImageError: there is none, or it is a video and the model looks at images, or the other way round.
+        """
+        if self.watches:
+            return load_video(source, frames_of(self.model))
+        if not is_video(source):
+            return load_image(source)
+        if config_of(unwrap(self.model)) is not None:
+            raise ImageError("this model looks at images and got a video; pass its frames as a list of images")
+        return load_video(source)
+
+    def inputs(self, images: Sequence[Picture]) -> dict[str, Tensor]:
+        """The model's keyword inputs for a batch; `pixel_values` is `[B, C, H, W]`, or `[B, T, C, H, W]` of videos.
+
+        Videos for a module that is no transformers model are volumes, `[B, C, T, H, W]`.
 
         Raises:
             ModelError: the images come out in different sizes.
         """
+        if self.watches and not all(isinstance(image, Video) for image in images):
+            raise ImageError("this model looks at videos, not at single images")
         if hasattr(self.processor, "model_input_names"):
-            process = getattr(self.processor, "image_processor", self.processor)
-            try:
-                encoded = dict(process(images=list(images), return_tensors="pt"))
-            except (ValueError, RuntimeError) as error:
-                raise ModelError(f"the image processor cannot prepare these images: {error}") from error
+            encoded = self._processed(images)
         else:
-            encoded = {"pixel_values": _stack([self.processor(image) for image in images])}
+            encoded = {"pixel_values": _stack([self._called(image) for image in images])}
         module = unwrap(self.model)
         return {
             name: value
             for name, value in encoded.items()
             if isinstance(value, Tensor) and (name == "pixel_values" or not swallows(module, name))
         }
+
+    def _processed(self, images: Sequence[Picture]) -> dict[str, Any]:
+        videos = [list(image.frames) for image in images if isinstance(image, Video)]
+        kind = "video_processor" if videos else "image_processor"
+        process = getattr(self.processor, kind, self.processor)
+        if videos and hasattr(process, "do_sample_frames"):
+            process = partial(process, do_sample_frames=False)
+        try:
+            encoded = (
+                process(videos, return_tensors="pt") if videos else process(images=list(images), return_tensors="pt")
+            )
+            encoded = dict(encoded)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"the image processor cannot prepare these images: {error}") from error
+        if "pixel_values_videos" in encoded:
+            encoded["pixel_values"] = encoded.pop("pixel_values_videos")
+        return encoded
+
+    def _called(self, image: Picture) -> Any:
+        """What a processor that is a plain function makes of an image, or of each frame of a video."""
+        if not isinstance(image, Video):
+            return self.processor(image)
+        frames = _stack([self.processor(frame) for frame in image.frames])
+        return frames if self.watches else frames.transpose(0, 1)
 
     @cached_property
     def text_processor(self) -> Any:
@@ -116,12 +167,51 @@ class LoadedModel:
         return self._geometries[image_size]
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """Only the pictures, `[B, C, H, W]`."""
-        return self.inputs(images)["pixel_values"]
+        """Only the pictures, `[B, C, H, W]`: of a model of videos frames, of cut patches put together again."""
+        if self.watches:
+            return self.inputs([Video([image]) for image in images])["pixel_values"][:, 0]
+        inputs = self.inputs(images)
+        return uncut(inputs) if "spatial_shapes" in inputs else inputs["pixel_values"]
 
 
 FIXED_LENGTH = ("siglip", "owl")
 """Types that were trained on texts padded to full length."""
+
+
+def watches(model: nn.Module) -> bool:
+    """Whether a transformers model looks at videos and at nothing else."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    module = unwrap(model)
+    modalities = getattr(module, "input_modalities", None) or ()
+    listed = getattr(config_of(module), "model_type", "") in CLASSIFIERS  # TimeSformer says that it takes images
+    return listed or ("video" in modalities and "image" not in modalities)
+
+
+def frames_of(model: nn.Module) -> int | None:
+    """How many frames a model of videos takes; None where its config does not tell."""
+    config = config_of(unwrap(model))
+    vision = getattr(config, "vision_config", None) or config
+    frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
+    return frames if isinstance(frames, int) else None
+
+
+def uncut(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Pictures `[B, C, H, W]` from patches in raster order with padding behind them, `[B, N, patch * patch * C]`.
+
+    Args:
+        inputs: `pixel_values`, and in `spatial_shapes` `[B, 2]` the rows and columns of patches of each picture.
+
+    Raises:
+        ModelError: the pictures differ in size.
+    """
+    patches, grids = inputs["pixel_values"], inputs["spatial_shapes"]
+    if (grids != grids[0]).any():
+        raise ModelError("pictures of different sizes cannot be put into one tensor")
+    rows, columns = grids[0].tolist()
+    side = math.isqrt(patches.shape[2] // 3)
+    grid = patches[:, : rows * columns].reshape(len(patches), rows, columns, side, side, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * side, columns * side)
 
 
 def _longest_text(config: Any) -> int | None:
@@ -248,14 +338,20 @@ def load_config(name: str, **kwargs: Any) -> Any:
 
 
 def load_processor(name: str) -> Any:
-    """The image processor that belongs to a checkpoint.
+    """The image processor that belongs to a checkpoint, or its video processor where it has no other.
 
     Raises:
         ModelError: it has none.
     """
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor, AutoVideoProcessor
 
-    return explained(name, lambda: AutoImageProcessor.from_pretrained(name), what="image processor")
+    try:
+        return explained(name, lambda: AutoImageProcessor.from_pretrained(name), what="image processor")
+    except ModelError as error:
+        try:
+            return explained(name, lambda: AutoVideoProcessor.from_pretrained(name), what="video processor")
+        except ModelError:
+            raise error from None
 
 
 def load_tokenizer(name: str) -> Any:

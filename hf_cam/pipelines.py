@@ -14,7 +14,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
 from hf_cam.explainer import Explainer, check_count
 from hf_cam.explanation import Explanation
-from hf_cam.images import load_image
 from hf_cam.infer import check_takes_pictures
 from hf_cam.loading import (
     LoadedModel,
@@ -49,7 +48,8 @@ class ImageCamPipeline(Pipeline):
     (`[H, W]` float32 in [0, 1], as large as the image), and `box` or `mask` where the head has them; with a list a list
     of such lists; with a generator or dataset it yields one list an image. It takes `batch_size`, and the keyword
     arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `method`, `layers`, `reshape`, `aug_smooth`,
-    `eigen_smooth`.
+    `eigen_smooth`. With a model of videos it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` in place of an
+    image, and the heatmap is `[T, H, W]`, beside the `frames` that the model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -74,6 +74,7 @@ class ImageCamPipeline(Pipeline):
         if kwargs.get("image_processor") is None:
             kwargs["image_processor"] = processor_of(model)
         super().__init__(model, *args, **kwargs)
+        self._loaded = LoadedModel(self.model, self.image_processor, labels(self.model), self.tokenizer)
         self._explainer = lru_cache(maxsize=8)(self._make_explainer)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +100,7 @@ class ImageCamPipeline(Pipeline):
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """Decode; resizing and normalising wait for the batch, where images of one size go together."""
-        return {"image": load_image(image)}
+        return {"image": self._loaded.opened(image)}
 
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         images = inputs["image"] if isinstance(inputs["image"], list) else [inputs["image"]]
@@ -120,8 +121,7 @@ class ImageCamPipeline(Pipeline):
         return [_as_dict(explanation) for explanation in found]
 
     def _make_explainer(self, method: str, layers: Any, reshape: Any) -> Explainer:
-        loaded = LoadedModel(self.model, self.image_processor, labels(self.model), self.tokenizer)
-        return Explainer(loaded, method, layers, reshape)
+        return Explainer(self._loaded, method, layers, reshape)
 
 
 def _as_dict(explanation: Explanation) -> dict[str, Any]:
@@ -130,6 +130,8 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
         found["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True))
     if explanation.mask is not None:
         found["mask"] = explanation.mask
+    if explanation.frames:
+        found["frames"] = list(explanation.frames)
     return found
 
 

@@ -129,7 +129,8 @@ def _fields(output: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found += [value] if value.requires_grad and value.is_floating_point() else []
+            usable = value.requires_grad and value.is_floating_point() and value.numel()
+            found += [value] if usable else []
         elif isinstance(value, Mapping | list | tuple):
             found += _fields(value)
     return found

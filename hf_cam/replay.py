@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import wraps
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_cam.capture import arguments, call, first_tensor, with_first_tensor
-from hf_cam.guard import borrowed, forwards, unwrap
+from hf_cam.guard import borrowed, forwards, lock_of, unwrap
 from hf_cam.targets import map_tensors, rows
 
 TOLERANCE = 1e-3
+MOST = 8
 HALF_TOLERANCE = 0.1  # of what bfloat16 rounds off in a whole tail, so that only a wrong tail is refused
 
 
@@ -84,16 +86,103 @@ class _Memory:
     stays: bool = False  # also for later calls, where the module itself may not run
     calls: int = field(default=0)
 
-    def answer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.calls += 1
         if self.calls <= len(self.outputs) or self.stays:
             return self.outputs[min(self.calls, len(self.outputs)) - 1]
         return forward(*args, **kwargs)
 
 
-def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> AbstractContextManager[None]:
+@dataclass
+class Reader:
+    """Hands back what a module made of the same tokens before.
+
+    Args:
+        known: Arguments and what came of them, the latest last, `MOST` at most.
+    """
+
+    known: list[tuple[Any, Any, Any]] = field(default_factory=list)
+
+    def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The forward's output; remembered where only whole numbers went in and only tensors come out."""
+        given = (args, kwargs)
+        if not _whole(given):
+            return forward(*args, **kwargs)
+        for *before, output in self.known:
+            if _equal(given, tuple(before)):
+                return map_tensors(output, torch.clone)
+        output = forward(*args, **kwargs)
+        if _tensors_alone(output):  # and no cache that a later step would write to
+            self.known = [*self.known[1 - MOST :], (args, kwargs, map_tensors(output, _cut_off))]
+        return output
+
+
+@contextmanager
+def texts_read_once(model: nn.Module, readers: dict[nn.Module, Reader]) -> Iterator[None]:
+    """Text towers run once for the same tokens, however many forwards the model takes inside.
+
+    A module that reads tokens and nothing else sees no picture, so it says the same each time.
+
+    Args:
+        model: Its forwards come back when the block ends.
+        readers: What is remembered from one block to the next; empty at first, and to be dropped with the last.
+    """
+    module = unwrap(model)
+    if not readers:
+        readers.update({child: Reader() for child in module.modules() if child is not module and _reads_tokens(child)})
+    with lock_of(module), _stubbed(readers):
+        yield
+
+
+def _reads_tokens(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(module.forward).parameters
+
+
+def _whole(value: Any) -> bool:
+    """True where arguments hold tensors of whole numbers, plain values, and nothing else."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    if isinstance(value, Mapping):
+        return all(_whole(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_whole(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.device == other.device and torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+
+
+def _tensors_alone(output: Any) -> bool:
+    if isinstance(output, Mapping):
+        return all(map(_tensors_alone, output.values()))
+    if isinstance(output, list | tuple):
+        return all(map(_tensors_alone, output))
+    return output is None or isinstance(output, Tensor)
+
+
+def _cut_off(tensor: Tensor) -> Tensor:
+    """A copy without the graph that watching the tower's attention or biases hung on it: no picture is in it."""
+    return tensor.detach().clone()
+
+
+def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)  # transformers' generate looks at the signature
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return memory.answer(forward, args, kwargs)
+
+    return answer
+
+
+def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) -> AbstractContextManager[None]:
     """Put memories in place of forwards."""
-    return forwards({module: partial(memory.answer, module.forward) for module, memory in stubs.items()})
+    return forwards({module: _answering(memory, module.forward) for module, memory in stubs.items()})
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class ClassLogit:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output: a tensor of logits `[K]` or a record that holds them."""
-        return logits_of(output)[self.index]
+        return row_of(output)[self.index]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClassProbability:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        return logits_of(output).softmax(-1)[self.index]
+        return row_of(output).softmax(-1)[self.index]
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,38 @@ class QueryBox:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with boxes `(centre x, centre y, width, height)`."""
-        x, y, width, height = field_of(output, BOXES)[self.query].unbind()
+        x, y, width, height = upright(field_of(output, BOXES)[self.query]).unbind()
         sides = {"left": x - width / 2, "top": y - height / 2, "right": x + width / 2, "bottom": y + height / 2}
         if self.side not in sides:
             raise TargetError(f"a box has the sides {', '.join(sides)}, not {self.side!r}")
         return sides[self.side]
+
+
+@dataclass(frozen=True)
+class BoxLogit:
+    """The log-odds of one detection in torchvision's form, a record of `boxes`, `labels` and `scores`.
+
+    Such lists have no queries, and their order changes with the image: the detection is the one of this class whose box
+    overlaps the given one best. Where none does, the target is 0, the log-odds of an even chance, and constant.
+
+    Args:
+        box: `(x0, y0, x1, y1)` in the pixels of the model's input.
+        label: The class.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        from torchvision.ops import box_iou
+
+        boxes, scores = output["boxes"], output["scores"]
+        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(output["labels"] == self.label, 0)
+        if not (fit >= SAME_BOX).any():
+            nothing: Tensor = scores.new_zeros(())
+            return nothing
+        return torch.logit(scores[fit.argmax()], eps=1e-6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +238,36 @@ class RegionDepth:
         return self.nearer * _mean_over(field_of(output, DEPTH).squeeze(0), self.region)
 
 
+@dataclass(frozen=True, eq=False)
+class RegionText:
+    """The log-odds of text, averaged over a region of a text detector's map of probabilities.
+
+    Args:
+        region: `[h, w]` booleans on the grid of the map.
+    """
+
+    region: Tensor
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with probabilities `[1, h, w]`."""
+        return _mean_over(torch.logit(field_of(output, TEXT).squeeze(0), eps=1e-6), self.region)
+
+
+def upright(boxes: Tensor) -> Tensor:
+    """Boxes `(centre x, centre y, width, height)`, `[..., 4]`, from themselves or from corners around a centre.
+
+    PP-DocLayoutV4's `[..., 10]` hold the centre and the four corners' distances from it, each half a unit too large.
+
+    >>> upright(torch.tensor([0.5, 0.5, 0.4, 0.4, 0.6, 0.4, 0.6, 0.7, 0.4, 0.7]))
+    tensor([0.5000, 0.5500, 0.2000, 0.3000])
+    """
+    if boxes.shape[-1] == 4:
+        return boxes
+    corners = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
+    low, high = corners.amin(-2), corners.amax(-2)
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
         return values.mean()
@@ -244,11 +301,14 @@ def index_of(target: Any) -> int | None:
         return None
 
 
+SAME_BOX = 0.5
+"""Overlap from which two boxes are one object's."""
 LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
 BOXES = ("pred_boxes", "decoder_coord_logits")
 MASKS = ("masks_queries_logits", "pred_masks")
 SIMILARITIES = ("logits_per_image", "logits_per_video")
 DEPTH = ("predicted_depth",)
+TEXT = ("last_hidden_state",)
 EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
 
 
@@ -306,6 +366,12 @@ def logits_of(output: Any) -> Tensor:
     raise TargetError(f"no logits in an output of type {type(output).__name__}; pass target= as a callable")
 
 
+def row_of(output: Any) -> Tensor:
+    """The logits of one sample, `[K]`; VideoPrism's `[1, K]`, whose head pools by one query, without that axis."""
+    logits = logits_of(output)
+    return logits[0] if logits.ndim == 2 and len(logits) == 1 else logits
+
+
 def class_logits(outputs: Any) -> Tensor:
     """The class logits of a batch, `[B, K]`.
 
@@ -313,6 +379,7 @@ def class_logits(outputs: Any) -> Tensor:
         TargetError: the head is not a classifier's.
     """
     logits = logits_of(outputs)
+    logits = logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise TargetError(
             f"the model's logits have the shape {tuple(logits.shape)}, not [images, classes]; "

@@ -7,18 +7,21 @@ from functools import cache
 from torch import nn
 
 from hf_cam.capture import accepts
+from hf_cam.catalogue import config_of
+from hf_cam.errors import ModelError
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.depth import DepthHead
 from hf_cam.heads.detection import (
     DetectionHead,
+    ListedDetectionHead,
     PhraseDetectionHead,
     PromptDetectionHead,
     TaskDetectionHead,
 )
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
-from hf_cam.heads.segmentation import MaskHead, SemanticHead
+from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead
 from hf_cam.loading import LoadedModel
 
@@ -49,14 +52,25 @@ TASKS: dict[str, type[Head]] = {
 
 
 def head_of(loaded: LoadedModel) -> Head:
-    """The head of a loaded model."""
-    return head_kind(loaded.model)(loaded)
+    """The head of a loaded model.
+
+    Raises:
+        ModelError: it finds things in videos, frame by frame.
+    """
+    kind = head_kind(loaded.model)
+    if loaded.watches and not issubclass(kind, ClassificationHead | EmbeddingHead):
+        raise ModelError(
+            f"{type(unwrap(loaded.model)).__name__} finds things in videos, explained through hf_cam.CAM alone: "
+            "pass it prepared frames and a target, a callable from one sample's output to a scalar"
+        )
+    return kind(loaded)
 
 
 def head_kind(model: nn.Module) -> type[Head]:
     """Which kind of head a model has: by the task under which transformers lists its class, or one it inherits from.
 
-    A transformers model under none of them embeds images; any other module is taken for a classifier.
+    A transformers model under none of them embeds images; any other module is taken for a classifier, but for
+    torchvision's detectors.
     """
     from transformers import PreTrainedModel
 
@@ -64,6 +78,8 @@ def head_kind(model: nn.Module) -> type[Head]:
     for parent in type(module).__mro__:
         if (kind := _listed().get(parent.__name__)) is not None:
             return _variant(module, kind)
+        if parent.__module__.startswith("torchvision.models.detection."):
+            return ListedDetectionHead
     bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
     return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
 
@@ -78,9 +94,16 @@ def listed_kind(architecture: str) -> type[Head] | None:
 
 
 def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
-    """Detectors with prompts differ in how they take them, answering models in whether they choose or write."""
+    """Detectors with prompts differ in how they take them, answering models in whether they choose or write.
+
+    One segmenter does several tasks, and is told which; detectors of text return a map and no boxes.
+    """
     if kind is QuestionHead:
         return WrittenAnswerHead if hasattr(module, "generate") else kind
+    if kind is MaskHead and accepts(module, "task_inputs"):
+        return TaskMaskHead
+    if kind is DetectionHead and getattr(config_of(module), "model_type", "").startswith("pp_ocr"):
+        return TextHead
     if kind is not PromptDetectionHead:
         return kind
     if accepts(module, "classes_input_ids"):

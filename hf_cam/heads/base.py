@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_cam.catalogue import config_of
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
@@ -147,6 +148,19 @@ class Head(ABC):
     def model_name(self) -> str:
         """The class of the model, for messages."""
         return type(unwrap(self.loaded.model)).__name__
+
+
+def behind_picture(tokens: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tokens `[P, L]` behind the places that the picture takes among them (BLIP-2); as they are for other models."""
+    config = config_of(unwrap(model))
+    place, count = getattr(config, "image_token_index", None), getattr(config, "num_query_tokens", None)
+    if place is None or count is None:
+        return dict(tokens)
+    fill = {name: place if name == "input_ids" else 1 for name in tokens}
+    return {
+        name: torch.cat([torch.full((len(value), count), fill[name], dtype=value.dtype), value], 1)
+        for name, value in tokens.items()
+    }
 
 
 def custom(target: Target) -> Subject:

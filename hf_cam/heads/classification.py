@@ -10,7 +10,7 @@ from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject, custom
-from hf_cam.targets import BinaryLogit, ClassLogit, logits_of, probabilities
+from hf_cam.targets import BinaryLogit, ClassLogit, probabilities, row_of
 
 
 class ClassificationHead(Head):
@@ -45,7 +45,7 @@ class ClassificationHead(Head):
         return [Subject(ClassLogit(index), self.label(index, request), float(scores[index])) for index in best]
 
     def _logits(self, output: Any) -> Tensor:
-        logits = logits_of(output)
+        logits = row_of(output)
         if logits.ndim != 1 or len(logits) == 0:
             raise TargetError(
                 f"the model's logits have the shape {tuple(logits.shape)} for an image, not [classes]; "

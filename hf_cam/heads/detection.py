@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from hf_cam.geometry import Geometry
 from hf_cam.guard import unwrap
 from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.similarity import sentence
-from hf_cam.targets import BOXES, LOGITS, QueryBox, QueryLogit, Target, field_of, index_of
+from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of, upright
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
@@ -101,7 +101,7 @@ class DetectionHead(Head):
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that are told which pixels are padding give boxes in shares of the rest.
         of_seen = accepts(unwrap(self.loaded.model), "pixel_mask")
-        boxes = field_of(output, BOXES).detach().float().cpu().tolist()
+        boxes = upright(field_of(output, BOXES).detach().float().cpu()).tolist()
         return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
 
     def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
@@ -146,6 +146,51 @@ def _query_at(found: Detections, place: tuple[float, ...]) -> int:
 def _place(target: Any) -> tuple[float, ...] | None:
     """A pixel or a box, where the target is one."""
     return numbers_of(target, 2) or numbers_of(target, 4)
+
+
+class ListedDetectionHead(DetectionHead):
+    """torchvision's detectors, which return a list of boxes, labels and scores in place of queries.
+
+    A target index is a detection's place in that list, the surest first.
+    """
+
+    def check(self, request: Request) -> None:
+        """Refuse a label text: these models carry no names."""
+        if isinstance(request.target, str) and _place(request.target) is None:
+            raise TargetError(f"{self.model_name} has no label names; pass a pixel, a box or a detection's number")
+        super().check(request)
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The kept detections, surest first."""
+        if callable(request.target):
+            return [custom(request.target)]
+        if not len(output["scores"]):
+            raise TargetError(f"{self.model_name} finds nothing in this image")
+        boxes = output["boxes"].detach().tolist()
+        found = super().subjects(output, request, geometry)
+        return [replace(subject, target=_of_list(subject.target, boxes)) for subject in found]
+
+    def scores(self, output: Any, request: Request) -> Tensor:
+        """Each detection's score in the column of its class, `[N, K]`."""
+        del request
+        scores, labels = output["scores"].detach().float().cpu(), output["labels"].cpu()
+        return torch.zeros(len(scores), int(labels.max()) + 1).scatter_(1, labels[:, None], scores[:, None])
+
+    def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
+        height, width = geometry.model_size
+        return [
+            geometry.box_to_image(
+                ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height), of_seen=False
+            )
+            for x0, y0, x1, y1 in output["boxes"].detach().float().cpu().tolist()
+        ]
+
+
+def _of_list(target: Target, boxes: Sequence[Sequence[float]]) -> Target:
+    assert isinstance(target, QueryLogit)
+    assert isinstance(target.index, int)
+    x0, y0, x1, y1 = boxes[target.query]
+    return BoxLogit((x0, y0, x1, y1), target.index)
 
 
 class PromptDetectionHead(DetectionHead):

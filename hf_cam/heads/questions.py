@@ -16,7 +16,7 @@ from hf_cam.catalogue import config_of
 from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import borrowed, unwrap
-from hf_cam.heads.base import Request, Subject, custom
+from hf_cam.heads.base import Request, Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
 
 LONGEST_ANSWER = 10
@@ -114,16 +114,7 @@ class WrittenAnswerHead(QuestionHead):
 
     def _question(self, request: Request) -> dict[str, Tensor]:
         """The tokens of the question, behind the places that the image takes among them (BLIP-2)."""
-        tokens = self.loaded.tokens(list(request.text))
-        config = config_of(unwrap(self.loaded.model))
-        place = getattr(config, "image_token_index", None)
-        if place is None:
-            return tokens
-        fill = {name: place if name == "input_ids" else 1 for name in tokens}
-        return {
-            name: torch.cat([torch.full((1, config.num_query_tokens), fill[name], dtype=value.dtype), value], 1)
-            for name, value in tokens.items()
-        }
+        return behind_picture(self.loaded.tokens(list(request.text)), self.loaded.model)
 
     def _reads_on(self) -> bool:
         """Whether the language model reads question and answer as one text."""

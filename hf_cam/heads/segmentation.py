@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from hf_cam.capture import Shared
+from hf_cam.catalogue import config_of
 from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
+from hf_cam.guard import unwrap
 from hf_cam.heads.base import (
     Head,
     Request,
@@ -24,7 +29,7 @@ from hf_cam.heads.base import (
 )
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.layouts import Size
-from hf_cam.targets import LOGITS, MASKS, PixelLogit, RegionLogit, SegmentLogit, field_of
+from hf_cam.targets import LOGITS, MASKS, TEXT, PixelLogit, RegionLogit, RegionText, SegmentLogit, field_of
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
@@ -121,6 +126,46 @@ def in_view(grid: Size, geometry: Geometry) -> Tensor:
     return torch.nn.functional.interpolate(inside[None, None], size=grid, mode="area")[0, 0] >= 0.5
 
 
+class TextHead(PlaceHead):
+    """Detectors of writing (PP-OCR): every connected part of their map of probabilities is a piece of text."""
+
+    task: ClassVar[str] = "object-detection"
+    method: ClassVar[str | None] = "hirescam"
+    threshold: ClassVar[float] = 0.3
+    kept: ClassVar[float] = 0.6
+
+    def classes(self, request: Request) -> Mapping[int, str]:
+        """There is one."""
+        del request
+        return {0: "text"}
+
+    def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """The pieces of text, surest first, the likeliest cell where there is none; or the one at a place."""
+        target = request.target
+        if callable(target):
+            return [custom(target)]
+        shares = field_of(output, TEXT).detach().float().cpu().squeeze(0)
+        grid = (shares.shape[0], shares.shape[1])
+        if (mask := mask_of(target)) is not None:
+            return [self._subject(shares, mask_to_grid(mask, grid, geometry), geometry)]
+        count, parts = cv2.connectedComponents((shares > self.threshold).numpy().astype(np.uint8))
+        pieces = [torch.from_numpy(parts == part) for part in range(1, count)]
+        if (pixel := numbers_of(target, 2)) is not None:
+            row, column = pixel_to_grid(pixel, grid, geometry)
+            pieces = [piece for piece in pieces if piece[row, column]]
+            if not pieces:
+                raise TargetError(f"the model finds no text at the pixel ({pixel[0]:g}, {pixel[1]:g})")
+        found = [self._subject(shares, piece, geometry) for piece in pieces or [shares == shares.max()]]
+        found.sort(key=lambda subject: -(subject.score or 0))
+        return list(request.first([subject for subject in found if not subject.flags])) or found[:1]
+
+    def _subject(self, shares: Tensor, region: Tensor, geometry: Geometry) -> Subject:
+        score, mask = float(shares[region].mean()), region_to_image(region, geometry)
+        rows, columns = mask.nonzero()
+        box = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0) if len(rows) else None
+        return Subject(RegionText(region), "text", score, box, mask, () if score >= self.kept else (NOT_SURE,))
+
+
 @dataclass(frozen=True)
 class Segments:
     """What a mask-classification head found in one image.
@@ -193,3 +238,24 @@ class MaskHead(PlaceHead):
             mask=region_to_image(region, geometry),
             flags=() if sure else (NOT_SURE,),
         )
+
+
+class TaskMaskHead(MaskHead):
+    """OneFormer: one network for three tasks, told by a sentence; `text` names the task, "panoptic" where not given."""
+
+    takes_text: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("panoptic", "instance", "semantic")
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no task."""
+        super().check(request)
+        if request.text and (len(request.text) > 1 or request.text[0] not in self.tasks):
+            raise TargetError(f"{self.model_name} does one of {', '.join(self.tasks)}, not {', '.join(request.text)}")
+
+    def inputs(self, request: Request) -> Mapping[str, Any]:
+        """The tokens of the sentence, padded with zeros, once for each image."""
+        length = config_of(unwrap(self.loaded.model)).task_seq_len
+        sentence = f"the task is {request.text[0] if request.text else self.tasks[0]}"
+        settings = {"padding": "max_length", "max_length": length, "truncation": True}
+        encoded = self.loaded.text_processor([sentence], return_tensors="pt", **settings)
+        return {"task_inputs": Shared(encoded["input_ids"] * encoded["attention_mask"], each=True)}

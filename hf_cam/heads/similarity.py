@@ -17,7 +17,7 @@ from hf_cam.capture import Shared, call
 from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import borrowed, unwrap
-from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
 from hf_cam.images import load_image
 from hf_cam.targets import SIMILARITIES, EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, field_of, rows
 
@@ -95,7 +95,7 @@ class PromptHead(EmbeddingHead):
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """The tokenised prompts, for all images alike."""
         encoded = self.loaded.tokens([sentence(prompt) for prompt in request.text] or [TEMPLATE.format("thing")])
-        return {name: Shared(value) for name, value in encoded.items()}
+        return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.model).items()}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """A subject a prompt, in the caller's order; the `top_k` that fit best where it is given."""
