@@ -24,7 +24,6 @@ from hf_cam.metrics import (
     ranks,
     shuffled_weights,
 )
-from hf_cam.metrics.imputation import factorized, iterated
 from hf_cam.metrics.registry import Metric, register
 from hf_cam.metrics.trial import blur
 from hf_cam.targets import BinaryLogit, ClassLogit
@@ -209,22 +208,46 @@ def test_confidence_road_and_arcc_are_those_of_grad_cam(monkeypatch) -> None:
     assert ours["road"].abs().max() > 5e-3  # else the comparison says nothing
 
 
+def masks_of_every_shape(size: tuple[int, int]) -> torch.Tensor:
+    """Scattered pixels, a block, a side down to the border, all but one pixel, nothing."""
+    missing = torch.rand(5, *size, generator=torch.Generator().manual_seed(1)) > 0.5
+    missing[1, 2 : size[0] - 2, 3 : size[1] - 6] = True
+    missing[2, :, : size[1] * 2 // 3] = True
+    missing[3] = True
+    missing[3, 4, 5] = missing[4] = False
+    return missing
+
+
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the reference's own
-def test_imputation_is_that_of_grad_cam_by_either_solver() -> None:
+def test_imputation_is_that_of_grad_cam() -> None:
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-    pixels = torch.rand(3, 2, 37, 46, generator=torch.Generator().manual_seed(0))
-    missing = torch.rand(3, 37, 46, generator=torch.Generator().manual_seed(1)) > 0.5
-    missing[1, 2:35, 3:40] = True
-    missing[2, :, :30] = True
+    pixels = torch.rand(5, 2, 37, 46, generator=torch.Generator().manual_seed(0))
+    missing = masks_of_every_shape((37, 46))
     expected = torch.stack(
         [NoisyLinearImputer(noise=0.0)(*pair) for pair in zip(pixels, (~missing).float(), strict=True)]
     )
     torch.testing.assert_close(impute(pixels, missing, noise=0.0), expected, atol=1e-4, rtol=0)
-    right = torch.rand(3, 2, 37, 46) * missing[:, None]
-    torch.testing.assert_close(
-        iterated(right, missing[:, None].float()), factorized(right, missing[:, None].float()), atol=1e-3, rtol=1e-3
-    )
+
+
+@pytest.mark.parametrize("size", [(1, 90), (9, 7), (64, 65), (150, 203)])
+def test_a_missing_pixel_is_the_weighted_mean_of_its_neighbours(size: tuple[int, int]) -> None:
+    pixels = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    missing = torch.rand(1, *size, generator=torch.Generator().manual_seed(1)) > 0.2
+    missing[:, :, size[1] // 3 : size[1] // 2] = True
+    filled = impute(pixels, missing, noise=0.0).double()
+    weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]]).double().expand(3, 1, 3, 3)
+    sums = nn.functional.conv2d(filled, weights, padding=1, groups=3)
+    total = nn.functional.conv2d(torch.ones_like(filled), weights, padding=1, groups=3)
+    torch.testing.assert_close(filled, torch.where(missing[:, None], sums / total, pixels.double()), atol=1e-4, rtol=0)
+
+
+def test_images_are_imputed_together_as_they_are_alone(monkeypatch) -> None:
+    pixels = torch.rand(5, 2, 37, 46, generator=torch.Generator().manual_seed(0))
+    missing = masks_of_every_shape((37, 46))
+    together = impute(pixels, missing, noise=0.0)
+    monkeypatch.setattr("hf_cam.metrics.imputation.CPU_VALUES", 1)
+    torch.testing.assert_close(impute(pixels, missing, noise=0.0), together, atol=1e-4, rtol=0)
 
 
 def test_imputation_keeps_known_pixels_adds_seeded_noise_and_survives_a_mask_of_everything() -> None:
