@@ -244,7 +244,8 @@ def _methods(options: argparse.Namespace) -> None:
     methods = [get_method(method_id) for method_id in list_methods()]
     width = max(len(method.id) for method in methods)
     for method in methods:
-        note = " Same map for every target." if method.ignores_target else ""
+        shared = "target" if method.ignores_target else "class" if method.ignores_class else ""
+        note = f" Same map for every {shared}." if shared else ""
         print(f"{method.id:<{width}}  {method.summary}{note}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")
 
