@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scenes import LABELS, Scene, scenes
+from benchmarks.scenes import LABELS, Scene, phrase, scenes
 from hf_cam.demo import PHOTOGRAPHS
 from hf_cam.evaluation import Evaluation, Row, Sample, evaluate, every_quick_method
 from hf_cam.explainer import Explainer
@@ -124,9 +124,10 @@ def of_class(scene: Scene, name: str) -> Sample:
 
 
 def of_prompt(scene: Scene, name: str) -> Sample:
-    label = LABELS[scene.labels[0]]
-    asked = f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
-    return Sample(scene.image, name, scene.classes == 1 + scene.labels[0], text=asked)
+    """The share that the first item's prompt has among those of four labels."""
+    first = scene.labels[0]
+    prompts = [phrase((first + step) % len(LABELS), 0) for step in range(4)]
+    return Sample(scene.image, name, scene.classes == 1 + first, prompts[0], prompts)
 
 
 def of_box(scene: Scene, name: str) -> Sample:
@@ -142,7 +143,7 @@ SAMPLES: Mapping[str, Callable[[Scene, str], Sample]] = {"clip": of_prompt, "det
 WHAT = {
     **dict.fromkeys(MODELS, "the class of one item"),
     "imagenet": "the top class",
-    "clip": "the prompt that names one item's class",
+    "clip": "the prompt that names one item's class, among four",
     "segformer": "the region of one item's class",
     "detr": "the detection at one item",
     "maskformer": "the segment at one item",

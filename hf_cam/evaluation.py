@@ -355,7 +355,8 @@ class _Bench:
             outputs = call(unwrap(loaded.model), inputs)
         subject = head.subjects(rows(outputs, 0, 1), request, geometry)[0]
         problem = getattr(getattr(unwrap(loaded.model), "config", None), "problem_type", None)
-        scorer = Scorer(loaded.model, inputs, [confidence(subject.target, problem)], self.batch_size)
+        measured = confidence(subject.target, problem, len(request.text))
+        scorer = Scorer(loaded.model, inputs, [measured], self.batch_size)
         for name, layers, explain in self._maps(inputs, subject.target):
             if not done(sample.name, name, layers):
                 try:
