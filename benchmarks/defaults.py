@@ -2,79 +2,157 @@
 
     python -m benchmarks.defaults [--models vit convnext ...] [--scenes 16] [--folder FOLDER] [--out docs/defaults.md]
 
-Every quick method explains one label of each scene (test split, seed 2) to the small trained models of this package,
-and the top class of the photographs to demo:imagenet. A method is chosen by its mean rank over ROAD, insertion less
-deletion and, where masks are known, average precision, among the methods whose map depends on the target and on the
-weights (shuffling the weights must take the rank correlation below 0.9), that cost at most twice Grad-CAM, and that
-beat Grad-CAM image by image: by two standard errors in one metric, and by one standard error worse in none. Where none
-does, Grad-CAM it is. Writes Markdown; `--folder` keeps the records, so that a run can be resumed.
+Every method that runs no forward a channel, those for transformers included, explains one thing in each scene (test
+split, seed 2) to the small trained models of this package, and the top class of the photographs to demo:imagenet. What
+is explained is what the head says: a class, a prompt ("a bag"), the region of a class, the detection or the segment at
+one object. A method is chosen by its mean rank over ROAD, insertion less deletion and, where masks are known, average
+precision, among the methods whose map depends on the class and on the weights (shuffling the weights must take the rank
+correlation below 0.9), that cost at most twice Grad-CAM, and that beat Grad-CAM image by image: by two standard errors
+in one metric, and by one standard error worse in none. Where none does, Grad-CAM it is. Writes Markdown, with what
+`method="auto"` takes beside it; `--folder` keeps the records, so that a run can be resumed, and models that are not
+named keep their tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scenes import Scene, scenes
-from hf_cam.comparison import quick_methods
+from benchmarks.scenes import LABELS, Scene, phrase, scenes
 from hf_cam.demo import PHOTOGRAPHS
-from hf_cam.evaluation import Evaluation, Row, Sample, evaluate
+from hf_cam.evaluation import Evaluation, Row, Sample, evaluate, every_quick_method
+from hf_cam.explainer import Explainer
+from hf_cam.images import load_image
+from hf_cam.loading import load
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES, get_metric
 
-MODELS = ("convnext", "vit", "dinov2", "swin", "imagenet")
+MODELS = ("convnext", "vit", "dinov2", "swin", "imagenet", "clip", "segformer", "detr", "maskformer")
 ASKED = ("road", "insertion-deletion")
 MASKED = "average-precision"
 SANITY, SAME = "model-randomization", 0.9
 COST = 2.0
 """Of a default, over Grad-CAM's: a heatmap at the price of an inference."""
 SHUFFLED = 4
+CALLS = 5
+"""Images that the cost is measured on."""
 START, END = "<!-- measured -->", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model, the method that the measurement chooses, the one that `method="auto"` takes, and what to print."""
+
+    model: str
+    chosen: str
+    auto: str
+    page: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--methods", nargs="+", default=quick_methods())
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--methods", nargs="+", default=every_quick_method())
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--folder", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--out", type=Path, default=Path("docs/defaults.md"))
     options = parser.parse_args()
-    drawn = [sample(scene, i) for i, scene in enumerate(scenes("test", options.scenes, seed=2))]
-    photographs = [Sample(photograph.image(), photograph.name) for photograph in PHOTOGRAPHS]
-    chosen, tables = {}, []
+    drawn = scenes("test", options.scenes, seed=2)
+    families = []
     for model in options.models:
-        samples = photographs if model == "imagenet" else drawn
-        judged = (*ASKED, *((MASKED,) if model != "imagenet" else ()))
-        run = options.folder / model
-        found = evaluate(
-            f"demo:{model}", samples, methods=options.methods, metrics=judged, resume=run.with_suffix(".jsonl")
-        )
-        sane = evaluate(
-            f"demo:{model}",
-            samples[:SHUFFLED],
-            methods=[name for name in options.methods if name not in found.skipped],
-            metrics=[SANITY],
-            baselines=False,
-            resume=options.folder / f"{model}-sanity.jsonl",
-        )
-        correlations = {row.map: row.means[SANITY] for row in sane.rows}
-        chosen[model], table = ranked(found, judged, correlations)
-        tables.append(f"### {model}\n\n{len(samples)} images; layer `{layer_of(found)}`\n\n{table}")
-        print(f"{model}: {chosen[model]}", flush=True)
-    write(options.out, chosen, tables)
+        families.append(measured(model, samples_of(model, drawn), options.methods, options.folder))
+        print(f"{model}: {families[-1].chosen}, auto takes {families[-1].auto}", flush=True)
+    write(options.out, families)
 
 
-def sample(scene: Scene, index: int) -> Sample:
+def measured(model: str, samples: Sequence[Sample], methods: Sequence[str], folder: Path) -> Family:
+    judged = (*ASKED, *((MASKED,) if samples[0].mask is not None else ()))
+    found = evaluate(f"demo:{model}", samples, methods=methods, metrics=judged, resume=folder / f"{model}.jsonl")
+    sane = evaluate(
+        f"demo:{model}",
+        samples[:SHUFFLED],
+        methods=[name for name in methods if name not in found.skipped],
+        metrics=[SANITY],
+        baselines=False,
+        resume=folder / f"{model}-sanity.jsonl",
+    )
+    correlations = {row.map: row.means[SANITY] for row in sane.rows}
+    chosen, table = ranked(found, judged, correlations, costs(model, samples[:CALLS], [row.map for row in found.rows]))
+    auto = Explainer(load(f"demo:{model}"), "auto").cam.method.id
+    page = f"### {model}\n\n{len(samples)} images, {WHAT[model]}; layer `{layer_of(found)}`"
+    if found.skipped:
+        page += f". Not defined here: {', '.join(found.skipped)}"
+    page += f"\n\n{table}"
+    for name in sorted({chosen, auto} - {"gradcam"}):
+        page += f"\n\n{name} less Grad-CAM, image by image: {differences(found, name, judged)}"
+    return Family(model, chosen, auto, page)
+
+
+def costs(model: str, samples: Sequence[Sample], maps: Sequence[str]) -> dict[str, float]:
+    """The median milliseconds of processor time that an explanation takes, baselines left out."""
+    loaded = load(f"demo:{model}")
+    found = {}
+    for method in maps:
+        if method in BASELINES:
+            continue
+        explainer = Explainer(loaded, method)
+        times = []
+        for sample in (samples[0], *samples):
+            started = time.process_time()
+            next(explainer([load_image(sample.image)], target=sample.target, text=sample.text))
+            times.append(time.process_time() - started)
+        found[method] = float(np.median(times[1:])) * 1000
+    return found
+
+
+def samples_of(model: str, drawn: Sequence[Scene]) -> list[Sample]:
+    if model == "imagenet":
+        return [Sample(photograph.image(), photograph.name) for photograph in PHOTOGRAPHS]
+    return [SAMPLES.get(model, of_class)(scene, str(index)) for index, scene in enumerate(drawn)]
+
+
+def of_class(scene: Scene, name: str) -> Sample:
+    """The class of the first item: a classifier's logit, a segmenter's region."""
     label = scene.labels[0]
-    return Sample(scene.image, str(index), scene.classes == 1 + label, label)
+    return Sample(scene.image, name, scene.classes == 1 + label, LABELS[label])
 
 
-def ranked(found: Evaluation, judged: Sequence[str], correlations: dict[str, float]) -> tuple[str, str]:
+def of_prompt(scene: Scene, name: str) -> Sample:
+    """The share that the first item's prompt has among those of four labels."""
+    first = scene.labels[0]
+    prompts = [phrase((first + step) % len(LABELS), 0) for step in range(4)]
+    return Sample(scene.image, name, scene.classes == 1 + first, prompts[0], prompts)
+
+
+def of_box(scene: Scene, name: str) -> Sample:
+    """The detection at the first item: another of its class must not be marked."""
+    return Sample(scene.image, name, scene.instances == 1, tuple(map(float, scene.boxes[0])))
+
+
+def of_mask(scene: Scene, name: str) -> Sample:
+    return Sample(scene.image, name, scene.instances == 1, scene.instances == 1)
+
+
+SAMPLES: Mapping[str, Callable[[Scene, str], Sample]] = {"clip": of_prompt, "detr": of_box, "maskformer": of_mask}
+WHAT = {
+    **dict.fromkeys(MODELS, "the class of one item"),
+    "imagenet": "the top class",
+    "clip": "the prompt that names one item's class, among four",
+    "segformer": "the region of one item's class",
+    "detr": "the detection at one item",
+    "maskformer": "the segment at one item",
+}
+
+
+def ranked(
+    found: Evaluation, judged: Sequence[str], correlations: dict[str, float], milliseconds: dict[str, float]
+) -> tuple[str, str]:
     """The method of the best mean rank, and the table."""
     rows = found.rows
     places = {row.map: 0.0 for row in rows}
@@ -84,49 +162,75 @@ def ranked(found: Evaluation, judged: Sequence[str], correlations: dict[str, flo
         for row, value in zip(rows, values, strict=True):
             places[row.map] += ((values > value).sum() + ((values == value).sum() + 1) / 2) / len(judged)
     rows.sort(key=lambda row: places[row.map])
-    limit = COST * next(row.milliseconds for row in rows if row.map == "gradcam")
-    sane = [row.map for row in rows if is_sane(row.map, correlations) and row.milliseconds <= limit]
+    limit = COST * milliseconds["gradcam"]
+    sane = [row.map for row in rows if is_sane(row.map, correlations) and milliseconds[row.map] <= limit]
     beating = [name for name in sane if beats(found, name, judged)]
     best = (beating or ["gradcam"])[0]
-    lines = ["| map | mean rank | " + " | ".join(judged) + " | same after shuffling the weights | ms |"]
+    lines = ["| map | mean rank | " + " | ".join(judged) + " | same after shuffling the weights | CPU ms |"]
     lines.append("|---|--:|" + "--:|" * (len(judged) + 2))
-    lines += [line(row, places[row.map], judged, correlations, row.map == best) for row in rows]
+    lines += [line(row, places[row.map], judged, correlations, milliseconds, row.map == best) for row in rows]
     return best, "\n".join(lines)
 
 
-def beats(found: Evaluation, name: str, judged: Sequence[str], reference: str = "gradcam") -> bool:
-    """Whether a method is better than the reference by more than chance, image by image."""
-    own, other = ({r.image: r.scores for r in found.records if r.map == map_} for map_ in (name, reference))
+def beats(found: Evaluation, name: str, judged: Sequence[str]) -> bool:
+    """Whether a method is better than Grad-CAM by more than chance, image by image."""
     gains = []
     for metric in judged:
         sign = 1 if get_metric(metric).higher_is_better else -1
-        differences = np.array([sign * (scores[metric] - other[image][metric]) for image, scores in own.items()])
-        gains.append(differences.mean() / max(differences.std(ddof=1) / len(differences) ** 0.5, 1e-6))
+        mean, error = difference(found, name, metric)
+        gains.append(sign * mean / max(error, 1e-6))
     return max(gains) > 2 and min(gains) > -1
+
+
+def difference(found: Evaluation, name: str, metric: str, reference: str = "gradcam") -> tuple[float, float]:
+    """A method's score less the reference's on the same images: mean and standard error."""
+    own, other = ({r.image: r.scores[metric] for r in found.records if r.map == map_} for map_ in (name, reference))
+    values = np.array([score - other[image] for image, score in own.items()])
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def differences(found: Evaluation, name: str, judged: Sequence[str]) -> str:
+    pairs = [(metric, *difference(found, name, metric)) for metric in judged]
+    return ", ".join(f"{metric} {mean:+.3f} ± {error:.3f}" for metric, mean, error in pairs) + "."
 
 
 def is_sane(name: str, correlations: dict[str, float]) -> bool:
     if name in BASELINES or name == "randomcam" or name not in correlations:
         return False
-    return not get_method(name).ignores_target and correlations[name] < SAME
+    return not get_method(name).ignores_class and correlations[name] < SAME
 
 
-def line(row: Row, place: float, judged: Sequence[str], correlations: dict[str, float], best: bool) -> str:
+def line(
+    row: Row,
+    place: float,
+    judged: Sequence[str],
+    correlations: dict[str, float],
+    milliseconds: dict[str, float],
+    best: bool,
+) -> str:
     name = f"**{row.map}**" if best else row.map
     cells = [f"{row.means[metric]:.3f} ± {row.errors[metric]:.3f}" for metric in judged]
     shuffled = f"{correlations[row.map]:.2f}" if row.map in correlations else ""
-    return f"| {name} | {place:.1f} | " + " | ".join(cells) + f" | {shuffled} | {row.milliseconds:.0f} |"
+    cost = f"{milliseconds[row.map]:.0f}" if row.map in milliseconds else ""
+    return f"| {name} | {place:.1f} | " + " | ".join(cells) + f" | {shuffled} | {cost} |"
 
 
 def layer_of(found: Evaluation) -> str:
-    return next(", ".join(row.layers) for row in found.rows if row.layers)
+    return next(", ".join(row.layers) for row in found.rows if row.map == "gradcam")
 
 
-def write(path: Path, chosen: dict[str, str], tables: Sequence[str]) -> None:
-    """Put the tables between the marks of the page; the words around them stay."""
+def write(path: Path, families: Sequence[Family]) -> None:
+    """Put the tables between the marks of the page; the words around them and the tables of other models stay."""
     before, rest = path.read_text(encoding="utf-8").split(START)
-    after = rest.split(END)[1]
-    body = f"\n\n`{json.dumps(chosen)}`\n\n" + "\n\n".join(tables) + "\n\n"
+    body, after = rest.split(END)
+    head, *sections = body.split("\n### ")
+    pages = {section.split("\n")[0]: f"### {section.strip()}" for section in sections}
+    chosen = json.loads(head.strip().strip("`"))
+    for family in families:
+        pages[family.model], chosen[family.model] = family.page, family.chosen
+    names = [model for model in MODELS if model in pages]
+    listed = json.dumps({name: chosen[name] for name in names})
+    body = f"\n\n`{listed}`\n\n" + "\n\n".join(pages[name] for name in names) + "\n\n"
     path.write_text(before + START + body + END + after, encoding="utf-8")
 
 

@@ -41,8 +41,7 @@ def page(figures: str) -> str:
 def line(method: Method) -> str:
     needs = ", ".join(f"`{name}`" for name in method.needs)
     options = ", ".join(f"`{name}={value!r}`" for name, value in method.options.items())
-    note = " Same map for every target." if method.ignores_target else ""
-    return f"| `{method.id}` | {method.summary}{note} | {needs} | {options} | {method.paper} |"
+    return f"| `{method.id}` | {method.description} | {needs} | {options} | {method.paper} |"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ HEAD = """# Metrics
 Written by `python docs/make_metrics.py` from the registry that `hf_cam.evaluate(metrics=...)` reads. Each metric is a
 pure function of the evidence that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
 .measure("road", "insertion")` makes that evidence, in batches, seeded, on the model's device. The confidence is the
-probability of a class, and of any other target (a prompt, a detection, a segment) the target's own value.
+probability of a class, a prompt's share among several prompts, and of any other target (a lone prompt, a detection, a
+segment) the target's own value, which a range below may not hold.
 
 """
 

@@ -252,8 +252,7 @@ def _methods(options: argparse.Namespace) -> None:
     methods = list_methods()
     width = max(map(len, methods))
     for method in methods.values():
-        note = " Same map for every target." if method.ignores_target else ""
-        print(f"{method.id:<{width}}  {method.summary}{note}")
+        print(f"{method.id:<{width}}  {method.description}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")
 
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from hf_cam.cam import CAM, model_inputs_of
 from hf_cam.capture import call
-from hf_cam.comparison import method_ids, quick_methods
+from hf_cam.comparison import RERUNS, method_ids
 from hf_cam.errors import ImageError, LayoutError, MethodError, NoGradientError, OptionError
 from hf_cam.explainer import Explainer
 from hf_cam.geometry import Geometry
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.images import load_image
 from hf_cam.loading import load
-from hf_cam.methods import Method, get_method
+from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.targets import Target, rows
 
@@ -44,12 +44,14 @@ class Sample:
         name: What the records call it.
         mask: Where the thing is, `[H, W]` booleans over the image.
         target: What to explain in it; what the model itself says where None.
+        text: Its prompts, for models that take text.
     """
 
     image: Any
     name: str
     mask: np.ndarray | None = None
     target: Any = None
+    text: str | Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,14 @@ def evaluate(
     Args:
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and, where
-            there are any, "mask" (or "segmentation"; not 0 inside), "box" (or "bbox"; x0, y0, x1, y1), "target".
-        methods: Ids of `hf_cam.list_methods()`; all that run no forward a channel where not given.
+            there are any, "mask" (or "segmentation"; not 0 inside), "box" (or "bbox"; x0, y0, x1, y1), "target",
+            "text".
+        methods: Ids of `hf_cam.list_methods()`; all that run no forward a channel where not given. Those that are not
+            defined for the model are left out, with the reason in `skipped`.
         metrics: Ids of `hf_cam.metrics.list_metrics()`; what asks the model, and with masks the localisation metrics
             too, where not given.
         layers: Each entry is evaluated on its own: a layer's dotted name, or several to be fused; the family's if None.
-        target, text: What to explain, as in `hf_cam.explain`.
+        target, text: What to explain, as in `hf_cam.explain`; in place of the samples' own.
         baselines: Maps that see no model stand beside the methods.
         resume: A JSONL file: each record is added as it is made, and what it holds already is not done again.
         seed: Of noise, ties and shuffled weights.
@@ -224,12 +228,12 @@ def evaluate(
     ['centred-gaussian', 'hirescam', 'noise', 'randomcam', 'sobel']
     """
     samples = samples_of(images)
-    chosen = [get_method(name) for name in (quick_methods() if methods is None else method_ids(methods))]
+    chosen = [get_method(name) for name in (every_quick_method() if methods is None else method_ids(methods))]
     judges = _metrics(metrics, samples)
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     bench = _Bench(Explainer(loaded, "gradcam"), chosen, _layer_sets(layers), judges, baselines, seed, batch_size)
     for sample in samples:
-        bench.explainer.request(sample.target if target is None else target, text, None)
+        bench.explainer.request(*_asked(sample, target, text), None)
     settings = {"model": _name(model), "metrics": list(judges), "target": repr(target), "text": text, "seed": seed}
     log = _Log(resume, settings)
     for sample in _bar(samples, progress):
@@ -282,7 +286,17 @@ def _sample(entry: Any, index: int) -> Sample:
         inside[max(y0, 0) : y1, max(x0, 0) : x1] = True
     if inside is not None and inside.shape != (image.height, image.width):
         raise OptionError(f"mask {index} is {inside.shape}, its image {(image.height, image.width)}")
-    return Sample(image, str(index), inside, entry.get("target"))
+    return Sample(image, str(index), inside, entry.get("target"), entry.get("text"))
+
+
+def _asked(sample: Sample, target: Any, text: Any) -> tuple[Any, Any]:
+    """What to explain: the caller's own for all samples, or the sample's."""
+    return sample.target if target is None else target, sample.text if text is None else text
+
+
+def every_quick_method() -> list[str]:
+    """The ids of all methods that run no forward a channel, also of those that only some models define."""
+    return [name for name in list_methods() if RERUNS not in get_method(name).needs]
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -332,7 +346,7 @@ class _Bench:
         image = load_image(sample.image)
         loaded = self.explainer.loaded
         geometry = loaded.geometry((image.height, image.width))
-        request = self.explainer.request(sample.target if target is None else target, text, None)
+        request = self.explainer.request(*_asked(sample, target, text), None)
         pictures = loaded.inputs([image])
         head = self.explainer.head
         request = head.rounds(request, pictures)[0]
@@ -341,7 +355,8 @@ class _Bench:
             outputs = call(unwrap(loaded.model), inputs)
         subject = head.subjects(rows(outputs, 0, 1), request, geometry)[0]
         problem = getattr(getattr(unwrap(loaded.model), "config", None), "problem_type", None)
-        scorer = Scorer(loaded.model, inputs, [confidence(subject.target, problem)], self.batch_size)
+        measured = confidence(subject.target, problem, len(request.text))
+        scorer = Scorer(loaded.model, inputs, [measured], self.batch_size)
         for name, layers, explain in self._maps(inputs, subject.target):
             if not done(sample.name, name, layers):
                 try:

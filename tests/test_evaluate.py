@@ -13,7 +13,7 @@ import hf_cam
 from hf_cam.cli import main
 from hf_cam.errors import HFCamError
 from hf_cam.evaluation import Record, Sample, samples_of
-from hf_cam.metrics import BASELINES
+from hf_cam.metrics import BASELINES, get_metric, list_metrics
 from hf_cam.plots import draw_bars, draw_curves
 
 QUICK = {"methods": ["hirescam", "randomcam"], "metrics": ["road", "deletion", "energy-inside"], "progress": False}
@@ -94,17 +94,25 @@ def test_each_layer_is_a_row_of_its_own(samples) -> None:
     assert "layers" in found.to_markdown().splitlines()[0]
 
 
-def test_every_head_is_judged_by_its_own_target(samples) -> None:
-    for model, settings in (("demo:segformer", {}), ("demo:detr", {}), ("demo:clip", {"text": ["a bag"]})):
-        found = hf_cam.evaluate(
-            model,
-            [samples[0].image],
-            methods=["hirescam"],
-            metrics=["deletion", "complexity"],
-            progress=False,
-            **settings,
-        )
-        assert np.isfinite([value for row in found.rows for value in row.means.values()]).all()
+EVALUATED = [
+    name for name in list_metrics() if not {"attributions", "other_maps"} & set(get_metric(name).needs)
+]  # what a map of an image can be judged by
+
+
+@pytest.mark.parametrize("model", ["vit", "clip", "segformer", "detr", "maskformer"])
+def test_every_head_is_judged_by_its_own_target(model: str) -> None:
+    from benchmarks.defaults import samples_of as drawn_for
+    from benchmarks.scenes import scenes as drawn
+
+    [sample] = drawn_for(model, drawn("test", 4, seed=2)[3:])
+    found = hf_cam.evaluate(
+        f"demo:{model}", [sample], methods=["layercam"], metrics=EVALUATED, baselines=False, progress=False
+    )
+    [record] = found.records
+    assert set(record.scores) == set(EVALUATED)
+    assert np.isfinite(list(record.scores.values())).all()
+    assert record.scores["road"] > 0.2  # a map that reads nothing gets 0
+    assert record.scores["energy-inside"] > 2 * sample.mask.mean()
 
 
 def test_images_come_from_folders_lists_and_datasets(tmp_path) -> None:
@@ -122,8 +130,9 @@ def test_images_come_from_folders_lists_and_datasets(tmp_path) -> None:
     [sample] = samples_of(boxed)
     assert sample.mask.sum() == 9
     assert sample.mask[1:4, 2:5].all()
-    [sample] = samples_of([{"image": picture, "mask": np.eye(8, 12)}])
+    [sample] = samples_of([{"image": picture, "mask": np.eye(8, 12), "target": 3, "text": ["a bag"]}])
     assert sample.mask.sum() == 8
+    assert (sample.target, sample.text) == (3, ["a bag"])
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,9 @@ from hf_cam.metrics import (
     ranks,
     shuffled_weights,
 )
-from hf_cam.metrics.imputation import factorized, iterated
 from hf_cam.metrics.registry import Metric, register
 from hf_cam.metrics.trial import blur
-from hf_cam.targets import BinaryLogit, ClassLogit
+from hf_cam.targets import BinaryLogit, ClassLogit, PromptSimilarity
 
 SIZE = (24, 32)
 
@@ -62,36 +61,61 @@ def trial(maps: torch.Tensor, **settings) -> Trial:
     return Trial(maps, scorer, masks=patch().expand(2, *SIZE), **settings)
 
 
-JUDGED = [
-    "road",
-    "road-most",
-    "road-least",
-    "insertion",
-    "deletion",
-    "insertion-deletion",
-    "perturbation-positive",
-    "perturbation-negative",
-    "saco",
-    "confidence-change",
-    "confidence-drop",
-    "energy-inside",
-    "average-precision",
-    "pixel-accuracy",
-    "iou",
-]
+class Disturbed(Reader):
+    """The same, less how bright the last columns are: a map that leaves them out raises the confidence."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values) - self.scale * pixel_values[..., 28:].mean((1, 2, 3))[:, None]
 
 
-@pytest.mark.parametrize("name", JUDGED)
+def map_of(quality: str) -> torch.Tensor:
+    """The perfect map of the patch (a little noise orders the other pixels), its inverse, and noise."""
+    perfect = 0.9 * patch().float() + 0.1 * torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
+    found = {"best": perfect, "worst": 1 - perfect, "between": BASELINES["noise"](bright())[0]}[quality]
+    return found.expand(2, *SIZE)
+
+
+def evidence_of(name: str, quality: str) -> dict[str, torch.Tensor]:
+    """What a metric judges: maps of this quality, and of the sanity checks a method that reads the model this well."""
+    maps = map_of(quality)
+    unlike = {"best": 1 - maps, "between": torch.rand(2, *SIZE), "worst": maps}[quality]
+    given = {
+        "attributions": maps,
+        "difference": patch().float().sum().expand(2),
+        "randomized_maps": unlike,
+        "other_maps": unlike,
+    }
+    pixels = bright()
+    model = Disturbed() if name == "confidence-increase" else Reader()  # else no part of the picture speaks against it
+    if name == "confidence-increase":
+        pixels[..., 28:] = 0.5
+    scorer = Scorer(model, {"pixel_values": pixels}, [confidence(ClassLogit(1))] * 2)
+
+    def explain(images: torch.Tensor) -> torch.Tensor:
+        seen = images.mean(1) * patch()
+        return seen / seen.amax((1, 2), keepdim=True)
+
+    own = Trial(maps, scorer, masks=patch().expand(2, *SIZE), explain=explain)
+    return {need: given[need] if need in given else own.evidence(need) for need in get_metric(name).needs}
+
+
+ORDERED = [name for name in list_metrics() if get_metric(name).higher_is_better is not None]
+
+
+@pytest.mark.parametrize("name", ORDERED)
 def test_the_perfect_map_scores_best_its_inverse_worst_and_noise_between(name: str) -> None:
-    perfect = 0.9 * patch().float().expand(2, *SIZE) + 0.1 * torch.rand(
-        SIZE, generator=torch.Generator().manual_seed(1)
+    record = get_metric(name)
+    best, between, worst = (
+        record.compute(**evidence_of(name, quality)).mean().item() for quality in ("best", "between", "worst")
     )
-    noise = BASELINES["noise"](bright())
-    best, worst, between = (trial(maps).measure(name)[name].mean() for maps in (perfect, 1 - perfect, noise))
-    sign = 1 if get_metric(name).higher_is_better else -1
-    assert sign * best > sign * between > sign * worst, (best, between, worst)
-    low, high = get_metric(name).range
-    assert all(low <= score <= high for score in (best, worst, between))
+    sign = 1 if record.higher_is_better else -1
+    assert sign * best > sign * worst, (best, between, worst)
+    if name in ("confidence-increase", "pointing-game"):  # 0 or 1
+        assert sign * best >= sign * between >= sign * worst
+    else:
+        assert sign * best > sign * between > sign * worst, (best, between, worst)
+    low, high = record.range
+    assert all(low - 1e-6 <= score <= high + 1e-6 for score in (best, worst, between))
 
 
 def test_every_metric_of_the_registry_is_described_and_in_range() -> None:
@@ -209,22 +233,46 @@ def test_confidence_road_and_arcc_are_those_of_grad_cam(monkeypatch) -> None:
     assert ours["road"].abs().max() > 5e-3  # else the comparison says nothing
 
 
+def masks_of_every_shape(size: tuple[int, int]) -> torch.Tensor:
+    """Scattered pixels, a block, a side down to the border, all but one pixel, nothing."""
+    missing = torch.rand(5, *size, generator=torch.Generator().manual_seed(1)) > 0.5
+    missing[1, 2 : size[0] - 2, 3 : size[1] - 6] = True
+    missing[2, :, : size[1] * 2 // 3] = True
+    missing[3] = True
+    missing[3, 4, 5] = missing[4] = False
+    return missing
+
+
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the reference's own
-def test_imputation_is_that_of_grad_cam_by_either_solver() -> None:
+def test_imputation_is_that_of_grad_cam() -> None:
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-    pixels = torch.rand(3, 2, 37, 46, generator=torch.Generator().manual_seed(0))
-    missing = torch.rand(3, 37, 46, generator=torch.Generator().manual_seed(1)) > 0.5
-    missing[1, 2:35, 3:40] = True
-    missing[2, :, :30] = True
+    pixels = torch.rand(5, 2, 37, 46, generator=torch.Generator().manual_seed(0))
+    missing = masks_of_every_shape((37, 46))
     expected = torch.stack(
         [NoisyLinearImputer(noise=0.0)(*pair) for pair in zip(pixels, (~missing).float(), strict=True)]
     )
     torch.testing.assert_close(impute(pixels, missing, noise=0.0), expected, atol=1e-4, rtol=0)
-    right = torch.rand(3, 2, 37, 46) * missing[:, None]
-    torch.testing.assert_close(
-        iterated(right, missing[:, None].float()), factorized(right, missing[:, None].float()), atol=1e-3, rtol=1e-3
-    )
+
+
+@pytest.mark.parametrize("size", [(1, 90), (9, 7), (64, 65), (150, 203)])
+def test_a_missing_pixel_is_the_weighted_mean_of_its_neighbours(size: tuple[int, int]) -> None:
+    pixels = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    missing = torch.rand(1, *size, generator=torch.Generator().manual_seed(1)) > 0.2
+    missing[:, :, size[1] // 3 : size[1] // 2] = True
+    filled = impute(pixels, missing, noise=0.0).double()
+    weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]]).double().expand(3, 1, 3, 3)
+    sums = nn.functional.conv2d(filled, weights, padding=1, groups=3)
+    total = nn.functional.conv2d(torch.ones_like(filled), weights, padding=1, groups=3)
+    torch.testing.assert_close(filled, torch.where(missing[:, None], sums / total, pixels.double()), atol=1e-4, rtol=0)
+
+
+def test_images_are_imputed_together_as_they_are_alone(monkeypatch) -> None:
+    pixels = torch.rand(5, 2, 37, 46, generator=torch.Generator().manual_seed(0))
+    missing = masks_of_every_shape((37, 46))
+    together = impute(pixels, missing, noise=0.0)
+    monkeypatch.setattr("hf_cam.metrics.imputation.CPU_VALUES", 1)
+    torch.testing.assert_close(impute(pixels, missing, noise=0.0), together, atol=1e-4, rtol=0)
 
 
 def test_imputation_keeps_known_pixels_adds_seeded_noise_and_survives_a_mask_of_everything() -> None:
@@ -300,6 +348,16 @@ def test_the_grid_pointing_game_has_chance_one_quarter() -> None:
         grid_mosaics(tiles, [[0, 1]])
 
 
+def test_entropy_is_that_of_scipy_and_zero_where_nothing_is_shown() -> None:
+    from scipy.stats import entropy
+
+    record = get_metric("entropy").compute
+    maps = torch.rand(2, *SIZE)
+    np.testing.assert_allclose(record(maps), entropy(maps.flatten(1).numpy(), axis=1), rtol=1e-5)
+    assert record(torch.ones(1, *SIZE)) == pytest.approx(np.log(SIZE[0] * SIZE[1]))
+    assert record(torch.zeros(1, *SIZE)) == 0
+
+
 def test_completeness_error_is_the_missing_share() -> None:
     attributions = torch.tensor([[[1.0, -2.0], [4.0, 0.0]]])
     assert completeness_error(attributions, torch.tensor([3.0])) == 0
@@ -339,6 +397,9 @@ def test_confidence_is_a_probability_for_classes_and_the_target_itself_for_other
     assert confidence(BinaryLogit(positive=False))(logits[:1]) == pytest.approx(torch.tensor(-1.0).sigmoid().item())
     own = logits.norm
     assert confidence(own) is own
+    prompt, output = PromptSimilarity(1), {"logits_per_image": logits}
+    assert confidence(prompt) is prompt
+    assert confidence(prompt, prompts=2)(output) == pytest.approx(logits.softmax(0)[1].item())
 
 
 def test_baselines_see_the_picture_alone() -> None:

@@ -160,6 +160,7 @@ RAW_ATTENTION = register(
         contributions=raw_attention,
         paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
         summary="Where the last attention looks; says nothing of what for.",
+        tokens_only=True,
     )
 )
 ROLLOUT = register(
@@ -169,6 +170,7 @@ ROLLOUT = register(
         contributions=rollout,
         paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
         summary="Attention followed through all layers; says nothing of what for.",
+        tokens_only=True,
     )
 )
 CHEFER = register(

@@ -72,6 +72,7 @@ class Method:
     retarget: Callable[..., Target] = field(default=same_target, repr=False)
     fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(default=fuse_mean, repr=False)
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
+    tokens_only: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -92,6 +93,17 @@ class Method:
     def ignores_target(self) -> bool:
         """True where every target gets the same map."""
         return self.needs == ("activations",)
+
+    @property
+    def ignores_class(self) -> bool:
+        """True where every class gets the same map; what reads a query's or a prompt's own tokens may still differ."""
+        return self.ignores_target or self.tokens_only
+
+    @property
+    def description(self) -> str:
+        """The summary, and what the map does not depend on."""
+        shared = "target" if self.ignores_target else "class" if self.ignores_class else ""
+        return f"{self.summary} Same map for every {shared}." if shared else self.summary
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Refuse options that the method does not have.

@@ -20,7 +20,7 @@ from hf_cam.metrics.perturbation import (  # isort: skip
     road_most,
     saco,
 )
-from hf_cam.metrics.coherence import arcc, coherency, complexity, correlation  # isort: skip
+from hf_cam.metrics.coherence import arcc, coherency, complexity, correlation, entropy  # isort: skip
 from hf_cam.metrics.localization import (  # isort: skip
     average_precision,
     energy_inside,
@@ -61,6 +61,7 @@ __all__ = [
     "correlation",
     "deletion",
     "energy_inside",
+    "entropy",
     "get_metric",
     "grid_mosaics",
     "grid_pointing_game",

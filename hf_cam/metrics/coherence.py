@@ -34,6 +34,26 @@ def complexity(maps: Tensor) -> Tensor:
     return maps.abs().mean((-2, -1))
 
 
+@metric(
+    "entropy",
+    "entropy",
+    range=(0, float("inf")),
+    higher_is_better=False,
+    paper="Bhatt et al., IJCAI 2020, arXiv:2005.00631",
+)
+def entropy(maps: Tensor) -> Tensor:
+    """The entropy of the pixels' shares of the map's sum, in nats: 0 for one pixel, log(H W) for an even map.
+
+    A map of zeros shows nothing and gets 0.
+
+    >>> entropy(torch.tensor([[[0.0, 3.0]], [[2.0, 2.0]]]))
+    tensor([0.0000, 0.6931])
+    """
+    flat = maps.flatten(-2).abs()
+    total = flat.sum(-1, keepdim=True)
+    return torch.special.entr(flat / torch.where(total > 0, total, torch.ones_like(total))).sum(-1)
+
+
 @metric("arcc", "ARCC", paper=PAPER)
 def arcc(maps: Tensor, kept_maps: Tensor, most_first: Tensor, least_first: Tensor) -> Tensor:
     """The harmonic mean of coherency, 1 - complexity and ROAD (twice it, at least 0); 0 where one of them is 0.

@@ -19,7 +19,16 @@ from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.perturbation import kept_above, ranks
 from hf_cam.metrics.registry import EVIDENCE, get_metric
 from hf_cam.metrics.sanity import shuffled_weights
-from hf_cam.targets import BinaryLogit, ClassLogit, Target, logits_of, probabilities
+from hf_cam.targets import (
+    SIMILARITIES,
+    BinaryLogit,
+    ClassLogit,
+    PromptSimilarity,
+    Target,
+    field_of,
+    logits_of,
+    probabilities,
+)
 
 CHUNK, CPU_CHUNK = 64, 4  # processors lose more by leaving their caches than they win by a large batch
 PERCENTILES = (20, 40, 60, 80)
@@ -27,17 +36,20 @@ BLUR = 5.0
 CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
 
 
-def confidence(target: Target, problem_type: str | None = None) -> Target:
-    """What metrics measure of a target: the probability of a class, and of anything else the target itself.
+def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
+    """What metrics measure of a target: a class's probability, a prompt's share; of anything else the target itself.
 
     Args:
         target: What is explained.
         problem_type: The config's; labels that do not exclude each other have a sigmoid each.
+        prompts: How many the model compares the image with. A lone one has nothing to share with.
     """
     if isinstance(target, ClassLogit):
         return lambda output: probabilities(logits_of(output), problem_type)[target.index]
     if isinstance(target, BinaryLogit):
         return lambda output: target(output).sigmoid()
+    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
+        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
     return target
 
 
