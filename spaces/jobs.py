@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Stopped(BaseException):
-    """The visitor stopped the work, or left. No `Exception`: nothing on the way may take it for a failure of its own."""
+    """The visitor stopped the work, or left; no `Exception`, so that nothing on the way takes it for a failure."""
 
 
 _JOB: ContextVar[threading.Event | None] = ContextVar("job", default=None)

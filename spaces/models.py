@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,6 +34,7 @@ from hf_cam.zoo import SCENE, demo_model, demo_models
 MAX_WEIGHTS = 2 * 2**30
 MAX_TEXT = 20 * 2**20
 MAX_INPUT = 3 * 2048 * 2048
+MAX_OPERATIONS = 10**13
 SMALLEST_NUMBER = 2
 """Bytes of a weight in half precision."""
 KEPT = 4
@@ -145,33 +146,33 @@ def fetched(repo: Repo, folder: Path) -> None:
         Refused: it brings code, or describes a network that its weights do not fill.
     """
     try:
-        for file in sorted(repo.files.keys() - repo.weights.keys()):
-            _download(repo, file, folder)
+        done = _download(repo, sorted(repo.files.keys() - repo.weights.keys()), folder)
         check_texts(repo, folder)
         check_scale(repo, BUILDER.measure(folder))
-        done = 0
-        for file, size in sorted(repo.weights.items()):
-            _download(repo, file, folder, done)
-            done += size
+        _download(repo, sorted(repo.weights), folder, done)
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise Refused(f"{repo.name} cannot be fetched from the Hub; try again later.") from error
 
 
-def _download(repo: Repo, file: str, folder: Path, before: int = 0) -> None:
-    total = max(1, sum(repo.weights.values()))
+def _download(repo: Repo, files: Sequence[str], folder: Path, done: int = 0) -> int:
+    """Fetch files and return the bytes so far."""
+    total = sum(repo.files.values())
 
     class Bar(tqdm):
         """Tells the visitor, and hears whether the work shall stop."""
 
-        got = before
+        got = 0
 
         def update(self, n: float | None = 1) -> bool | None:
             self.got += n or 0
-            report(min(1, self.got / total), f"Fetching {repo.name}")
+            report(min(1, (done + self.got) / total), f"Fetching {repo.name}")
             return super().update(n)
 
-    report(before / total, f"Fetching {repo.name}")
-    hf_hub_download(repo.name, file, revision=repo.commit, local_dir=folder, tqdm_class=Bar)
+    for file in files:
+        report(done / total, f"Fetching {repo.name}")
+        hf_hub_download(repo.name, file, revision=repo.commit, local_dir=folder, tqdm_class=Bar)
+        done += repo.files[file]
+    return done
 
 
 def check_texts(repo: Repo, folder: Path) -> None:
@@ -217,13 +218,12 @@ def check_scale(repo: Repo, scale: Scale) -> None:
             f"{repo.name} describes {_count(scale.numbers)} numbers; its weights hold {_count(most)} at most."
         )
     if scale.held > MAX_WEIGHTS:
-        raise Refused(
-            f"{repo.name} keeps {scale.held / 2**30:.0f} GB beside its weights, which is too much for this page."
-        )
+        raise Refused(f"{repo.name} keeps {_count(scale.held)} bytes beside its weights, too many for this page.")
     if scale.pixels > MAX_INPUT:
-        raise Refused(
-            f"{repo.name} enlarges pictures to {_count(scale.pixels)} numbers; this page takes {_count(MAX_INPUT)}."
-        )
+        much = f"{_count(scale.pixels)} numbers; this page takes {_count(MAX_INPUT)}"
+        raise Refused(f"{repo.name} enlarges pictures to {much}.")
+    if scale.operations > MAX_OPERATIONS:
+        raise Refused(f"{repo.name} computes {scale.operations / MAX_OPERATIONS:.0f} times as much as this page bears.")
 
 
 def _count(numbers: int) -> str:
