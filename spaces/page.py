@@ -472,7 +472,7 @@ def build() -> gr.Blocks:
                     with gr.Tab("Download"):
                         with gr.Row():
                             overlay_file = gr.DownloadButton("Overlay", elem_id="overlay-file")
-                            picture_file = gr.DownloadButton("Heatmap, PNG")
+                            picture_file = gr.DownloadButton("Heatmap, PNG", elem_id="picture-file")
                             numbers_file = gr.DownloadButton("Heatmap, NPY", elem_id="numbers-file")
                         code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
                     with gr.Tab("Compare"):
@@ -480,6 +480,7 @@ def build() -> gr.Blocks:
                             method_choices()[1:],
                             value=few_methods(),
                             label="Methods",
+                            elem_id="methods",
                         )
                         with gr.Row():
                             compare_go = gr.Button("Compare", variant="primary", elem_id="compare-go", scale=3)
