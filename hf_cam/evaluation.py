@@ -191,6 +191,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
+    on_record: Callable[[Record], None] | None = None,
     processor: Any = None,
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -215,6 +216,7 @@ def evaluate(
         seed: Of noise, ties and shuffled weights.
         batch_size: Variants a forward.
         progress: Show a bar.
+        on_record: Called with each record as soon as it is made.
         processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
@@ -239,6 +241,8 @@ def evaluate(
     for sample in _bar(samples, progress):
         for record in bench.records(sample, target, text, log.done):
             log.add(record)
+            if on_record is not None:
+                on_record(record)
     if not log.records:
         raise MethodError("; ".join(bench.skipped.values()) or "nothing was measured")
     return Evaluation(tuple(log.records), judges, dict(bench.skipped))

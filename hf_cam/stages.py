@@ -50,26 +50,38 @@ def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) ->
     """
     if len(adapter.layers) > 1:
         return adapter
-    [target], module = adapter.layers, unwrap(model)
-    found: list[GradientEdge] = []
-
-    def record(_: str, output: Any) -> None:
-        tensor = first_tensor(output)
-        if tensor is not None and tensor.requires_grad:
-            found.append(get_gradient_edge(tensor))
-
-    with borrowed(module):
-        try:
-            with hooked(module, record, {target}):
-                traced = trace(module, inputs, patch_of(config_of(module)))
-        except UnknownArchitecture:
-            return adapter
-        trunk = _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []
+    trunk = _traced_trunk(model, adapter, inputs)
     ends = _ends(trunk) if trunk else []
     if not ends:
         return adapter
-    layers, layouts = (target, *(end.layer for end in ends)), (*adapter.layouts, *(end.layout for end in ends))
+    layers = (*adapter.layers, *(end.layer for end in ends))
+    layouts = (*adapter.layouts, *(end.layout for end in ends))
     return Adapter(layers, layouts, adapter.method, adapter.origin, f"{adapter.reason}; and the ends of earlier stages")
+
+
+def layer_choices(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The layers that somebody may want to look at: the adapter's own, then the blocks before, the deepest first.
+
+    A block is a member of a list through which every path from the picture to the target layer runs, and whose output
+    lies in space. Of an adapter of several layers, and of one whose model takes something else than a picture, only its
+    own layers are known.
+
+    Args:
+        model: What the adapter describes; it comes back untouched.
+        adapter: As inferred.
+        inputs: The named inputs of one image.
+
+    >>> import torch
+    >>> from transformers import ResNetConfig, ResNetForImageClassification
+    >>> from hf_cam import infer_adapter
+    >>> config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2])
+    >>> model = ResNetForImageClassification(config).eval()
+    >>> layer_choices(model, infer_adapter(model), {"pixel_values": torch.rand(1, 3, 64, 96)})
+    ('resnet.encoder.stages.1', 'resnet.encoder.stages.0')
+    """
+    trunk = _traced_trunk(model, adapter, inputs) if len(adapter.layers) == 1 else []
+    blocks = _outer([stop for stop in trunk[:-1] if stop.whole], trunk)
+    return tuple(dict.fromkeys((*adapter.layers, *(stop.layer for stop in reversed(blocks)))))
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,25 @@ class _Stop:
     @property
     def cells(self) -> int:
         return self.grid[0] * self.grid[1]
+
+
+def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> list[_Stop]:
+    """From one traced forward; none where the model takes something else than a picture."""
+    [target], module = adapter.layers, unwrap(model)
+    found: list[GradientEdge] = []
+
+    def record(_: str, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None and tensor.requires_grad:
+            found.append(get_gradient_edge(tensor))
+
+    with borrowed(module):
+        try:
+            with hooked(module, record, {target}):
+                traced = trace(module, inputs, patch_of(config_of(module)))
+        except UnknownArchitecture:
+            return []
+        return _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []
 
 
 def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
@@ -112,6 +143,11 @@ def _ends(trunk: list[_Stop]) -> list[_Stop]:
     finer = {stop.grid: stop for stop in blocks if stop.cells > target.cells}
     if finer:
         return sorted(finer.values(), key=lambda stop: stop.cells)[: STAGES - 1]
-    outer = [stop for stop in blocks if not any(stop.layer.startswith(f"{other.layer}.") for other in trunk)]
+    outer = _outer(blocks, trunk)
     quarters = [(len(outer) + 1) * part // STAGES - 1 for part in reversed(range(1, STAGES))]
     return [outer[index] for index in dict.fromkeys(quarters) if index >= 0]
+
+
+def _outer(blocks: list[_Stop], trunk: list[_Stop]) -> list[_Stop]:
+    """Those that lie in no other layer of the trunk."""
+    return [stop for stop in blocks if not any(stop.layer.startswith(f"{other.layer}.") for other in trunk)]

@@ -13,6 +13,8 @@ from hf_cam.errors import HFCamError
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 1024
+MAX_RATIO = 32
+"""Of the sides: processors enlarge the shorter one to what their model reads."""
 MAX_PROMPTS = 16
 MAX_LETTERS = 200
 MAX_FOUND = 10
@@ -38,6 +40,8 @@ def read_picture(path: str | None) -> tuple[Image.Image, float]:
     if width * height > MAX_PIXELS:
         megapixels = MAX_PIXELS // 1_000_000
         raise Refused(f"The picture has {width * height / 1e6:.0f} megapixels; this page takes {megapixels}.")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise Refused(f"The picture has {width} x {height} pixels, which is too narrow to see anything in.")
     try:
         picture = load_image(path)
     except HFCamError as error:

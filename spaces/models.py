@@ -5,27 +5,44 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx, tqdm
+from jobs import SLOTS, held, report, stoppable
 from limits import Refused
+from scale import Builder, Scale
 
-from hf_cam.errors import ModelError
+from hf_cam.errors import HFCamError, ModelError
+from hf_cam.guard import unwrap
 from hf_cam.heads import ClassificationHead, Head, head_kind, listed_kind
-from hf_cam.loading import SHORT_NAMES, LoadedModel, load, load_pretrained, load_processor
+from hf_cam.loading import SHORT_NAMES, LoadedModel, load
 from hf_cam.zoo import SCENE, demo_model, demo_models
 
 MAX_WEIGHTS = 2 * 2**30
+MAX_TEXT = 20 * 2**20
+MAX_INPUT = 3 * 2048 * 2048
+MAX_OPERATIONS = 10**13
+SMALLEST_NUMBER = 2
+"""Bytes of a weight in half precision."""
 KEPT = 4
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|model(-\d{5}-of-\d{5})?\.safetensors")
+"""Files that a model is made of."""
+CODE = {"auto_map", "custom_pipelines"}
+"""Keys of configs that name code to run."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -78,30 +95,139 @@ def checked(name: str | None) -> str:
     return name
 
 
-def safe_revision(name: str) -> str:
-    """The commit of a Hub repo that holds nothing but safe weights of bearable size.
+@dataclass(frozen=True)
+class Repo:
+    """What is taken from a repo of the Hub.
+
+    Args:
+        name: `owner/name`.
+        commit: The one that was looked at; nothing of a later one is fetched.
+        files: The sizes of the files that a model is made of.
+    """
+
+    name: str
+    commit: str
+    files: dict[str, int]
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Those that hold weights."""
+        return {file: size for file, size in self.files.items() if file.endswith(".safetensors")}
+
+
+def safe_repo(name: str) -> Repo:
+    """A Hub repo that holds safe weights of bearable size; nothing of it has been fetched yet.
 
     Raises:
         Refused: it does not, or cannot be reached.
     """
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=10)
-        files = {file.rfilename: file.size for file in info.siblings or ()}
-        weights = [size for file, size in files.items() if file.endswith(".safetensors")]
-        if not weights and any(file.endswith(PICKLES) for file in files):
-            raise Refused(f"{name} has pickled weights alone, which can run code when they are opened.")
-        if not weights or "config.json" not in files:
-            raise Refused(f"{name} holds no model: it has no config.json with weights in safetensors.")
-        if None in weights or sum(weights) > MAX_WEIGHTS:
-            raise Refused(f"{name} has too large weights; this page takes {MAX_WEIGHTS / 2**30:.0f} GB.")
-        config = json.loads(Path(hf_hub_download(name, "config.json", revision=info.sha)).read_text())
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise Refused(f"{name} cannot be found or reached on the Hub; is it public, and spelt right?") from error
-    if "auto_map" in config:
-        raise Refused(f"{name} brings its own code, which this page does not run.")
-    return str(info.sha)
+    listed = {file.rfilename: file.size for file in info.siblings or ()}
+    files = {file: size for file, size in listed.items() if TAKEN.fullmatch(file)}
+    sizes = [size for file, size in files.items() if file.endswith(".safetensors")]
+    if not sizes and any(file.endswith(PICKLES) for file in listed):
+        raise Refused(f"{name} has pickled weights alone, which can run code when they are opened.")
+    if not sizes or "config.json" not in files:
+        raise Refused(f"{name} holds no model: it has no config.json with weights in safetensors.")
+    if None in sizes or sum(sizes) > MAX_WEIGHTS:
+        raise Refused(f"{name} has too large weights; this page takes {MAX_WEIGHTS / 2**30:.0f} GB.")
+    if any(size is None or size > MAX_TEXT for file, size in files.items() if not file.endswith(".safetensors")):
+        raise Refused(f"{name} has a config or vocabulary of more than {MAX_TEXT >> 20} MB.")
+    return Repo(name, str(info.sha), files)
+
+
+def fetched(repo: Repo, folder: Path) -> None:
+    """The repo's files in a folder: its configs first, and its weights once these are known to be harmless.
+
+    Raises:
+        Refused: it brings code, or describes a network that its weights do not fill.
+    """
+    try:
+        done = _download(repo, sorted(repo.files.keys() - repo.weights.keys()), folder)
+        check_texts(repo, folder)
+        check_scale(repo, BUILDER.measure(folder))
+        _download(repo, sorted(repo.weights), folder, done)
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise Refused(f"{repo.name} cannot be fetched from the Hub; try again later.") from error
+
+
+def _download(repo: Repo, files: Sequence[str], folder: Path, done: int = 0) -> int:
+    """Fetch files and return the bytes so far."""
+    total = sum(repo.files.values())
+
+    class Bar(tqdm):
+        """Tells the visitor, and hears whether the work shall stop."""
+
+        got = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.got += n or 0
+            report(min(1, (done + self.got) / total), f"Fetching {repo.name}")
+            return super().update(n)
+
+    for file in files:
+        report(done / total, f"Fetching {repo.name}")
+        hf_hub_download(repo.name, file, revision=repo.commit, local_dir=folder, tqdm_class=Bar)
+        done += repo.files[file]
+    return done
+
+
+def check_texts(repo: Repo, folder: Path) -> None:
+    """Refuse configs that want code to be run or files that are not the repo's.
+
+    Raises:
+        Refused: they do, or cannot be read.
+    """
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"{file.name} of {repo.name} cannot be read.") from error
+        if file.name.endswith("config.json") and CODE & set(_keys(content)):
+            raise Refused(f"{repo.name} brings its own code, which this page does not run.")
+        if file.name.endswith(".index.json"):
+            shards = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(shards, dict) or not set(map(str, shards.values())) <= repo.weights.keys():
+                raise Refused(f"{file.name} of {repo.name} names weights that are not there.")
+
+
+def _keys(content: Any) -> Iterator[str]:
+    """Of all objects in a JSON document, however deep."""
+    left = [content]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield from one
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+
+
+def check_scale(repo: Repo, scale: Scale) -> None:
+    """Refuse a network that is larger than its weights, or that would need more memory than this page has.
+
+    Raises:
+        Refused: it is.
+    """
+    if scale.failed:
+        raise Refused(f"{repo.name} is not taken: {scale.failed}.")
+    most = sum(repo.weights.values()) // SMALLEST_NUMBER
+    if scale.numbers > most:
+        raise Refused(
+            f"{repo.name} describes {_count(scale.numbers)} numbers; its weights hold {_count(most)} at most."
+        )
+    if scale.held > MAX_WEIGHTS:
+        raise Refused(f"{repo.name} keeps {_count(scale.held)} bytes beside its weights, too many for this page.")
+    if scale.pixels > MAX_INPUT:
+        much = f"{_count(scale.pixels)} numbers; this page takes {_count(MAX_INPUT)}"
+        raise Refused(f"{repo.name} enlarges pictures to {much}.")
+    if scale.operations > MAX_OPERATIONS:
+        raise Refused(f"{repo.name} computes {scale.operations / MAX_OPERATIONS:.0f} times as much as this page bears.")
+
+
+def _count(numbers: int) -> str:
+    return f"{numbers / 1e6:.1f} million"
 
 
 @dataclass
@@ -110,6 +236,10 @@ class Kept:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     loaded: LoadedModel | None = None
+
+
+_LENT: ContextVar[LoadedModel | None] = ContextVar("lent", default=None)
+"""The model that this visitor holds."""
 
 
 class Models:
@@ -129,13 +259,13 @@ class Models:
 
     @contextmanager
     def lent(self, name: str) -> Iterator[LoadedModel]:
-        """The model, for this visitor alone; while it loads, other models go on."""
+        """The model, for this visitor alone; while it loads, other models go on. Inside, a stop is heard."""
         with self._lock:
             entry = self._known.setdefault(name, Kept())
             self._known.move_to_end(name)
             while len(self._known) > self.kept:
                 self._known.popitem(last=False)
-        with entry.lock:
+        with held(entry.lock, f"Waiting for {name}"), held(SLOTS, "Waiting for other visitors"):
             if entry.loaded is None:
                 try:
                     entry.loaded = _load(name)
@@ -143,7 +273,21 @@ class Models:
                     with self._lock:
                         self._known.pop(name, None)
                     raise
-            yield entry.loaded
+            token = _LENT.set(entry.loaded)
+            try:
+                with stoppable(unwrap(entry.loaded.model)):
+                    yield entry.loaded
+            finally:
+                _LENT.reset(token)
+
+    def held(self, name: str) -> LoadedModel:
+        """The model that this visitor was lent, also in a process that was forked off to compute with it."""
+        if lent := _LENT.get():
+            return lent
+        entry = self._known.setdefault(name, Kept())
+        if entry.loaded is None:  # the process is older than the loan
+            entry.loaded = _load(name)
+        return entry.loaded
 
     def kind(self, name: str) -> type[Head]:
         """The kind of the model's head; a demo model need not be loaded for it."""
@@ -156,8 +300,20 @@ class Models:
 def _load(name: str) -> LoadedModel:
     if name in demos():
         return load(name)
-    model = load_pretrained(name, revision=safe_revision(name), use_safetensors=True).eval()
-    return load(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor=load_processor(name))
+    repo = safe_repo(name)
+    folder = Path(tempfile.mkdtemp(prefix="hf-cam-model-"))
+    try:
+        fetched(repo, folder)
+        report(1, f"Loading {name}")
+        loaded = load(str(folder))
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, HFCamError):
+            raise Refused(str(error).replace(str(folder), name)) from error
+        raise
+    weakref.finalize(loaded.model, shutil.rmtree, folder, ignore_errors=True)
+    return loaded
 
 
+BUILDER = Builder()
 MODELS = Models()

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import jobs
 import numpy as np
+from gradio.context import LocalContext
 from limits import MAX_BYTES
-from models import MODELS, checked, demos, offered, online, sees_scenes
+from models import BUILDER, MODELS, checked, demos, offered, online, sees_scenes
 from work import (
     KEPT_SECONDS,
     Found,
@@ -23,6 +25,7 @@ from work import (
     explained,
     fresh_folder,
     judged,
+    layers_of,
     saved,
     snippet,
     tab_of,
@@ -37,6 +40,7 @@ from hf_cam.errors import HFCamError, ModelError
 from hf_cam.explanation import DEFAULT_COLORMAP
 from hf_cam.methods import get_method
 from hf_cam.metrics import get_metric
+from hf_cam.metrics.trial import PERCENTILES
 from hf_cam.zoo import SCENE
 
 TABS = {
@@ -46,6 +50,11 @@ TABS = {
     "segment": ("Segment", "What was found. Choose one, or click any pixel of the outlined picture."),
 }
 COLORMAPS = (DEFAULT_COLORMAP, "inferno", "viridis", "magma", "cividis", "jet", "bone")
+FAMILYS_LAYER = ("the family's own", "")
+VISITORS = 16
+"""For whom this page works or makes ready at once; further ones queue."""
+MAPS = {"this map": "#6366f1", "random map": "#94a3b8"}
+"""The lines of the plots and their colours."""
 PROMPTS = "yellow bag\norange sneaker\nblue trouser"
 HEADLINE = "# What the model looked at\nA vision model's own reasons, as a heatmap over your picture."
 ALT = """<script>
@@ -68,14 +77,20 @@ def as_uploaded(picture: gr.Image) -> gr.Image:
 
 
 def told(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A refusal reaches the visitor as its sentence; anything else is logged and told in general words."""
+    """The work as an event: it can be stopped, and says how far it is.
+
+    A refusal reaches the visitor as its sentence; anything else is logged and told in general words.
+    """
 
     @functools.wraps(work)
-    def safe(*given: Any) -> Any:
+    async def safe(*given: Any) -> Any:
+        visit = getattr(LocalContext.request.get(None), "session_hash", None) or ""
         try:
-            return work(*given)
+            return await jobs.run(work, *given, visit=visit)
         except HFCamError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
+        except jobs.Stopped:
+            return gr.skip()
         except gr.Error:
             raise
         except Exception as error:
@@ -83,6 +98,11 @@ def told(work: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(f"That did not work here ({type(error).__name__}).", print_exception=False) from error
 
     return safe
+
+
+def stopped(request: gr.Request) -> None:
+    """The visitor pressed Stop, or closed the page: nobody waits for the work any more."""
+    jobs.end(request.session_hash or "")
 
 
 def few_methods() -> list[str]:
@@ -227,6 +247,12 @@ def _area(box: Any) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
+def layer_menu(model: str) -> gr.Dropdown:
+    """The model's layers; its family's own first."""
+    names = layers_of(model)
+    return gr.Dropdown([FAMILYS_LAYER, *((name, name) for name in names)], value="")
+
+
 def recolour(found: Found | None, alpha: float, colormap: str) -> list[Any]:
     """Other colours for the map that is there; no model runs."""
     return show(found, alpha, colormap) if found else [gr.skip()] * 6
@@ -236,26 +262,35 @@ def press_compare(found: Found | None, methods: list[str], alpha: float, colorma
     """Several methods for what is shown."""
     if found is None:
         raise gr.Error("Press Explain first.", print_exception=False)
-    comparison = compared(found.current.image, found.wish, methods, found.shown)
+    ordered = [method for method in quick_methods() if method in methods]
+    comparison = compared(found.current.image, found.wish, ordered, found.shown)
     return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in comparison.explanations]
 
 
 def trust(found: Found | None) -> list[Any]:
-    """How the confidence follows what is shown."""
+    """How the confidence follows what is shown: three curves, the drops and a table."""
     import pandas as pd
 
     if found is None:
         raise gr.Error("Press Explain first.", print_exception=False)
     table = judged(found.current.image, found.wish, found.current)
-    lines = [
-        {"curve": curve, "pixels": round(i / (len(values) - 1), 3), "score": value, "map": map_name(record.map)}
-        for record in table.records
-        if record.map in (found.current.method, "noise")
-        for curve, values in record.curves.items()
-        for i, value in enumerate(values)
-    ]
-    frame = pd.DataFrame(lines)
-    return [frame[frame.curve == "inserted"], frame[frame.curve == "deleted"], scores_of(table)]
+    names = dict(zip((found.current.method, "noise"), MAPS, strict=True))
+    drawn_maps = [record for record in table.records if record.map in names]
+    curves: dict[str, list[dict[str, Any]]] = {"inserted": [], "deleted": [], "road": []}
+    for record in drawn_maps:
+        most, least = record.curves["most_first"], record.curves["least_first"]
+        points = {
+            **{name: _evenly(record.curves[name]) for name in ("inserted", "deleted")},
+            "road": [(1 - p / 100, (b - a) / 2) for p, a, b in zip(PERCENTILES, most, least, strict=True)][::-1],
+        }
+        for name, line in points.items():
+            curves[name] += [{"pixels": round(x, 3), "score": y, "map": names[record.map]} for x, y in line]
+    drops = [{"map": names[record.map], "drop": record.scores["confidence-drop"]} for record in drawn_maps]
+    return [gr.Column(visible=True), *map(pd.DataFrame, curves.values()), pd.DataFrame(drops), scores_of(table)]
+
+
+def _evenly(values: Sequence[float]) -> list[tuple[float, float]]:
+    return [(i / (len(values) - 1), value) for i, value in enumerate(values)]
 
 
 def scores_of(table: Evaluation) -> str:
@@ -351,7 +386,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="What the model looked at", delete_cache=(600, KEPT_SECONDS)) as page:
         found = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.Markdown(HEADLINE, elem_id="title")
-        with gr.Tabs(selected=tab_of(demos()[first]), elem_id="task") as tabs:
+        with gr.Tabs(selected=tab_of(demos()[first]), overflow_behavior="wrap", elem_id="task") as tabs:
             tab_items = {}
             for tab, (name, hint) in TABS.items():
                 with gr.Tab(name, id=tab) as tab_items[tab]:
@@ -362,6 +397,7 @@ def build() -> gr.Blocks:
                     gr.Image(
                         example_for(first),
                         label="Picture",
+                        show_label=False,
                         type="filepath",
                         image_mode=None,
                         height=280,
@@ -384,13 +420,13 @@ def build() -> gr.Blocks:
                     PROMPTS, label="Prompts", lines=3, max_length=4000, visible=False, elem_id="prompts"
                 )
                 method = gr.Dropdown(method_choices(), value="auto", label="Method", elem_id="method")
+                layers = gr.Dropdown([FAMILYS_LAYER], value="", label="Layer", elem_id="layer")
                 with gr.Accordion("More", open=False):
                     target = gr.Textbox(
                         label="Target",
                         placeholder="what the model found",
                         info="A class, a pixel x,y or a box x0,y0,x1,y1.",
                     )
-                    layers = gr.Textbox(label="Layers", placeholder="the family's", info="Dotted names, with commas.")
                     aug_smooth = gr.Checkbox(label="Average over six views")
                     eigen_smooth = gr.Checkbox(label="First principal component")
                 with gr.Row():
@@ -409,8 +445,9 @@ def build() -> gr.Blocks:
                 says = gr.Markdown(elem_id="says")
                 slider = gr.ImageSlider(
                     label="Picture and map",
+                    show_label=False,
                     format="jpeg",
-                    max_height=520,
+                    max_height=560,
                     slider_position=0,
                     buttons=["fullscreen"],
                     elem_id="map",
@@ -418,6 +455,7 @@ def build() -> gr.Blocks:
                 )
                 gallery = gr.Gallery(
                     label="Found",
+                    show_label=False,
                     columns=5,
                     height="auto",
                     allow_preview=False,
@@ -430,11 +468,11 @@ def build() -> gr.Blocks:
                 with gr.Row():
                     alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="alpha")
                     colormap = gr.Dropdown(list(COLORMAPS), value=DEFAULT_COLORMAP, label="Colours", elem_id="colours")
-                with gr.Tabs(elem_id="more"):
+                with gr.Tabs(overflow_behavior="wrap", elem_id="more"):
                     with gr.Tab("Download"):
                         with gr.Row():
                             overlay_file = gr.DownloadButton("Overlay", elem_id="overlay-file")
-                            picture_file = gr.DownloadButton("Heatmap, PNG")
+                            picture_file = gr.DownloadButton("Heatmap, PNG", elem_id="picture-file")
                             numbers_file = gr.DownloadButton("Heatmap, NPY", elem_id="numbers-file")
                         code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
                     with gr.Tab("Compare"):
@@ -442,10 +480,14 @@ def build() -> gr.Blocks:
                             method_choices()[1:],
                             value=few_methods(),
                             label="Methods",
+                            elem_id="methods",
                         )
-                        compare_go = gr.Button("Compare", variant="primary", elem_id="compare-go")
+                        with gr.Row():
+                            compare_go = gr.Button("Compare", variant="primary", elem_id="compare-go", scale=3)
+                            compare_stop = gr.Button("Stop", elem_id="compare-stop", scale=1, min_width=70)
                         grid = gr.Gallery(
                             label="The same target by each method",
+                            show_label=False,
                             columns=3,
                             height="auto",
                             format="jpeg",
@@ -459,47 +501,73 @@ def build() -> gr.Blocks:
                             "blanking them takes it away. A random map is the measure.",
                             elem_id="hint",
                         )
-                        trust_go = gr.Button("Measure", variant="primary", elem_id="trust-go")
                         with gr.Row():
-                            inserted = _plot("Insertion")
-                            deleted = _plot("Deletion")
+                            trust_go = gr.Button("Measure", variant="primary", elem_id="trust-go", scale=3)
+                            trust_stop = gr.Button("Stop", elem_id="trust-stop", scale=1, min_width=70)
                         scores = gr.Markdown(elem_id="scores")
+                        with gr.Column(visible=False, elem_id="curves") as curves:
+                            with gr.Row(elem_classes="plots"):
+                                inserted = _plot("Insertion", "share of the pixels uncovered")
+                                deleted = _plot("Deletion", "share of the pixels blanked")
+                            with gr.Row(elem_classes="plots"):
+                                road = _plot("ROAD", "share of the pixels imputed")
+                                drop = gr.BarPlot(
+                                    x="map",
+                                    y="drop",
+                                    color="map",
+                                    color_map=MAPS,
+                                    title="Confidence drop",
+                                    x_title=" ",
+                                    y_title="drop",
+                                    color_title=" ",
+                                    height=260,
+                                )
 
         colours = [alpha, colormap]
         wish = [model, target, prompts, method, layers, aug_smooth, eigen_smooth]
         shown = [slider, says, code, overlay_file, picture_file, numbers_file]
         everything = [found, gallery, large, *shown]
-        quiet = {"api_visibility": "private", "show_progress_on": [slider]}
+        work = {"api_visibility": "private", "concurrency_id": "work", "concurrency_limit": VISITORS}
+        on_map = {**work, "show_progress_on": [slider]}
         at_once = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
 
-        page.load(told(lambda a, c: opened(welcome(), a, c)), colours, everything, **quiet)
-        run = go.click(told(press), [picture, *wish, *colours], everything, **quiet)
-        stop.click(None, cancels=[run])
+        page.load(told(arrive), colours, [*everything, layers], **on_map)
+        go.click(told(press), [picture, *wish, *colours], everything, **on_map)
+        large.select(told(point), [picture, found, *wish, *colours], everything, **on_map)
+        model.change(told(follow), [model, picture], [tabs, prompts, picture, layers], **on_map)
+        compare_go.click(told(press_compare), [found, methods, *colours], grid, **work)
+        judgement = [curves, inserted, deleted, road, drop, scores]
+        trust_go.click(told(trust), found, judgement, show_progress_on=[scores], **work)
+        for button in (stop, compare_stop, trust_stop):
+            button.click(stopped, queue=False, **at_once)
         gallery.select(told(choose), [found, *colours], [found, *shown], **at_once)
-        large.select(told(point), [picture, found, *wish, *colours], everything, **quiet)
         for control in colours:
             control.change(told(recolour), [found, *colours], shown, trigger_mode="always_last", **at_once)
         for tab, item in tab_items.items():
             item.select(functools.partial(model_under, tab), model, model, **at_once)
-        model.change(told(follow), [model, picture], [tabs, prompts, picture], **at_once)
-        compare_go.click(
-            told(press_compare), [found, methods, *colours], grid, api_visibility="private", concurrency_id="work"
-        )
-        trust_go.click(told(trust), found, [inserted, deleted, scores], api_visibility="private")
+        page.unload(stopped)
         _endpoints()
     return page
 
 
-def _plot(title: str) -> gr.LinePlot:
+def _plot(title: str, what: str) -> gr.LinePlot:
     return gr.LinePlot(
         x="pixels",
         y="score",
         color="map",
+        color_map=MAPS,
         title=title,
-        x_title="share of the pixels",
+        x_title=what,
         y_title="score",
+        color_title=" ",
         height=260,
     )
+
+
+def arrive(alpha: float, colormap: str) -> list[Any]:
+    """What a visitor finds."""
+    found = welcome()
+    return [*opened(found, alpha, colormap), layer_menu(found.wish.model)]
 
 
 def model_under(tab: str, model: str) -> Any:
@@ -511,15 +579,17 @@ def model_under(tab: str, model: str) -> Any:
 
 
 def follow(model: str, picture: str | None) -> list[Any]:
-    """Tab, prompts and example follow the model."""
-    kind = MODELS.kind(checked(model))
+    """Tab, prompts, example and layers follow the model."""
+    name = checked(model)
+    kind = MODELS.kind(name)
     untouched = picture is None or Path(picture).name in {Path(file).name for file in examples().values()}
     shown = example_for(model) if untouched else gr.skip()
-    return [gr.Tabs(selected=tab_of(kind)), gr.Textbox(visible=kind.takes_text), shown]
+    return [gr.Tabs(selected=tab_of(kind)), gr.Textbox(visible=kind.takes_text), shown, layer_menu(name)]
 
 
 def _endpoints() -> None:
     """`/explain`, `/compare` and `/metrics`, on components that nobody sees."""
+    work = {"concurrency_id": "work", "concurrency_limit": VISITORS}
     with gr.Row(visible=False):
         image = gr.File(type="filepath", label="image")
         model = gr.Textbox(next(iter(demos())), label="model")
@@ -541,14 +611,18 @@ def _endpoints() -> None:
             [image, model, target, prompts, method, layers, top_k, aug_smooth, eigen_smooth, alpha, colormap],
             [described, overlays, heatmaps],
             api_name="explain",
+            **work,
         )
         gr.Button().click(
             told(api_compare),
             [image, model, methods, target, prompts, layers, alpha, colormap],
             [grid, heatmaps],
             api_name="compare",
+            **work,
         )
-        gr.Button().click(told(api_metrics), [image, model, method, target, prompts, layers], table, api_name="metrics")
+        gr.Button().click(
+            told(api_metrics), [image, model, method, target, prompts, layers], table, api_name="metrics", **work
+        )
 
 
 def serve(page: gr.Blocks, **options: Any) -> Any:
@@ -560,7 +634,9 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
     theme = gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=("ui-monospace", "monospace")
     )
-    if not online():
+    if online():
+        BUILDER.start()
+    else:
         welcome()  # loads the first model before the first visitor; a Space has no GPU to lend at this point
     page.queue(default_concurrency_limit=2, max_size=32)
     return page.launch(

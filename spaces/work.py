@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from jobs import report
 from limits import MAX_FOUND, MAX_SIDE, Refused, read_layers, read_picture, read_prompts, read_target
 from models import MODELS, checked
 from PIL import Image
 
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
 from hf_cam.comparison import quick_methods
+from hf_cam.errors import HFCamError
 from hf_cam.evaluation import Sample
 from hf_cam.explainer import Explainer
+from hf_cam.guard import unwrap
 from hf_cam.heads import Head
+from hf_cam.infer import infer_adapter, sample_inputs
+from hf_cam.methods import get_method
+from hf_cam.metrics import BASELINES
+from hf_cam.stages import layer_choices
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
 CLASSES = 5
@@ -31,13 +40,36 @@ KEPT_SECONDS = 1800
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
-    """On ZeroGPU, with a GPU for as long as the function runs; elsewhere as it is."""
+    """On ZeroGPU, with a GPU for as long as the function runs; elsewhere as it is.
+
+    There it runs in another process: what it takes and returns is pickled, and of errors the words alone arrive.
+    """
     try:
         import spaces
     except ImportError:
         return work
     lend = getattr(spaces, "GPU", None)  # a folder of this name on the path is imported just as well
-    return lend(work) if lend else work
+    return _with_errors(work, lend) if lend else work
+
+
+def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(work)
+    def answered(*given: Any) -> tuple[Any, str]:
+        try:
+            return work(*given), ""
+        except HFCamError as error:
+            return None, str(error)
+
+    lent = lend(answered)
+
+    @functools.wraps(work)
+    def asked(*given: Any) -> Any:
+        found, refusal = lent(*given)
+        if refusal:
+            raise Refused(refusal)
+        return found
+
+    return asked
 
 
 @dataclass(frozen=True)
@@ -127,42 +159,84 @@ def tab_of(kind: type[Head]) -> str:
     return "prompt" if kind.takes_text else "classify"
 
 
-@on_gpu
 def explained(picture: Image.Image, wish: Wish) -> Found:
     """The explanation of each thing that the model found."""
-    with MODELS.lent(wish.model) as loaded:
-        [found] = Explainer(loaded, wish.method, wish.layers or None)([picture], **wish.settings)
-    return Found(wish, tuple(found))
+    with MODELS.lent(wish.model):
+        report(0, f"Asking {wish.model}")
+        return Found(wish, tuple(_explained(picture, wish)))
 
 
 @on_gpu
+def _explained(picture: Image.Image, wish: Wish) -> list[Explanation]:
+    explainer = Explainer(MODELS.held(wish.model), wish.method, wish.layers or None)
+    [found] = explainer([picture], **wish.settings)
+    return _alone(found)
+
+
+def _alone(found: Iterable[Explanation]) -> list[Explanation]:
+    """Without what they were made from: a visit must not keep a model alive that the page has let go."""
+    return [dataclasses.replace(one, origin=None) for one in found]
+
+
 def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
     """The same target by several methods."""
     if not methods:
         raise Refused("Choose at least one method.")
     if unknown := set(methods) - set(quick_methods()):
         raise Refused(f"{min(unknown)[:60]!r} is no method of this page; it has {', '.join(quick_methods())}.")
-    with MODELS.lent(wish.model) as loaded:
-        explainer = Explainer(loaded, methods[0], wish.layers or None)
-        found = explainer.compare(picture, methods, **wish.settings)
-    return Comparison([explanations[shown] for explanations in found], picture)
+    with MODELS.lent(wish.model):
+        return Comparison(_compared(picture, wish, tuple(dict.fromkeys(methods)), shown), picture)
 
 
 @on_gpu
+def _compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int) -> list[Explanation]:
+    """A forward a method, so that the visitor sees how far it is."""
+    explainer = Explainer(MODELS.held(wish.model), methods[0], wish.layers or None)
+    found = []
+    for done, method in enumerate(methods):
+        report(done / len(methods), get_method(method).name)
+        [explanations] = explainer.compare(picture, [method], **wish.settings)
+        found.append(explanations[shown])
+    return _alone(found)
+
+
 def judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
     """How the confidence follows the map, beside maps that see no model."""
+    with MODELS.lent(wish.model):
+        report(0, get_method(explanation.method).name)
+        return _judged(picture, wish, dataclasses.replace(explanation, origin=None))
+
+
+@on_gpu
+def _judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
     target, prompts = narrowed(wish, explanation)
-    with MODELS.lent(wish.model) as loaded:
-        return evaluate(
-            loaded.model,
-            [Sample(picture, "picture", target=target)],
-            methods=[explanation.method],
-            metrics=METRICS,
-            layers=[explanation.layers],
-            text=prompts or None,
-            progress=False,
-            processor=loaded.processor,
-        )
+    loaded = MODELS.held(wish.model)
+    left = iter([*(name.replace("-", " ") for name in BASELINES), "Done"])
+    done = itertools.count(1)
+    return evaluate(
+        loaded.model,
+        [Sample(picture, "picture", target=target)],
+        methods=[explanation.method],
+        metrics=METRICS,
+        layers=[explanation.layers],
+        text=prompts or None,
+        progress=False,
+        on_record=lambda _: report(next(done) / (1 + len(BASELINES)), next(left)),
+        processor=loaded.processor,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def layers_of(model: str) -> tuple[str, ...]:
+    """The layers that a visitor can choose from, the family's own first."""
+    with MODELS.lent(model):
+        return _layers_of(model)
+
+
+@on_gpu
+def _layers_of(model: str) -> tuple[str, ...]:
+    module = MODELS.held(model).model
+    return layer_choices(module, infer_adapter(module), sample_inputs(unwrap(module)))
 
 
 def narrowed(wish: Wish, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:

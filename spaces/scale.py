@@ -1,0 +1,194 @@
+"""How large a network a stranger's config describes: built without weights or network, in a process that may die.
+
+Started as a program it reads folders, a line each, and answers each with a line of JSON. Every folder is built in a
+fork of its own, so that a config which takes all its memory or time takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+SECONDS = 10
+"""Of the processor; ten times as many on the clock."""
+MEMORY = 2**30
+PICTURE = (1024, 768)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a config and its processor make.
+
+    Args:
+        numbers: Parameters of the network, each once.
+        held: Bytes of the other tensors that it keeps.
+        pixels: Numbers in its input for a picture of 1024 x 768.
+        operations: Multiplications and additions of a forward; 0 where they cannot be counted.
+        failed: Why it cannot be built, in a sentence; "" where it can.
+    """
+
+    numbers: int = 0
+    held: int = 0
+    pixels: int = 0
+    operations: int = 0
+    failed: str = ""
+
+
+class Builder:
+    """The process that builds; started when it is first needed, and again where it has died.
+
+    Args:
+        seconds: Of the processor, that a network may take to be built.
+    """
+
+    def __init__(self, seconds: int = SECONDS) -> None:
+        self.seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> subprocess.Popen[str]:
+        """The process, which takes some seconds until it answers."""
+        if self._process is None or self._process.poll() is not None:
+            self.stop()
+            quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            home = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+            self._process = subprocess.Popen(  # noqa: S603 - this very file
+                [sys.executable, str(Path(__file__)), str(self.seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **quiet, **home},
+            )
+        return self._process
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            with self._process:  # closes its pipes and waits
+                self._process = None
+
+    def measure(self, folder: Path) -> Scale:
+        """What the config in a folder describes."""
+        with self._lock:
+            process = self.start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(f"{json.dumps(str(folder))}\n")
+                process.stdin.flush()
+                return Scale(**json.loads(process.stdout.readline()))
+            except (OSError, ValueError):
+                return Scale(failed="it cannot be built")
+
+
+def build(folder: str) -> Scale:
+    """Build the model on the meta device and preprocess one picture."""
+    from PIL import Image
+
+    from hf_cam.infer import module_tree
+    from hf_cam.loading import load_config, load_processor
+
+    tree = module_tree(load_config(folder)).eval()
+    inputs = load_processor(folder)(images=Image.new("RGB", PICTURE), return_tensors="pt")
+    return Scale(
+        numbers=sum(parameter.numel() for parameter in tree.parameters()),
+        held=sum(buffer.numel() * buffer.element_size() for buffer in tree.buffers()),
+        pixels=sum(math.prod(value.shape) for value in inputs.values()),
+        operations=_operations(tree, inputs),
+    )
+
+
+def _operations(tree: Any, inputs: Any) -> int:
+    """From shapes alone; what looks at values cannot be counted."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hf_cam.capture import call
+    from hf_cam.infer import sample_inputs
+
+    given = {**sample_inputs(tree), **inputs}
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            call(tree, {name: value.to("meta") for name, value in given.items()})
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError):
+        return 0
+    return int(counter.get_total_flops())
+
+
+def _confined(folder: str, answer: int, seconds: int) -> None:
+    """In the fork: build, write the answer, and be gone, whatever happens."""
+    from hf_cam.loading import OFFLINE_HINT
+
+    reached: list[str] = []
+
+    def watch(event: str, _: object) -> None:
+        if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.fork"):
+            reached.append(event)
+            raise PermissionError(event)
+
+    signal.alarm(10 * seconds)
+    _limit(seconds)
+    sys.addaudithook(watch)
+    try:
+        found = build(folder)
+    except BaseException as error:  # noqa: BLE001 - a stranger's config may raise anything
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        reached += ["the Hub"] * (OFFLINE_HINT in said)
+        much = "MemoryError" in said or "allocate memory" in said
+        found = Scale(failed="it takes too much memory to build" if much else f"it cannot be built ({said[:200]})")
+    if reached:
+        found = Scale(failed="it reaches for more than its own files")
+    os.write(answer, json.dumps(asdict(found)).encode())
+    os._exit(0)
+
+
+def _limit(seconds: int) -> None:
+    """To the seconds, and where the system counts them to `MEMORY` bytes more than this process has already."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        used = int(statm.read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
+
+
+def _answer(folder: str, seconds: int) -> Scale:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        _confined(folder, write, seconds)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        said = answer.read()  # until the child is gone, which its alarm sees to
+    os.waitpid(child, 0)
+    return Scale(**json.loads(said)) if said else Scale(failed="it takes too long or too much memory to build")
+
+
+def serve(lines: IO[str], answers: IO[str], seconds: int) -> None:
+    """Answer until there are no more lines."""
+    import torch.utils.flop_counter  # noqa: F401
+    import transformers.models.auto.image_processing_auto
+    import transformers.models.vit.modeling_vit  # noqa: F401  (what every fork would import for itself)
+
+    import hf_cam.heads  # noqa: F401
+
+    for line in lines:
+        answers.write(json.dumps(asdict(_answer(json.loads(line), seconds))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout, int(sys.argv[1]))

@@ -1,0 +1,294 @@
+"""Long work of the page: how far it is, how it is stopped, and what it leaves behind."""
+
+import ast
+import asyncio
+import contextvars
+import dataclasses
+import gc
+import importlib.util
+import pickle
+import sys
+import threading
+import time
+import types
+import weakref
+
+import pytest
+
+from hf_cam.comparison import quick_methods
+from hf_cam.space import space_folder
+from hf_cam.zoo import SCENE
+
+sys.path.insert(0, str(space_folder()))
+import jobs
+import limits
+import models
+import page
+import work
+
+
+def wished(model, **changes):
+    picture, wish = work.wished(str(SCENE), model, "", "a yellow bag", "auto", "", False, False)
+    return picture, dataclasses.replace(wish, **changes)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the visitor was told: shares and words."""
+    heard = []
+
+    class Progress:
+        def __call__(self, done, desc):
+            heard.append((done, desc))
+
+    monkeypatch.setattr(jobs.gr, "Progress", Progress)
+    return heard
+
+
+def rising(told):
+    shares = [share for share, _ in told]
+    return shares == sorted(shares) and 0 <= shares[0] < shares[-1] <= 1
+
+
+def test_a_comparison_tells_method_by_method_how_far_it_is(told):
+    work.compared(*wished("demo:vit"), ("gradcam", "layercam", "randomcam"))
+    assert [words for _, words in told] == ["GradCAM", "LayerCAM", "RandomCAM"]
+    assert rising(told)
+
+
+def test_the_trust_curves_tell_map_by_map_how_far_they_are(told):
+    picture, wish = wished("demo:vit")
+    found = work.explained(picture, wish).current
+    told.clear()
+    work.judged(picture, wish, found)
+    assert len(told) == 5  # the map, three that see no model, the end
+    assert rising(told)
+
+
+def test_a_download_tells_how_far_it_is(hub, vit_folder, told, monkeypatch):
+    monkeypatch.setattr(models.BUILDER, "measure", lambda _: models.Scale())
+    hub.folder("someone").mkdir(parents=True, exist_ok=True)
+    if not hub.folder("someone/told").exists():
+        hub.folder("someone/told").symlink_to(vit_folder)
+    with models.Models().lent("someone/told"):
+        pass
+    assert {words for _, words in told} == {"Fetching someone/told", "Loading someone/told"}
+    assert rising(told)
+
+
+class Watched:
+    """A demo model whose every module is counted as it runs."""
+
+    def __init__(self, kept, name="demo:imagenet"):
+        with kept.lent(name) as loaded:
+            self.loaded, self.lock = loaded, kept._known[name].lock
+        self.ran, self.handles = 0, []
+        for module in loaded.model.modules():
+            self.handles.append(module.register_forward_hook(self._count))
+
+    def _count(self, *_):
+        self.ran += 1
+
+    def remove(self):
+        for handle in self.handles:
+            handle.remove()
+
+    @property
+    def hooks(self):
+        modules = self.loaded.model.modules()
+        return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules)
+
+
+@pytest.fixture
+def watched():
+    found = Watched(models.MODELS)
+    yield found
+    found.remove()
+
+
+@pytest.mark.parametrize("how", ["Stop is pressed", "the program cancels", "the page is closed"])
+def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
+    picture, wish = wished("demo:imagenet")
+    hooks, left = watched.hooks, threading.Event()
+
+    def compute():
+        try:
+            return work.compared(picture, wish, quick_methods())
+        finally:
+            left.set()
+
+    async def visit():
+        task = asyncio.ensure_future(jobs.run(compute, visit="a visit"))
+        while not watched.ran:
+            await asyncio.sleep(0.01)
+        assert watched.lock.locked()
+        if how == "the program cancels":
+            task.cancel()
+        else:  # both call the same function
+            page.stopped(types.SimpleNamespace(session_hash="a visit"))
+        with pytest.raises((jobs.Stopped, asyncio.CancelledError)):
+            await task
+
+    asyncio.run(visit())
+    assert left.wait(20)
+    with jobs.held(watched.lock, "waiting"):
+        ran = watched.ran
+    time.sleep(0.3)
+    assert watched.ran == ran
+    assert watched.hooks == hooks
+    assert jobs._running == {}
+    assert not any(parameter.requires_grad is False for parameter in watched.loaded.model.parameters())
+    assert work.explained(picture, wish).current.heatmap.any()
+
+
+def test_who_waits_for_a_model_can_stop_waiting(told):
+    picture, wish = wished("demo:vit")
+
+    async def visit():
+        with models.MODELS.lent("demo:vit"):
+            task = asyncio.ensure_future(jobs.run(work.explained, picture, wish, visit="another visit"))
+            while not told:
+                await asyncio.sleep(0.01)
+            jobs.end("a third visit")
+            await asyncio.sleep(0.05)
+            assert not task.done()
+            jobs.end("another visit")
+            with pytest.raises(jobs.Stopped):
+                await task
+
+    asyncio.run(visit())
+    assert set(told) == {(0, "Waiting for demo:vit")}
+
+
+def test_more_visitors_than_the_page_computes_for_wait_their_turn(told, monkeypatch):
+    monkeypatch.setattr(models, "SLOTS", threading.BoundedSemaphore(1))
+    kept = models.Models()
+
+    async def visit():
+        with kept.lent("demo:vit"):
+            task = asyncio.ensure_future(jobs.run(kept.lent("demo:swin").__enter__, visit="a visit"))
+            while not told:
+                await asyncio.sleep(0.01)
+            jobs.end("a visit")
+            with pytest.raises(jobs.Stopped):
+                await task
+
+    asyncio.run(visit())
+    assert set(told) == {(0, "Waiting for other visitors")}
+
+
+def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    hub.folder("someone").mkdir(parents=True, exist_ok=True)
+    if not hub.folder("someone/stopped").exists():
+        hub.folder("someone/stopped").symlink_to(vit_folder)
+    measured = threading.Event()
+
+    def measure(_):
+        measured.set()
+        jobs.end("a visit")
+        return models.Scale()
+
+    monkeypatch.setattr(models.BUILDER, "measure", measure)
+    kept = models.Models()
+
+    def fetch():
+        with kept.lent("someone/stopped"):
+            pytest.fail("it was loaded")
+
+    with pytest.raises(jobs.Stopped):
+        asyncio.run(jobs.run(fetch, visit="a visit"))
+    assert measured.is_set()
+    for _ in range(100):
+        if not list(tmp_path.iterdir()) and not list(kept):
+            break
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+    assert list(kept) == []
+    assert not any(request.endswith(".safetensors") and "GET" in request for request in hub.requests)
+
+
+def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
+    kept = models.Models(kept=1)
+    monkeypatch.setattr(work, "MODELS", kept)
+    monkeypatch.setattr(page, "MODELS", kept)
+    picture, wish = wished("demo:swin")
+    found = work.explained(picture, wish)
+    with kept.lent("demo:swin") as loaded:
+        gone = weakref.ref(loaded.model)
+    with kept.lent("demo:convnext"):
+        pass
+    del loaded
+    gc.collect()
+    assert gone() is None
+    assert page.show(found, 0.5, "turbo")
+
+
+# ZeroGPU -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_zero(monkeypatch):
+    """`work` as it is on ZeroGPU: what is lent a GPU gets a context of its own, and everything between is pickled."""
+    lent = []
+
+    def gpu(task):
+        def far(*given):
+            lent.append(task.__name__)
+            answer = contextvars.Context().run(task, *pickle.loads(pickle.dumps(given)))
+            return pickle.loads(pickle.dumps(answer))
+
+        return far
+
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=gpu))
+    spec = importlib.util.spec_from_file_location("work_on_zero", space_folder() / "work.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "work_on_zero", module)
+    spec.loader.exec_module(module)
+    return module, lent
+
+
+def test_all_that_computes_is_lent_a_gpu_and_crosses_to_its_process(on_zero):
+    far, lent = on_zero
+    picture, wish = far.wished(str(SCENE), "demo:clip", "", "a yellow bag\nan orange sneaker", "auto", "", False, False)
+    found = far.explained(picture, wish)
+    near = work.explained(picture, wished("demo:clip", prompts=wish.prompts)[1])
+    assert [one.label for one in found.explanations] == [one.label for one in near.explanations]
+    assert (found.current.heatmap == near.current.heatmap).all()
+    assert len(far.compared(picture, wish, ("gradcam", "layercam")).explanations) == 2
+    assert far.judged(picture, wish, found.current).records
+    assert far.layers_of("demo:clip")[1:]
+    assert lent == ["_explained", "_compared", "_judged", "_layers_of"]
+
+
+def test_a_refusal_comes_back_from_there_as_its_sentence(on_zero):
+    far, _ = on_zero
+    picture, wish = wished("demo:vit", layers=("no.such.layer",))
+    with pytest.raises(limits.Refused, match=r"no\.such\.layer"):
+        far.explained(picture, far.Wish(**vars(wish)))
+
+
+def test_zerogpu_is_imported_before_all_that_may_touch_the_gpu():
+    nodes = sorted(
+        (node for node in ast.walk(ast.parse((space_folder() / "app.py").read_text())) if hasattr(node, "names")),
+        key=lambda node: node.lineno,
+    )
+    names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
+    assert [name for name in names if name not in sys.stdlib_module_names] == ["spaces", "page"]
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(models.demos()))
+def test_every_layer_in_the_menu_gives_a_map(name):
+    layers = work.layers_of(name)
+    assert len(layers) >= 2
+    picture, wish = wished(name)
+    own = work.explained(picture, wish).current
+    assert own.layers[0] == layers[0]
+    for layer in layers:
+        found = work.explained(picture, dataclasses.replace(wish, layers=(layer,), top_k=1))
+        assert found.current.layers == (layer,)
+        assert found.current.heatmap.shape == (picture.height, picture.width)
+        assert found.current.heatmap.any() or "no evidence" in found.current.flags
