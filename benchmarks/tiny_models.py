@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_cam.capture import call
 from hf_cam.catalogue import refusals
 
 TASKS = {
@@ -323,9 +325,6 @@ VIDEOS = ("timesformer", "videomae", "videoprism", "videoprism_vision_model", "v
 WORDS = 6
 
 
-SPREADS = ("efficientnet", "levit", "mobilevit")
-"""With random weights these spread every disturbance over their whole last map (or lose it on the way there)."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -355,10 +354,7 @@ class Case:
         return SIZES.get(self.model_type, STAGED_SIZE)
 
     def build(self) -> nn.Module:
-        """The model with random weights large enough for a disturbance of the picture to come through.
-
-        But not so large that a probability map saturates.
-        """
+        """The model with random weights through which a disturbance of the picture comes, as through trained ones."""
         torch.manual_seed(0)
         model_class = getattr(hf, self.model_class)
         config = model_class.config_class(**settings(self.model_type, model_class.config_class))
@@ -366,16 +362,50 @@ class Case:
         if self.model_type == "dinat":
             _replace_natten()
         model = model_class(config).eval()
-        for module in model.modules() if not self.model_class.startswith(("PPOCR", "MobileNetV2Model")) else ():
+        for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.05)
+            elif type(module).__name__ in ("LevitAttention", "LevitAttentionSubsample"):
+                _prefer_near(module)
+        _measure_norms(model, _inputs(self, model))
         return model
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         """Noise and words of this model's kind."""
         return _inputs(self, model)
+
+
+def _measure_norms(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Let the batch norms count what comes by, as training does: at their initial 0 and 1 a signal dies or explodes."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None  # the plain mean
+        norm.reset_running_stats()
+        norm.train()
+    batch = {name: torch.cat([value] * 4) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    noise = torch.randn(batch["pixel_values"].shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        call(model, {**batch, "pixel_values": noise})
+    model.eval()
+
+
+def _prefer_near(attention: nn.Module) -> None:
+    """Let LeViT's attention prefer near places by its position biases, as training does; at zero it takes the mean.
+
+    Between its stages nothing else carries a place: the attention that shrinks the grid has no residual path.
+    """
+    places = attention.attention_bias_idxs
+    coarse, fine = (math.isqrt(count) for count in places.shape)
+    rows = torch.arange(coarse) * (fine / coarse)
+    columns = torch.arange(fine)
+    apart = (rows[:, None] - columns).abs()  # along one axis
+    distance = apart[:, None, :, None] + apart[None, :, None, :]
+    with torch.no_grad():
+        attention.attention_biases[:, places] = -3 * distance.reshape(places.shape)
 
 
 def _replace_natten() -> None:
