@@ -16,7 +16,7 @@ from hf_cam.errors import DetachedError, LayerError, LayoutError, TargetError, U
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import Size
 
-PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
+PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
 """What transformers' forwards take without listing it."""
 
 

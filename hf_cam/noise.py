@@ -46,7 +46,7 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
 
     What changed, laid out as claimed, must match the disturbed places better than the same change read with its tokens
     shifted, with the axes swapped, or window by window. The comparison is relative: a network spreads a change as it
-    pleases. What that leaves undecided gets a second look by the same rules, at eighteen places that are disturbed less:
+    pleases. What that leaves undecided gets a second look by the same rules, at eighteen places, disturbed less:
     what matches by chance at three does not at eighteen, and a weak disturbance does not draw all attention to itself.
 
     Args:
