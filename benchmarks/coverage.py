@@ -1,78 +1,109 @@
 """How many vision architectures are explained without an argument: every head of transformers, every network of timm.
 
-`python -m benchmarks.coverage` builds a tiny random model of every type and checks that what hf-cam infers is right in
-space; `--timm` resolves every network of timm from its config (no weights) and runs one of each of its modules;
-`--write docs/architectures.md` writes the table.
+`python -m benchmarks.coverage` builds a tiny random model of every type, draws the map of the first thing that its own
+head finds, with no argument but the model and a picture, and checks that the layer behind the map is right in space.
+`--timm` also resolves every network of timm from its config (no weights) and does the same with one of each of its
+modules. `--write docs/architectures.md` writes the tables. The exit code is 1 where anything fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
-import random
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.tiny_models import TASKS, Case, cases
+import hf_cam
+from benchmarks.natural_maps import natural_map
+from benchmarks.tiny_models import TASKS, Case, cases, prepare
 from hf_cam.adapter import Adapter
 from hf_cam.catalogue import refusals
-from hf_cam.errors import HFCamError
-from hf_cam.infer import declared_adapter, infer_adapter
-from hf_cam.layouts import Layout
-from hf_cam.testing import check_adapter
+from hf_cam.errors import HFCamError, UnknownArchitecture
+from hf_cam.infer import declared_adapter
+from hf_cam.layouts import Layout, Size
+from hf_cam.testing import AdapterCheck, check_adapter
 
-BASES = "image-feature-extraction"
+Result = Literal["yes", "refused", "undecided", "failed"]
+ERRORS = (HFCamError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, ImportError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one architecture; `verified` is "yes", "undecided", "no map" or "failed"."""
+    """What was found of one architecture.
+
+    Args:
+        task: Of transformers, or "timm".
+        name: The model type, or timm's module.
+        result: "yes": it gave a map of its own accord and the layer behind it is right in space; "refused": it cannot
+            have one, and hf-cam says why; "undecided": the map lies where the network spreads every change all over.
+        layer, layout, method: Of the adapter.
+        picture: Height and width of the picture, and whether the model takes squares alone.
+        note: Who says where to look; of what has no map, why.
+        network: The network of timm that was run.
+    """
 
     task: str
     name: str
-    verified: str
+    result: Result
     layer: str = ""
     layout: str = ""
     method: str = ""
+    picture: str = ""
     note: str = ""
+    network: str = ""
 
-    @property
-    def counts(self) -> bool:
-        return self.verified != "failed"
+
+# transformers --------------------------------------------------------------------------------------------------------
 
 
 def transformers_rows(tasks: Sequence[str] = tuple(TASKS)) -> Iterator[Row]:
+    """A row for every type that transformers lists under these tasks."""
     for case in cases(*tasks):
-        yield _refused(case) if case.refused else _checked(case)
+        row = Row(case.task, case.model_type, "refused" if case.refused else "failed")
+        yield _refused(case, row) if case.refused else _tried(row, lambda row, case=case: _explained(case, row))
 
 
-def _refused(case: Case) -> Row:
+def _refused(case: Case, row: Row) -> Row:
     reason = next(refusal.reason for refusal in refusals() if case.model_type in refusal.model_types)
-    return Row(case.task, case.model_type, "no map", note=reason)
+    return replace(row, note=reason)
 
 
-def _checked(case: Case) -> Row:
+def _explained(case: Case, row: Row) -> Row:
+    model = case.build()
+    inputs = case.inputs(model)
+    saliency = natural_map(case, model, inputs)
+    checks = check_adapter(model, saliency.adapter, inputs=inputs)
+    return _row(row, saliency.adapter, saliency.method.id, checks, case.size, only_squares=case.only_squares)
+
+
+def _tried(row: Row, run: Callable[[Row], Row]) -> Row:
     try:
-        model = case.build()
-        inputs = case.inputs(model)
-        adapter = infer_adapter(model, inputs=inputs)
-        checks = check_adapter(model, adapter, inputs=inputs)
-    except (HFCamError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, ImportError) as error:
-        return Row(case.task, case.model_type, "failed", note=_line(error))
-    return _row(case.task, case.model_type, adapter, {check.verdict for check in checks})
+        return run(row)
+    except ERRORS as error:
+        return replace(row, result="failed", note=f"{type(error).__name__}: {error}".splitlines()[0][:160])
 
 
-def _row(task: str, name: str, adapter: Adapter, verdicts: set[str]) -> Row:
+def _row(
+    row: Row, adapter: Adapter, method: str, checks: Sequence[AdapterCheck], size: Size, *, only_squares: bool
+) -> Row:
     layouts = {_layout(layout) for layout in adapter.layouts if isinstance(layout, Layout)}
-    verified = "yes" if verdicts == {"confirmed"} else "undecided"
-    return Row(
-        task, name, verified, ", ".join(adapter.layers), ", ".join(sorted(layouts)), adapter.method, adapter.origin
+    return replace(
+        row,
+        result="yes" if all(check.verdict == "confirmed" for check in checks) else "undecided",
+        layer=", ".join(f"`{layer}`" for layer in adapter.layers),
+        layout=", ".join(sorted(layouts)),
+        method=method,
+        picture=f"{size[0]} x {size[1]}" + (", squares only" if only_squares else ""),
+        note=adapter.origin,
     )
 
 
@@ -82,54 +113,109 @@ def _layout(layout: Layout) -> str:
     return ", ".join([layout.axes, *filter(None, around), *padded])
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
-
-
 # timm ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm by its module tree alone."""
+    """What a network of timm is, by its config and its module tree alone.
 
-    row: Row
+    Args:
+        name: Of the network.
+        module: Of timm, which describes it.
+        weights: Their number.
+        adapter: Where to look; None where that takes a run.
+    """
+
+    name: str
     module: str
     weights: int
+    adapter: Adapter | None
 
 
 def timm_networks(names: Iterable[str]) -> Iterator[Network]:
-    """Each network's adapter without weights; where timm's metadata says too little, with random ones."""
+    """Each network on the meta device, without weights, and where hf-cam would look in it."""
     for name in names:
-        try:
-            with torch.device("meta"):
-                net = timm.create_model(name, pretrained=False)
-            adapter = declared_adapter(net) or infer_adapter(_awake(timm.create_model(name, pretrained=False).eval()))
-        except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            yield Network(Row("timm", name, "failed", note=_line(error)), "", 0)
-            continue
+        with torch.device("meta"):
+            net = timm.create_model(name, pretrained=False)
         weights = sum(parameter.numel() for parameter in net.parameters())
-        yield Network(_row("timm", name, adapter, set()), type(net).__module__, weights)
+        try:
+            adapter = declared_adapter(net)
+        except HFCamError:
+            adapter = None
+        yield Network(name, timm.model_entrypoint(name).__module__.rpartition(".")[2], weights, adapter)
 
 
-def timm_runs(networks: Iterable[Network]) -> Iterator[Row]:
-    """The smallest network of each module, run with random weights."""
+def smallest_of_each(networks: Iterable[Network]) -> list[Network]:
+    """One network a module of timm."""
     smallest: dict[str, Network] = {}
     for network in networks:
-        if network.module and network.weights < smallest.get(network.module, network).weights + 1:
+        if network.module not in smallest or network.weights < smallest[network.module].weights:
             smallest[network.module] = network
-    for network in smallest.values():
-        name, module = network.row.name, network.module.rpartition(".")[2]
+    return [smallest[module] for module in sorted(smallest)]
+
+
+def timm_rows(networks: Iterable[Network]) -> Iterator[Row]:
+    """A row for each network, run with random weights, one in memory at a time."""
+    for network in networks:
+        yield _tried(
+            Row("timm", network.module, "failed", network=network.name),
+            lambda row, network=network: _ran(network, row),
+        )
+        gc.collect()
+
+
+def _ran(network: Network, row: Row) -> Row:
+    net, picture, only_squares = build_timm(network.name)
+    with hf_cam.CAM(net, "auto") as cam:
+        targets = cam(picture), *(cam(picture, targets=[index]) for index in range(1, 4))
+        found = next((one for one in targets if one.any()), targets[0])
+        adapter, method = cam.adapter_for(picture, {}), cam.method.id
+    if found.shape != (1, *picture.shape[-2:]) or not found.isfinite().all() or found.amax() <= found.amin():
+        raise UnknownArchitecture("no map as large as the picture that is finite and not the same everywhere")
+    if network.adapter is None or _places(network.adapter) != _places(adapter):
+        known = network.adapter and _places(network.adapter)
+        raise UnknownArchitecture(f"its config alone tells {known}, a run {_places(adapter)}")
+    checks = check_adapter(net, adapter, inputs={"pixel_values": picture})
+    return _row(row, adapter, method, checks, tuple(picture.shape[-2:]), only_squares=only_squares)
+
+
+LARGEST = 256
+STRETCH = ("crossvit",)
+"""Networks that stretch every picture to a square themselves."""
+
+
+def _places(adapter: Adapter) -> list[tuple[str, str]]:
+    described = (_layout(layout) for layout in adapter.layouts if isinstance(layout, Layout))
+    return list(zip(adapter.layers, described, strict=True))
+
+
+def build_timm(name: str) -> tuple[nn.Module, Tensor, bool]:
+    """A network of timm with random weights, a picture of noise for it, and whether it takes nothing but squares.
+
+    The picture is 64 pixels narrower than high, where the network can be built for that or takes any size, and at most
+    256 pixels high.
+    """
+    channels, height, width = timm.get_pretrained_cfg(name).input_size
+    side = min(height, LARGEST)
+    narrow = [] if name.startswith(STRETCH) else [((side, side - 64), True), ((side, side - 64), False)]
+    failures = []
+    for size, own in (*narrow, ((height, width), False)):
         torch.manual_seed(0)
+        picture = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(1))
         try:
-            net = _awake(timm.create_model(name, pretrained=False).eval())
-            adapter = infer_adapter(net)
-            yield _row(module, name, adapter, {check.verdict for check in check_adapter(net, adapter)})
-        except (HFCamError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            yield Row(module, name, "failed", note=_line(error))
+            net = timm.create_model(name, pretrained=False, **({"img_size": size} if own else {})).eval()
+            with torch.no_grad():
+                net(picture)
+        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
+            failures.append(f"{size}: {error}")
+            continue
+        prepare(awake(net), {"pixel_values": picture})
+        return net, picture, size[0] == size[1]
+    raise UnknownArchitecture(f"{name} runs at no size ({'; '.join(failures)})")
 
 
-def _awake(net: nn.Module) -> nn.Module:
+def awake(net: nn.Module) -> nn.Module:
     """With noise in the place of weights that start at zero, as heads do: nothing would depend on anything."""
     for parameter in net.parameters():
         if parameter.ndim > 1 and not parameter.any():
@@ -140,69 +226,101 @@ def _awake(net: nn.Module) -> nn.Module:
 # Output --------------------------------------------------------------------------------------------------------------
 
 
-def report(rows: Sequence[Row], by: str | None = None) -> None:
-    """`N of N` a task (or of all, under one name), and every failure."""
-    tasks = dict.fromkeys(by or row.task for row in rows)
-    for task in tasks:
-        own = [row for row in rows if (by or row.task) == task]
-        verdicts = {kind: sum(row.verified == kind for row in own) for kind in ("yes", "undecided", "no map")}
-        detail = ", ".join(f"{count} {kind}" for kind, count in verdicts.items() if count)
-        print(f"{task}: {sum(row.counts for row in own)} of {len(own)} ({detail})")
-    for row in rows:
-        if not row.counts:
-            print(f"  failed: {row.task} {row.name}: {row.note}")
+def report(rows: Sequence[Row], title: str) -> str:
+    """`N of N` in a line: what is explained and right in space, of all that can be."""
+    refused = sum(row.result == "refused" for row in rows)
+    line = f"{title}: {sum(row.result == 'yes' for row in rows)} of {len(rows) - refused} explained, right in space"
+    return line + (f"; {refused} refused with the reason" if refused else "")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown page."""
-    lines = [
-        "# Where hf-cam looks in every architecture",
-        "",
-        "Written by `python -m benchmarks.coverage --write docs/architectures.md`: what hf-cam infers, with no",
-        "argument, for a tiny random model of every type of transformers' auto mappings. **Verified**: a disturbed",
-        "box of a picture (not square, wherever the model takes that) shows at its own place of the layer's grid,",
-        "better than in any other order, and the score depends on at least 95 % of the cells. Undecided: with random",
-        "weights the network spreads every disturbance all over. A layer's number is a tiny model's.",
+def failures(rows: Iterable[Row]) -> list[str]:
+    """What is neither explained nor refused."""
+    return [
+        f"  {row.result}: {row.task} {row.name} {row.network} {row.note}"
+        for row in rows
+        if row.result not in ("yes", "refused")
     ]
-    for task in dict.fromkeys(row.task for row in rows):
-        own = [row for row in rows if row.task == task]
-        explained = sum(row.verified == "yes" for row in own)
-        lines += ["", f"## {task}", "", f"{explained} of {len(own)} verified.", ""]
-        lines += ["| type | layer | layout | method | who says so | verified |", "|---|---|---|---|---|---|"]
-        for row in own:
-            if row.verified == "no map":
-                lines.append(f"| {row.name} | | | | {row.note} | no map |")
-            else:
-                lines.append(
-                    f"| {row.name} | `{row.layer}` | `{row.layout}` | {row.method} | {row.note} | {row.verified} |"
-                )
+
+
+PAGE = """\
+# Where hf-cam looks in every architecture
+
+Written by `python -m benchmarks.coverage --timm --write docs/architectures.md` (transformers {transformers}, timm
+{timm}): what hf-cam does, with no argument but a model and a picture, with a tiny random model of every type of
+transformers' auto mappings and with the smallest network of every module of timm.
+
+- **Verified** yes: the model's own head found something to explain; the map of it is as large as the picture, finite
+  and not the same everywhere; a disturbed box of the picture shows at its own place of the layer's grid, better than in
+  any other order; and the scores depend on at least 95 % of the layer's cells.
+- **Picture**: its height and width. It is not square unless the model takes squares only.
+- **Layer**: its number is a tiny model's. **Layout**: `b` pictures, `c` channels, `t` frames, `h` rows, `w` columns.
+- **Says who**: the catalogue (`adapters/`), timm's metadata, or the structural probe.
+"""
+
+
+def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
+    """The rows as a Markdown page, the counts first."""
+    import transformers
+
+    lines = [PAGE.format(transformers=transformers.__version__, timm=timm.__version__)]
+    lines += ["| task | types | explained, verified | refused, with the reason |", "|---|---|---|---|"]
+    by_task = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+    for task, own in by_task.items():
+        counts = {kind: sum(row.result == kind for row in own) for kind in ("yes", "refused")}
+        name = "timm, the smallest network of each module" if task == "timm" else task
+        lines.append(f"| {name} | {len(own)} | {counts['yes']} | {counts['refused'] or ''} |")
+    if networks:
+        resolved = sum(network.adapter is not None for network in networks)
+        lines += [
+            "",
+            f"Of timm's {len(networks)} networks, {resolved} resolve from their configs alone, without weights.",
+        ]
+    for task, own in by_task.items():
+        lines += ["", f"## {task}", "", *_table(own)]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    network = "network | " if rows[0].network else ""
+    yield f"| {'module' if network else 'type'} | {network}layer | layout | method | picture | says who | verified |"
+    yield "|---|---|---|---|---|---|---|" + ("---|" if network else "")
+    for row in rows:
+        name = f"{row.name} | {row.network}" if network else row.name
+        layout = row.layout and f"`{row.layout}`"
+        shown = "no map" if row.result == "refused" else row.result
+        yield f"| {name} | {row.layer} | {layout} | {row.method} | {row.picture} | {row.note} | {shown} |"
+
+
+def main() -> int:
+    """Print the counts; 1 where anything fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", action="append", choices=list(TASKS), help="only this task")
-    parser.add_argument("--timm", action="store_true", help="the networks of timm")
-    parser.add_argument("--sample", type=int, help="with --timm: so many networks, drawn by a fixed seed")
-    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--timm", action="store_true", help="also the networks of timm")
+    parser.add_argument("--only-timm", action="store_true", help="nothing but the networks of timm")
+    parser.add_argument("--write", type=Path, help="a Markdown file for the tables")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    if arguments.timm:
-        names = timm.list_models()
-        if arguments.sample:
-            names = sorted(random.Random(0).sample(names, arguments.sample))
-        networks = list(timm_networks(names))
-        resolved = [network.row for network in networks]
-        print(f"timm networks: {sum(row.counts for row in resolved)} of {len(resolved)} resolve")
-        print(*(f"  failed: {row.name}: {row.note}" for row in resolved if not row.counts), sep="\n", flush=True)
-        report(list(timm_runs(networks)), by="timm modules, the smallest network of each")
-        return
-    rows = list(transformers_rows(arguments.task or tuple(TASKS)))
-    report(rows)
+    rows: list[Row] = []
+    networks: list[Network] = []
+    for task in () if arguments.only_timm else arguments.task or TASKS:
+        own = list(transformers_rows([task]))
+        print(report(own, task), *failures(own), sep="\n", flush=True)
+        rows += own
+    if rows:
+        print(report(rows, "transformers in all"), flush=True)
+    if arguments.timm or arguments.only_timm:
+        networks = list(timm_networks(timm.list_models()))
+        unknown = [network.name for network in networks if network.adapter is None]
+        print(f"timm networks: {len(networks) - len(unknown)} of {len(networks)} resolve from their configs alone")
+        print(*(f"  failed: {name}" for name in unknown), sep="\n", flush=True)
+        own = list(timm_rows(smallest_of_each(networks)))
+        print(report(own, "timm modules"), *failures(own), sep="\n")
+        rows += own
     if arguments.write:
-        arguments.write.write_text(table(rows), encoding="utf-8")
+        arguments.write.write_text(page(rows, networks), encoding="utf-8")
+    return int(bool(failures(rows)) or any(network.adapter is None for network in networks))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_cam.capture import call
 from hf_cam.catalogue import refusals
 
 TASKS = {
@@ -288,9 +290,8 @@ OWN: dict[str, Any] = {
     "vilt": {"image_size": 64},
     "owlvit": {"projection_dim": 32},
     "owlv2": {"projection_dim": 32},
-    "clip": {},
+    "blip": {"text_config": {"bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}},
     "yolos": {"num_detection_tokens": 6},
-    "segformer": {},
     "eomt": {"num_hidden_layers": 3},
     "eomt_dinov3": {"num_hidden_layers": 3},
     "videomt": {"num_hidden_layers": 3},
@@ -315,16 +316,17 @@ SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
     ),
     TOKEN_SIZE,
 )  # fmt: skip
-SIZES |= dict.fromkeys(("vivit", "blip-2", "data2vec-vision", "eomt", "eomt_dinov3", "videomt"), (96, 96))
-SIZES |= {"aimv2_vision_model": (96, 96), "llama4": (96, 96), "mllama": (96, 96), "swin2sr": (32, 48)}
-SIZES |= {"levit": (384, 384), "pp_lcnet": (192, 320), "dpt": (192, 192), "pvt": (256, 256), "rf_detr": (192, 192)}
+SIZES |= {"swin2sr": (32, 48), "pp_lcnet": (192, 320)}
 """Height and width of the picture; `STAGED_SIZE` for those that are not named."""
+SQUARES: dict[str | tuple[str, str], int] = {
+    "levit": 384, "pvt": 256, "rf_detr": 192, "eomt": 96, "eomt_dinov3": 96, "videomt": 96, "aimv2_vision_model": 96,
+    "llama4": 96,
+    ("zero-shot-image-classification", "blip-2"): 96, ("semantic-segmentation", "data2vec-vision"): 96,
+    ("semantic-segmentation", "dpt"): 192, ("depth-estimation", "dpt"): 192,
+}  # fmt: skip
+"""Side of the picture of types, or heads of a type, that take nothing but squares."""
 VIDEOS = ("timesformer", "videomae", "videoprism", "videoprism_vision_model", "vivit", "vjepa2", "videomt")
 WORDS = 6
-
-
-SPREADS = ("efficientnet", "levit", "mobilevit")
-"""With random weights these spread every disturbance over their whole last map (or lose it on the way there)."""
 
 
 @dataclass(frozen=True)
@@ -335,11 +337,13 @@ class Case:
         task: Of transformers' auto classes.
         model_type: Of the config.
         model_class: Name of the class in transformers.
+        picture: Height and width of the picture, where they are not the usual ones.
     """
 
     task: str
     model_type: str
     model_class: str
+    picture: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.task}: {self.model_type}"
@@ -350,15 +354,24 @@ class Case:
         return any(self.model_type in refusal.model_types for refusal in refusals())
 
     @property
+    def only_squares(self) -> bool:
+        """True where the model takes no other picture."""
+        return self._side is not None
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the picture."""
-        return SIZES.get(self.model_type, STAGED_SIZE)
+        if self.picture is not None:
+            return self.picture
+        side = self._side
+        return SIZES.get(self.model_type, STAGED_SIZE) if side is None else (side, side)
+
+    @property
+    def _side(self) -> int | None:
+        return SQUARES.get((self.task, self.model_type)) or SQUARES.get(self.model_type)
 
     def build(self) -> nn.Module:
-        """The model with random weights large enough for a disturbance of the picture to come through.
-
-        But not so large that a probability map saturates.
-        """
+        """The model with random weights through which a disturbance of the picture comes, as through trained ones."""
         torch.manual_seed(0)
         model_class = getattr(hf, self.model_class)
         config = model_class.config_class(**settings(self.model_type, model_class.config_class))
@@ -366,16 +379,58 @@ class Case:
         if self.model_type == "dinat":
             _replace_natten()
         model = model_class(config).eval()
-        for module in model.modules() if not self.model_class.startswith(("PPOCR", "MobileNetV2Model")) else ():
+        for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.05)
+        for name, parameter in model.named_parameters():
+            if name.endswith("predictions.bias"):  # of a decoder, which else may write nothing
+                nn.init.constant_(parameter[5:6], 20)
+        prepare(model, _inputs(self, model))
         return model
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         """Noise and words of this model's kind."""
         return _inputs(self, model)
+
+
+def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Give a model of random weights two things of a trained one, without which no place of the picture comes through.
+
+    Batch norms count what comes by: at their initial 0 and 1 a signal dies or explodes. LeViT's attention prefers near
+    places: at zero its position biases take the mean of all, and nothing else carries a place between its stages.
+    """
+    for module in model.modules():
+        if hasattr(module, "attention_biases") and hasattr(module, "attention_bias_idxs"):
+            _prefer_near(module)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None  # the plain mean
+        norm.reset_running_stats()
+        norm.train()
+    batch = {name: torch.cat([value] * 4) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    noise = torch.randn(batch["pixel_values"].shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        call(model, {**batch, "pixel_values": noise})
+    model.eval()
+
+
+def _prefer_near(attention: nn.Module) -> None:
+    """Biases that fall with the distance of two places, along rows and columns together."""
+    near = attention.attention_bias_idxs
+    if hasattr(attention, "resolution"):  # timm's, whose index is rows apart times the columns, and columns apart
+        columns = attention.resolution[1]
+        distance = near // columns + near % columns
+    else:
+        coarse, fine = (math.isqrt(count) for count in near.shape)
+        apart = (torch.arange(coarse)[:, None] * (fine / coarse) - torch.arange(fine)).abs()  # along one axis
+        distance = (apart[:, None, :, None] + apart[None, :, None, :]).reshape(near.shape)
+    with torch.no_grad():
+        attention.attention_biases[:, near] = -3.0 * distance
+    attention.attention_bias_cache = {}
 
 
 def _replace_natten() -> None:
@@ -417,7 +472,7 @@ def _set_image_size(config: Any, case: Case) -> None:
             part.image_size = case.size if case.model_type in RECTANGULAR else case.size[0]
 
 
-RECTANGULAR = {"beit", "yolos", "swin", "swinv2", "donut-swin", "videomae", "hiera"}
+RECTANGULAR = {"beit", "yolos", "swin", "swinv2", "donut-swin", "videomae", "vivit", "hiera"}
 """Whose configs take height and width; others interpolate the positions of a square, or take any size."""
 
 

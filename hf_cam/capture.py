@@ -17,7 +17,7 @@ from hf_cam.guard import borrowed, forwards, unwrap
 from hf_cam.layouts import Size
 from hf_cam.linear import by_tokens
 
-PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask")
+PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
 """What transformers' forwards take without listing it."""
 
 

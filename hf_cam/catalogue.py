@@ -29,12 +29,15 @@ class Entry:
     heads: tuple[str, ...] = ("*",)
     prefix: int | str = 0
     suffix: int | str = 0  # or "padding"
+    square: bool = False
     method: str = "gradcam"
     reason: str = ""
 
-    def matches(self, model_type: str, head: str) -> bool:
-        """True for a model of this `config.model_type` whose class is named `head`."""
-        return model_type in self.model_types and any(fnmatch(head, pattern) for pattern in self.heads)
+    def matches(self, model_type: str, *heads: str) -> bool:
+        """True for a model of this `config.model_type` whose class has one of these names."""
+        return model_type in self.model_types and any(
+            fnmatch(head, pattern) for head in heads for pattern in self.heads
+        )
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,17 @@ def _catalogue_folder() -> Path:
 
 def from_catalogue(module: nn.Module) -> Adapter | None:
     """What the catalogue says of this model; None where it has no entry."""
-    config, net = config_of(module), timm_model(module)
-    model_type, head = ("timm", net) if net is not None else (getattr(config, "model_type", ""), module)
-    entry = next((entry for entry in catalogue() if entry.matches(model_type, type(head).__name__)), None)
+    net = timm_model(module)
+    config: Any = config_of(module) if net is None else net  # timm keeps its counts on the network
+    model_type = "timm" if net is not None else getattr(config, "model_type", "")
+    names = (type(module if net is None else net).__name__, getattr(net, "pretrained_cfg", {}).get("architecture", ""))
+    entry = next((entry for entry in catalogue() if entry.matches(model_type, *names)), None)
     if entry is None:
         return None
     layers = tuple(resolve_layer(module, pattern) for pattern in entry.layers)
     suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
-    patch = None if entry.axes in MAPS else patch_of(config)
-    layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch)
+    patch = None if entry.axes in MAPS or net is not None else patch_of(config)
+    layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch, entry.square)
     return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason)
 
 

@@ -48,12 +48,14 @@ class Layout:
         suffix: Tokens behind the grid, such as YOLOS's detection tokens; None: padding of any length (needs a patch).
         patch: Height and width in input pixels of the model's smallest cell; a token grid is then that patch times
             a power of two, and a map's cells are as oblong as it. None: any stride that is the same along both axes.
+        square: True where the model itself mixes up its cells unless the picture is square.
     """
 
     axes: str
     prefix: int = 0
     suffix: int | None = 0
     patch: Size | None = None
+    square: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no activation can have."""
@@ -71,9 +73,14 @@ class Layout:
         (6, 4)
 
         Raises:
-            LayoutError: the number of axes or of tokens does not fit.
+            LayoutError: the number of axes or of tokens does not fit, or the picture is not square and has to be.
         """
         shape = tuple(shape)
+        if self.square and image_size[0] != image_size[1]:
+            raise LayoutError(
+                f"this model mixes up rows and columns of a picture that is not square, such as one of "
+                f"{image_size[0]} x {image_size[1]}; resize it to a square first"
+            )
         expected = {NCHW: 4, NHWC: 4, NCDHW: 5}.get(self.axes, 3)
         if len(shape) != expected:
             raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")

@@ -199,10 +199,7 @@ def _ranked(traced: Trace, field: Tensor, score: Tensor) -> list[_Candidate]:
         and (part := share(one.edge)) >= MIN_SHARE
         for layout in _readings(one.shape, traced)
     ]
-    if not readable:
-        return []
-    pool = [candidate for candidate in _in_scope(readable) if candidate.layer]
-    pool = _without_class_maps(pool, classes=field.shape[1 if field.ndim >= 4 else -1])
+    pool = _without_class_maps(_in_scope(readable), classes=field.shape[1 if field.ndim >= 4 else -1])
     pool.reverse()  # the deepest first
     return sorted(pool, key=lambda candidate: candidate.side)
 
@@ -212,8 +209,19 @@ def _aside(one: Produced, share: float) -> bool:
 
 
 def _in_scope(readable: list[_Candidate]) -> list[_Candidate]:
-    """At the coarsest grid where the trunk ends there; else (decoders) what comes before a map gets finer again."""
-    coarsest = min(candidate.cells for candidate in readable)
+    """Named layers at the coarsest grid where the trunk ends there; else (decoders) before a map gets finer again.
+
+    A grid at which no layer has a name but the target is one that the model only puts its answer on.
+    """
+    scope: list[_Candidate] = []
+    while readable and not scope:
+        coarsest = min(candidate.cells for candidate in readable)
+        scope = [candidate for candidate in _scope(readable, coarsest) if candidate.layer]
+        readable = [candidate for candidate in readable if candidate.cells > coarsest]
+    return scope
+
+
+def _scope(readable: list[_Candidate], coarsest: int) -> list[_Candidate]:
     trunk = [candidate for candidate in readable if candidate.share >= TRUNK]
     if trunk and trunk[-1].cells == coarsest:
         return [candidate for candidate in readable if candidate.cells == coarsest]

@@ -1,0 +1,106 @@
+"""The map that a model gives of its own accord: through `Explainer`'s head and method, of a picture of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+
+from benchmarks.tiny_models import Case
+from hf_cam.cam import Saliency
+from hf_cam.capture import call
+from hf_cam.errors import HFCamError
+from hf_cam.explainer import Explainer
+from hf_cam.geometry import Axis, Geometry
+from hf_cam.heads import Head, Request
+from hf_cam.loading import LoadedModel
+from hf_cam.targets import EmbeddingSimilarity, Target, embedding_of, rows
+
+PROMPTS = ("a red cup", "a kettle")
+WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", "red", "cup", "kettle", "thing", "detect", ".", ",")
+PICTURES = 4  # a target of random weights may find nothing that speaks for it in one of them
+EMBEDS = "image-feature-extraction"
+FROM_TEXT = ("input_ids", "attention_mask", "decoder_input_ids")
+
+
+class NoMapError(HFCamError, ValueError):
+    """No picture of noise gives a map."""
+
+
+def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Saliency:
+    """The map of the first thing that the model's own head finds to explain, by the method that hf-cam chooses.
+
+    Args:
+        case: What the model is.
+        model: From `case.build()`.
+        inputs: From `case.inputs(model)`; its words are left out, the head brings its own.
+
+    Returns:
+        One map of one picture, `[1, 1, H, W]` (`[1, 1, T, H, W]` of a video); it has been checked to be as large as the
+        picture, finite and not the same everywhere.
+
+    Raises:
+        NoMapError: it is none of that on several pictures.
+        HFCamError: where hf-cam refuses, among them `NoGradientError` where nothing in the layer matters.
+    """
+    pictures = {name: value for name, value in inputs.items() if not _from_text(name)}
+    explainer = Explainer(LoadedModel(model, None, _labels(model), _tokenizer()))
+    for noise in (pictures["pixel_values"], *(_noise(pictures["pixel_values"], seed) for seed in range(1, PICTURES))):
+        found = _explained(case, explainer, {**pictures, "pixel_values": noise})
+        frames = noise.shape[1:2] if noise.ndim == 5 else ()
+        expected = (1, 1, *frames, *case.size)
+        if found.maps.shape != expected:
+            raise NoMapError(f"a map of the shape {tuple(found.maps.shape)} where {expected} is the picture's")
+        if not all(raw.isfinite().all() for raw in (*found.raw, found.maps)):
+            raise NoMapError("a map that is not finite")
+        if found.maps.amax() > found.maps.amin():
+            return found
+    raise NoMapError(f"an empty map of each of {PICTURES} pictures")
+
+
+def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) -> Saliency:
+    head = explainer.head
+    target = _like_another(explainer.loaded.model, pictures) if case.task == EMBEDS else None
+    texts = PROMPTS[: 1 if case.task == "visual-question-answering" else 2] if head.takes_text else ()
+    [request, *_] = head.rounds(Request(target, texts), pictures)
+    head.check(request)
+    geometry = Geometry(case.size, case.size, Axis(1, 0), Axis(1, 0), (0, 0, *case.size))
+
+    def select(outputs: Any) -> list[list[Target]]:
+        return [[_first(head, rows(outputs, 0, 1), request, geometry)]]
+
+    return explainer.cam.saliency(**{**pictures, **head.inputs(request)}, select=select)
+
+
+def _first(head: Head, output: Any, request: Request, geometry: Geometry) -> Target:
+    return head.subjects(output, request, geometry)[0].target
+
+
+def _like_another(model: nn.Module, pictures: Mapping[str, Any]) -> EmbeddingSimilarity:
+    other = {**pictures, "pixel_values": _noise(pictures["pixel_values"], PICTURES)}
+    with torch.no_grad():
+        return EmbeddingSimilarity(embedding_of(rows(call(model, other), 0, 1)))
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _from_text(name: str) -> bool:
+    return name in FROM_TEXT or name.startswith(("classes_", "tasks_"))
+
+
+def _labels(model: nn.Module) -> dict[int, str]:
+    count = getattr(model.config, "num_labels", None) or 0
+    return {index: f"class {index}" for index in range(count)}
+
+
+def _tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token a word."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
