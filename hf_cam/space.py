@@ -89,8 +89,8 @@ def deploy(repo: str, private: bool = False) -> str:
 def requirements(pyproject: Mapping[str, Any], extra: str) -> list[str]:
     """What a project and one of its extras need from elsewhere, extras of extras included.
 
-    >>> project = {"name": "it", "dependencies": ["torch"], "optional-dependencies": {"a": ["it[b]"], "b": ["gradio>=6"]}}
-    >>> requirements({"project": project}, "a")
+    >>> extras = {"a": ["it[b]"], "b": ["gradio>=6"]}
+    >>> requirements({"project": {"name": "it", "dependencies": ["torch"], "optional-dependencies": extras}}, "a")
     ['gradio>=6', 'torch']
     """
     project = pyproject["project"]

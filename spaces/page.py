@@ -187,7 +187,12 @@ def opened(found: Found, alpha: float, colormap: str) -> list[Any]:
     gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=0)
     clickable = tab_of(MODELS.kind(found.wish.model)) in ("detect", "segment")
     large = gr.Image(marked(found) if clickable else None, visible=clickable)
-    return [found, gallery, large, *show(found, alpha, colormap)]
+    return [found, gallery, large, *show(found, alpha, colormap), *cleared()]
+
+
+def cleared() -> list[Any]:
+    """What was compared and measured of something else."""
+    return [None, gr.Column(visible=False), ""]
 
 
 def marked(found: Found) -> Any:
@@ -221,7 +226,7 @@ def choose(found: Found | None, alpha: float, colormap: str, event: gr.SelectDat
     if found is None:
         raise gr.Error("Press Explain first.", print_exception=False)
     chosen = Found(found.wish, found.explanations, min(event.index, len(found.explanations) - 1))
-    return [chosen, *show(chosen, alpha, colormap)]
+    return [chosen, *show(chosen, alpha, colormap), *cleared()]
 
 
 def point(event: gr.SelectData, path: str, found: Found | None, *settings: Any) -> list[Any]:
@@ -234,7 +239,8 @@ def point(event: gr.SelectData, path: str, found: Found | None, *settings: Any) 
     under = [i for i, one in enumerate(found.explanations) if one.box is not None and _inside(one.box, x, y)]
     if under:
         chosen = Found(found.wish, found.explanations, min(under, key=lambda i: _area(found.explanations[i].box)))
-        return [chosen, gr.Gallery(selected_index=chosen.shown), gr.skip(), *show(chosen, alpha, colormap)]
+        gallery = gr.Gallery(selected_index=chosen.shown)
+        return [chosen, gallery, gr.skip(), *show(chosen, alpha, colormap), *cleared()]
     model, _, *rest = given
     return press(path, model, (x, y), *rest, alpha, colormap)
 
@@ -526,7 +532,8 @@ def build() -> gr.Blocks:
         colours = [alpha, colormap]
         wish = [model, target, prompts, method, layers, aug_smooth, eigen_smooth]
         shown = [slider, says, code, overlay_file, picture_file, numbers_file]
-        everything = [found, gallery, large, *shown]
+        of_another = [grid, curves, scores]
+        everything = [found, gallery, large, *shown, *of_another]
         work = {"api_visibility": "private", "concurrency_id": "work", "concurrency_limit": VISITORS}
         on_map = {**work, "show_progress_on": [slider]}
         at_once = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
@@ -540,7 +547,7 @@ def build() -> gr.Blocks:
         trust_go.click(told(trust), found, judgement, show_progress_on=[scores], **work)
         for button in (stop, compare_stop, trust_stop):
             button.click(stopped, queue=False, **at_once)
-        gallery.select(told(choose), [found, *colours], [found, *shown], **at_once)
+        gallery.select(told(choose), [found, *colours], [found, *shown, *of_another], **at_once)
         for control in colours:
             control.change(told(recolour), [found, *colours], shown, trigger_mode="always_last", **at_once)
         for tab, item in tab_items.items():
