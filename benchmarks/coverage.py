@@ -200,8 +200,8 @@ def _run(network: Network, row: Row, *, prepared: bool) -> Row:
 
 
 LARGEST = 256
-SHALLOW = {"xcit": {"depth": 2}}
-"""Networks whose many convolutions over tokens blur each over its neighbours, so that a shift would hardly be seen."""
+WIDTHS = {"xcit": 64}
+"""Where stacked convolutions centre a token nearly half a token off, a shift by one is told by where it wraps round."""
 STRETCH = ("crossvit",)
 """Networks that stretch every picture to a square themselves."""
 
@@ -218,14 +218,15 @@ def build_timm(name: str) -> tuple[nn.Module, Tensor, bool]:
     256 pixels high.
     """
     channels, height, width = timm.get_pretrained_cfg(name).input_size
-    side, depth = min(height, LARGEST), SHALLOW.get(name.partition("_")[0], {})
-    narrow = [] if name.startswith(STRETCH) else [((side, side - 64), True), ((side, side - 64), False)]
+    side = min(height, LARGEST)
+    oblong = (side, WIDTHS.get(name.partition("_")[0], side - 64))
+    narrow = [] if name.startswith(STRETCH) else [(oblong, True), (oblong, False)]
     failures = []
     for size, own in (*narrow, ((height, width), False)):
         torch.manual_seed(0)
         picture = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(1))
         try:
-            net = timm.create_model(name, pretrained=False, **depth, **({"img_size": size} if own else {})).eval()
+            net = timm.create_model(name, pretrained=False, **({"img_size": size} if own else {})).eval()
             with torch.no_grad():
                 net(picture)
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
