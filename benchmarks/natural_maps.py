@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from benchmarks.tiny_models import Case
-from hf_cam.cam import Saliency
+from hf_cam.cam import CAM, Saliency
 from hf_cam.capture import call
 from hf_cam.errors import HFCamError
 from hf_cam.explainer import Explainer
@@ -23,8 +23,18 @@ from hf_cam.targets import EmbeddingSimilarity, Target, embedding_of, rows
 PROMPTS = ("a red cup", "a kettle")
 WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", "red", "cup", "kettle", "thing", "detect", ".", ",")
 PICTURES = 4  # a target of random weights may find nothing that speaks for it in one of them
+PROMPTED = {"zero-shot-image-classification": 2, "zero-shot-object-detection": 2, "visual-question-answering": 1}
 EMBEDS = "image-feature-extraction"
 FROM_TEXT = ("input_ids", "attention_mask", "decoder_input_ids")
+
+
+def first_segment(output: Mapping[str, Tensor]) -> Tensor:
+    """The highest class logit of the first query in a video's first frame."""
+    return output["class_queries_logits"].flatten(0, -3)[0, 0].amax()
+
+
+ASKED: dict[str, Target] = {"videomt": first_segment}
+"""Types that find things frame by frame, for which the caller names the target."""
 
 
 class NoMapError(HFCamError, ValueError):
@@ -48,9 +58,15 @@ def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Sali
         HFCamError: where hf-cam refuses, among them `NoGradientError` where nothing in the layer matters.
     """
     pictures = {name: value for name, value in inputs.items() if not _from_text(name)}
-    explainer = Explainer(LoadedModel(model, None, _labels(model), _tokenizer()))
+    asked = ASKED.get(case.model_type)
+    explainer = None if asked else Explainer(LoadedModel(model, None, _labels(model), _tokenizer()))
     for noise in (pictures["pixel_values"], *(_noise(pictures["pixel_values"], seed) for seed in range(1, PICTURES))):
-        found = _explained(case, explainer, {**pictures, "pixel_values": noise})
+        given = {**pictures, "pixel_values": noise}
+        found = (
+            _explained(case, explainer, given)
+            if explainer
+            else CAM(model, "auto").saliency(**given, select=lambda _: [[asked]])
+        )
         frames = noise.shape[1:2] if noise.ndim == 5 else ()
         expected = (1, 1, *frames, *case.size)
         if found.maps.shape != expected:
@@ -65,7 +81,7 @@ def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Sali
 def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) -> Saliency:
     head = explainer.head
     target = _like_another(explainer.loaded.model, pictures) if case.task == EMBEDS else None
-    texts = PROMPTS[: 1 if case.task == "visual-question-answering" else 2] if head.takes_text else ()
+    texts = PROMPTS[: PROMPTED.get(case.task, 0)]
     [request, *_] = head.rounds(Request(target, texts), pictures)
     head.check(request)
     geometry = Geometry(case.size, case.size, Axis(1, 0), Axis(1, 0), (0, 0, *case.size))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,15 +13,19 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_cam
-from benchmarks.coverage import timm_networks
+from benchmarks import tiny_models
+from benchmarks.coverage import Network, build_timm, failures, smallest_of_each, timm_networks, timm_rows
+from benchmarks.natural_maps import natural_map
 from benchmarks.tiny_models import TASKS, Case, cases
 from hf_cam.adapter import Adapter
+from hf_cam.capture import call
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.infer import infer_adapter
-from hf_cam.layouts import BY_PLACE, NCHW, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
+from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
 from hf_cam.testing import check_adapter
 
 HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]
+SQUARES = [case for case in HEADS if case.only_squares]
 EXPECTED = {
     "image-classification": 42,
     "zero-shot-image-classification": 12,
@@ -41,13 +47,36 @@ def case_of(task: str, model_type: str) -> Case:
 # Warnings of the models about their own configs: vocabularies of other sizes, classes to be renamed.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", [case for case in HEADS if not case.refused], ids=str)
-def test_an_architecture_is_found_without_an_argument_and_lies_in_space_as_found(case: Case) -> None:
+def test_an_architecture_is_explained_without_an_argument_and_lies_in_space_as_found(case: Case) -> None:
     net = case.build()
     inputs = case.inputs(net)
-    for check in check_adapter(net, infer_adapter(net, inputs=inputs), inputs=inputs):
+    adapter = natural_map(case, net, inputs).adapter
+    for check in check_adapter(net, adapter, inputs=inputs):
         assert check.verdict == "confirmed"
         assert check.coverage >= 0.95
         assert min(check.grid) >= 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", ["as a number", "as height and width"])
+@pytest.mark.parametrize(
+    "case", [case for case in HEADS if case.only_squares and case.model_type != "rf_detr"], ids=str
+)
+def test_what_is_checked_on_a_square_takes_no_other_picture(case: Case, size: str, monkeypatch) -> None:
+    if size == "as height and width":
+        monkeypatch.setattr(tiny_models, "RECTANGULAR", {case.model_type})
+    side = case.size[0]
+    oblong = replace(case, picture=(side, side * 3 // 2))
+    with pytest.raises((RuntimeError, TypeError), match=r"size|shape|expected|operand"):
+        call(oblong.build(), oblong.inputs(case.build()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_mixes_up_what_is_not_square_is_refused_unless_it_is() -> None:
+    case = replace(case_of("object-detection", "rf_detr"), picture=(128, 192))
+    net = case.build()
+    with pytest.raises(LayoutError, match=r"mixes up rows and columns of a picture that is not square.* 128 x 192"):
+        hf_cam.CAM(net)(case.inputs(net)["pixel_values"], targets=lambda output: output.logits.sum())
 
 
 def test_the_registry_is_whole() -> None:
@@ -217,19 +246,71 @@ def test_patches_that_no_convolution_cuts_are_known_from_the_module_that_cuts_th
 # timm ----------------------------------------------------------------------------------------------------------------
 
 
-def test_every_drawn_network_of_timm_resolves_without_weights() -> None:
+def test_every_drawn_network_of_timm_resolves_from_its_config_alone() -> None:
     names = random.Random(0).sample(timm.list_models(), 12)
-    failed = [network.row for network in timm_networks(names) if not network.row.counts]
-    assert not failed
+    assert not [network.name for network in timm_networks(names) if network.adapter is None]
+
+
+ODD = {
+    "tnt_s_patch16_224": ["blocks.11.norm_out"],
+    "vit_small_patch16_18x2_224": ["blocks.16"],
+    "vit_base_patch16_xp_224": ["blocks.11.in_norm"],
+    "gemma4_vit_167m": ["encoder.blocks.15"],
+    "mvitv2_base_cls": ["stages.3.blocks.2.norm1"],
+    "mvitv2_tiny": ["norm"],
+    "twins_svt_small": ["norm"],
+    "samvit_base_patch16_224": ["neck"],
+    "cait_xxs24_224": ["blocks_token_only.1.norm1"],
+}
+
+
+def test_what_timms_metadata_does_not_tell_stands_in_the_catalogue() -> None:
+    found = {network.name: network.adapter for network in timm_networks(ODD)}
+    assert {name: list(adapter.layers) for name, adapter in found.items() if adapter is not None} == ODD
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "tnt_s_patch16_224", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientvit_b0"]
-)
-def test_a_network_of_timm_is_right_in_space(name: str) -> None:
-    torch.manual_seed(0)
-    net = timm.create_model(name, pretrained=False).eval()
-    [check] = check_adapter(net)
-    assert check.verdict != "refuted"
-    assert check.coverage >= 0.95
-    assert infer_adapter(net).layouts[0].axes in (NCHW, NHWC, "b (h w) c")
+    "name",
+    [
+        "test_resnet", "test_vit", "test_efficientnet", "mobilenetv3_small_050", "efficientvit_b0", "levit_128s",
+        "levit_conv_128s", "crossvit_tiny_240", "pit_ti_distilled_224", "coat_lite_tiny", "visformer_tiny",
+    ],
+)  # fmt: skip
+def test_a_network_of_timm_is_explained_and_right_in_space(name: str) -> None:
+    assert failures(timm_rows(timm_networks([name]))) == []
+
+
+def test_a_stretched_picture_is_no_grid_of_cells() -> None:
+    net, picture, only_squares = build_timm("crossvit_tiny_240")
+    assert only_squares
+    with pytest.raises(LayoutError, match="fit no grid"):
+        hf_cam.CAM(net)(picture[..., :176])
+
+
+def test_the_smallest_network_stands_for_its_module() -> None:
+    networks = [Network("b", "two", 5, None), Network("a", "one", 3, None), Network("c", "two", 4, None)]
+    assert [network.name for network in smallest_of_each(networks)] == ["a", "c"]
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+def test_the_page_names_every_type_and_counts_its_own_rows() -> None:
+    sections = dict(part.split("\n", 1) for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:])
+    counted = {
+        cells[1].strip(): [int(cell or 0) for cell in map(str.strip, cells[2:-1])]
+        for line in PAGE.read_text(encoding="utf-8").split("\n## ")[0].splitlines()
+        if line.startswith("| ") and (cells := line.split("|"))[1].strip() in TASKS
+    }
+    for task in TASKS:
+        rows = [line.split(" | ") for line in sections[task].splitlines() if line.startswith("| ")][1:]
+        assert [row[0].removeprefix("| ") for row in rows] == [case.model_type for case in cases(task)]
+        ends = [row[-1].removesuffix(" |") for row in rows]
+        asked = sum("the caller names" in end for end in ends)
+        assert counted[task] == [len(rows), ends.count("yes"), asked, ends.count("no map")]
+        refused = {row[0].removeprefix("| ") for row in rows if row[-1].startswith("no map")}
+        assert refused == {case.model_type for case in cases(task) if case.refused}
+    modules = [line.split(" | ")[0].removeprefix("| ") for line in sections["timm"].splitlines() if line[:2] == "| "]
+    assert modules[1:] == sorted(timm.list_modules())
