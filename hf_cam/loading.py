@@ -100,7 +100,7 @@ class LoadedModel:
         if hasattr(self.processor, "model_input_names"):
             encoded = self._processed(images)
         else:
-            encoded = {"pixel_values": _stack([self._called(image) for image in images])}
+            encoded = {"pixel_values": _together([self._called(image) for image in images])}
         module = unwrap(self.model)
         return {
             name: value
@@ -125,11 +125,11 @@ class LoadedModel:
             encoded["pixel_values"] = encoded.pop("pixel_values_videos")
         return encoded
 
-    def _called(self, image: Picture) -> Any:
+    def _called(self, image: Picture) -> Tensor:
         """What a processor that is a plain function makes of an image, or of each frame of a video."""
         if not isinstance(image, Video):
-            return self.processor(image)
-        frames = _stack([self.processor(frame) for frame in image.frames])
+            return _picture(self.processor(image))
+        frames = _together([_picture(self.processor(frame)) for frame in image.frames])
         return frames if self.watches else frames.transpose(0, 1)
 
     @cached_property
@@ -221,12 +221,15 @@ def _longest_text(config: Any) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
-            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise OptionError(f"a processor returns a tensor [C, H, W] for an image, this one returned {got}")
-    tensors = [tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor for tensor in tensors]
+def _picture(tensor: Any) -> Tensor:
+    """What a caller's processor made of a picture, `[C, H, W]`."""
+    if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise OptionError(f"a processor returns a tensor [C, H, W] for an image, this one returned {got}")
+    return tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
+
+
+def _together(tensors: list[Tensor]) -> Tensor:
     if len({tensor.shape for tensor in tensors}) > 1:
         raise ModelError("the processor returns images of different sizes; use batch_size=1")
     return torch.stack(tensors)

@@ -331,12 +331,16 @@ def field_of(output: Any, names: Sequence[str]) -> Tensor:
 def embedding_of(output: Any) -> Tensor:
     """What one sample's output says of the whole image: its embedding, its pooled output, or the mean hidden state.
 
+    Of a backbone the mean of its last feature map.
+
     Returns:
         `[D]`.
 
     Raises:
         TargetError: it holds no embedding.
     """
+    if isinstance(output, Mapping) and isinstance(levels := output.get("feature_maps"), list | tuple):
+        return embedding_of({"last_hidden_state": levels[-1]})  # a backbone's, finest first
     for name in EMBEDDINGS:
         value = output.get(name) if isinstance(output, Mapping) else None
         if isinstance(value, Tensor):

@@ -1091,3 +1091,59 @@ def test_a_detector_of_writing_explains_every_piece_of_it(photo):
         head.subjects({"last_hidden_state": shares}, Request((3, 3)), geometry)
     [nothing] = head.subjects({"last_hidden_state": torch.full((1, 64, 96), 0.1)}, Request(), geometry)
     assert nothing.flags == ("below the threshold",)
+
+
+# Depth, embeddings and batches of every kind -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in cases("depth-estimation") if case.model_type not in ("dpt", "zoedepth")], ids=str
+)
+def test_every_estimator_of_depth_explains_what_is_near_a_mask_and_a_pixel(photo, case):
+    model = case.build()
+
+    def to_size(image):
+        return torch.from_numpy(np.array(image.resize(case.size[::-1]))).permute(2, 0, 1) / 255
+
+    mask = np.zeros((128, 192), bool)
+    mask[20:60, 30:100] = True
+    found = [
+        hf_cam.explain(photo, model, processor=to_size, method="gradcam-elementwise", target=target)[0]
+        for target in (None, mask, (50, 30))
+    ]
+    assert [one.label for one in found] == ["nearest region", "depth of the mask", "depth at (50, 30)"]
+    assert all(one.heatmap.shape == (128, 192) and one.heatmap.any() for one in found)
+    assert found[0].score >= found[1].score
+
+
+def test_a_multi_label_classifier_scores_each_class_by_its_own_sigmoid(photo):
+    loaded = tiny_vit()
+    loaded.model.config.problem_type = "multi_label_classification"
+    loaded.model.classifier.bias.data = torch.tensor([2.0, 3.0, 2.5])
+    found = explained(loaded, photo, top_k=3)
+    with torch.no_grad():
+        logits = loaded.model(**loaded.inputs([photo])).logits[0]
+    assert [one.score for one in found] == pytest.approx(sorted(logits.sigmoid().tolist(), reverse=True), abs=1e-5)
+    assert sum(one.score for one in found) > 1
+    [same] = explained(loaded, photo, target=lambda output: output.logits[int(logits.argmax())])
+    np.testing.assert_allclose(found[0].heatmap, same.heatmap, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("demo:detr", {}),
+        ("demo:segformer", {}),
+        ("demo:clip", {"text": ["a yellow bag", "a sneaker", "trouser"]}),
+    ],
+)
+def test_pictures_of_mixed_sizes_are_explained_together_as_alone(model, wanted):
+    scene = hf_cam.load_image(SCENE)
+    pictures = [scene, scene.resize((256, 192)), scene.crop((0, 0, 300, 384))]
+    together = hf_cam.explain(pictures, model, batch_size=3, **wanted)
+    for picture, found in zip(pictures, together, strict=True):
+        alone = hf_cam.explain(picture, model, **wanted)
+        assert [one.label for one in found] == [one.label for one in alone]
+        for one, same in zip(found, alone, strict=True):
+            assert one.heatmap.shape == (picture.height, picture.width)
+            np.testing.assert_allclose(one.heatmap, same.heatmap, atol=1e-3)

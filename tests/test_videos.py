@@ -125,6 +125,23 @@ def test_every_model_of_videos_gets_a_map_a_frame(case):
         found.check()
 
 
+@pytest.mark.parametrize("model_type", ["timesformer", "videomae", "videoprism_vision_model", "vivit"])
+def test_a_video_is_compared_with_another(model_type):
+    case = next(case for case in cases("image-feature-extraction") if case.model_type == model_type)
+    model = case.build()
+
+    def to_size(image):
+        return torch.from_numpy(np.array(image.resize(case.size[::-1]))).permute(2, 0, 1) / 255
+
+    settings = {"processor": to_size, "method": "gradcam-elementwise"}
+    [found] = hf_cam.explain(frames(), model, target=frames()[:, ::-1, ::-1], **settings)
+    assert found.label == "like the other video"
+    assert found.heatmap.shape == (4, *SIDES)
+    assert found.heatmap.any()
+    [itself] = hf_cam.explain(frames(), model, target=frames(), processor=to_size, method="eigencam")
+    assert found.score < itself.score == pytest.approx(1, abs=1e-5)
+
+
 class ReadsOnePlace(nn.Module):
     """A model of volumes whose only class is the brightness of the left half of one frame."""
 

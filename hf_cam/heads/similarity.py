@@ -18,8 +18,8 @@ from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
-from hf_cam.images import load_image
 from hf_cam.targets import SIMILARITIES, EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, field_of, rows
+from hf_cam.videos import Video, moves
 
 TEMPLATE = "a photo of a {}"
 """What a bare word is put into, because the models were trained on captions."""
@@ -48,7 +48,8 @@ class EmbeddingHead(Head):
                 "image to compare with, or as a callable from one sample's output to a scalar"
             )
         if not is_image(request.target) and not callable(request.target):
-            raise TargetError(f"a target is another image or a callable, not {request.target!r}")
+            got = request.target if isinstance(request.target, str | int) else type(request.target).__name__
+            raise TargetError(f"a target is another image or a callable, not {got!r}")
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The similarity to the other image, or the caller's own target."""
@@ -62,7 +63,7 @@ class EmbeddingHead(Head):
         return EmbeddingSimilarity(self._embedding(request))
 
     def _embedding(self, request: Request) -> Tensor:
-        inputs = {**self.loaded.inputs([load_image(request.target)]), **self.inputs(request)}
+        inputs = {**self.loaded.inputs([self.loaded.opened(request.target)]), **self.inputs(request)}
         inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
         module = unwrap(self.loaded.model)
         with borrowed(module), torch.no_grad():
@@ -143,11 +144,11 @@ class PromptHead(EmbeddingHead):
 
 
 def is_image(target: Any) -> bool:
-    """Whether a target is another image: a picture, an array of one, or the path of a file."""
-    if isinstance(target, Image.Image | Path):
+    """Whether a target is another image or video: a picture, an array of one, or the path of a file."""
+    if isinstance(target, Image.Image | Path | Video):
         return True
     if isinstance(target, np.ndarray | Tensor):
-        return target.ndim == 3
+        return target.ndim in (3, 4)
     return isinstance(target, str) and (target.lower().startswith(("http://", "https://")) or _is_file(target))
 
 
@@ -159,4 +160,4 @@ def _is_file(text: str) -> bool:
 
 
 def _name(target: Any) -> str:
-    return Path(target).name if isinstance(target, str | Path) else "the other image"
+    return Path(target).name if isinstance(target, str | Path) else f"the other {'video' if moves(target) else 'image'}"
