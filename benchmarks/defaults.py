@@ -64,11 +64,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/defaults.md"))
     options = parser.parse_args()
     drawn = scenes("test", options.scenes, seed=2)
-    families = []
     for model in options.models:
-        families.append(measured(model, samples_of(model, drawn), options.methods, options.folder))
-        print(f"{model}: {families[-1].chosen}, auto takes {families[-1].auto}", flush=True)
-    write(options.out, families)
+        family = measured(model, samples_of(model, drawn), options.methods, options.folder)
+        write(options.out, family)
+        print(f"{model}: {family.chosen}, auto takes {family.auto}", flush=True)
 
 
 def measured(model: str, samples: Sequence[Sample], methods: Sequence[str], folder: Path) -> Family:
@@ -219,15 +218,14 @@ def layer_of(found: Evaluation) -> str:
     return next(", ".join(row.layers) for row in found.rows if row.map == "gradcam")
 
 
-def write(path: Path, families: Sequence[Family]) -> None:
-    """Put the tables between the marks of the page; the words around them and the tables of other models stay."""
+def write(path: Path, family: Family) -> None:
+    """Put a model's table between the marks of the page; the words around them and the other tables stay."""
     before, rest = path.read_text(encoding="utf-8").split(START)
     body, after = rest.split(END)
     head, *sections = body.split("\n### ")
     pages = {section.split("\n")[0]: f"### {section.strip()}" for section in sections}
     chosen = json.loads(head.strip().strip("`"))
-    for family in families:
-        pages[family.model], chosen[family.model] = family.page, family.chosen
+    pages[family.model], chosen[family.model] = family.page, family.chosen
     names = [model for model in MODELS if model in pages]
     listed = json.dumps({name: chosen[name] for name in names})
     body = f"\n\n`{listed}`\n\n" + "\n\n".join(pages[name] for name in names) + "\n\n"

@@ -17,6 +17,17 @@ probability of a class, a prompt's share among several prompts, and of any other
 segment) the target's own value, which a range below may not hold.
 
 """
+SANITY = """## Sanity of the methods
+
+Does a map depend on what the model learnt, and on what was asked? Written by `python -m benchmarks.sanity`: the small
+trained ViT and ConvNeXt of this package, the maps of one class, after all weights were shuffled (each parameter within
+itself, so that it keeps its distribution), and of another class. A method that ignores the target says so in
+`hf-cam methods` and in `get_method(...).ignores_target`; one that goes by the tokens that the target reads, and on a
+classifier these are the same for every class, in `.ignores_class`. Grad-CAM and its kin on an untrained network draw
+what an untrained network computes: what matters is that nothing near 1 stays of the map.
+
+"""
+START, END = "<!-- sanity -->", "<!-- end of sanity -->"
 
 
 def page() -> str:
@@ -26,7 +37,14 @@ def page() -> str:
     lines += [f"| `{name}` | {meaning} |" for name, meaning in EVIDENCE.items()]
     lines += ["", "Beside every score stand maps that see no model: `noise`, `centred-gaussian` and `sobel`."]
     lines += ["`grid_mosaics` and `grid_pointing_game` play the grid pointing game (chance 1/4), arXiv:2205.10435."]
+    lines += ["", SANITY + measured()]
     return "\n".join(lines) + "\n"
+
+
+def measured() -> str:
+    """What `benchmarks.sanity` wrote into the page, marks included."""
+    text = PAGE.read_text(encoding="utf-8")
+    return text[text.index(START) : text.index(END) + len(END)] if START in text else f"{START}\n\n{END}"
 
 
 def line(metric: Metric) -> str:

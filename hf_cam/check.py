@@ -70,8 +70,10 @@ class Check:
 
     def __str__(self) -> str:
         """In words."""
-        if CONSTANT in self.flags or NO_GRADIENT in self.flags:
+        if NO_GRADIENT in self.flags:
             return "The map is empty: nothing that this method looks at in this layer influences the target."
+        if CONSTANT in self.flags:
+            return "The map is the same everywhere: it does not say where the target is read from."
         change = (
             f"{'falls' if self.drop >= 0 else 'rises'} from {self.confidence:.2f} to {self.confidence - self.drop:.2f}"
         )

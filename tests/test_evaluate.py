@@ -189,6 +189,30 @@ def test_tuning_writes_what_infer_adapter_reads(samples, tmp_path) -> None:
     assert found.score == max(row.means["energy-inside"] for row in found.table.rows)
 
 
+def test_tuning_pushes_to_a_repo_of_the_hub_what_it_chose(hub, samples) -> None:
+    import shutil
+
+    from hf_cam.zoo import demo_model
+
+    shutil.copytree(demo_model("vit"), hub.folder("acme/tuned"))
+    assert hf_cam.explain(samples[0].image, "acme/tuned")[0].layers != ("vit.layers.4.layernorm_before",)
+    found = hf_cam.tune(
+        "acme/tuned",
+        samples[:1],
+        metric="energy-inside",
+        methods=["layercam"],
+        layers=["vit.layers.4.layernorm_before"],
+        push_to_hub="acme/tuned",
+        progress=False,
+        baselines=False,
+    )
+    assert found.written.startswith(f"{hub.url}/acme/tuned/commit/")
+    stored = json.loads((hub.folder("acme/tuned") / "cam_config.json").read_text())
+    assert (stored["method"], stored["layers"]) == ("layercam", ["vit.layers.4.layernorm_before"])
+    [explained] = hf_cam.explain(samples[0].image, "acme/tuned")
+    assert (explained.method, explained.layers) == ("layercam", ("vit.layers.4.layernorm_before",))
+
+
 def test_the_command_prints_the_table_and_draws_the_charts(samples, tmp_path, capsys) -> None:
     Image.fromarray(samples[0].image).save(tmp_path / "scene.png")
     out = tmp_path / "out"

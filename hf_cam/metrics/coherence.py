@@ -51,7 +51,8 @@ def entropy(maps: Tensor) -> Tensor:
     """
     flat = maps.flatten(-2).abs()
     total = flat.sum(-1, keepdim=True)
-    return torch.special.entr(flat / torch.where(total > 0, total, torch.ones_like(total))).sum(-1)
+    shares: Tensor = torch.special.entr(flat / torch.where(total > 0, total, torch.ones_like(total)))
+    return shares.sum(-1)
 
 
 @metric("arcc", "ARCC", paper=PAPER)

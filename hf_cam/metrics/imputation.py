@@ -118,7 +118,8 @@ def _inverse(unknown: Tensor) -> Tensor:
     own = unknown.reshape(-1, cells)
     both = own[:, :, None] * own[:, None]
     # A grid without a known cell leaves the mean open: a trifle on the diagonal closes it.
-    return torch.linalg.inv(system * both + torch.diag_embed(1 - own + 1e-4)) * both
+    inverse: Tensor = torch.linalg.inv(system * both + torch.diag_embed(1 - own + 1e-4))
+    return inverse * both
 
 
 def _cycle(residual: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
