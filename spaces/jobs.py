@@ -79,6 +79,7 @@ def held(lock: Any, words: str) -> Iterator[None]:
     while not lock.acquire(timeout=0.1):
         report(0, words)
     try:
+        check()
         yield
     finally:
         lock.release()

@@ -292,7 +292,9 @@ def trust(found: Found | None) -> list[Any]:
         for name, line in points.items():
             curves[name] += [{"pixels": round(x, 3), "score": y, "map": names[record.map]} for x, y in line]
     drops = [{"map": names[record.map], "drop": record.scores["confidence-drop"]} for record in drawn_maps]
-    return [gr.Column(visible=True), *map(pd.DataFrame, curves.values()), pd.DataFrame(drops), scores_of(table)]
+    heights = [0.0, *(one["drop"] for one in drops)]
+    bars = gr.BarPlot(pd.DataFrame(drops), y_lim=[min(heights), max(heights) or 1.0])  # bars that do not start at 0 lie
+    return [gr.Column(visible=True), *map(pd.DataFrame, curves.values()), bars, scores_of(table)]
 
 
 def _evenly(values: Sequence[float]) -> list[tuple[float, float]]:

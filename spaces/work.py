@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -308,8 +309,9 @@ def fresh_folder() -> Path:
     """A folder for files to download; what lies there longer than half an hour is deleted."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     for folder in SCRATCH.iterdir():
-        if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another visitor's work deletes the same ones
+            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(dir=SCRATCH))
 
 

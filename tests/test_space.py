@@ -296,13 +296,19 @@ def test_few_models_stay_loaded_and_the_oldest_goes():
     assert list(kept) == ["demo:vit", "demo:convnext"]
 
 
-def test_old_downloads_are_deleted(tmp_path, monkeypatch):
+def test_old_downloads_are_deleted_by_whoever_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "SCRATCH", tmp_path)
-    old, young = work.fresh_folder(), work.fresh_folder()
-    os.utime(old, (0, 0))
-    work.fresh_folder()
+    young = work.fresh_folder()
+    for _ in range(5):
+        for number in range(60):
+            old = tmp_path / str(number)
+            old.mkdir()
+            os.utime(old, (0, 0))
+        with ThreadPoolExecutor(8) as pool:
+            fresh = list(pool.map(lambda _: work.fresh_folder(), range(8)))
+        assert len(set(fresh)) == 8
+        assert not any((tmp_path / str(number)).exists() for number in range(60))
     assert young.is_dir()
-    assert not old.exists()
 
 
 def test_deploy_pushes_the_folder_and_from_a_checkout_the_library(hub):

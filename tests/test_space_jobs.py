@@ -65,6 +65,18 @@ def test_the_trust_curves_tell_map_by_map_how_far_they_are(told):
     assert rising(told)
 
 
+def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
+    picture, wish = wished("demo:vit")
+    _, inserted, deleted, road, bars, scores = page.trust(work.explained(picture, wish))
+    for frame in (inserted, deleted, road):
+        assert set(frame["map"]) == set(page.MAPS)
+        assert frame.pixels.between(0, 1).all()
+    table = {cells[1].strip(): cells for line in scores.splitlines()[2:] if (cells := line.split("|"))}
+    for name, line in (("this map", "HiResCAM"), ("random map", "random")):
+        assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
+    assert bars.y_lim[0] == 0 < bars.y_lim[1]
+
+
 def test_a_download_tells_how_far_it_is(hub, vit_folder, told, monkeypatch):
     monkeypatch.setattr(models.BUILDER, "measure", lambda _: models.Scale())
     hub.folder("someone").mkdir(parents=True, exist_ok=True)
@@ -164,9 +176,13 @@ def test_more_visitors_than_the_page_computes_for_wait_their_turn(told, monkeypa
     monkeypatch.setattr(models, "SLOTS", threading.BoundedSemaphore(1))
     kept = models.Models()
 
+    def borrow():
+        with kept.lent("demo:swin"):
+            pytest.fail("there was room for two")
+
     async def visit():
         with kept.lent("demo:vit"):
-            task = asyncio.ensure_future(jobs.run(kept.lent("demo:swin").__enter__, visit="a visit"))
+            task = asyncio.ensure_future(jobs.run(borrow, visit="a visit"))
             while not told:
                 await asyncio.sleep(0.01)
             jobs.end("a visit")
