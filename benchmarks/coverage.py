@@ -223,17 +223,21 @@ def build_timm(name: str) -> tuple[nn.Module, Tensor, bool]:
     narrow = [] if name.startswith(STRETCH) else [(oblong, True), (oblong, False)]
     failures = []
     for size, own in (*narrow, ((height, width), False)):
-        torch.manual_seed(0)
         picture = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(1))
         try:
-            net = timm.create_model(name, pretrained=False, **({"img_size": size} if own else {})).eval()
-            with torch.no_grad():
-                net(picture)
+            return _that_takes(picture, name, size if own else None), picture, size[0] == size[1]
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
             failures.append(f"{size}: {error}")
-            continue
-        return awake(net), picture, size[0] == size[1]
     raise UnknownArchitecture(f"{name} runs at no size ({'; '.join(failures)})")
+
+
+def _that_takes(picture: Tensor, name: str, size: Size | None) -> nn.Module:
+    """In a function of its own, so that one that does not is gone before the next is made."""
+    torch.manual_seed(0)
+    net: nn.Module = timm.create_model(name, pretrained=False, **({} if size is None else {"img_size": size})).eval()
+    with torch.no_grad():
+        net(picture)
+    return awake(net)
 
 
 def awake(net: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from benchmarks.natural_maps import natural_map
 from benchmarks.tiny_models import TASKS, Case, cases
 from hf_cam.adapter import Adapter
 from hf_cam.capture import call
-from hf_cam.errors import LayoutError, UnknownArchitecture
+from hf_cam.errors import LayoutError, NoGradientError, TargetError, UnknownArchitecture
 from hf_cam.infer import infer_adapter
 from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
 from hf_cam.testing import check_adapter
@@ -44,13 +44,25 @@ def case_of(task: str, model_type: str) -> Case:
     return next(case for case in cases(task) if case.model_type == model_type)
 
 
+GAPS = {
+    "image-classification: pp_lcnet": "its logits stand under last_hidden_state",
+    "zero-shot-image-classification: videoprism": "its logits_per_video are shares among videos, 1 where there is one",
+}
+"""Heads whose own target does not exist yet; their layers are right in space all the same."""
+
+
 # Warnings of the models about their own configs: vocabularies of other sizes, classes to be renamed.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", [case for case in HEADS if not case.refused], ids=str)
 def test_an_architecture_is_explained_without_an_argument_and_lies_in_space_as_found(case: Case) -> None:
     net = case.build()
     inputs = case.inputs(net)
-    adapter = natural_map(case, net, inputs).adapter
+    if str(case) in GAPS:
+        with pytest.raises((TargetError, NoGradientError)):
+            natural_map(case, net, inputs)
+        adapter = infer_adapter(net, inputs=inputs)
+    else:
+        adapter = natural_map(case, net, inputs).adapter
     for check in check_adapter(net, adapter, inputs=inputs):
         assert check.verdict == "confirmed"
         assert check.coverage >= 0.95
@@ -240,6 +252,26 @@ def test_patches_that_no_convolution_cuts_are_known_from_the_module_that_cuts_th
     net.patch_embed, net.norm, net.head = Cutter(), nn.LayerNorm(16), nn.Linear(16, 3)
     net.forward = lambda x: net.head(net.norm(net.patch_embed(x)).mean(1))
     [check] = check_adapter(net, inputs={"pixel_values": torch.randn(1, 3, 64, 96)})
+    assert (check.layer, check.grid, check.verdict) == ("norm", (8, 12), "confirmed")
+
+
+def test_a_grid_that_only_the_answer_lies_on_is_not_looked_at() -> None:
+    """Four tokens are joined to one behind the last layer that has a name, as in Llama 4's reader of pictures."""
+
+    class Joins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+            self.answer = nn.Linear(64, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.patch(x).permute(0, 2, 3, 1))
+            batch, rows, columns, channels = x.shape
+            x = x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).transpose(2, 3).flatten(3)
+            return self.answer(x).flatten(1, 2)
+
+    torch.manual_seed(0)
+    [check] = check_adapter(Joins(), inputs={"pixel_values": torch.randn(1, 3, 64, 96)})
     assert (check.layer, check.grid, check.verdict) == ("norm", (8, 12), "confirmed")
 
 

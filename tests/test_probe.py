@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from transformers.utils import ModelOutput
 
+from hf_cam import noise
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout
 from hf_cam.noise import check_layouts
@@ -259,6 +260,25 @@ def test_a_change_that_spreads_all_over_decides_nothing():
             return self.head(self.norm(torch.randn(24, 24, generator=torch.Generator().manual_seed(3)) @ x).mean(1))
 
     assert check_layouts(Mixed(), picture(), [("norm", Layout(TOKENS, patch=(16, 16)))]) == ["undecided"]
+
+
+def test_a_second_look_at_more_places_decides_what_three_leave_open(monkeypatch):
+    class Mixed(TokenNet):
+        shift = 0
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            mixing = torch.randn(24, 24, generator=torch.Generator().manual_seed(3)) / 2 + torch.eye(24)
+            return self.head(self.norm((mixing @ x).roll(self.shift, 1)).mean(1))
+
+    torch.manual_seed(2)
+    net, claim = Mixed(), [("norm", Layout(TOKENS, patch=(16, 16)))]
+    assert check_layouts(net, picture(), claim) == ["confirmed"]
+    net.shift = 1
+    assert check_layouts(net, picture(), claim) == ["refuted"]
+    net.shift = 0
+    monkeypatch.setattr(noise, "_SECOND_LOOK", noise._FIRST_LOOK)
+    assert check_layouts(net, picture(), claim) == ["undecided"]
 
 
 def test_cells_half_a_patch_off_are_not_taken_for_shifted_tokens():
