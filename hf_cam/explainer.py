@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_cam.cam import CAM, Saliency, model_inputs_of
 from hf_cam.check import Origin, one_image
-from hf_cam.errors import ModelError, OptionError, TargetError
+from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.geometry import Geometry
 from hf_cam.heads import Head, Request, Subject, head_of
@@ -207,6 +207,8 @@ class Explainer:
         eigen_smooth: bool,
     ) -> list[list[list[Explanation]]]:
         """By method, image and subject."""
+        if any(isinstance(image, Video) for image in images):
+            _check_sees_frames(methods)
         geometries = [self.loaded.geometry((image.height, image.width)) for image in images]
         found: list[list[list[Explanation]]] = [[[] for _ in images] for _ in methods]
         for part in self.head.rounds(request, inputs):
@@ -282,6 +284,17 @@ def _explanations(
         )
         for k, subject in enumerate(subjects)
     ]
+
+
+def _check_sees_frames(methods: Sequence[Method]) -> None:
+    """Refuse what works on the pixels of one picture, or on attention between the cells of one grid.
+
+    Raises:
+        MethodError: a method is not defined over frames.
+    """
+    for method in methods:
+        if method.needs_attention or not {"gradient_terms", "masked_scores"}.isdisjoint(method.needs):
+            raise MethodError(f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are")
 
 
 def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:

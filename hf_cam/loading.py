@@ -84,7 +84,9 @@ class LoadedModel:
         if not is_video(source):
             return load_image(source)
         if config_of(unwrap(self.model)) is not None:
-            raise ImageError("this model looks at images and got a video; pass its frames as a list of images")
+            raise ImageError(
+                "this model looks at images and got a video, or an array of four axes; pass a list of images"
+            )
         return load_video(source)
 
     def inputs(self, images: Sequence[Picture]) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ SOURCES = {
     "a picture without pixels": (Image.new("RGB", (0, 5)), "the image has no pixels"),
     "an array without pixels": (np.zeros((0, 5, 3), np.uint8), "an image array is"),
     "one dimension": (np.zeros(5), "an image array is"),
-    "a batch": (np.zeros((2, 3, 8, 8)), "an image array is"),
+    "a batch": (np.zeros((2, 3, 8, 8)), "an array of four axes"),
     "five channels": (np.zeros((8, 8, 5)), "an image array is"),
     "NaN": (np.full((8, 8, 3), np.nan), r"a float image lies in \[0, 1\], got values from nan"),
     "infinity": (np.full((8, 8, 3), np.inf), r"a float image lies in \[0, 1\]"),

@@ -12,12 +12,12 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 import hf_cam
 from benchmarks.tiny_models import cases
-from hf_cam.cam import model_inputs_of
+from hf_cam.cam import _mirrored, model_inputs_of
 from hf_cam.cli import main
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Request, head_kind, head_of
-from hf_cam.loading import LoadedModel
+from hf_cam.loading import LoadedModel, uncut
 from hf_cam.targets import (
     BoxLogit,
     ClassLogit,
@@ -408,6 +408,9 @@ def test_mirrored_views_of_a_cut_picture_are_turned_back(photo):
     [plain] = explained(loaded, photo, method="eigencam", text="a cat")
     [smooth] = explained(loaded, photo, method="eigencam", text="a cat", aug_smooth=True)
     np.testing.assert_allclose(smooth.heatmap, plain.heatmap, atol=0.05)
+    inputs = loaded.inputs([photo])
+    turned = uncut({**inputs, "pixel_values": _mirrored(inputs)})
+    torch.testing.assert_close(turned, uncut(inputs).flip(-1))
 
 
 def test_cut_pictures_score_as_the_model_itself_scores_them(photo):

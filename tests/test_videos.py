@@ -15,7 +15,7 @@ from torch import nn
 import hf_cam
 from benchmarks.tiny_models import Case, cases
 from hf_cam.cli import main
-from hf_cam.errors import HFCamError, ImageError
+from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.loading import frames_of
 from hf_cam.videos import load_video, spread
 
@@ -225,6 +225,12 @@ def mixed_sizes():
 def test_what_is_no_video_is_refused(videomae, tmp_path, source, message):
     with pytest.raises(ImageError, match=message):
         hf_cam.explain(source(tmp_path), videomae)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "fullgrad", "rollout", "libracam"])
+def test_a_method_that_sees_no_frames_is_refused(videomae, method):
+    with pytest.raises(MethodError, match="not defined over the frames"):
+        hf_cam.explain(frames(), videomae, method=method)
 
 
 def written(path: Path, content: bytes) -> Path:
