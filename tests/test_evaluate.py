@@ -255,7 +255,7 @@ def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
 def test_auto_takes_the_method_of_the_committed_page() -> None:
     from pathlib import Path
 
-    from hf_cam.cam import CAM
+    from hf_cam.explainer import Explainer
     from hf_cam.loading import load
 
     carried, measured = (
@@ -264,8 +264,23 @@ def test_auto_takes_the_method_of_the_committed_page() -> None:
     chosen = json.loads(measured.split("`")[1])
     cells = [line.strip("| ").split(" | ") for line in carried.splitlines() if line.startswith("| ")]
     families = {family: (best, auto) for family, best, auto, *_ in cells[1:]}
-    assert set(families) == set(chosen) == {"convnext", "vit", "dinov2", "swin"}
+    assert set(families) == set(chosen) >= {"convnext", "vit", "dinov2", "swin", "imagenet", "clip", "detr"}
     for name, (best, auto) in families.items():
         assert best == chosen[name]
         assert f"| **{best}** |" in measured.split(f"### {name}\n")[1].split("###")[0]
-        assert CAM(load(f"demo:{name}").model, "auto").method.id == auto
+        assert Explainer(load(f"demo:{name}"), "auto").cam.method.id == auto
+
+
+def test_the_page_of_defaults_keeps_the_tables_of_other_models(tmp_path) -> None:
+    from benchmarks.defaults import Family, write
+
+    page = tmp_path / "page.md"
+    page.write_text(
+        'Words.\n\n<!-- measured -->\n\n`{"vit": "a"}`\n\n### vit\n\nold\n\n<!-- end -->\n', encoding="utf-8"
+    )
+    write(page, Family("clip", "b", "c", "### clip\n\nits table"))
+    write(page, Family("vit", "d", "d", "### vit\n\nnew"))
+    assert page.read_text(encoding="utf-8") == (
+        'Words.\n\n<!-- measured -->\n\n`{"vit": "d", "clip": "b"}`\n\n### vit\n\nnew\n\n### clip\n\nits table\n\n'
+        "<!-- end -->\n"
+    )
