@@ -15,6 +15,8 @@ from torch import nn
 
 import hf_cam
 from benchmarks.tiny_models import Case, cases
+from hf_cam.cam import model_inputs_of
+from hf_cam.capture import call
 from hf_cam.cli import main
 from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
@@ -154,7 +156,7 @@ def test_prompts_are_compared_with_a_video_by_their_cosine():
     assert [one.heatmap.shape for one in found] == [(4, *SIDES)] * 2
     with torch.no_grad():
         pixels = loaded.inputs([video])["pixel_values"]
-        output = loaded.model(pixels, **loaded.tokens(prompts))
+        output = call(loaded.model, model_inputs_of(loaded.model, pixels, loaded.tokens(prompts)))
     cosines = torch.nn.functional.cosine_similarity(output.video_embeds, output.text_embeds)
     assert [one.score for one in found] == pytest.approx(cosines.clamp(0).tolist(), abs=1e-5)
     several = list(Explainer(loaded, "gradcam-elementwise")([video, video], text=prompts))
