@@ -70,7 +70,7 @@ class PromptSimilarity:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with `logits_per_image` `[P]`."""
-        similarities = field_of(output, SIMILARITIES)
+        similarities = similarities_of(output)
         chosen = similarities[self.index]
         if not self.contrast:
             return chosen
@@ -326,6 +326,15 @@ def field_of(output: Any, names: Sequence[str]) -> Tensor:
             return value
     fields = f"fields: {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
     raise TargetError(f"the model's output has no {' or '.join(names)} ({fields})")
+
+
+def similarities_of(output: Any) -> Tensor:
+    """How well each prompt fits, `[P]`: cosines for VideoPrism, whose own are shares of a batch of videos."""
+    video = output.get("video_embeds") if isinstance(output, Mapping) else None
+    if not isinstance(video, Tensor):
+        return field_of(output, SIMILARITIES)
+    texts = output["text_embeds"].reshape(-1, video.shape[-1])
+    return torch.nn.functional.cosine_similarity(video[None], texts, dim=-1)
 
 
 def embedding_of(output: Any) -> Tensor:

@@ -10,13 +10,17 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image, ImageSequence
+from test_heads import words_tokenizer
 from torch import nn
 
 import hf_cam
 from benchmarks.tiny_models import Case, cases
+from hf_cam.cam import model_inputs_of
+from hf_cam.capture import call
 from hf_cam.cli import main
 from hf_cam.errors import HFCamError, ImageError, MethodError
-from hf_cam.loading import frames_of
+from hf_cam.explainer import Explainer
+from hf_cam.loading import LoadedModel, frames_of
 from hf_cam.videos import load_video, spread
 
 SIDES = (72, 110)
@@ -140,6 +144,23 @@ def test_a_video_is_compared_with_another(model_type):
     assert found.heatmap.any()
     [itself] = hf_cam.explain(frames(), model, target=frames(), processor=to_size, method="eigencam")
     assert found.score < itself.score == pytest.approx(1, abs=1e-5)
+
+
+def test_prompts_are_compared_with_a_video_by_their_cosine():
+    case = next(case for case in cases("zero-shot-image-classification") if case.model_type == "videoprism")
+    height, width = case.size
+    processor = hf.LlavaOnevisionVideoProcessor(size={"height": height, "width": width})
+    loaded = LoadedModel(case.build(), processor, {}, words_tokenizer())
+    video, prompts = loaded.opened(frames()), ["a cat", "a red cup"]
+    [found] = Explainer(loaded, "gradcam-elementwise")([video], text=prompts)
+    assert [one.heatmap.shape for one in found] == [(4, *SIDES)] * 2
+    with torch.no_grad():
+        pixels = loaded.inputs([video])["pixel_values"]
+        output = call(loaded.model, model_inputs_of(loaded.model, pixels, loaded.tokens(prompts)))
+    cosines = torch.nn.functional.cosine_similarity(output.video_embeds, output.text_embeds)
+    assert [one.score for one in found] == pytest.approx(cosines.clamp(0).tolist(), abs=1e-5)
+    several = list(Explainer(loaded, "gradcam-elementwise")([video, video], text=prompts))
+    np.testing.assert_allclose(several[1][0].heatmap, found[0].heatmap, atol=1e-5)
 
 
 class ReadsOnePlace(nn.Module):

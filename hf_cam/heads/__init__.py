@@ -22,8 +22,8 @@ from hf_cam.heads.detection import (
 )
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
 from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
-from hf_cam.heads.similarity import EmbeddingHead, PromptHead
-from hf_cam.loading import LoadedModel
+from hf_cam.heads.similarity import EmbeddingHead, PromptHead, VideoPromptHead
+from hf_cam.loading import LoadedModel, watches
 
 __all__ = [
     "ClassificationHead",
@@ -100,6 +100,8 @@ def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
     """
     if kind is QuestionHead:
         return WrittenAnswerHead if hasattr(module, "generate") else kind
+    if kind is PromptHead and watches(module):
+        return VideoPromptHead
     if kind is MaskHead and accepts(module, "task_inputs"):
         return TaskMaskHead
     if kind is DetectionHead and getattr(config_of(module), "model_type", "").startswith("pp_ocr"):

@@ -18,7 +18,7 @@ from hf_cam.errors import TargetError
 from hf_cam.geometry import Geometry
 from hf_cam.guard import borrowed, unwrap
 from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
-from hf_cam.targets import SIMILARITIES, EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, field_of, rows
+from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, rows, similarities_of
 from hf_cam.videos import Video, moves
 
 TEMPLATE = "a photo of a {}"
@@ -130,7 +130,9 @@ class PromptHead(EmbeddingHead):
 
         A lone prompt has nothing to compete with: its cosine similarity, cut off at 0.
         """
-        similarities = field_of(output, SIMILARITIES).detach().float()
+        similarities = similarities_of(output).detach().float()
+        if "video_embeds" in output:
+            return [float(value.clamp(0)) for value in similarities]
         module = unwrap(self.loaded.model)
         if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
             return [float(value) for value in similarities.sigmoid()]
@@ -141,6 +143,12 @@ class PromptHead(EmbeddingHead):
             return [float(similarities[0].sigmoid())]
         image, text = image.detach().float(), text.detach().float().reshape(-1, len(image))
         return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))]
+
+
+class VideoPromptHead(PromptHead):
+    """VideoPrism: how well each prompt fits the video."""
+
+    alone: ClassVar[bool] = True  # its prompts' embeddings would pass for those of as many videos
 
 
 def is_image(target: Any) -> bool:
