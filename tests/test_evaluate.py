@@ -255,6 +255,7 @@ def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
 def test_auto_takes_the_method_of_the_committed_page() -> None:
     from pathlib import Path
 
+    from benchmarks.defaults import MODELS
     from hf_cam.explainer import Explainer
     from hf_cam.loading import load
 
@@ -264,7 +265,7 @@ def test_auto_takes_the_method_of_the_committed_page() -> None:
     chosen = json.loads(measured.split("`")[1])
     cells = [line.strip("| ").split(" | ") for line in carried.splitlines() if line.startswith("| ")]
     families = {family: (best, auto) for family, best, auto, *_ in cells[1:]}
-    assert set(families) == set(chosen) >= {"convnext", "vit", "dinov2", "swin", "imagenet", "clip", "detr"}
+    assert set(families) == set(chosen) == set(MODELS)
     for name, (best, auto) in families.items():
         assert best == chosen[name]
         assert f"| **{best}** |" in measured.split(f"### {name}\n")[1].split("###")[0]
