@@ -357,8 +357,13 @@ def embedding_of(output: Any) -> Tensor:
     return field_of(output, EMBEDDINGS).flatten()
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any, axes: int = 1) -> Tensor:
     """The logits in a model's output: the output itself, its field `logits`, or the first floating tensor of a tuple.
+
+    Args:
+        output: One sample's, or a batch's.
+        axes: Of class logits in it: 1 of a sample, 2 of a batch. PP-LCNet's classifier calls them `last_hidden_state`,
+            and a hidden state has more axes than that.
 
     Raises:
         TargetError: there are none.
@@ -368,6 +373,8 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, Mapping):
         if isinstance(logits := output.get("logits"), Tensor):
             return logits
+        if isinstance(hidden := output.get("last_hidden_state"), Tensor) and hidden.ndim == axes:
+            return hidden
         raise TargetError(
             f"the model's output has no logits (fields: {', '.join(map(str, output))}); pass target= as a callable "
             "from one sample's output to a scalar, e.g. lambda output: output.pooler_output.norm()"
@@ -391,7 +398,7 @@ def class_logits(outputs: Any) -> Tensor:
     Raises:
         TargetError: the head is not a classifier's.
     """
-    logits = logits_of(outputs)
+    logits = logits_of(outputs, axes=2)
     logits = logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise TargetError(
