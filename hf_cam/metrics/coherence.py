@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_cam.metrics.perturbation import road_combined
 from hf_cam.metrics.registry import metric
 
-PAPER = "Lovino et al. (RefineCAM), arXiv:2605.14641, after Poppi et al., CVPR Workshops 2021, arXiv:2104.10252"
+PAPER = "Domeniconi et al. (RefineCAM), arXiv:2605.14641, after Poppi et al., CVPR Workshops 2021, arXiv:2104.10252"
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
