@@ -22,6 +22,7 @@ from hf_cam.capture import call
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.infer import infer_adapter
 from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
+from hf_cam.maps import normalize, resize
 from hf_cam.testing import check_adapter
 
 HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]
@@ -76,6 +77,21 @@ def test_a_model_that_mixes_up_what_is_not_square_is_refused_unless_it_is() -> N
     net = case.build()
     with pytest.raises(LayoutError, match=r"mixes up rows and columns of a picture that is not square.* 128 x 192"):
         hf_cam.CAM(net)(case.inputs(net)["pixel_values"], targets=lambda output: output.logits.sum())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_levels_of_a_multi_scale_encoder_give_a_map_each_where_the_caller_names_them() -> None:
+    case = case_of("object-detection", "rt_detr")
+    net = case.build()
+    levels = [f"model.encoder_input_proj.{level}" for level in range(3)]
+    cam = hf_cam.CAM(net, "hirescam", layers=levels)
+    pixels = case.inputs(net)["pixel_values"]
+    found = cam.saliency(pixels, lambda output: [[lambda sample: sample.logits[0, 1]]])
+    height, width = case.size
+    assert [maps.shape[-2:] for maps in found.raw] == [(height // side, width // side) for side in (8, 16, 32)]
+    assert all(maps.any() for maps in found.raw)
+    fused = normalize(torch.stack([resize(normalize(maps), case.size) for maps in found.raw]).mean(0))
+    torch.testing.assert_close(found.maps, fused)
 
 
 def test_the_registry_is_whole() -> None:
