@@ -439,7 +439,8 @@ def overview(figures: Figures, models: Sequence[str], methods: Sequence[str]) ->
         forwards, other = own_forwards(method)(figures, model), faster(method)(figures, model)
         if forwards is None:
             return "-"
-        return f"{forwards:.2f}" + ("" if other is None else f" ({other:.2g} x)")
+        times = "" if other is None else f" ({other:.{2 if other < 10 else 0}f} x)"
+        return f"{forwards:.{2 if forwards < 100 else 0}f}{times}"
 
     rows = [[method, *(cell(model, method) for model in models)] for method in methods]
     return table(["method", *models], rows)

@@ -99,7 +99,7 @@ def test_the_overview_names_the_quickest_other_library(bench: Any) -> None:
         ("Swin-T", "fem", "hf-cam"): {"forwards": 1.0, "against": 1.0},
     }
     lines = bench.overview(figures, ["Swin-T"], ["finercam", "fem", "scorecam"]).splitlines()[2:]
-    assert lines == ["| finercam | 1.50 (1.1 x) |", "| fem | 1.00 |", "| scorecam | - |"]
+    assert lines == ["| finercam | 1.50 (1.10 x) |", "| fem | 1.00 |", "| scorecam | - |"]
 
 
 @pytest.mark.parametrize("library", ["hf-cam", "grad-cam", "torchcam"])
