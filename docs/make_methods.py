@@ -25,7 +25,8 @@ COSTS = """
 Below: `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`. One image, one class, every library at the
 layer that hf-cam takes; a call in times of one plain forward that was timed beside it, and the peak of memory above the
 weights. Score-CAM was timed on 32 channels and multiplied up. "Decomposition" is the principal component alone, from
-the same activations and gradients.
+the same activations and gradients. These figures were taken in pieces, which `--records` puts together, on a machine
+with other work on it: differences of a tenth mean nothing. A dash was not measured, or nobody else has it.
 
 """
 
