@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import gc
@@ -30,6 +31,14 @@ import work
 def wished(model, **changes):
     picture, wish = work.wished(str(SCENE), model, "", "a yellow bag", "auto", "", False, False)
     return picture, dataclasses.replace(wish, **changes)
+
+
+@pytest.fixture(autouse=True)
+def no_open_loop():
+    """Gradio's locks open an event loop in the main thread and leave it; `asyncio.run` would drop it unclosed."""
+    with contextlib.suppress(RuntimeError):  # there is none
+        asyncio.get_event_loop_policy().get_event_loop().close()
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture
