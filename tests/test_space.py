@@ -563,9 +563,12 @@ def test_a_picture_is_pasted_and_photographed(browser, server, screenshots):
     visit.explain()
     page.click("#picture button[aria-label='Capture from camera']")
     page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 60")
     page.click("#picture button[aria-label='capture photo']")
     page.wait_for_function("() => document.querySelector('#picture img')?.naturalWidth > 60")
-    visit.explain()
+    before = visit.source()
+    page.click("#go")  # both pictures may get the same sentence, not the same map
+    page.wait_for_function("b => document.querySelectorAll('#map img')[1].src !== b[1]", arg=before)
     visit.close()
 
 
