@@ -25,11 +25,11 @@ from torch import Tensor, nn
 import hf_cam
 from benchmarks.natural_maps import ASKED, natural_map
 from benchmarks.tiny_models import TASKS, Case, cases, prepare
-from hf_cam.adapter import Adapter
-from hf_cam.catalogue import refusals
 from hf_cam.errors import HFCamError, UnknownArchitecture
-from hf_cam.infer import declared_adapter
 from hf_cam.layouts import Layout, Size
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.catalogue import refusals
+from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.testing import AdapterCheck, check_adapter
 
 Result = Literal["yes", "asked", "refused", "undecided", "failed"]

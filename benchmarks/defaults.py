@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import LABELS, Scene, phrase, scenes
-from hf_cam.demo import PHOTOGRAPHS
-from hf_cam.evaluation import Evaluation, Row, Sample, evaluate, every_quick_method
+from hf_cam.evaluation.bench import Evaluation, Row, Sample, evaluate, every_quick_method
 from hf_cam.explainer import Explainer
-from hf_cam.images import load_image
-from hf_cam.loading import load
+from hf_cam.images.reading import load_image
+from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES, get_metric
+from hf_cam.models.loading import load
 
 MODELS = ("convnext", "vit", "dinov2", "swin", "imagenet", "clip", "segformer", "detr", "maskformer")
 ASKED = ("road", "insertion-deletion")

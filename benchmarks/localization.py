@@ -41,9 +41,9 @@ from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.heads import ClassificationHead, PromptHead, head_kind
 from hf_cam.heads.base import overlaps
-from hf_cam.loading import LoadedModel, load
 from hf_cam.methods import get_method
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
+from hf_cam.models.loading import LoadedModel, load
 
 MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer", "maskformer")
 DETECTORS = ("detr",)

@@ -54,7 +54,7 @@ from benchmarks.inference_cost import (
 )
 from hf_cam import CAM, list_methods
 from hf_cam.cam import top_classes
-from hf_cam.capture import capture
+from hf_cam.capture.capture import capture
 from hf_cam.layouts import TOKENS, AnyLayout
 from hf_cam.methods import get_method
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from hf_cam import CAM
-from hf_cam.demo import PHOTOGRAPHS
-from hf_cam.loading import load
+from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.metrics import Scorer, Trial, area, confidence, impute, ranks
 from hf_cam.metrics.trial import PERCENTILES, blur
+from hf_cam.models.loading import load
 from hf_cam.targets import ClassLogit
 
 ROAD_SPEED, TOLERANCE = 5.0, 1e-3

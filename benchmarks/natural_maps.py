@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.tiny_models import Case
 from hf_cam.cam import CAM, Saliency
-from hf_cam.capture import call
+from hf_cam.capture.capture import call
 from hf_cam.errors import HFCamError
 from hf_cam.explainer import Explainer
-from hf_cam.geometry import Axis, Geometry
 from hf_cam.heads import Head, Request
-from hf_cam.loading import LoadedModel
+from hf_cam.images.geometry import Axis, Geometry
+from hf_cam.models.loading import LoadedModel
 from hf_cam.targets import EmbeddingSimilarity, Target, embedding_of, rows
 
 PROMPTS = ("a red cup", "a kettle")

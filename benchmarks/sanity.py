@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks.scenes import scenes
 from hf_cam.cam import CAM
 from hf_cam.errors import MethodError
-from hf_cam.loading import LoadedModel, load
 from hf_cam.methods import get_method, list_methods
 from hf_cam.metrics import rank_correlation, shuffled_weights
+from hf_cam.models.loading import LoadedModel, load
 
 MODELS = ("vit", "convnext")
 CLASSES = (0, 8)

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 import hf_cam
-from hf_cam.demo import PHOTOGRAPHS
-from hf_cam.images import load_image
+from hf_cam.images.reading import load_image
+from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.zoo import SCENE
 
 HEIGHT, GAP = 300, 8

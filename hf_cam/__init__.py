@@ -13,12 +13,12 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
-    from hf_cam.adapter import Adapter
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
-    from hf_cam.evaluation import Evaluation, evaluate
-    from hf_cam.explainer import explain
+    from hf_cam.evaluation.bench import Evaluation, evaluate
+    from hf_cam.evaluation.tuning import Tuned, tune
+    from hf_cam.explainer import Explainer, explain
     from hf_cam.explanation import Explanation, overlay
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
@@ -50,17 +50,18 @@ if TYPE_CHECKING:
         ShapleyCAM,
         XGradCAM,
     )
-    from hf_cam.images import load_image
-    from hf_cam.infer import infer_adapter
+    from hf_cam.images.reading import load_image
+    from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
     from hf_cam.methods import list_methods
-    from hf_cam.pipelines import ImageCamPipeline, pipeline
-    from hf_cam.tuning import Tuned, tune
+    from hf_cam.models.loading import LoadedModel, load
+    from hf_cam.target_layers.adapter import Adapter
+    from hf_cam.target_layers.infer import infer_adapter
     from hf_cam.zoo import demo_model
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "adapter",
+    "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
     "GuidedBackprop": "guided",
@@ -93,21 +94,24 @@ _HOMES = {
     "GradCAM": "handles",
     "HFCamError": "errors",
     "HiResCAM": "handles",
-    "ImageCamPipeline": "pipelines",
+    "ImageCamPipeline": "interfaces.pipelines",
     "LayerCAM": "handles",
     "RandomCAM": "handles",
     "demo_model": "zoo",
     "Evaluation": "evaluation",
-    "Tuned": "tuning",
+    "Tuned": "evaluation.tuning",
     "evaluate": "evaluation",
+    "Explainer": "explainer",
+    "LoadedModel": "models.loading",
     "explain": "explainer",
-    "infer_adapter": "infer",
+    "load": "models.loading",
+    "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
-    "load_image": "images",
+    "load_image": "images.reading",
     "overlay": "explanation",
-    "pipeline": "pipelines",
-    "tune": "tuning",
-    "Video": "videos",
+    "pipeline": "interfaces.pipelines",
+    "tune": "evaluation.tuning",
+    "Video": "images.videos",
 }
 _MODULES = ("methods", "metrics", "targets")
 
@@ -125,6 +129,7 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
+    "Explainer",
     "Explanation",
     "FinerCAM",
     "FullGrad",
@@ -140,6 +145,7 @@ __all__ = [
     "LeGrad",
     "LibraCAM",
     "LibraGrad",
+    "LoadedModel",
     "RandomCAM",
     "RawAttention",
     "RefineCAM",
@@ -157,6 +163,7 @@ __all__ = [
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
+    "load",
     "load_image",
     "methods",
     "metrics",

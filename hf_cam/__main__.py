@@ -1,5 +1,5 @@
 """`python -m hf_cam` is the command `hf-cam`."""
 
-from hf_cam.cli import main
+from hf_cam.interfaces.cli import main
 
 raise SystemExit(main())

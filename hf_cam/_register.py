@@ -23,7 +23,7 @@ def register_tasks_on_import() -> None:
 def _register() -> None:
     # That module registers the tasks when it is run. It may be half-way through its own imports here, where a name
     # could not be imported from it yet.
-    importlib.import_module("hf_cam.pipelines")
+    importlib.import_module("hf_cam.interfaces.pipelines")
 
 
 class _AfterPipelines(importlib.abc.MetaPathFinder):

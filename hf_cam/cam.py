@@ -13,11 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter, union
-from hf_cam.attention import recording
-from hf_cam.biases import BiasWatch
-from hf_cam.capture import Shared, accepts, capture, picture_size, plain_inputs, swallows
-from hf_cam.catalogue import config_of
+from hf_cam.capture.attention import recording
+from hf_cam.capture.biases import BiasWatch
+from hf_cam.capture.capture import Shared, accepts, capture, picture_size, plain_inputs, swallows
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -29,13 +28,14 @@ from hf_cam.errors import (
     TargetError,
     nearest,
 )
-from hf_cam.evidence import SECOND_ORDER, WHOLE_MODEL, Run, twice_differentiable
-from hf_cam.guard import unwrap
-from hf_cam.infer import declared_adapter, infer_adapter, probed_adapter, sample_inputs
 from hf_cam.layouts import Size
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
-from hf_cam.stages import target_layers
+from hf_cam.methods.run import SECOND_ORDER, WHOLE_MODEL, Run, twice_differentiable
+from hf_cam.target_layers.adapter import Adapter, union
+from hf_cam.target_layers.catalogue import config_of
+from hf_cam.target_layers.infer import declared_adapter, infer_adapter, probed_adapter, sample_inputs
+from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target, as_target, class_logits, map_tensors, rows
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]

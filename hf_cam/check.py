@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.guard import unwrap
+from hf_cam.capture.guard import unwrap
 from hf_cam.maps import normalize
 from hf_cam.metrics import Scorer, Trial, confidence
 from hf_cam.targets import Target

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
-from hf_cam.images import load_image
-from hf_cam.loading import Picture, load
+from hf_cam.images.reading import load_image
+from hf_cam.images.videos import moves
 from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.methods.registry import same_target
-from hf_cam.videos import moves
+from hf_cam.models.loading import Picture, load
 
 TILE, MARGIN, TITLE = 320, 8, 28
 RERUNS = "masked_scores"

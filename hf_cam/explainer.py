@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, Saliency, model_inputs_of
+from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin, one_image
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
-from hf_cam.geometry import Geometry
 from hf_cam.heads import Head, Request, Subject, head_of
-from hf_cam.images import load_image
-from hf_cam.infer import declared_adapter
-from hf_cam.loading import LoadedModel, Picture, load
+from hf_cam.images.geometry import Geometry
+from hf_cam.images.reading import load_image
+from hf_cam.images.videos import Video, moves
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
-from hf_cam.replay import Reader, texts_read_once
+from hf_cam.models.loading import LoadedModel, Picture, load
+from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.targets import Target, rows
-from hf_cam.videos import Video, moves
 
 
 def explain(
@@ -103,7 +103,7 @@ class Explainer:
     """A loaded model with a method, ready for any number of images; every door goes through it.
 
     Args:
-        loaded: From `hf_cam.loading.load`.
+        loaded: From `hf_cam.models.loading.load`.
         method, layers, reshape: As in `explain`.
         batch_size: Forwards at once for methods that rerun the model.
     """

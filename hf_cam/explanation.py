@@ -14,8 +14,8 @@ from PIL import Image
 
 from hf_cam.check import Check, Origin, check
 from hf_cam.errors import ImageError, OptionError, nearest
-from hf_cam.images import load_image
-from hf_cam.videos import animation, contact_sheet
+from hf_cam.images.reading import load_image
+from hf_cam.images.videos import animation, contact_sheet
 
 COLORMAPS = {
     name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_cam.cam import model_inputs_of, selector_of
-from hf_cam.capture import call
+from hf_cam.capture.capture import call
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import TargetError
-from hf_cam.evidence import target_values
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
+from hf_cam.methods.run import target_values
 from hf_cam.targets import Target
 
 GATES = {

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter
-from hf_cam.capture import Capture, capture, picture_size
+from hf_cam.capture.capture import Capture, capture, picture_size
 from hf_cam.errors import DetachedError, LayoutError, NoGradientError
-from hf_cam.infer import infer_adapter, sample_inputs
 from hf_cam.layouts import Size
-from hf_cam.noise import Verdict, check_layouts
-from hf_cam.probe import MIN_COVERAGE, scores
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.infer import infer_adapter, sample_inputs
+from hf_cam.target_layers.noise import Verdict, check_layouts
+from hf_cam.target_layers.probe import MIN_COVERAGE, scores
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ from models import MODELS, checked
 from PIL import Image
 
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
+from hf_cam.capture.guard import unwrap
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation import Sample
+from hf_cam.evaluation.bench import Sample
 from hf_cam.explainer import Explainer
-from hf_cam.guard import unwrap
 from hf_cam.heads import Head
-from hf_cam.infer import infer_adapter, sample_inputs
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES
-from hf_cam.stages import layer_choices
+from hf_cam.target_layers.infer import infer_adapter, sample_inputs
+from hf_cam.target_layers.stages import layer_choices
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
 CLASSES = 5

@@ -12,12 +12,12 @@ import transformers as hf
 from torch import Tensor, nn
 
 import hf_cam
-from hf_cam.adapter import Adapter
 from hf_cam.cam import CAM
-from hf_cam.catalogue import Entry, catalogue, resolve_layer
 from hf_cam.errors import LayerError, LayoutError, ModelError, NoGradientError, OptionError, TargetError
-from hf_cam.infer import infer_adapter
 from hf_cam.layouts import AnyLayout, Layout, Reshape, read_layouts, token_grids
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.catalogue import Entry, catalogue, resolve_layer
+from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.testing import check_adapter
 
 SIZE = (64, 96)

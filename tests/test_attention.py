@@ -41,11 +41,11 @@ from transformers import (
 )
 
 import hf_cam
-from hf_cam.attention import recording
 from hf_cam.cam import CAM
-from hf_cam.capture import call, first_tensor
+from hf_cam.capture.attention import recording
+from hf_cam.capture.capture import call, first_tensor
+from hf_cam.capture.local_rules import LocalRules
 from hf_cam.errors import MethodError, NoGradientError
-from hf_cam.local_rules import LocalRules
 from hf_cam.methods import get_method, list_methods
 from hf_cam.targets import PromptSimilarity, QueryLogit
 
@@ -344,7 +344,7 @@ def test_chefer_gives_each_detection_of_detr_its_own_map():
 
 
 def test_rollout_rows_sum_to_one_over_all_tokens():
-    from hf_cam.attention import AttentionTrace, Cells
+    from hf_cam.capture.attention import AttentionTrace, Cells
 
     net, x = make("vit", torch.float64), pictures(2, torch.float64).requires_grad_()
     with recording(net) as record:

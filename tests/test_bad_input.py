@@ -394,7 +394,7 @@ LOADING = {
 
 @pytest.mark.parametrize(("options", "words"), LOADING.values(), ids=LOADING)
 def test_where_a_model_cannot_be_loaded(vit_folder, picture, options, words, monkeypatch):
-    monkeypatch.setattr("hf_cam.loading.load_pretrained", None)  # it must not come to that
+    monkeypatch.setattr("hf_cam.models.loading.load_pretrained", None)  # it must not come to that
     with pytest.raises(OptionError, match=words):
         hf_cam.explain(picture, model=vit_folder, **options)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_cam.cam import CAM, top_classes
-from hf_cam.capture import capture
+from hf_cam.capture.capture import capture
+from hf_cam.capture.guard import borrowed, lock_of
 from hf_cam.errors import LayerError, ModelError, TargetError
-from hf_cam.guard import borrowed, lock_of
 
 SIZE = (64, 96)
 

@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 
 import hf_cam
-from hf_cam.cli import main
+from hf_cam.interfaces.cli import main
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_adapter_save_of_a_hub_model_says_why_not(capsys, hub, vit_folder):
 @pytest.mark.parametrize("arguments", [["--help"], ["explain", "--help"], ["--version"]])
 def test_help_and_version_answer_within_a_second(arguments):
     script = (
-        "import sys, time; start = time.perf_counter(); from hf_cam.cli import main\n"
+        "import sys, time; start = time.perf_counter(); from hf_cam.interfaces.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
@@ -222,14 +222,17 @@ def test_an_interrupt_is_told_in_one_word(capsys, picture_file, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_cam.loading.load", interrupted)
+    monkeypatch.setattr("hf_cam.models.loading.load", interrupted)
     assert main(["explain", str(picture_file), "--model", "demo:imagenet"]) == 130
     assert capsys.readouterr().err == "hf-cam: stopped\n"
 
 
 def test_the_real_process_refuses_in_one_line_too(picture_file, vit_folder):
     arguments = ["explain", str(picture_file), "--model", str(vit_folder), "--target", "tigre"]
-    done = subprocess.run([sys.executable, "-m", "hf_cam.cli", *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "hf_cam", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+        [sys.executable, "-m", "hf_cam.interfaces.cli", *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "hf-cam: no class is called 'tigre'; nearest: 'tiger cat'\n"

@@ -17,12 +17,12 @@ from benchmarks import tiny_models
 from benchmarks.coverage import Network, build_timm, failures, smallest_of_each, timm_networks, timm_rows
 from benchmarks.natural_maps import natural_map
 from benchmarks.tiny_models import TASKS, Case, cases
-from hf_cam.adapter import Adapter
-from hf_cam.capture import call
+from hf_cam.capture.capture import call
 from hf_cam.errors import LayoutError, UnknownArchitecture
-from hf_cam.infer import infer_adapter
 from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
 from hf_cam.maps import normalize, resize
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.testing import check_adapter
 
 HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import hf_cam
-from hf_cam.cli import main
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation import Record, Sample, samples_of
+from hf_cam.evaluation.bench import Record, Sample, samples_of
+from hf_cam.evaluation.plots import draw_bars, draw_curves
+from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
-from hf_cam.plots import draw_bars, draw_curves
 
 QUICK = {"methods": ["hirescam", "randomcam"], "metrics": ["road", "deletion", "energy-inside"], "progress": False}
 
@@ -237,7 +237,7 @@ def test_the_command_prints_the_table_and_draws_the_charts(samples, tmp_path, ca
 
 
 def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
-    from hf_cam.loading import load
+    from hf_cam.models.loading import load
 
     loaded = load("demo:vit")
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
@@ -257,7 +257,7 @@ def test_auto_takes_the_method_of_the_committed_page() -> None:
 
     from benchmarks.defaults import MODELS
     from hf_cam.explainer import Explainer
-    from hf_cam.loading import load
+    from hf_cam.models.loading import load
 
     carried, measured = (
         (Path(__file__).parent.parent / "docs" / "defaults.md").read_text(encoding="utf-8").split("<!-- measured -->")

@@ -15,7 +15,7 @@ import hf_cam
 from hf_cam.cam import CAM
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
-from hf_cam.loading import LoadedModel, load
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label, rows
 from hf_cam.zoo import demo_model, timm_key
 
@@ -287,7 +287,7 @@ def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None
     import re
 
     from hf_cam.comparison import quick_methods
-    from hf_cam.demo import PHOTOGRAPHS, SHOWINGS, run_demo
+    from hf_cam.interfaces.demo import PHOTOGRAPHS, SHOWINGS, run_demo
 
     lines: list[str] = []
     page = run_demo(tmp_path / "demo", lines.append)

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import transforms
 
 from hf_cam.errors import ModelError
-from hf_cam.geometry import Geometry, measure
+from hf_cam.images.geometry import Geometry, measure
 
 PROCESSORS = {
     "resize": lambda: hf.ViTImageProcessor(size={"height": 96, "width": 160}),

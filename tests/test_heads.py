@@ -13,11 +13,11 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 import hf_cam
 from benchmarks.tiny_models import cases
 from hf_cam.cam import _mirrored, model_inputs_of
-from hf_cam.cli import main
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Request, head_kind, head_of
-from hf_cam.loading import LoadedModel, uncut
+from hf_cam.interfaces.cli import main
+from hf_cam.models.loading import LoadedModel, uncut
 from hf_cam.targets import (
     BoxLogit,
     ClassLogit,

@@ -173,6 +173,6 @@ def test_an_image_from_a_url(hub, name):
 def test_a_download_has_a_limit(hub, monkeypatch):
     hub.folder("acme/pictures").mkdir(parents=True, exist_ok=True)
     (hub.folder("acme/pictures") / "large.png").write_bytes(bytes(3 * 2**20))
-    monkeypatch.setattr("hf_cam.images.MAX_DOWNLOAD", 2 * 2**20)
+    monkeypatch.setattr("hf_cam.images.reading.MAX_DOWNLOAD", 2 * 2**20)
     with pytest.raises(ImageError, match="is larger than 2 MB"):
         load_image(f"{hub.url}/acme/pictures/resolve/main/large.png")

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hf_cam import CAM
-from hf_cam.capture import capture
-from hf_cam.guard import borrowed, forwards
-from hf_cam.linear import by_tokens
+from hf_cam.capture.capture import capture
+from hf_cam.capture.guard import borrowed, forwards
+from hf_cam.capture.linear import by_tokens
 
 
 class Tokens(nn.Module):

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 import hf_cam
-from hf_cam.biases import full_gradients
 from hf_cam.cam import CAM
-from hf_cam.capture import capture
+from hf_cam.capture.biases import full_gradients
+from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register

@@ -14,8 +14,8 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from test_methods import NETS, SIZE, Logits, make, pictures
 from torch import Tensor, nn
 
-from hf_cam.biases import full_gradients
 from hf_cam.cam import CAM
+from hf_cam.capture.biases import full_gradients
 from hf_cam.errors import TargetError
 from hf_cam.methods import get_method
 

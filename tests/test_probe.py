@@ -13,9 +13,9 @@ from transformers.utils import ModelOutput
 from hf_cam import noise
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout
-from hf_cam.noise import check_layouts
-from hf_cam.probe import probe
-from hf_cam.trace import path_shares
+from hf_cam.target_layers.noise import check_layouts
+from hf_cam.target_layers.probe import probe
+from hf_cam.target_layers.trace import path_shares
 
 SIZE = (64, 96)  # never square: a swap of the axes would pass unseen
 

@@ -46,7 +46,7 @@ ORDERS = {
     "transformers.pipelines, then hf_cam": "import transformers.pipelines\nimport hf_cam",
     "transformers.pipeline, lazily": "import transformers\nimport hf_cam\ntransformers.pipeline",
     "our own pipeline first of all": "from hf_cam import pipeline",
-    "our own pipeline class": "import hf_cam.pipelines",
+    "our own pipeline class": "import hf_cam.interfaces.pipelines",
     "someone looks whether transformers has pipelines": (
         "import importlib.util, hf_cam\nassert importlib.util.find_spec('transformers.pipelines')"
     ),

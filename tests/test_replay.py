@@ -10,10 +10,10 @@ from test_methods import NETS, make, pictures
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
-from hf_cam.capture import with_first_tensor
+from hf_cam.capture.capture import with_first_tensor
+from hf_cam.capture.replay import tail_of
 from hf_cam.errors import SlowWarning
-from hf_cam.infer import infer_adapter
-from hf_cam.replay import tail_of
+from hf_cam.target_layers.infer import infer_adapter
 
 
 def forwards(net: nn.Module) -> list[Any]:

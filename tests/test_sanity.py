@@ -10,10 +10,10 @@ from PIL import Image
 from benchmarks.sanity import correlations
 from benchmarks.scenes import scenes
 from hf_cam.cam import CAM
-from hf_cam.cli import main
-from hf_cam.loading import load
+from hf_cam.interfaces.cli import main
 from hf_cam.methods import get_method, list_methods
 from hf_cam.metrics import rank_correlation
+from hf_cam.models.loading import load
 from hf_cam.targets import QueryLogit
 
 

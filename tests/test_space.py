@@ -25,11 +25,11 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 import hf_cam
-import hf_cam.space
+import hf_cam.interfaces.space
 from hf_cam.comparison import quick_methods
-from hf_cam.demo import PHOTOGRAPHS
+from hf_cam.interfaces.demo import PHOTOGRAPHS
+from hf_cam.interfaces.space import deploy, space_folder
 from hf_cam.methods import get_method
-from hf_cam.space import deploy, space_folder
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
@@ -321,7 +321,7 @@ def test_deploy_pushes_the_folder_and_from_a_checkout_the_library(hub):
     needed = (pushed / "requirements.txt").read_text().split()
     assert {"torch>=2.6", "gradio>=6", "transformers>=5"} <= set(needed)
     assert not any(line.startswith("hf-cam") for line in needed)
-    script = "import hf_cam, hf_cam.catalogue as c; print(hf_cam.__file__, len(c.catalogue()))"
+    script = "import hf_cam, hf_cam.target_layers.catalogue as c; print(hf_cam.__file__, len(c.catalogue()))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = subprocess.run(
         [sys.executable, "-c", script], cwd=pushed, env=clean, capture_output=True, text=True, check=True
@@ -333,7 +333,7 @@ def test_deploy_pushes_the_folder_and_from_a_checkout_the_library(hub):
 
 def test_an_installed_library_pushes_the_folder_as_it_is(hub, monkeypatch, tmp_path):
     shutil.copytree(space_folder(), tmp_path / "hf_cam" / "spaces")
-    monkeypatch.setattr(hf_cam.space, "space_folder", lambda: tmp_path / "hf_cam" / "spaces")
+    monkeypatch.setattr(hf_cam.interfaces.space, "space_folder", lambda: tmp_path / "hf_cam" / "spaces")
     deploy("someone/installed", private=True)
     files = [name for name in hub.files("someone/installed") if name != ".gitattributes"]
     here = {path.name: path.read_bytes() for path in space_folder().iterdir() if path.is_file()}

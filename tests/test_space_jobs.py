@@ -17,7 +17,7 @@ import weakref
 import pytest
 
 from hf_cam.comparison import quick_methods
-from hf_cam.space import space_folder
+from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))

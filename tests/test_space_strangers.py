@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_cam.space import space_folder
+from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE, demo_model
 
 sys.path.insert(0, str(space_folder()))

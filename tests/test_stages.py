@@ -7,13 +7,13 @@ import torch
 from test_methods import SIZE, make, pictures
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter, union
 from hf_cam.cam import CAM
 from hf_cam.errors import LayerError
 from hf_cam.layouts import NCHW, Layout
 from hf_cam.maps import normalize
 from hf_cam.methods import get_method
-from hf_cam.stages import stage_ends
+from hf_cam.target_layers.adapter import Adapter, union
+from hf_cam.target_layers.stages import stage_ends
 
 
 class _Pyramid(nn.Module):

@@ -16,12 +16,12 @@ from torch import nn
 import hf_cam
 from benchmarks.tiny_models import Case, cases
 from hf_cam.cam import model_inputs_of
-from hf_cam.capture import call
-from hf_cam.cli import main
+from hf_cam.capture.capture import call
 from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
-from hf_cam.loading import LoadedModel, frames_of
-from hf_cam.videos import load_video, spread
+from hf_cam.images.videos import load_video, spread
+from hf_cam.interfaces.cli import main
+from hf_cam.models.loading import LoadedModel, frames_of
 
 SIDES = (72, 110)
 """Height and width of the frames."""

@@ -6,10 +6,9 @@ from functools import cache
 
 from torch import nn
 
-from hf_cam.capture import accepts
-from hf_cam.catalogue import config_of
+from hf_cam.capture.capture import accepts
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import ModelError
-from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.depth import DepthHead
@@ -23,7 +22,8 @@ from hf_cam.heads.detection import (
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
 from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead, VideoPromptHead
-from hf_cam.loading import LoadedModel, watches
+from hf_cam.models.loading import LoadedModel, watches
+from hf_cam.target_layers.catalogue import config_of
 
 __all__ = [
     "ClassificationHead",

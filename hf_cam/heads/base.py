@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.catalogue import config_of
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import OptionError, TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
+from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
-from hf_cam.loading import LoadedModel
+from hf_cam.models.loading import LoadedModel
+from hf_cam.target_layers.catalogue import config_of
 from hf_cam.targets import Target, find_label, index_of
 
 Box = tuple[float, float, float, float]

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
 from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.images.geometry import Geometry
 from hf_cam.targets import BinaryLogit, ClassLogit, probabilities, row_of
 
 

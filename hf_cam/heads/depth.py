@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
 from hf_cam.heads.base import (
     Request,
     Subject,
@@ -20,6 +19,7 @@ from hf_cam.heads.base import (
     region_to_image,
 )
 from hf_cam.heads.segmentation import PlaceHead, in_view
+from hf_cam.images.geometry import Geometry
 from hf_cam.targets import DEPTH, RegionDepth, field_of
 
 METRIC = ("glpn", "zoedepth", "prompt_depth_anything")

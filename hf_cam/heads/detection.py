@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from hf_cam.capture import Shared, accepts
+from hf_cam.capture.capture import Shared, accepts
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
 from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.similarity import sentence
+from hf_cam.images.geometry import Geometry
 from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of, upright
 
 NOT_SURE = "below the threshold"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from hf_cam.cam import model_inputs_of
-from hf_cam.capture import Shared
-from hf_cam.catalogue import config_of
+from hf_cam.capture.capture import Shared
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.heads.base import Request, Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
+from hf_cam.images.geometry import Geometry
+from hf_cam.target_layers.catalogue import config_of
 
 LONGEST_ANSWER = 10
 IGNORED = -100  # what transformers' losses leave out

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.capture import Shared
-from hf_cam.catalogue import config_of
+from hf_cam.capture.capture import Shared
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import unwrap
 from hf_cam.heads.base import (
     Head,
     Request,
@@ -28,7 +26,9 @@ from hf_cam.heads.base import (
     region_to_image,
 )
 from hf_cam.heads.detection import NOT_SURE
+from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
+from hf_cam.target_layers.catalogue import config_of
 from hf_cam.targets import LOGITS, MASKS, TEXT, PixelLogit, RegionLogit, RegionText, SegmentLogit, field_of
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")

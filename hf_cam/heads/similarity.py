@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_cam.cam import model_inputs_of
-from hf_cam.capture import Shared, call
+from hf_cam.capture.capture import Shared, call
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import TargetError
-from hf_cam.geometry import Geometry
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
+from hf_cam.images.geometry import Geometry
+from hf_cam.images.videos import Video, moves
 from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, rows, similarities_of
-from hf_cam.videos import Video, moves
 
 TEMPLATE = "a photo of a {}"
 """What a bare word is put into, because the models were trained on captions."""

@@ -6,7 +6,6 @@ from hf_cam.methods import perturbation  # isort: skip
 from hf_cam.methods import decomposition  # isort: skip
 from hf_cam.methods import composite  # isort: skip
 from hf_cam.methods import attention  # isort: skip
-from hf_cam.methods import random  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, register
 
 __all__ = [
@@ -18,6 +17,5 @@ __all__ = [
     "gradient",
     "list_methods",
     "perturbation",
-    "random",
     "register",
 ]

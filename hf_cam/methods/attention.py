@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_cam.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.errors import MethodError
 from hf_cam.methods.registry import Method, register
 

@@ -57,6 +57,13 @@ def fullgrad(gradient_terms: Tensor) -> Tensor:
     return gradient_terms
 
 
+def randomcam(activations: Tensor, seed: int = 0) -> Tensor:
+    """`w_c a_c`, w uniform in [-1, 1]: the same weights for each image of a batch, and for each run of one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = 2 * torch.rand(activations.shape[1], generator=generator, dtype=torch.float64) - 1
+    return weights.to(activations).reshape(1, -1, *[1] * (activations.ndim - 2)) * activations
+
+
 def _spatial_mean(tensor: Tensor) -> Tensor:
     return tensor.mean(tuple(range(2, tensor.ndim)), keepdim=True)
 
@@ -135,5 +142,14 @@ LAYERCAM = register(
         contributions=layercam,
         paper="Jiang et al., LayerCAM, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
         summary="Cells weighed by their own positive gradient; fit for early layers.",
+    )
+)
+RANDOMCAM = register(
+    Method(
+        id="randomcam",
+        name="RandomCAM",
+        contributions=randomcam,
+        paper="a baseline; no paper",
+        summary="Random channel weights: what any method must beat.",
     )
 )

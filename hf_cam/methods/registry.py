@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter
 from hf_cam.errors import MethodError, OptionError, nearest
 from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
-from hf_cam.stages import target_layers
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
 
 ATTENTION = ("attention", "attention_gradients", "readouts", "halved_terms", "frozen_terms")

@@ -20,7 +20,15 @@ from hf_cam.metrics.perturbation import (  # isort: skip
     road_most,
     saco,
 )
-from hf_cam.metrics.coherence import arcc, coherency, complexity, correlation, entropy  # isort: skip
+from hf_cam.metrics.coherence import (  # isort: skip
+    arcc,
+    coherency,
+    completeness_error,
+    complexity,
+    correlation,
+    entropy,
+    max_sensitivity,
+)
 from hf_cam.metrics.localization import (  # isort: skip
     average_precision,
     energy_inside,
@@ -30,8 +38,6 @@ from hf_cam.metrics.localization import (  # isort: skip
     peak_inside,
     pixel_accuracy,
 )
-from hf_cam.metrics.sensitivity import max_sensitivity  # isort: skip
-from hf_cam.metrics.completeness import completeness_error  # isort: skip
 from hf_cam.metrics.sanity import (  # isort: skip
     model_randomization,
     rank_correlation,

@@ -1,4 +1,4 @@
-"""ARCC: a map should be what the model goes by, small, and the same again on what it shows."""
+"""Coherence of a map with itself: ARCC and its parts, stability under noise, and attributions that add up."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ def arcc(maps: Tensor, kept_maps: Tensor, most_first: Tensor, least_first: Tenso
     road = (2 * road_combined(most_first, least_first)).clamp(0, 1)
     parts = torch.stack([coherency(maps, kept_maps), 1 - complexity(maps), road]).clamp_min(0)
     return 3 / (1 / parts.clamp_min(1e-8)).sum(0)
+
+
+@metric(
+    "max-sensitivity",
+    "max-sensitivity",
+    range=(0, float("inf")),
+    higher_is_better=False,
+    paper="Yeh et al., NeurIPS 2019, arXiv:1901.09392",
+)
+def max_sensitivity(maps: Tensor, noisy_maps: Tensor) -> Tensor:
+    """The largest change of the map under small noise, `max_n |m_n - m| / |m|`, of the maps' Euclidean norms."""
+    change: Tensor = (noisy_maps - maps).flatten(2).norm(dim=2).amax(0)
+    size = maps.flatten(1).norm(dim=1)
+    return torch.div(change, size.clamp_min(1e-12))
+
+
+@metric(
+    "completeness-error",
+    "completeness error",
+    range=(0, float("inf")),
+    higher_is_better=False,
+    paper="Sundararajan et al., ICML 2017, arXiv:1703.01365",
+)
+def completeness_error(attributions: Tensor, difference: Tensor) -> Tensor:
+    """How far the attributions' sum misses the change of the target that they explain, relative to it.
+
+    `|sum(a) - d| / |d|` of signed attributions that were not normalised, d the target's value less its value on the
+    baseline that the method's axiom names.
+    """
+    return (attributions.flatten(1).sum(1) - difference).abs() / difference.abs().clamp_min(1e-12)

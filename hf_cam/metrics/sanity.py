@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hf_cam.guard import lock_of, unwrap
+from hf_cam.capture.guard import lock_of, unwrap
 from hf_cam.metrics.coherence import correlation
 from hf_cam.metrics.registry import metric
 

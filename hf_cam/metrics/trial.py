@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_cam.capture import call
+from hf_cam.capture.capture import call
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import OptionError
-from hf_cam.evidence import in_chunks, target_values
-from hf_cam.guard import borrowed, unwrap
+from hf_cam.methods.run import in_chunks, target_values
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.perturbation import kept_above, ranks
 from hf_cam.metrics.registry import EVIDENCE, get_metric

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, model_inputs_of
-from hf_cam.capture import call
+from hf_cam.capture.capture import call
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.comparison import RERUNS, method_ids
 from hf_cam.errors import ImageError, LayoutError, MethodError, NoGradientError, OptionError
 from hf_cam.explainer import Explainer
-from hf_cam.geometry import Geometry
-from hf_cam.guard import borrowed, unwrap
-from hf_cam.images import load_image
-from hf_cam.loading import load
+from hf_cam.images.geometry import Geometry
+from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
+from hf_cam.models.loading import load
 from hf_cam.targets import Target, rows
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter, find_cam_config, read_cam_config
-from hf_cam.capture import accepts, capture
-from hf_cam.catalogue import check_not_refused, config_of, from_catalogue, patch_of, timm_model
+from hf_cam.capture.capture import accepts, capture
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
-from hf_cam.guard import unwrap
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Size, Spatial
-from hf_cam.probe import MIN_COVERAGE, probe
+from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_config
+from hf_cam.target_layers.catalogue import check_not_refused, config_of, from_catalogue, patch_of, timm_model
+from hf_cam.target_layers.probe import MIN_COVERAGE, probe
 from hf_cam.targets import class_logits
 
 

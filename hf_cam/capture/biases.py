@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture import capture
+from hf_cam.capture.capture import capture
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import MethodError, TargetError
-from hf_cam.guard import unwrap
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)
@@ -58,7 +58,7 @@ class BiasWatch:
 
     @property
     def hooks(self) -> dict[str, Callable[..., Tensor]]:
-        """For `hf_cam.capture.capture`, on a picture that requires grad.
+        """For `hf_cam.capture.capture.capture`, on a picture that requires grad.
 
         They raise a MethodError where a module runs more than once, so that its terms cannot be told apart.
         """

@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from hf_cam.errors import ImageError
-from hf_cam.images import existing, fetch, is_url, load_image, opened
+from hf_cam.images.reading import existing, fetch, is_url, load_image, opened
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 """Files that hold a video and nothing else. A `.gif` is one to a model of videos, and its first frame to others."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.adapter import Adapter
-from hf_cam.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
-from hf_cam.biases import BiasWatch
-from hf_cam.capture import Capture, call, first_tensor
+from hf_cam.capture.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
+from hf_cam.capture.biases import BiasWatch
+from hf_cam.capture.capture import Capture, call, first_tensor
+from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.replay import Tail, tail_of
 from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, SlowWarning, TargetError
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import AnyLayout, Size
-from hf_cam.local_rules import Attend, LocalRules
 from hf_cam.maps import normalize, resize
-from hf_cam.replay import Tail, tail_of
+from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import Target, rows
 
 CHUNK_BYTES = 16 * 2**20

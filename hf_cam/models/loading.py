@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.capture import swallows
-from hf_cam.catalogue import config_of, timm_model
+from hf_cam.capture.capture import swallows
+from hf_cam.capture.guard import unwrap
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
-from hf_cam.geometry import Geometry, measure
-from hf_cam.guard import unwrap
-from hf_cam.images import load_image
-from hf_cam.infer import check_takes_pictures, takes_pictures
+from hf_cam.images.geometry import Geometry, measure
+from hf_cam.images.reading import load_image
+from hf_cam.images.videos import Video, is_video, load_video
 from hf_cam.layouts import Size
-from hf_cam.videos import Video, is_video, load_video
+from hf_cam.target_layers.catalogue import config_of, timm_model
+from hf_cam.target_layers.infer import check_takes_pictures, takes_pictures
 
 Picture = Image.Image | Video
 """What a model looks at once."""

@@ -21,8 +21,8 @@ NOT_PUSHED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 def space_folder() -> Path:
     """The folder that a Space is made of."""
-    installed = Path(__file__).with_name("spaces")
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "spaces"
+    package = Path(__file__).parents[1]
+    return package / "spaces" if (package / "spaces").is_dir() else package.parent / "spaces"
 
 
 def serve(host: str, port: int | None, online: bool) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_cam.capture import arguments, call, first_tensor, with_first_tensor
-from hf_cam.guard import borrowed, forwards, lock_of, unwrap
+from hf_cam.capture.capture import arguments, call, first_tensor, with_first_tensor
+from hf_cam.capture.guard import borrowed, forwards, lock_of, unwrap
 from hf_cam.targets import map_tensors, rows
 
 TOLERANCE = 1e-3

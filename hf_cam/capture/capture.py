@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_cam.capture.guard import borrowed, forwards, unwrap
+from hf_cam.capture.linear import by_tokens
 from hf_cam.errors import DetachedError, LayerError, LayoutError, TargetError, UnknownArchitecture
-from hf_cam.guard import borrowed, forwards, unwrap
 from hf_cam.layouts import Size
-from hf_cam.linear import by_tokens
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
 """What transformers' forwards take without listing it."""
@@ -110,7 +110,7 @@ def capture(
     Everything is undone when the block ends; the gradients must be taken inside it.
 
     Args:
-        model: Any module; it comes back as it was (see `hf_cam.guard.borrowed`).
+        model: Any module; it comes back as it was (see `hf_cam.capture.guard.borrowed`).
         layers: Dotted names.
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.

@@ -106,9 +106,9 @@ def _explain(options: argparse.Namespace) -> None:
 
     from hf_cam.comparison import method_ids
     from hf_cam.explainer import Explainer
-    from hf_cam.images import load_image
-    from hf_cam.loading import load
-    from hf_cam.videos import moves
+    from hf_cam.images.reading import load_image
+    from hf_cam.images.videos import moves
+    from hf_cam.models.loading import load
 
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
@@ -198,16 +198,16 @@ def _line(name: str, explanation: Explanation, path: Path) -> str:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from hf_cam.demo import run_demo
+    from hf_cam.interfaces.demo import run_demo
 
     _silence_loading()
     run_demo(options.out, say=print)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from hf_cam.demo import PHOTOGRAPHS
-    from hf_cam.evaluation import Sample, evaluate, samples_of
-    from hf_cam.plots import draw_bars, draw_curves
+    from hf_cam.evaluation.bench import Sample, evaluate, samples_of
+    from hf_cam.evaluation.plots import draw_bars, draw_curves
+    from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()
     sources = options.images
@@ -238,7 +238,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _space(options: argparse.Namespace) -> None:
-    from hf_cam.space import deploy, serve
+    from hf_cam.interfaces.space import deploy, serve
 
     if options.deploy:
         print(deploy(options.deploy, options.private))
@@ -259,8 +259,8 @@ def _methods(options: argparse.Namespace) -> None:
 def _adapter(options: argparse.Namespace) -> None:
     import json
 
-    from hf_cam.infer import infer_adapter
-    from hf_cam.loading import load_config, resolve_name
+    from hf_cam.models.loading import load_config, resolve_name
+    from hf_cam.target_layers.infer import infer_adapter
 
     _silence_loading()
     name = resolve_name(options.model)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture import Capture, first_tensor
+from hf_cam.capture.capture import Capture, first_tensor
+from hf_cam.capture.replay import Tail
 from hf_cam.errors import LayoutError, MethodError
 from hf_cam.layouts import TOKENS, AnyLayout, Layout, Size, Spatial
-from hf_cam.replay import Tail
 
 FEWEST = 2
 """Cells a side: fewer tokens are queries, not a picture."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import UnknownArchitecture
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
-from hf_cam.noise import Verdict, check_layouts
-from hf_cam.trace import Produced, Trace, path_shares, trace
+from hf_cam.target_layers.noise import Verdict, check_layouts
+from hf_cam.target_layers.trace import Produced, Trace, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_cam.adapter import Adapter
-from hf_cam.capture import first_tensor
-from hf_cam.catalogue import config_of, patch_of
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import UnknownArchitecture
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import Layout, Size, read_layouts
-from hf_cam.trace import Trace, hooked, path_shares, trace
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.catalogue import config_of, patch_of
+from hf_cam.target_layers.trace import Trace, hooked, path_shares, trace
 
 STAGES = 4
 TRUNK = 0.99

@@ -14,8 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
 from hf_cam.explainer import Explainer, check_count
 from hf_cam.explanation import Explanation
-from hf_cam.infer import check_takes_pictures
-from hf_cam.loading import (
+from hf_cam.models.loading import (
     LoadedModel,
     explained,
     labels,
@@ -23,6 +22,7 @@ from hf_cam.loading import (
     processor_of,
     resolve_name,
 )
+from hf_cam.target_layers.infer import check_takes_pictures
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from hf_cam.adapter import Adapter
 from hf_cam.errors import LayerError, LayoutError, UnknownArchitecture
 from hf_cam.layouts import MAPS, Layout, Size
+from hf_cam.target_layers.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def _refuse_duplicate(entry: Entry, entries: Iterable[Entry]) -> None:
 
 
 def _catalogue_folder() -> Path:
-    installed = Path(__file__).with_name("adapters")
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "adapters"
+    package = Path(__file__).parents[1]
+    return package / "adapters" if (package / "adapters").is_dir() else package.parent / "adapters"
 
 
 def from_catalogue(module: nn.Module) -> Adapter | None:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture import call, first_tensor, picture_name, picture_size
+from hf_cam.capture.capture import call, first_tensor, picture_name, picture_size
+from hf_cam.capture.guard import borrowed, unwrap
 from hf_cam.errors import LayoutError
-from hf_cam.guard import borrowed, unwrap
 from hf_cam.layouts import MAPS, Layout, Size, Spatial
-from hf_cam.trace import hooked
+from hf_cam.target_layers.trace import hooked
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 

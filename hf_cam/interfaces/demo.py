@@ -18,9 +18,9 @@ from hf_cam.comparison import quick_methods
 from hf_cam.errors import ModelError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
-from hf_cam.images import load_image
-from hf_cam.loading import load
+from hf_cam.images.reading import load_image
 from hf_cam.methods import get_method
+from hf_cam.models.loading import load
 from hf_cam.zoo import SCENE
 
 MODEL = "demo:imagenet"

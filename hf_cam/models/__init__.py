@@ -1,0 +1,1 @@
+"""A model with what prepares its inputs, its files, and what it reports about itself."""
