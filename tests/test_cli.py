@@ -231,8 +231,6 @@ def test_the_real_process_refuses_in_one_line_too(picture_file, vit_folder):
     arguments = ["explain", str(picture_file), "--model", str(vit_folder), "--target", "tigre"]
     command = [sys.executable, "-m", "hf_cam", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-        [sys.executable, "-m", "hf_cam.interfaces.cli", *arguments], capture_output=True, text=True, check=False
-    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "hf-cam: no class is called 'tigre'; nearest: 'tiger cat'\n"
