@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_cam.evaluation.bench import Evaluation, evaluate
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
-    from hf_cam.explanation import Explanation, overlay
+    from hf_cam.explanation import Explanation
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ShapleyCAM,
         XGradCAM,
     )
+    from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
     from hf_cam.methods import list_methods
@@ -108,7 +109,7 @@ _HOMES = {
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
     "load_image": "images.reading",
-    "overlay": "explanation",
+    "overlay": "images.drawing",
     "pipeline": "interfaces.pipelines",
     "tune": "evaluation.tuning",
     "Video": "images.videos",

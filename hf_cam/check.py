@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.maps import normalize
 from hf_cam.metrics import Scorer, Trial, confidence
+from hf_cam.models.traits import traits_of
 from hf_cam.targets import Target
 
 TOP = 20
@@ -95,7 +95,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0) -> Check:
         raw: The map before normalisation.
         seed: Of the noise and the places.
     """
-    problem = getattr(getattr(unwrap(origin.model), "config", None), "problem_type", None)
+    problem = traits_of(origin.model).problem_type
     scorer = Scorer(origin.model, origin.inputs, [confidence(origin.target, problem)])
     maps = origin.map[None].to(scorer.pixels.device).float()
     trial = Trial(maps, scorer, percentiles=(100 - TOP,), seed=seed)
@@ -127,13 +127,3 @@ def _energy(saliency: Tensor) -> float:
     ordered = saliency.flatten().sort(descending=True).values
     total = ordered.sum()
     return float(ordered[: max(1, round(len(ordered) * TOP / 100))].sum() / total) if total > 0 else 0.0
-
-
-def one_image(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The inputs of one image of a batch."""
-    batch = len(inputs["pixel_values"])
-
-    def own(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-
-    return {name: value[index : index + 1] if own(value) else value for name, value in inputs.items()}

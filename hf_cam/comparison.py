@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
-from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
+from hf_cam.explanation import Explanation
+from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import moves
 from hf_cam.methods import Method, get_method, list_methods

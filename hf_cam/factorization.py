@@ -12,15 +12,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, model_inputs_of
+from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
+from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import LayoutError, OptionError, TargetError
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
+from hf_cam.outputs import class_logits, probabilities
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.targets import class_logits, probabilities
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.cam import model_inputs_of, selector_of
-from hf_cam.capture.capture import call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.cam import selector_of
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
 from hf_cam.methods.run import target_values
+from hf_cam.models.traits import unwrap
 from hf_cam.targets import Target
 
 GATES = {

@@ -25,10 +25,11 @@ from jobs import SLOTS, held, report, stoppable
 from limits import Refused
 from scale import Builder, Scale
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import HFCamError, ModelError
 from hf_cam.heads import ClassificationHead, Head, head_kind, listed_kind
-from hf_cam.models.loading import SHORT_NAMES, LoadedModel, load
+from hf_cam.models.checkpoints import SHORT_NAMES
+from hf_cam.models.loading import LoadedModel, load
+from hf_cam.models.traits import unwrap
 from hf_cam.zoo import SCENE, demo_model, demo_models
 
 MAX_WEIGHTS = 2 * 2**30

@@ -36,7 +36,7 @@ from work import (
 from hf_cam import Evaluation
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import HFCamError, ModelError
-from hf_cam.explanation import DEFAULT_COLORMAP
+from hf_cam.images.drawing import DEFAULT_COLORMAP
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.methods import get_method
 from hf_cam.metrics import get_metric
@@ -196,7 +196,7 @@ def cleared() -> list[Any]:
 
 def marked(found: Found) -> Any:
     """The picture with what was found outlined."""
-    from hf_cam.explanation import outlined
+    from hf_cam.images.drawing import outlined
 
     picture = enlarged(found.current.image)
     factor = picture.width / found.current.image.width

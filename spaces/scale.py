@@ -95,7 +95,7 @@ def build(folder: str) -> Scale:
     """Build the model on the meta device and preprocess one picture."""
     from PIL import Image
 
-    from hf_cam.models.loading import load_config, load_processor
+    from hf_cam.models.checkpoints import load_config, load_processor
     from hf_cam.target_layers.infer import module_tree
 
     tree = module_tree(load_config(folder)).eval()
@@ -113,10 +113,10 @@ def _operations(tree: Any, inputs: Any) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hf_cam.capture.capture import call
-    from hf_cam.target_layers.infer import sample_inputs
+    from hf_cam.capture.inputs import call
+    from hf_cam.target_layers.infer import example_inputs
 
-    given = {**sample_inputs(tree), **inputs}
+    given = {**example_inputs(tree), **inputs}
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -128,7 +128,7 @@ def _operations(tree: Any, inputs: Any) -> int:
 
 def _confined(folder: str, answer: int, seconds: int) -> None:
     """In the fork: build, write the answer, and be gone, whatever happens."""
-    from hf_cam.models.loading import OFFLINE_HINT
+    from hf_cam.models.checkpoints import OFFLINE_HINT
 
     reached: list[str] = []
 

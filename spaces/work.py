@@ -22,7 +22,6 @@ from models import MODELS, checked
 from PIL import Image
 
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
-from hf_cam.capture.guard import unwrap
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import HFCamError
 from hf_cam.evaluation.bench import Sample
@@ -30,7 +29,8 @@ from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES
-from hf_cam.target_layers.infer import infer_adapter, sample_inputs
+from hf_cam.models.traits import unwrap
+from hf_cam.target_layers.infer import example_inputs, infer_adapter
 from hf_cam.target_layers.stages import layer_choices
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
@@ -237,7 +237,7 @@ def layers_of(model: str) -> tuple[str, ...]:
 @on_gpu
 def _layers_of(model: str) -> tuple[str, ...]:
     module = MODELS.held(model).model
-    return layer_choices(module, infer_adapter(module), sample_inputs(unwrap(module)))
+    return layer_choices(module, infer_adapter(module), example_inputs(unwrap(module)))
 
 
 def narrowed(wish: Wish, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:

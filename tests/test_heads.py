@@ -12,12 +12,14 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 import hf_cam
 from benchmarks.tiny_models import cases
-from hf_cam.cam import _mirrored, model_inputs_of
+from hf_cam.cam import _mirrored
+from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Request, head_kind, head_of
+from hf_cam.images.patches import CutPictures
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import LoadedModel, uncut
+from hf_cam.models.loading import LoadedModel
 from hf_cam.targets import (
     BoxLogit,
     ClassLogit,
@@ -409,8 +411,8 @@ def test_mirrored_views_of_a_cut_picture_are_turned_back(photo):
     [smooth] = explained(loaded, photo, method="eigencam", text="a cat", aug_smooth=True)
     np.testing.assert_allclose(smooth.heatmap, plain.heatmap, atol=0.05)
     inputs = loaded.inputs([photo])
-    turned = uncut({**inputs, "pixel_values": _mirrored(inputs)})
-    torch.testing.assert_close(turned, uncut(inputs).flip(-1))
+    turned = CutPictures.of({**inputs, "pixel_values": _mirrored(inputs)}).pictures()
+    torch.testing.assert_close(turned, CutPictures.of(inputs).pictures().flip(-1))
 
 
 def test_cut_pictures_score_as_the_model_itself_scores_them(photo):

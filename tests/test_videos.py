@@ -15,13 +15,13 @@ from torch import nn
 
 import hf_cam
 from benchmarks.tiny_models import Case, cases
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import call
+from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.images.videos import load_video, spread
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import LoadedModel, frames_of
+from hf_cam.models.loading import LoadedModel
+from hf_cam.models.traits import traits_of
 
 SIDES = (72, 110)
 """Height and width of the frames."""
@@ -113,7 +113,7 @@ def test_every_model_of_videos_gets_a_map_a_frame(case):
     model = case.build()
     settings = {"processor": processor_of(case), "method": "gradcam-elementwise"}
     [found] = hf_cam.explain(frames(), model, **settings)
-    assert frames_of(model) == len(found.frames) == 4
+    assert traits_of(model).frames == len(found.frames) == 4
     assert found.heatmap.shape == (4, *SIDES)
     assert found.heatmap.dtype == np.float32
     assert found.heatmap.min() >= 0

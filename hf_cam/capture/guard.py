@@ -21,17 +21,6 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
-
-
 def lock_of(model: nn.Module) -> threading.RLock:
     """The one lock of this model, shared by every thread."""
     with _locks_guard:

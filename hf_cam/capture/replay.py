@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_cam.capture.capture import arguments, call, first_tensor, with_first_tensor
-from hf_cam.capture.guard import borrowed, forwards, lock_of, unwrap
-from hf_cam.targets import map_tensors, rows
+from hf_cam.capture.capture import first_tensor, with_first_tensor
+from hf_cam.capture.guard import borrowed, forwards, lock_of
+from hf_cam.capture.inputs import arguments, call
+from hf_cam.models.traits import unwrap
+from hf_cam.outputs import map_tensors, sample_of
 
 TOLERANCE = 1e-3
 MOST = 8
@@ -223,7 +225,7 @@ def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
 
 def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
     batch = len(tail.activations)
-    expected = first_tensor(rows(outputs, slice(0, 1), batch))
+    expected = first_tensor(sample_of(outputs, slice(0, 1), batch))
     try:
         found = first_tensor(tail(tail.activations[:1].expand(2, *tail.activations.shape[1:]), 0))
     except RuntimeError:

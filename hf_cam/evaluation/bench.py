@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, model_inputs_of
-from hf_cam.capture.capture import call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.cam import CAM
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.comparison import RERUNS, method_ids
 from hf_cam.errors import ImageError, LayoutError, MethodError, NoGradientError, OptionError
 from hf_cam.explainer import Explainer
@@ -27,7 +27,9 @@ from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.models.loading import load
-from hf_cam.targets import Target, rows
+from hf_cam.models.traits import unwrap
+from hf_cam.outputs import sample_of
+from hf_cam.targets import Target
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
 MASK_METRICS = ("energy-inside", "pointing-game", "average-precision")
@@ -354,11 +356,13 @@ class _Bench:
         pictures = loaded.inputs([image])
         head = self.explainer.head
         request = head.rounds(request, pictures)[0]
-        inputs = model_inputs_of(loaded.model, pictures["pixel_values"], {**_others(pictures), **head.inputs(request)})
-        with borrowed(unwrap(loaded.model)), torch.no_grad():
-            outputs = call(unwrap(loaded.model), inputs)
-        subject = head.subjects(rows(outputs, 0, 1), request, geometry)[0]
-        problem = getattr(getattr(unwrap(loaded.model), "config", None), "problem_type", None)
+        inputs = model_inputs_of(
+            loaded.model, pictures["pixel_values"], {**others_of(pictures), **head.inputs(request)}
+        )
+        with borrowed(loaded.module), torch.no_grad():
+            outputs = call(loaded.module, inputs)
+        subject = head.subjects(sample_of(outputs, 0, 1), request, geometry)[0]
+        problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.batch_size)
         for name, layers, explain in self._maps(inputs, subject.target):
@@ -371,7 +375,7 @@ class _Bench:
     def _maps(
         self, inputs: Mapping[str, Any], target: Target
     ) -> Iterator[tuple[str, tuple[str, ...], Callable[[Tensor], Tensor]]]:
-        others = _others(inputs)
+        others = others_of(inputs)
         for cams in self.cams:
             for cam in cams:
                 if cam.method.id in self.skipped:
@@ -481,10 +485,6 @@ def _heading(metric: str) -> str:
 
 def _cell(row: Row, metric: str) -> str:
     return f"{row.means[metric]:.3f} ± {row.errors[metric]:.3f}" if metric in row.means else ""
-
-
-def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "pixel_values"}
 
 
 def _name(model: Any) -> str:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from hf_cam.cam import CAM
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import OptionError
 from hf_cam.evaluation.bench import Evaluation, evaluate
 from hf_cam.layouts import AnyLayout, Layout, Spatial
 from hf_cam.metrics import get_metric
 from hf_cam.models.loading import load
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.adapter import Adapter
 
 METHODS = ("gradcam", "hirescam", "layercam", "gradcam++", "eigengradcam")

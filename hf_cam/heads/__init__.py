@@ -6,8 +6,6 @@ from functools import cache
 
 from torch import nn
 
-from hf_cam.capture.capture import accepts
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import ModelError
 from hf_cam.heads.base import Head, Request, Subject
 from hf_cam.heads.classification import ClassificationHead
@@ -22,8 +20,8 @@ from hf_cam.heads.detection import (
 from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
 from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead, VideoPromptHead
-from hf_cam.models.loading import LoadedModel, watches
-from hf_cam.target_layers.catalogue import config_of
+from hf_cam.models.loading import LoadedModel
+from hf_cam.models.traits import ModelTraits, traits_of
 
 __all__ = [
     "ClassificationHead",
@@ -58,9 +56,9 @@ def head_of(loaded: LoadedModel) -> Head:
         ModelError: it finds things in videos, frame by frame.
     """
     kind = head_kind(loaded.model)
-    if loaded.watches and not issubclass(kind, ClassificationHead | EmbeddingHead):
+    if loaded.takes_videos and not issubclass(kind, ClassificationHead | EmbeddingHead):
         raise ModelError(
-            f"{type(unwrap(loaded.model)).__name__} finds things in videos, explained through hf_cam.CAM alone: "
+            f"{loaded.traits.class_name} finds things in videos, explained through hf_cam.CAM alone: "
             "pass it prepared frames and a target, a callable from one sample's output to a scalar"
         )
     return kind(loaded)
@@ -72,16 +70,14 @@ def head_kind(model: nn.Module) -> type[Head]:
     A transformers model under none of them embeds images; any other module is taken for a classifier, but for
     torchvision's detectors.
     """
-    from transformers import PreTrainedModel
-
-    module = unwrap(model)
-    for parent in type(module).__mro__:
+    traits = traits_of(model)
+    for parent in type(traits.module).__mro__:
         if (kind := _listed().get(parent.__name__)) is not None:
-            return _variant(module, kind)
+            return _variant(traits, kind)
         if parent.__module__.startswith("torchvision.models.detection."):
             return ListedDetectionHead
-    bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
-    return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
+    bare = traits.is_transformers and not traits.class_name.startswith("TimmWrapperFor")
+    return EmbeddingHead if bare and not traits.has_classifier else ClassificationHead
 
 
 def listed_kind(architecture: str) -> type[Head] | None:
@@ -93,24 +89,24 @@ def listed_kind(architecture: str) -> type[Head] | None:
     return _listed().get(architecture)
 
 
-def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
+def _variant(traits: ModelTraits, kind: type[Head]) -> type[Head]:
     """Detectors with prompts differ in how they take them, answering models in whether they choose or write.
 
     One segmenter does several tasks, and is told which; detectors of text return a map and no boxes.
     """
     if kind is QuestionHead:
-        return WrittenAnswerHead if hasattr(module, "generate") else kind
-    if kind is PromptHead and watches(module):
+        return WrittenAnswerHead if traits.writes else kind
+    if kind is PromptHead and traits.takes_videos:
         return VideoPromptHead
-    if kind is MaskHead and accepts(module, "task_inputs"):
+    if kind is MaskHead and traits.accepts("task_inputs"):
         return TaskMaskHead
-    if kind is DetectionHead and getattr(config_of(module), "model_type", "").startswith("pp_ocr"):
+    if kind is DetectionHead and traits.declares("finds_text"):
         return TextHead
     if kind is not PromptDetectionHead:
         return kind
-    if accepts(module, "classes_input_ids"):
+    if traits.accepts("classes_input_ids"):
         return TaskDetectionHead
-    return PhraseDetectionHead if accepts(module, "token_type_ids") else kind
+    return PhraseDetectionHead if traits.accepts("token_type_ids") else kind
 
 
 @cache

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
-from hf_cam.target_layers.catalogue import config_of
+from hf_cam.models.traits import ModelTraits
 from hf_cam.targets import Target, find_label, index_of
 
 Box = tuple[float, float, float, float]
@@ -147,13 +146,12 @@ class Head(ABC):
     @property
     def model_name(self) -> str:
         """The class of the model, for messages."""
-        return type(unwrap(self.loaded.model)).__name__
+        return self.loaded.traits.class_name
 
 
-def behind_picture(tokens: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def behind_picture(tokens: Mapping[str, Tensor], traits: ModelTraits) -> dict[str, Tensor]:
     """Tokens `[P, L]` behind the places that the picture takes among them (BLIP-2); as they are for other models."""
-    config = config_of(unwrap(model))
-    place, count = getattr(config, "image_token_index", None), getattr(config, "num_query_tokens", None)
+    place, count = traits.read("image_token_index"), traits.read("num_query_tokens")
     if place is None or count is None:
         return dict(tokens)
     fill = {name: place if name == "input_ids" else 1 for name in tokens}

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Request, Subject, custom
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import BinaryLogit, ClassLogit, probabilities, row_of
+from hf_cam.outputs import probabilities, row_of
+from hf_cam.targets import BinaryLogit, ClassLogit
 
 
 class ClassificationHead(Head):
@@ -37,7 +37,7 @@ class ClassificationHead(Head):
         logits = self._logits(output)
         if len(logits) == 1:
             return [self._single(logits, request)]
-        scores = probabilities(logits.detach(), self._problem())
+        scores = probabilities(logits.detach(), self.loaded.traits.problem_type)
         if target is None:
             best = logits.detach().topk(min(request.top_k or 1, len(logits))).indices.tolist()
         else:
@@ -53,12 +53,9 @@ class ClassificationHead(Head):
             )
         return logits
 
-    def _problem(self) -> str | None:
-        return getattr(getattr(unwrap(self.loaded.model), "config", None), "problem_type", None)
-
     def _single(self, logits: Tensor, request: Request) -> Subject:
         value, label, target = float(logits.detach()[0]), self.label(0, request), request.target
-        if self._problem() == "regression":
+        if self.loaded.traits.problem_type == "regression":
             return Subject(ClassLogit(0), label, value)
         said = value >= 0 if target is None else getattr(target, "positive", True)
         score = float(probabilities(logits.detach() if said else -logits.detach())[0])

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import (
     Request,
@@ -20,10 +19,8 @@ from hf_cam.heads.base import (
 )
 from hf_cam.heads.segmentation import PlaceHead, in_view
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import DEPTH, RegionDepth, field_of
-
-METRIC = ("glpn", "zoedepth", "prompt_depth_anything")
-"""Types whose configs do not say that they predict metres; the others predict the inverse of the distance."""
+from hf_cam.outputs import DEPTH, field_of
+from hf_cam.targets import RegionDepth
 
 
 class DepthHead(PlaceHead):
@@ -63,6 +60,5 @@ class DepthHead(PlaceHead):
 
     def _metric(self) -> bool:
         """Whether the output is a distance, which is small where things are near, and not its inverse."""
-        config = getattr(unwrap(self.loaded.model), "config", None)
-        known = getattr(config, "depth_estimation_type", None)
-        return known == "metric" if known else getattr(config, "model_type", "") in METRIC
+        known = self.loaded.traits.read("depth_estimation_type")
+        return known == "metric" if known else self.loaded.traits.declares("metric_depth")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from hf_cam.capture.capture import Shared, accepts
-from hf_cam.capture.guard import unwrap
+from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.similarity import sentence
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of, upright
+from hf_cam.outputs import BOXES, LOGITS, field_of, upright
+from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
@@ -100,7 +100,7 @@ class DetectionHead(Head):
 
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that are told which pixels are padding give boxes in shares of the rest.
-        of_seen = accepts(unwrap(self.loaded.model), "pixel_mask")
+        of_seen = self.loaded.traits.accepts("pixel_mask")
         boxes = upright(field_of(output, BOXES).detach().float().cpu()).tolist()
         return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
 

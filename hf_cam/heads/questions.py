@@ -10,14 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import Shared
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import Shared, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Request, Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.images.geometry import Geometry
-from hf_cam.target_layers.catalogue import config_of
 
 LONGEST_ANSWER = 10
 IGNORED = -100  # what transformers' losses leave out
@@ -103,7 +101,7 @@ class WrittenAnswerHead(QuestionHead):
 
     def _answered(self, request: Request, pictures: Mapping[str, Tensor]) -> Request:
         """The same question with the model's own answer as target."""
-        module = unwrap(self.loaded.model)
+        module = self.loaded.module
         inputs = model_inputs_of(module, pictures["pixel_values"], self._question(request))
         with borrowed(module), torch.no_grad():
             [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
@@ -114,8 +112,8 @@ class WrittenAnswerHead(QuestionHead):
 
     def _question(self, request: Request) -> dict[str, Tensor]:
         """The tokens of the question, behind the places that the image takes among them (BLIP-2)."""
-        return behind_picture(self.loaded.tokens(list(request.text)), self.loaded.model)
+        return behind_picture(self.loaded.tokens(list(request.text)), self.loaded.traits)
 
     def _reads_on(self) -> bool:
         """Whether the language model reads question and answer as one text."""
-        return bool(getattr(config_of(unwrap(self.loaded.model)), "use_decoder_only_language_model", False))
+        return bool(self.loaded.traits.read("use_decoder_only_language_model"))

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.capture.capture import Shared
-from hf_cam.capture.guard import unwrap
+from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import (
     Head,
@@ -28,8 +27,8 @@ from hf_cam.heads.base import (
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
-from hf_cam.target_layers.catalogue import config_of
-from hf_cam.targets import LOGITS, MASKS, TEXT, PixelLogit, RegionLogit, RegionText, SegmentLogit, field_of
+from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
+from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
@@ -254,7 +253,7 @@ class TaskMaskHead(MaskHead):
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """The tokens of the sentence, padded with zeros, once for each image."""
-        length = config_of(unwrap(self.loaded.model)).task_seq_len
+        length = self.loaded.traits.read("task_seq_len")
         sentence = f"the task is {request.text[0] if request.text else self.tasks[0]}"
         settings = {"padding": "max_length", "max_length": length, "truncation": True}
         encoded = self.loaded.text_processor([sentence], return_tensors="pt", **settings)

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import Shared, call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.videos import Video, moves
-from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, rows, similarities_of
+from hf_cam.outputs import embedding_of, sample_of, similarities_of
+from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target
 
 TEMPLATE = "a photo of a {}"
 """What a bare word is put into, because the models were trained on captions."""
@@ -65,10 +65,10 @@ class EmbeddingHead(Head):
     def _embedding(self, request: Request) -> Tensor:
         inputs = {**self.loaded.inputs([self.loaded.opened(request.target)]), **self.inputs(request)}
         inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
-        module = unwrap(self.loaded.model)
+        module = self.loaded.module
         with borrowed(module), torch.no_grad():
             outputs = call(module, inputs)
-        return embedding_of(rows(outputs, 0, 1))
+        return embedding_of(sample_of(outputs, 0, 1))
 
 
 class PromptHead(EmbeddingHead):
@@ -96,7 +96,7 @@ class PromptHead(EmbeddingHead):
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """The tokenised prompts, for all images alike."""
         encoded = self.loaded.tokens([sentence(prompt) for prompt in request.text] or [TEMPLATE.format("thing")])
-        return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.model).items()}
+        return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.traits).items()}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """A subject a prompt, in the caller's order; the `top_k` that fit best where it is given."""
@@ -133,7 +133,7 @@ class PromptHead(EmbeddingHead):
         similarities = similarities_of(output).detach().float()
         if "video_embeds" in output:
             return [float(value.clamp(0)) for value in similarities]
-        module = unwrap(self.loaded.model)
+        module = self.loaded.module
         if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
             return [float(value) for value in similarities.sigmoid()]
         if len(similarities) > 1:

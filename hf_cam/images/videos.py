@@ -18,7 +18,6 @@ from hf_cam.images.reading import existing, fetch, is_url, load_image, opened
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 """Files that hold a video and nothing else. A `.gif` is one to a model of videos, and its first frame to others."""
-GAP, FRAME_MILLISECONDS = 4, 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,22 +178,3 @@ def _of_gif(image: Image.Image, count: int | None) -> Video:
         raise ImageError("a single picture is no video; this model looks at several frames")
     wanted = set(range(total) if count is None else spread(total, count))
     return Video([frame.convert("RGB") for i, frame in enumerate(ImageSequence.Iterator(image)) if i in wanted])
-
-
-# Showing --------------------------------------------------------------------------------------------------------------
-
-
-def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Frames of one size side by side, row by row, in a sheet that is about as wide as it is high."""
-    width, height = pictures[0].size
-    columns = min(len(pictures), max(1, round((len(pictures) * height / width) ** 0.5)))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return sheet
-
-
-def animation(others: Sequence[Image.Image]) -> dict[str, Any]:
-    """What Pillow's `save` takes to write a first frame with these behind it as one moving picture."""
-    return {"save_all": True, "append_images": list(others), "duration": FRAME_MILLISECONDS, "loop": 0}

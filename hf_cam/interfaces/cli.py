@@ -259,7 +259,7 @@ def _methods(options: argparse.Namespace) -> None:
 def _adapter(options: argparse.Namespace) -> None:
     import json
 
-    from hf_cam.models.loading import load_config, resolve_name
+    from hf_cam.models.checkpoints import load_config, resolve_name
     from hf_cam.target_layers.infer import infer_adapter
 
     _silence_loading()

@@ -17,7 +17,8 @@ from PIL import Image
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import ModelError
 from hf_cam.explainer import Explainer
-from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
+from hf_cam.explanation import Explanation
+from hf_cam.images.drawing import COLORMAPS, DEFAULT_COLORMAP
 from hf_cam.images.reading import load_image
 from hf_cam.methods import get_method
 from hf_cam.models.loading import load

@@ -14,15 +14,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
 from hf_cam.explainer import Explainer, check_count
 from hf_cam.explanation import Explanation
-from hf_cam.models.loading import (
-    LoadedModel,
-    explained,
-    labels,
-    load_pretrained,
-    processor_of,
-    resolve_name,
-)
-from hf_cam.target_layers.infer import check_takes_pictures
+from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
+from hf_cam.models.loading import LoadedModel, processor_of
+from hf_cam.models.traits import check_takes_pictures, traits_of
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
@@ -74,7 +68,7 @@ class ImageCamPipeline(Pipeline):
         if kwargs.get("image_processor") is None:
             kwargs["image_processor"] = processor_of(model)
         super().__init__(model, *args, **kwargs)
-        self._loaded = LoadedModel(self.model, self.image_processor, labels(self.model), self.tokenizer)
+        self._loaded = LoadedModel(self.model, self.image_processor, traits_of(self.model).id2label, self.tokenizer)
         self._explainer = lru_cache(maxsize=8)(self._make_explainer)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

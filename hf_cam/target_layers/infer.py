@@ -8,14 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import accepts, capture
-from hf_cam.capture.guard import unwrap
-from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
-from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Size, Spatial
+from hf_cam.capture.capture import capture
+from hf_cam.errors import HFCamError, LayerError, OptionError, UnknownArchitecture, nearest
+from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Spatial
+from hf_cam.models.traits import (
+    ModelTraits,
+    architectures,
+    check_takes_pictures,
+    timm_model,
+    timm_traits,
+    traits_of,
+    transformers_classes,
+    unwrap,
+)
+from hf_cam.outputs import class_logits
 from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_config
-from hf_cam.target_layers.catalogue import check_not_refused, config_of, from_catalogue, patch_of, timm_model
+from hf_cam.target_layers.catalogue import check_not_refused, from_catalogue
 from hf_cam.target_layers.probe import MIN_COVERAGE, probe
-from hf_cam.targets import class_logits
 
 
 def infer_adapter(
@@ -98,43 +107,12 @@ def module_tree(config: Any, device: str = "meta") -> nn.Module:
 
 def _classes_of(config: Any) -> Iterator[type[nn.Module]]:
     """The classes that the config names, else the classifier and the bare model of its type."""
-    import transformers
     from transformers.models.auto import modeling_auto
 
-    for name in getattr(config, "architectures", None) or []:
-        if (found := getattr(transformers, name, None)) is not None:
-            yield found
+    yield from transformers_classes(architectures(config))
     for mapping in (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES):
         names = mapping.get(config.model_type, ())
-        for name in (names,) if isinstance(names, str) else names:
-            if (found := getattr(transformers, name, None)) is not None:
-                yield found
-
-
-def check_takes_pictures(model: nn.Module) -> None:
-    """Refuse a transformers model of another kind; what other modules take, only a run can tell.
-
-    Raises:
-        ModelError: it takes no images.
-    """
-    from transformers import PreTrainedModel
-
-    module = unwrap(model)
-    if isinstance(module, PreTrainedModel) and not takes_pictures(type(module), module.config):
-        raise ModelError(f"{type(module).__name__} is a {module.config.model_type!r} model, which takes no images")
-
-
-def takes_pictures(loader: Any, config: Any) -> bool:
-    """Whether a transformers class with this config looks at images."""
-    if loader.__name__.startswith("Auto"):
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
-
-        return config.model_type in CLASSIFIERS
-    if "image" in (getattr(loader, "input_modalities", None) or ()):
-        return True
-    return getattr(loader, "main_input_name", "") in ("pixel_values", "pixel_values_videos") or hasattr(
-        config, "vision_config"
-    )
+        yield from transformers_classes((names,) if isinstance(names, str) else names)
 
 
 # What the caller says ------------------------------------------------------------------------------------------------
@@ -155,7 +133,7 @@ def _callers_adapter(
             raise OptionError(f"layers= takes dotted names, not modules; pass {own!r}")
         if name not in known or not name:
             raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, filter(None, known))}")
-    layout: Spatial = Reshape(reshape) if reshape else AnyLayout(_prefixes(module), patch_of(config_of(module)))
+    layout: Spatial = Reshape(reshape) if reshape else AnyLayout(_prefixes(module), traits_of(module).patch)
     return Adapter(names, (layout,) * len(names), origin="caller", reason="given by the caller")
 
 
@@ -173,8 +151,8 @@ def _prefixes(module: nn.Module) -> tuple[int, ...]:
 
 
 def _from_cam_config(module: nn.Module) -> Adapter | None:
-    name = getattr(config_of(module), "_name_or_path", "") or ""
-    path = find_cam_config(str(name)) if name else None
+    name = traits_of(module).name_or_path
+    path = find_cam_config(name) if name else None
     if path is None:
         return None
     adapter = read_cam_config(path)
@@ -196,39 +174,24 @@ def _from_timm(module: nn.Module) -> Adapter | None:
     net = timm_model(module)
     if net is None:
         return None
-    root = "" if net is module else "timm_model."
-    names = {name for name, _ in net.named_modules()}
-    info = getattr(net, "feature_info", None)
-    stages = getattr(info, "info", info)
-    stage = stages[-1].get("module", "") if stages else ""
-    if isinstance(getattr(net, "num_prefix_tokens", None), int):
-        return _from_timm_tokens(net, root, stage, names)
-    return (
-        None
-        if stage not in names
-        else Adapter(
-            (root + stage,),
-            (Layout(NHWC if getattr(net, "output_fmt", "NCHW") == "NHWC" else NCHW),),
-            origin="timm",
-            reason="the last stage that timm's feature_info names",
-        )
-    )
-
-
-def _from_timm_tokens(net: nn.Module, root: str, stage: str, names: set[str]) -> Adapter | None:
-    # A head that reads only the class token leaves the patches of the last block's output without gradient.
-    layer = f"{stage}.norm1" if getattr(net, "global_pool", "") == "token" else stage
-    if layer not in names:
+    timm = timm_traits(net)
+    if timm.prefix is None:
+        layer, unit = timm.stage, "stage"
+        layout = Layout(NHWC if timm.channels_last else NCHW)
+    else:
+        # A head that reads only the class token leaves the patches of the last block's output without gradient.
+        layer, unit = f"{timm.stage}.norm1" if timm.pools_token else timm.stage, "block"
+        layout = Layout(TOKENS, prefix=timm.prefix, patch=timm.patch)
+    if layer not in {name for name, _ in net.named_modules()}:
         return None
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
-    patch = (patch, patch) if isinstance(patch, int) else patch
-    layout = Layout(TOKENS, prefix=int(net.num_prefix_tokens), patch=tuple(patch) if patch else None)  # type: ignore[arg-type]
-    return Adapter((root + layer,), (layout,), origin="timm", reason="the last block that timm's feature_info names")
+    root = "" if net is module else "timm_model."
+    reason = f"the last {unit} that timm's feature_info names"
+    return Adapter((root + layer,), (layout,), origin="timm", reason=reason)
 
 
 def _holds(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tensor] | None) -> bool:
     """Whether one forward bears the claim out: spatial as said, and the highest logit depends on nearly every cell."""
-    inputs = inputs or sample_inputs(module)
+    inputs = inputs or example_inputs(module)
     size = (inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])
     try:
         with capture(module, adapter.layers, inputs) as captured:
@@ -252,7 +215,7 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
         UnknownArchitecture: no layer is spatial and influences the target, or its cells are in no order.
     """
     module = unwrap(model)
-    finding = probe(module, inputs or sample_inputs(module), patch=_patch(module))
+    finding = probe(module, inputs or example_inputs(module), patch=traits_of(module).cut)
     if finding.verdict == "refuted":
         raise UnknownArchitecture(
             f"{type(module).__name__} mixes its patches (the likeliest layer, {finding.layer!r}, does not change where "
@@ -266,51 +229,26 @@ def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None)
     )
 
 
-def _patch(module: nn.Module) -> Size | None:
-    """Of the config, else of the module that cuts the picture, which may do so without a convolution."""
-    cutters = (child for name, child in module.named_modules() if name.rpartition(".")[2].startswith("patch_embed"))
-    return patch_of(config_of(module)) or next(filter(None, map(patch_of, cutters)), None)
-
-
-def sample_inputs(module: nn.Module) -> dict[str, Tensor]:
+def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     """A picture of noise, as large as the config or timm names (else 224 x 224), on the model's device.
 
     A video of noise where the config counts frames, and a few words where the model also reads text.
     """
-    config, net = config_of(module), timm_model(module)
-    vision = getattr(config, "vision_config", None) or config
-    native = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-    size = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None) or native
-    if isinstance(size, Mapping):
-        size = (size["height"], size["width"])
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    parameter = next(module.parameters(), torch.zeros(()))
-    channels = getattr(vision, "num_channels", 3)
-    channels = channels if isinstance(channels, int) else 3
-    frames = _frames(module, vision)
-    shape = (1, channels, height, width) if frames is None else (1, frames, channels, height, width)
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(shape, generator=generator)
-    picture = picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else torch.float32)
-    return {"pixel_values": picture, **_words(module, config)}
+    traits = traits_of(model)
+    shape: tuple[int, ...] = (traits.channels, *traits.usual_size)
+    if traits.counts_frames and traits.frames is not None:
+        shape = (traits.frames, *shape)
+    picture = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    parameter = next(traits.module.parameters(), picture)
+    picture = picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
+    return {"pixel_values": picture, **_words(traits, parameter.device)}
 
 
-def _frames(module: nn.Module, vision: Any) -> int | None:
-    """How many frames a model of videos takes; None for one of pictures."""
-    if "video" not in (getattr(module, "input_modalities", None) or ()) and not hasattr(vision, "tubelet_size"):
-        return None
-    frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
-    return frames if isinstance(frames, int) else None
-
-
-def _words(module: nn.Module, config: Any) -> dict[str, Tensor]:
+def _words(traits: ModelTraits, device: torch.device) -> dict[str, Tensor]:
     """Token ids and their mask, where the forward takes them beside the picture."""
-    text = getattr(config, "text_config", None) or config
-    vocabulary = getattr(text, "vocab_size", None)
-    if vocabulary is None or not accepts(module, "input_ids"):
+    if traits.vocabulary is None or not traits.accepts("input_ids"):
         return {}
-    device = next(module.parameters(), torch.zeros(())).device
-    words = {"input_ids": torch.arange(1, 6, device=device)[None] % vocabulary}
-    if accepts(module, "attention_mask"):
+    words = {"input_ids": torch.arange(1, 6, device=device)[None] % traits.vocabulary}
+    if traits.accepts("attention_mask"):
         words["attention_mask"] = torch.ones_like(words["input_ids"])
     return words

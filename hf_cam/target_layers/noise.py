@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import call, first_tensor, picture_name, picture_size
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, picture_name, picture_size
 from hf_cam.errors import LayoutError
+from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import MAPS, Layout, Size, Spatial
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.trace import hooked
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
@@ -77,7 +80,7 @@ def _changes(
     """By layer: what each disturbed place changed."""
     name, layers = picture_name(inputs, (3, 4, 5)), set(clean)
     changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for disturbed in _disturbed(inputs[name].detach(), inputs.get("spatial_shapes"), look):
+    for disturbed in _disturbed(inputs, name, look):
         for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
             changes[layer].append((activation - clean[layer]).float())
     return changes
@@ -114,16 +117,17 @@ def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str])
     return seen
 
 
-def _disturbed(picture: Tensor, grids: Tensor | None, look: _Look) -> Iterator[Tensor]:
+def _disturbed(inputs: Mapping[str, Any], name: str, look: _Look) -> Iterator[Tensor]:
+    picture, cut = inputs[name].detach(), CutPictures.of(inputs) if are_cut(inputs) else None
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(picture.shape[1:], generator=generator).to(picture) * (picture.std() + 0.1) * look.strength
-    rows, columns = grids[0].tolist() if grids is not None else picture.shape[-2:]
+    rows, columns = picture.shape[-2:] if cut is None else cut.grid
     frames = len(picture[0]) if picture.ndim == 5 else 1
     for place in look.places:
         where = torch.zeros(frames, rows, columns, dtype=torch.bool, device=picture.device)
         where[tuple(map(_span, place, _SIDES, where.shape))] = True
-        if grids is not None:  # cut patches, with padding behind them
-            where = torch.nn.functional.pad(where.flatten(), (0, picture.shape[1] - rows * columns))[:, None]
+        if cut is not None:
+            where = cut.marked(where)
         elif picture.ndim == 5:
             where = where[:, None]
         yield picture + noise * where

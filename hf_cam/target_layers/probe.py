@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.noise import Verdict, check_layouts
 from hf_cam.target_layers.trace import Produced, Trace, path_shares, trace
 

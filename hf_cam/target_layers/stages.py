@@ -10,11 +10,11 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hf_cam.capture.capture import first_tensor
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Layout, Size, read_layouts
+from hf_cam.models.traits import traits_of, unwrap
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.target_layers.catalogue import config_of, patch_of
 from hf_cam.target_layers.trace import Trace, hooked, path_shares, trace
 
 STAGES = 4
@@ -111,7 +111,7 @@ def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any])
     with borrowed(module):
         try:
             with hooked(module, record, {target}):
-                traced = trace(module, inputs, patch_of(config_of(module)))
+                traced = trace(module, inputs, traits_of(module).patch)
         except UnknownArchitecture:
             return []
         return _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []

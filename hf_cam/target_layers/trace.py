@@ -13,7 +13,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.capture import call, first_tensor, picture_name
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.inputs import call, picture_name
 from hf_cam.layouts import Size, same_stride, token_grids
 
 SMALLEST = 3  # cells along a side: below that a map says nothing, and too many shapes look like a grid
