@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
-    from hf_cam.evaluation.bench import Evaluation, evaluate
+    from hf_cam.evaluation.bench import evaluate
+    from hf_cam.evaluation.table import Evaluation
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
     from hf_cam.explanation import Explanation

@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.attention import recording
 from hf_cam.capture.biases import BiasWatch
 from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of, one_image, picture_size
+from hf_cam.capture.recorder import recording
 from hf_cam.errors import (
     DetachedError,
     HFCamError,

@@ -24,7 +24,7 @@ from PIL import Image
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation.bench import Sample
+from hf_cam.evaluation.samples import Sample
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
 from hf_cam.methods import get_method

@@ -11,8 +11,9 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation.bench import Record, Sample, samples_of
 from hf_cam.evaluation.plots import draw_bars, draw_curves
+from hf_cam.evaluation.samples import Sample, samples_of
+from hf_cam.evaluation.table import Record
 from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
 

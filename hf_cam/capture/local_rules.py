@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.attention import MATMUL, is_plain_multi_head, multi_head
+from hf_cam.capture.recorder import MATMUL, is_plain_multi_head, multi_head
 
 Attend = Literal["frozen", "halved"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_cam.errors import OptionError
-from hf_cam.evaluation.bench import Evaluation
+from hf_cam.evaluation.table import Evaluation
 from hf_cam.metrics import BASELINES, get_metric
 from hf_cam.metrics.trial import PERCENTILES
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from hf_cam.cam import CAM
 from hf_cam.errors import OptionError
-from hf_cam.evaluation.bench import Evaluation, evaluate
+from hf_cam.evaluation.bench import evaluate
+from hf_cam.evaluation.table import Evaluation
 from hf_cam.layouts import AnyLayout, Layout, Spatial
 from hf_cam.metrics import get_metric
 from hf_cam.models.loading import load

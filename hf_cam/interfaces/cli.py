@@ -205,8 +205,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from hf_cam.evaluation.bench import Sample, evaluate, samples_of
+    from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.plots import draw_bars, draw_curves
+    from hf_cam.evaluation.samples import Sample, samples_of
     from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()

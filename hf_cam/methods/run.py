@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
+from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.capture.biases import BiasWatch
 from hf_cam.capture.capture import Capture, first_tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
 from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.recorder import recording
 from hf_cam.capture.replay import Tail, tail_of
+from hf_cam.capture.routes import tail_after, trace_of
 from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, SlowWarning, TargetError
 from hf_cam.layouts import AnyLayout, Size
 from hf_cam.maps import normalize, resize
