@@ -15,10 +15,11 @@ from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError
 from hf_cam.explainer import Explainer
-from hf_cam.heads import Head, Request
+from hf_cam.heads import Head
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.models.loading import LoadedModel
 from hf_cam.outputs import embedding_of, sample_of
+from hf_cam.request import Request
 from hf_cam.targets import EmbeddingSimilarity, Target
 
 PROMPTS = ("a red cup", "a kettle")

@@ -17,7 +17,7 @@ from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
-from hf_cam.heads import Head, Request, Subject, head_of
+from hf_cam.heads import Head, Subject, head_of
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
@@ -26,6 +26,7 @@ from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import LoadedModel, Picture, load
 from hf_cam.outputs import sample_of
+from hf_cam.request import Request
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.targets import Target
 

@@ -16,10 +16,11 @@ from hf_cam.cam import _mirrored
 from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
-from hf_cam.heads import Request, head_kind, head_of
+from hf_cam.heads import head_kind, head_of
 from hf_cam.images.patches import CutPictures
 from hf_cam.interfaces.cli import main
 from hf_cam.models.loading import LoadedModel
+from hf_cam.request import Request
 from hf_cam.targets import (
     BoxLogit,
     ClassLogit,

@@ -7,7 +7,7 @@ from functools import cache
 from torch import nn
 
 from hf_cam.errors import ModelError
-from hf_cam.heads.base import Head, Request, Subject
+from hf_cam.heads.base import Head, Subject
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.depth import DepthHead
 from hf_cam.heads.detection import (
@@ -22,6 +22,7 @@ from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, Text
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead, VideoPromptHead
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import ModelTraits, traits_of
+from hf_cam.request import Request
 
 __all__ = [
     "ClassificationHead",

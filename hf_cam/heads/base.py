@@ -21,26 +21,6 @@ from hf_cam.targets import Target, find_label, index_of
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the caller wants explained.
-
-    Args:
-        target: A class, a label text, an image position, a box, a mask, an image, any callable; None: what the model
-            itself found.
-        text: Prompts or questions; empty where none were given.
-        top_k: How many; None: as many as the head finds (a classifier: one).
-    """
-
-    target: Any = None
-    text: tuple[str, ...] = ()
-    top_k: int | None = None
-
-    def first(self, found: Sequence[Any], default: int | None = None) -> Sequence[Any]:
-        """The best `top_k` of what was found, or the default number of them."""
-        return found[: self.top_k or default or len(found)]
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One thing that a head says of one image.
@@ -74,7 +54,8 @@ class Head(ABC):
     task: ClassVar[str]
     method: ClassVar[str | None] = None  # for families of which no measurement says which method serves them best
     takes_text: ClassVar[bool] = False
-    alone: ClassVar[bool] = False  # one image a forward
+    alone: ClassVar[bool] = False  # one image per forward
+    threshold: ClassVar[float | None] = None  # the score from which a head that finds things shows them
 
     def check(self, request: Request) -> None:
         """Refuse what cannot be explained, before the model runs.
@@ -84,8 +65,14 @@ class Head(ABC):
         """
         if request.text and not self.takes_text:
             raise TargetError(f"{self.model_name} compares no text; leave text= out")
+        if request.threshold is not None and self.threshold is None:
+            raise OptionError(f"{self.model_name} finds no objects or segments that threshold= could choose from")
         if request.target is not None and (request.top_k or 1) > 1:
             raise OptionError("top_k counts what the model itself found; leave it out where target= names one")
+
+    def kept_from(self, request: Request) -> float:
+        """The score from which things are shown: the caller's, or else the head's own."""
+        return (self.threshold or 0.0) if request.threshold is None else request.threshold
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
         """The same request as one or several that take a forward each.

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.heads.base import Head, Subject, custom
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import probabilities, row_of
+from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
 
 

@@ -7,19 +7,11 @@ from typing import Any, ClassVar
 import torch
 
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import (
-    Request,
-    Subject,
-    custom,
-    mask_of,
-    mask_to_grid,
-    numbers_of,
-    pixel_to_grid,
-    region_to_image,
-)
+from hf_cam.heads.base import Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.segmentation import PlaceHead, in_view
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
+from hf_cam.request import Request
 from hf_cam.targets import RegionDepth
 
 

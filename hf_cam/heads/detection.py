@@ -12,10 +12,11 @@ from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.similarity import sentence
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, field_of, upright
+from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
 
 NOT_SURE = "below the threshold"
@@ -56,7 +57,8 @@ class DetectionHead(Head):
     task: ClassVar[str] = "object-detection"
     # The mean of the gradient over space, Grad-CAM's weight, is nearly the same for two objects of one class.
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.5
+    threshold: ClassVar[float | None] = 0.5
+    """Where the request names none."""
 
     def check(self, request: Request) -> None:
         """Refuse an unknown label."""
@@ -111,7 +113,7 @@ class DetectionHead(Head):
             index = self.index(request)
             scores, classes = found.scores[:, index], torch.full_like(classes, index)
         order = batched_nms(torch.tensor(found.boxes), scores, classes, SAME_OBJECT)
-        kept = [query for query in order.tolist() if scores[query] >= self.threshold]
+        kept = [query for query in order.tolist() if scores[query] >= self.kept_from(request)]
         return [(query, int(classes[query])) for query in request.first(kept) or order[:1].tolist()]
 
     def _subject(self, found: Detections, query: int, index: int, request: Request) -> Subject:
@@ -122,7 +124,7 @@ class DetectionHead(Head):
             self.label(index, request),
             score,
             found.boxes[query],
-            flags=() if score >= self.threshold else (NOT_SURE,),
+            flags=() if score >= self.kept_from(request) else (NOT_SURE,),
         )
 
 
@@ -198,7 +200,7 @@ class PromptDetectionHead(DetectionHead):
 
     task: ClassVar[str] = "zero-shot-object-detection"
     takes_text: ClassVar[bool] = True
-    threshold: ClassVar[float] = 0.1
+    threshold: ClassVar[float | None] = 0.1
 
     def classes(self, request: Request) -> Mapping[int, str]:
         """The prompts."""
@@ -225,7 +227,7 @@ class PromptDetectionHead(DetectionHead):
 class PhraseDetectionHead(PromptDetectionHead):
     """Grounding detectors (Grounding DINO): all prompts in one sentence; a prompt's logit is its tokens' mean."""
 
-    threshold: ClassVar[float] = 0.25
+    threshold: ClassVar[float | None] = 0.25
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """One tokenised sentence, "a cat. a dog.", once for each image."""
@@ -264,7 +266,7 @@ def _joined(prompts: Sequence[str]) -> str:
 class TaskDetectionHead(PromptDetectionHead):
     """OmDet-Turbo: the prompts and a sentence that names the task."""
 
-    threshold: ClassVar[float] = 0.3
+    threshold: ClassVar[float | None] = 0.3
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """Tokens of the task and of each prompt, once for each image."""

@@ -13,9 +13,10 @@ from torch import Tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, model_inputs_of
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Request, Subject, behind_picture, custom
+from hf_cam.heads.base import Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.images.geometry import Geometry
+from hf_cam.request import Request
 
 LONGEST_ANSWER = 10
 IGNORED = -100  # what transformers' losses leave out

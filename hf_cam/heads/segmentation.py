@@ -13,21 +13,12 @@ from torch import Tensor
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import (
-    Head,
-    Request,
-    Subject,
-    custom,
-    mask_of,
-    mask_to_grid,
-    numbers_of,
-    pixel_to_grid,
-    region_to_image,
-)
+from hf_cam.heads.base import Head, Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
+from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
@@ -52,6 +43,7 @@ class SemanticHead(PlaceHead):
     """A class's logit, averaged over the region where the model predicts it; over a caller's mask; in one pixel."""
 
     task: ClassVar[str] = "semantic-segmentation"
+    threshold: ClassVar[float | None] = 0.0
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The predicted classes, largest region first, the background only where it is asked for or alone."""
@@ -73,25 +65,28 @@ class SemanticHead(PlaceHead):
             index = int(logits[:, region].mean(1).argmax())
             return [self._subject(scores, index, region, mask, request)]
         predicted = _best(logits).where(in_view(grid, geometry), -1)
-        indices = self._largest(predicted, request) if target is None else [self.index(request)]
+        indices = self._largest(scores, predicted, request) if target is None else [self.index(request)]
         drawn = winners(logits, geometry)
         return [self._subject(scores, index, predicted == index, drawn == index, request) for index in indices]
 
-    def _largest(self, predicted: Tensor, request: Request) -> list[int]:
+    def _largest(self, scores: Tensor, predicted: Tensor, request: Request) -> list[int]:
         indices, counts = predicted[predicted >= 0].unique(return_counts=True)
         order = counts.argsort(descending=True)
         found = [int(indices[i]) for i in order if counts[i] >= SMALL * predicted.numel()]
+        found = [i for i in found if scores[i][predicted == i].mean() >= self.kept_from(request)] or found[:1]
         things = [index for index in found if self.label(index, request).lower() not in BACKGROUND]
         return list(request.first(things or found[:1] or [0]))
 
     def _subject(self, scores: Tensor, index: int, region: Tensor, mask: np.ndarray, request: Request) -> Subject:
         present = bool(region.any())
+        score = float(scores[index][region].mean() if present else scores[index].max())
+        sure = score >= self.kept_from(request)
         return Subject(
             RegionLogit(index, region if present else None),
             self.label(index, request),
-            float(scores[index][region].mean() if present else scores[index].max()),
+            score,
             mask=mask,
-            flags=() if present else (NOT_PREDICTED,),
+            flags=(NOT_PREDICTED,) if not present else () if sure else (NOT_SURE,),
         )
 
 
@@ -130,8 +125,8 @@ class TextHead(PlaceHead):
 
     task: ClassVar[str] = "object-detection"
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.3
-    kept: ClassVar[float] = 0.6
+    threshold: ClassVar[float | None] = 0.6
+    written: ClassVar[float] = 0.3  # the share from which a cell belongs to a piece of text
 
     def classes(self, request: Request) -> Mapping[int, str]:
         """There is one."""
@@ -146,23 +141,24 @@ class TextHead(PlaceHead):
         shares = field_of(output, TEXT).detach().float().cpu().squeeze(0)
         grid = (shares.shape[0], shares.shape[1])
         if (mask := mask_of(target)) is not None:
-            return [self._subject(shares, mask_to_grid(mask, grid, geometry), geometry)]
-        count, parts = cv2.connectedComponents((shares > self.threshold).numpy().astype(np.uint8))
+            return [self._subject(shares, mask_to_grid(mask, grid, geometry), request, geometry)]
+        count, parts = cv2.connectedComponents((shares > self.written).numpy().astype(np.uint8))
         pieces = [torch.from_numpy(parts == part) for part in range(1, count)]
         if (pixel := numbers_of(target, 2)) is not None:
             row, column = pixel_to_grid(pixel, grid, geometry)
             pieces = [piece for piece in pieces if piece[row, column]]
             if not pieces:
                 raise TargetError(f"the model finds no text at the pixel ({pixel[0]:g}, {pixel[1]:g})")
-        found = [self._subject(shares, piece, geometry) for piece in pieces or [shares == shares.max()]]
+        found = [self._subject(shares, piece, request, geometry) for piece in pieces or [shares == shares.max()]]
         found.sort(key=lambda subject: -(subject.score or 0))
         return list(request.first([subject for subject in found if not subject.flags])) or found[:1]
 
-    def _subject(self, shares: Tensor, region: Tensor, geometry: Geometry) -> Subject:
+    def _subject(self, shares: Tensor, region: Tensor, request: Request, geometry: Geometry) -> Subject:
         score, mask = float(shares[region].mean()), region_to_image(region, geometry)
         rows, columns = mask.nonzero()
         box = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0) if len(rows) else None
-        return Subject(RegionText(region), "text", score, box, mask, () if score >= self.kept else (NOT_SURE,))
+        flags = () if score >= self.kept_from(request) else (NOT_SURE,)
+        return Subject(RegionText(region), "text", score, box, mask, flags)
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ class MaskHead(PlaceHead):
 
     task: ClassVar[str] = "universal-segmentation"
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.5
+    threshold: ClassVar[float | None] = 0.5
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The predicted segments, surest first, of one label where the caller names it; or the one at a place."""
@@ -209,7 +205,7 @@ class MaskHead(PlaceHead):
             if not chosen:
                 raise TargetError(f"the model predicts no segment of the class {self.label(index, request)!r}")
         else:
-            sure = [i for i in places if found.scores[i] >= self.threshold and found.regions[i].any()]
+            sure = [i for i in places if found.scores[i] >= self.kept_from(request) and found.regions[i].any()]
             chosen = list(request.first(sure)) or [0]
         return [self._subject(found, i, request, geometry) for i in chosen]
 
@@ -222,14 +218,14 @@ class MaskHead(PlaceHead):
         scores, indices = (logits.sigmoid() if sigmoid else logits.softmax(-1)[:, :-1]).max(-1)
         order = scores.argsort(descending=True)
         shares, kept = masks[order], scores[order]
-        counted = shares * torch.where(kept >= self.threshold, kept, 0)[:, None, None]
+        counted = shares * torch.where(kept >= self.kept_from(request), kept, 0)[:, None, None]
         owner = counted.argmax(0)
         regions = torch.stack([(owner == i) & (shares[i] >= 0.5) & (counted[i] > 0) for i in range(len(order))])
         return Segments(order.tolist(), indices[order].tolist(), kept.tolist(), regions, shares)
 
     def _subject(self, found: Segments, i: int, request: Request, geometry: Geometry) -> Subject:
         region = found.regions[i] if found.regions[i].any() else found.shares[i] >= 0.5
-        sure = found.scores[i] >= self.threshold
+        sure = found.scores[i] >= self.kept_from(request)
         return Subject(
             SegmentLogit(found.queries[i], found.classes[i], region if region.any() else None),
             self.label(found.classes[i], request),

@@ -15,10 +15,11 @@ from torch.nn import functional
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
+from hf_cam.heads.base import Head, Subject, behind_picture, custom
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.videos import Video, moves
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
+from hf_cam.request import Request
 from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target
 
 TEMPLATE = "a photo of a {}"

@@ -12,11 +12,12 @@ from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
-from hf_cam.explainer import Explainer, check_count
+from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
 from hf_cam.models.loading import LoadedModel, processor_of
 from hf_cam.models.traits import check_takes_pictures, traits_of
+from hf_cam.request import check_count
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
