@@ -16,6 +16,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import ModelTraits
+from hf_cam.request import Request
 from hf_cam.targets import Target, find_label, index_of
 
 Box = tuple[float, float, float, float]
