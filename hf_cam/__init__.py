@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         ShapleyCAM,
         XGradCAM,
     )
+    from hf_cam.heads import register_head
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
@@ -112,6 +113,7 @@ _HOMES = {
     "load_image": "images.reading",
     "overlay": "images.drawing",
     "pipeline": "interfaces.pipelines",
+    "register_head": "heads",
     "tune": "evaluation.tuning",
     "Video": "images.videos",
 }
@@ -171,6 +173,7 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "register_head",
     "targets",
     "tune",
 ]

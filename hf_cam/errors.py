@@ -50,6 +50,10 @@ class OptionError(HFCamError, TypeError):
     """An argument that nothing here understands, or one of the wrong type."""
 
 
+class PluginWarning(UserWarning):
+    """A plug-in, or a data file of one, cannot be used; everything else works without it."""
+
+
 class SlowWarning(UserWarning):
     """The result is right, and took longer than it should."""
 

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, custom
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import probabilities, row_of
 from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
 
 
+@register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
 class ClassificationHead(Head):
     """The class logit: of the highest classes, or of the one that the caller names.
 

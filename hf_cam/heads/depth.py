@@ -8,6 +8,7 @@ import torch
 
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
+from hf_cam.heads.registry import register_head
 from hf_cam.heads.segmentation import PlaceHead, in_view
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
@@ -15,6 +16,7 @@ from hf_cam.request import Request
 from hf_cam.targets import RegionDepth
 
 
+@register_head("depth", tasks=["DEPTH_ESTIMATION"])
 class DepthHead(PlaceHead):
     """The predicted depth of the nearest part of the scene, of a caller's mask, or of one pixel."""
 

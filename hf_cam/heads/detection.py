@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import sentence
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, field_of, upright
@@ -47,6 +48,7 @@ class Detections:
         return int(self.scores[query].argmax())
 
 
+@register_head("detection", tasks=["OBJECT_DETECTION"])
 class DetectionHead(Head):
     """The class logit of every kept query; the maps of two objects of one class differ, because their queries do.
 
@@ -150,6 +152,7 @@ def _place(target: Any) -> tuple[float, ...] | None:
     return numbers_of(target, 2) or numbers_of(target, 4)
 
 
+@register_head("listed-detection", models=["torchvision.models.detection.*"])
 class ListedDetectionHead(DetectionHead):
     """torchvision's detectors, which return a list of boxes, labels and scores in place of queries.
 
@@ -195,6 +198,7 @@ def _of_list(target: Target, boxes: Sequence[Sequence[float]]) -> Target:
     return BoxLogit((x0, y0, x1, y1), target.index)
 
 
+@register_head("prompt-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"])
 class PromptDetectionHead(DetectionHead):
     """Detectors that look for what prompts name (OWL-ViT, OWLv2): the classes are the prompts."""
 
@@ -224,6 +228,9 @@ class PromptDetectionHead(DetectionHead):
         return field_of(output, LOGITS).detach().float().cpu()[:, : len(request.text)].sigmoid()
 
 
+@register_head(
+    "phrase-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"], when=lambda traits: traits.accepts("token_type_ids")
+)
 class PhraseDetectionHead(PromptDetectionHead):
     """Grounding detectors (Grounding DINO): all prompts in one sentence; a prompt's logit is its tokens' mean."""
 
@@ -263,6 +270,9 @@ def _joined(prompts: Sequence[str]) -> str:
     return ". ".join(prompt.strip().lower().replace(".", " ") for prompt in prompts) + "."
 
 
+@register_head(
+    "task-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"], when=lambda traits: traits.accepts("classes_input_ids")
+)
 class TaskDetectionHead(PromptDetectionHead):
     """OmDet-Turbo: the prompts and a sentence that names the task."""
 

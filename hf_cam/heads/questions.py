@@ -15,6 +15,7 @@ from hf_cam.capture.inputs import Shared, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.request import Request
 
@@ -22,6 +23,7 @@ LONGEST_ANSWER = 10
 IGNORED = -100  # what transformers' losses leave out
 
 
+@register_head("questions", tasks=["VISUAL_QUESTION_ANSWERING"])
 class QuestionHead(ClassificationHead):
     """A question about the image; the target is an answer, the model's own where not given."""
 
@@ -60,6 +62,7 @@ class AnswerLikelihood:
         return loss
 
 
+@register_head("written-answers", tasks=["VISUAL_QUESTION_ANSWERING"], when=lambda traits: traits.writes)
 class WrittenAnswerHead(QuestionHead):
     """Models that write their answers (BLIP, BLIP-2): how likely they find the answer, given the image."""
 

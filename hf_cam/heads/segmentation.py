@@ -15,6 +15,7 @@ from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.detection import NOT_SURE
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
@@ -39,6 +40,7 @@ class PlaceHead(Head):
         self.index(request)
 
 
+@register_head("semantic-segmentation", tasks=["SEMANTIC_SEGMENTATION"])
 class SemanticHead(PlaceHead):
     """A class's logit, averaged over the region where the model predicts it; over a caller's mask; in one pixel."""
 
@@ -120,6 +122,7 @@ def in_view(grid: Size, geometry: Geometry) -> Tensor:
     return torch.nn.functional.interpolate(inside[None, None], size=grid, mode="area")[0, 0] >= 0.5
 
 
+@register_head("text-detection", tasks=["OBJECT_DETECTION"], when=lambda traits: traits.declares("finds_text"))
 class TextHead(PlaceHead):
     """Detectors of writing (PP-OCR): every connected part of their map of probabilities is a piece of text."""
 
@@ -178,6 +181,7 @@ class Segments:
     shares: Tensor
 
 
+@register_head("mask-segmentation", tasks=["UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"])
 class MaskHead(PlaceHead):
     """A predicted segment: its query's class logit plus its mask logit over the segment (MaskFormer and its heirs)."""
 
@@ -235,6 +239,11 @@ class MaskHead(PlaceHead):
         )
 
 
+@register_head(
+    "task-mask-segmentation",
+    tasks=["UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"],
+    when=lambda traits: traits.accepts("task_inputs"),
+)
 class TaskMaskHead(MaskHead):
     """OneFormer: one network for three tasks, told by a sentence; `text` names the task, "panoptic" where not given."""
 

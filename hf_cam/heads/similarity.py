@@ -16,6 +16,7 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, behind_picture, custom
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.videos import Video, moves
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
@@ -35,6 +36,7 @@ def sentence(prompt: str) -> str:
     return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
 
 
+@register_head("embedding")
 class EmbeddingHead(Head):
     """A model without a head: how alike its embedding of the image is to that of another image."""
 
@@ -72,6 +74,7 @@ class EmbeddingHead(Head):
         return embedding_of(sample_of(outputs, 0, 1))
 
 
+@register_head("prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"])
 class PromptHead(EmbeddingHead):
     """Image and text towers: how well each prompt fits the image."""
 
@@ -146,6 +149,7 @@ class PromptHead(EmbeddingHead):
         return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))]
 
 
+@register_head("video-prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"], when=lambda traits: traits.takes_videos)
 class VideoPromptHead(PromptHead):
     """VideoPrism: how well each prompt fits the video."""
 
