@@ -23,6 +23,8 @@ os.environ["HF_ENDPOINT"] = HUB.url
 os.environ["HF_HOME"] = str(SCRATCH / "hf_home")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_TOKEN"] = "hf_nobody"
+# Scenes are drawn from the pictures beside the tests, also where the whole of Fashion-MNIST is installed.
+os.environ["HF_CAM_FASHION_MNIST"] = str(Path(__file__).with_name("fashion-mnist"))
 # The models are so small that threads only wait for each other: one is three times as fast on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for proxy in ("http_proxy", "https_proxy", "all_proxy"):

@@ -105,7 +105,7 @@ def test_every_head_is_judged_by_its_own_target(model: str) -> None:
     from benchmarks.defaults import samples_of as drawn_for
     from benchmarks.scenes import scenes as drawn
 
-    [sample] = drawn_for(model, drawn("test", 4, seed=2)[3:])
+    [sample] = drawn_for(model, drawn("test", 5, seed=2)[4:])
     found = hf_cam.evaluate(
         f"demo:{model}", [sample], methods=["layercam"], metrics=EVALUATED, baselines=False, progress=False
     )

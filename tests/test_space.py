@@ -374,10 +374,10 @@ FIRST_VIEW = 3.0
 @pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM.is_file():
-        told = "there is no /usr/bin/chromium; install it with: apt-get install chromium"
+        reason = f"there is no {CHROMIUM}; get it with: apt-get install chromium"
         if os.environ.get("HF_CAM_BROWSER") == "required":
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(reason)
+        pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
