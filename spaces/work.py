@@ -27,6 +27,7 @@ from hf_cam.errors import HFCamError
 from hf_cam.evaluation.samples import Sample
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
+from hf_cam.images.drawing import outlined
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES
 from hf_cam.models.traits import unwrap
@@ -179,6 +180,11 @@ def _alone(found: Iterable[Explanation]) -> list[Explanation]:
     return [dataclasses.replace(one, origin=None) for one in found]
 
 
+def few_methods() -> list[str]:
+    """The registry's first ones, and the baseline that they must beat."""
+    return [*[method for method in quick_methods() if method != "randomcam"][:4], "randomcam"]
+
+
 def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
     """The same target by several methods."""
     if not methods:
@@ -273,21 +279,33 @@ def snippet(found: Found, alpha: float, colormap: str) -> str:
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
     """The overlay as the page shows it: small pictures are enlarged before the colours are laid over them."""
-    image = explanation.image
-    factor = longest / max(image.size)
+    return _larger(explanation, longest).overlay(alpha, colormap)
+
+
+def marked(found: Found) -> Image.Image:
+    """The picture with what was found outlined, as the page shows it."""
+    picture = enlarged(found.current.image)
+    for one in found.explanations:
+        larger = _larger(one, SHOWN)
+        picture = outlined(picture, larger.box, larger.mask)
+    return picture
+
+
+def _larger(explanation: Explanation, longest: int) -> Explanation:
+    """Of an enlarged picture, with everything that lies on it."""
+    factor = longest / max(explanation.image.size)
     if factor <= 1:
-        return explanation.overlay(alpha, colormap)
-    size = enlarged(image, longest).size
-    larger = dataclasses.replace(
+        return explanation
+    image, box, mask = enlarged(explanation.image, longest), explanation.box, explanation.mask
+    if mask is not None:
+        mask = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    return dataclasses.replace(
         explanation,
-        image=enlarged(image, longest),
-        heatmap=np.clip(cv2.resize(explanation.heatmap, size, interpolation=cv2.INTER_CUBIC), 0, 1),
-        box=None if explanation.box is None else tuple(factor * value for value in explanation.box),
-        mask=None
-        if explanation.mask is None
-        else cv2.resize(explanation.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool),
+        image=image,
+        heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
+        box=None if box is None else tuple(factor * value for value in box),
+        mask=mask,
     )
-    return larger.overlay(alpha, colormap)
 
 
 def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:

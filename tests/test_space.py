@@ -33,6 +33,7 @@ from hf_cam.methods import get_method
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import limits
 import models
 import page
@@ -241,11 +242,11 @@ def test_other_colours_run_no_model(monkeypatch):
     found = work.explained(picture, wish)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
-    (_, half), *_ = page.recolour(found, 0.5, "turbo")
-    (_, strong), *_ = page.recolour(found, 0.9, "turbo")
-    (_, other), *_ = page.recolour(found, 0.5, "viridis")
+    (_, half), *_ = events.recolour(found, 0.5, "turbo")
+    (_, strong), *_ = events.recolour(found, 0.9, "turbo")
+    (_, other), *_ = events.recolour(found, 0.5, "viridis")
     assert len({half.tobytes(), strong.tobytes(), other.tobytes()}) == 3
-    chosen = page.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
+    chosen = events.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
     assert chosen[0].current.label == found.explanations[1].label
 
 
@@ -260,7 +261,7 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     assert launched["state_session_capacity"] == 64
     assert built.delete_cache == (600, work.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
-    assert {event.concurrency_limit for event in busy} == {page.VISITORS}
+    assert {event.concurrency_limit for event in busy} == {events.VISITORS}
     assert {"explain", "compare", "metrics"} <= {event.api_name for event in busy}
     public = {event.api_name for event in built.fns.values() if event.api_visibility == "public"}
     assert public == {"explain", "compare", "metrics"}

@@ -21,10 +21,11 @@ from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import jobs
 import limits
 import models
-import page
+import scores
 import work
 
 
@@ -76,11 +77,11 @@ def test_the_trust_curves_tell_map_by_map_how_far_they_are(told):
 
 def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
     picture, wish = wished("demo:vit")
-    _, inserted, deleted, road, bars, scores = page.trust(work.explained(picture, wish))
+    _, inserted, deleted, road, bars, markdown = events.trust(work.explained(picture, wish))
     for frame in (inserted, deleted, road):
-        assert set(frame["map"]) == set(page.MAPS)
+        assert set(frame["map"]) == set(scores.MAPS)
         assert frame.pixels.between(0, 1).all()
-    table = {cells[1].strip(): cells for line in scores.splitlines()[2:] if (cells := line.split("|"))}
+    table = {cells[1].strip(): cells for line in markdown.splitlines()[2:] if (cells := line.split("|"))}
     for name, line in (("this map", "HiResCAM"), ("random map", "random")):
         assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
     assert bars.y_lim[0] == 0 < bars.y_lim[1]
@@ -146,7 +147,7 @@ def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
         if how == "the program cancels":
             task.cancel()
         else:  # both call the same function
-            page.stopped(types.SimpleNamespace(session_hash="a visit"))
+            events.stopped(types.SimpleNamespace(session_hash="a visit"))
         with pytest.raises((jobs.Stopped, asyncio.CancelledError)):
             await task
 
@@ -236,7 +237,7 @@ def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
 def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     kept = models.Models(kept=1)
     monkeypatch.setattr(work, "MODELS", kept)
-    monkeypatch.setattr(page, "MODELS", kept)
+    monkeypatch.setattr(events, "MODELS", kept)
     picture, wish = wished("demo:swin")
     found = work.explained(picture, wish)
     with kept.lent("demo:swin") as loaded:
@@ -246,7 +247,7 @@ def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     del loaded
     gc.collect()
     assert gone() is None
-    assert page.show(found, 0.5, "turbo")
+    assert events.show(found, 0.5, "turbo")
 
 
 # ZeroGPU -------------------------------------------------------------------------------------------------------------
