@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import jobs
 from gradio.context import LocalContext
+from limits import Refused
 from models import MODELS, checked, demos, sees_scenes
 from scores import LINES, plots_of, table_of
 from work import (
@@ -63,8 +64,6 @@ def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
         except jobs.Stopped:
             return gr.skip()
-        except gr.Error:
-            raise
         except Exception as error:
             logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
             raise gr.Error(f"That did not work here ({type(error).__name__}).", print_exception=False) from error
@@ -81,10 +80,10 @@ def needed(found: Found | None) -> Found:
     """What Explain has found.
 
     Raises:
-        gr.Error: it has not been pressed yet.
+        Refused: it has not been pressed yet.
     """
     if found is None:
-        raise gr.Error("Press Explain first.", print_exception=False)
+        raise Refused("Press Explain first.")
     return found
 
 

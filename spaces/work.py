@@ -47,11 +47,10 @@ def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
     There it runs in another process: what it takes and returns is pickled, and of errors the words alone arrive.
     """
     try:
-        import spaces
-    except ImportError:
+        from spaces import GPU
+    except ImportError:  # also where a folder of this name lies on the path
         return work
-    lend = getattr(spaces, "GPU", None)  # a folder of this name on the path is imported just as well
-    return _with_errors(work, lend) if lend else work
+    return _with_errors(work, GPU)
 
 
 def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,18 +136,26 @@ def wished(
     lines = read_prompts(prompts) if kind.takes_text else ()
     if kind.takes_text and not lines:
         raise Refused("Type at least one prompt, one a line.")
-    if method not in (None, "", "auto") and method not in quick_methods():
-        raise Refused(f"{str(method)[:60]!r} is no method of this page; it has auto, {', '.join(quick_methods())}.")
-    count = (
-        None if wanted is not None else min(int(top_k or (MAX_FOUND if kind.takes_text else _usual(kind))), MAX_FOUND)
-    )
-    wish = Wish(
-        name, wanted, lines, method or "auto", read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
-    )
+    method = method or "auto"
+    check_methods([method], ["auto", *quick_methods()])
+    count = None if wanted is not None else min(top_k or usual_count(kind), MAX_FOUND)
+    wish = Wish(name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1)
     return picture, wish
 
 
-def _usual(kind: type[Head]) -> int:
+def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
+    """Refuse a method that is not offered.
+
+    Raises:
+        Refused: there is one.
+    """
+    for method in methods:
+        if method not in offered:
+            raise Refused(f"{str(method)[:60]!r} is no method of this page; it has {', '.join(offered)}.")
+
+
+def usual_count(kind: type[Head]) -> int:
+    """How many things are explained where the visitor asks for no number."""
     return CLASSES if tab_of(kind) == "classify" else MAX_FOUND
 
 
@@ -189,8 +196,7 @@ def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: in
     """The same target by several methods."""
     if not methods:
         raise Refused("Choose at least one method.")
-    if unknown := set(methods) - set(quick_methods()):
-        raise Refused(f"{min(unknown)[:60]!r} is no method of this page; it has {', '.join(quick_methods())}.")
+    check_methods(methods, quick_methods())
     with MODELS.lent(wish.model):
         return Comparison(_compared(picture, wish, tuple(dict.fromkeys(methods)), shown), picture)
 

@@ -14,6 +14,7 @@ import time
 import types
 import weakref
 
+import gradio as gr
 import pytest
 
 from hf_cam.comparison import quick_methods
@@ -85,6 +86,39 @@ def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
     for name, line in (("this map", "HiResCAM"), ("random map", "random")):
         assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
     assert bars.y_lim[0] == 0 < bars.y_lim[1]
+
+
+def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full(caplog):
+    def fails():
+        raise KeyError("/a/path/of/this/machine")
+
+    with pytest.raises(gr.Error, match=r"^'That did not work here \(KeyError\)\.'$"):
+        asyncio.run(events.as_event(fails)())
+    assert "/a/path/of/this/machine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "press",
+    [
+        lambda: events.choose(None, 0.5, "turbo", types.SimpleNamespace(index=0)),
+        lambda: events.point(types.SimpleNamespace(index=(3, 5)), str(SCENE), None, "demo:detr", *[""] * 8),
+        lambda: events.press_compare(None, ["gradcam"], 0.5, "turbo"),
+        lambda: events.trust(None),
+    ],
+    ids=["choose", "point", "compare", "trust"],
+)
+def test_before_there_is_a_map_the_visitor_is_asked_to_press_explain(press):
+    with pytest.raises(gr.Error, match="Press Explain first"):
+        asyncio.run(events.as_event(press)())
+
+
+def test_a_click_chooses_the_smallest_box_around_it():
+    found = work.explained(*wished("demo:detr"))
+    first = found.explanations[0]
+    boxes = ((10, 10, 200, 100), (40, 20, 90, 70), (300, 10, 301, 11))
+    nested = work.Found(found.wish, tuple(dataclasses.replace(first, box=box) for box in boxes))
+    assert [events.under(pixel, nested).shown for pixel in ((50, 30), (20, 90))] == [1, 0]
+    assert events.under((30, 150), nested) is None
 
 
 def test_a_download_tells_how_far_it_is(hub, vit_folder, told, monkeypatch):
