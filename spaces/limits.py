@@ -79,8 +79,7 @@ def read_prompts(text: str | None) -> tuple[str, ...]:
     if len(prompts) > MAX_PROMPTS:
         raise Refused(f"There are {len(prompts)} prompts; this page takes {MAX_PROMPTS}, one a line.")
     for prompt in prompts:
-        if len(prompt) > MAX_LETTERS:
-            raise Refused(f"A prompt has {len(prompt)} letters; this page takes {MAX_LETTERS}.")
+        _check_length(prompt, "A prompt")
     return prompts
 
 
@@ -91,8 +90,7 @@ def read_target(text: str | None, scale: float) -> str | tuple[float, ...] | Non
         Refused: it is too long.
     """
     text = (text or "").strip()
-    if len(text) > MAX_LETTERS:
-        raise Refused(f"The target has {len(text)} letters; this page takes {MAX_LETTERS}.")
+    _check_length(text, "The target")
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -106,6 +104,11 @@ def read_layers(text: str | None) -> tuple[str, ...]:
     Raises:
         Refused: they are too long.
     """
-    if len(text or "") > MAX_LETTERS:
-        raise Refused(f"The layers have {len(text or '')} letters; this page takes {MAX_LETTERS}.")
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    text = text or ""
+    _check_length(text, "The list of layers")
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > MAX_LETTERS:
+        raise Refused(f"{what} has {len(text)} letters; this page takes {MAX_LETTERS}.")

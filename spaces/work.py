@@ -27,6 +27,7 @@ from hf_cam.errors import HFCamError
 from hf_cam.evaluation.samples import Sample
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
+from hf_cam.images.drawing import outlined
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES
 from hf_cam.models.traits import unwrap
@@ -46,11 +47,10 @@ def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
     There it runs in another process: what it takes and returns is pickled, and of errors the words alone arrive.
     """
     try:
-        import spaces
-    except ImportError:
+        from spaces import GPU
+    except ImportError:  # also where a folder of this name lies on the path
         return work
-    lend = getattr(spaces, "GPU", None)  # a folder of this name on the path is imported just as well
-    return _with_errors(work, lend) if lend else work
+    return _with_errors(work, GPU)
 
 
 def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,18 +136,26 @@ def wished(
     lines = read_prompts(prompts) if kind.takes_text else ()
     if kind.takes_text and not lines:
         raise Refused("Type at least one prompt, one a line.")
-    if method not in (None, "", "auto") and method not in quick_methods():
-        raise Refused(f"{str(method)[:60]!r} is no method of this page; it has auto, {', '.join(quick_methods())}.")
-    count = (
-        None if wanted is not None else min(int(top_k or (MAX_FOUND if kind.takes_text else _usual(kind))), MAX_FOUND)
-    )
-    wish = Wish(
-        name, wanted, lines, method or "auto", read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
-    )
+    method = method or "auto"
+    check_methods([method], ["auto", *quick_methods()])
+    count = None if wanted is not None else min(top_k or usual_count(kind), MAX_FOUND)
+    wish = Wish(name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1)
     return picture, wish
 
 
-def _usual(kind: type[Head]) -> int:
+def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
+    """Refuse a method that is not offered.
+
+    Raises:
+        Refused: there is one.
+    """
+    for method in methods:
+        if method not in offered:
+            raise Refused(f"{str(method)[:60]!r} is no method of this page; it has {', '.join(offered)}.")
+
+
+def usual_count(kind: type[Head]) -> int:
+    """How many things are explained where the visitor asks for no number."""
     return CLASSES if tab_of(kind) == "classify" else MAX_FOUND
 
 
@@ -179,12 +187,16 @@ def _alone(found: Iterable[Explanation]) -> list[Explanation]:
     return [dataclasses.replace(one, origin=None) for one in found]
 
 
+def few_methods() -> list[str]:
+    """The registry's first ones, and the baseline that they must beat."""
+    return [*[method for method in quick_methods() if method != "randomcam"][:4], "randomcam"]
+
+
 def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
     """The same target by several methods."""
     if not methods:
         raise Refused("Choose at least one method.")
-    if unknown := set(methods) - set(quick_methods()):
-        raise Refused(f"{min(unknown)[:60]!r} is no method of this page; it has {', '.join(quick_methods())}.")
+    check_methods(methods, quick_methods())
     with MODELS.lent(wish.model):
         return Comparison(_compared(picture, wish, tuple(dict.fromkeys(methods)), shown), picture)
 
@@ -273,21 +285,33 @@ def snippet(found: Found, alpha: float, colormap: str) -> str:
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
     """The overlay as the page shows it: small pictures are enlarged before the colours are laid over them."""
-    image = explanation.image
-    factor = longest / max(image.size)
+    return _larger(explanation, longest).overlay(alpha, colormap)
+
+
+def marked(found: Found) -> Image.Image:
+    """The picture with what was found outlined, as the page shows it."""
+    picture = enlarged(found.current.image)
+    for one in found.explanations:
+        larger = _larger(one, SHOWN)
+        picture = outlined(picture, larger.box, larger.mask)
+    return picture
+
+
+def _larger(explanation: Explanation, longest: int) -> Explanation:
+    """Of an enlarged picture, with everything that lies on it."""
+    factor = longest / max(explanation.image.size)
     if factor <= 1:
-        return explanation.overlay(alpha, colormap)
-    size = enlarged(image, longest).size
-    larger = dataclasses.replace(
+        return explanation
+    image, box, mask = enlarged(explanation.image, longest), explanation.box, explanation.mask
+    if mask is not None:
+        mask = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    return dataclasses.replace(
         explanation,
-        image=enlarged(image, longest),
-        heatmap=np.clip(cv2.resize(explanation.heatmap, size, interpolation=cv2.INTER_CUBIC), 0, 1),
-        box=None if explanation.box is None else tuple(factor * value for value in explanation.box),
-        mask=None
-        if explanation.mask is None
-        else cv2.resize(explanation.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool),
+        image=image,
+        heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
+        box=None if box is None else tuple(factor * value for value in box),
+        mask=mask,
     )
-    return larger.overlay(alpha, colormap)
 
 
 def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:

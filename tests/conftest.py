@@ -7,6 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,37 @@ def hub() -> HubServer:
     """The Hub, up and with an empty list of requests."""
     HUB.requests.clear()
     return HUB
+
+
+@dataclass(frozen=True)
+class InsideServer:
+    """A server on this machine that no visitor may make the page ask: its port, and the paths that were asked for."""
+
+    port: int
+    seen: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def inside() -> Iterator[InsideServer]:
+    """The inside server, up and not yet asked for anything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found.seen.append(self.path)
+            self.send_error(404)
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    found = InsideServer(server.server_port)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()
 
 
 def save_tiny_vit(folder: Path, seed: int = 0) -> Path:

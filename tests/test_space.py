@@ -7,13 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import types
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from hf_cam.methods import get_method
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import limits
 import models
 import page
@@ -108,35 +107,16 @@ def test_what_makes_no_sense_is_refused_with_a_sentence_and_the_server_lives(cli
 
 
 @pytest.mark.parametrize("where", ["the API", "the page"])
-def test_the_server_reads_no_picture_from_an_inside_address(client, server, where):
-    seen = []
-
-    class Inside(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            self.send_error(404)
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    inside = HTTPServer(("127.0.0.1", 0), Inside)
-    threading.Thread(target=inside.serve_forever, daemon=True).start()
-    try:
-        for host in (f"127.0.0.1:{inside.server_port}", f"localhost:{inside.server_port}", "169.254.169.254"):
-            url = f"http://{host}/secret.png"
-            file = {"path": url, "url": url, "meta": {"_type": "gradio.FileData"}}
-            if where == "the API":
-                with pytest.raises(Exception, match=r".+"):
-                    client.predict(image=file, model="demo:vit", api_name="/explain")
-            else:
-                assert '"success":false' in pressed(server, file)
-    finally:
-        inside.shutdown()
-        inside.server_close()
-    assert seen == []
+def test_the_server_reads_no_picture_from_an_inside_address(client, server, inside, where):
+    for host in (f"127.0.0.1:{inside.port}", f"localhost:{inside.port}", "169.254.169.254"):
+        url = f"http://{host}/secret.png"
+        file = {"path": url, "url": url, "meta": {"_type": "gradio.FileData"}}
+        if where == "the API":
+            with pytest.raises(Exception, match=r".+"):
+                client.predict(image=file, model="demo:vit", api_name="/explain")
+        else:
+            assert '"success":false' in pressed(server, file)
+    assert inside.seen == []
 
 
 def pressed(server, picture):
@@ -241,11 +221,11 @@ def test_other_colours_run_no_model(monkeypatch):
     found = work.explained(picture, wish)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
-    (_, half), *_ = page.recolour(found, 0.5, "turbo")
-    (_, strong), *_ = page.recolour(found, 0.9, "turbo")
-    (_, other), *_ = page.recolour(found, 0.5, "viridis")
+    (_, half), *_ = events.recolour(found, 0.5, "turbo")
+    (_, strong), *_ = events.recolour(found, 0.9, "turbo")
+    (_, other), *_ = events.recolour(found, 0.5, "viridis")
     assert len({half.tobytes(), strong.tobytes(), other.tobytes()}) == 3
-    chosen = page.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
+    chosen = events.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
     assert chosen[0].current.label == found.explanations[1].label
 
 
@@ -260,7 +240,7 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     assert launched["state_session_capacity"] == 64
     assert built.delete_cache == (600, work.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
-    assert {event.concurrency_limit for event in busy} == {page.VISITORS}
+    assert {event.concurrency_limit for event in busy} == {events.VISITORS}
     assert {"explain", "compare", "metrics"} <= {event.api_name for event in busy}
     public = {event.api_name for event in built.fns.values() if event.api_visibility == "public"}
     assert public == {"explain", "compare", "metrics"}

@@ -14,6 +14,7 @@ import time
 import types
 import weakref
 
+import gradio as gr
 import pytest
 
 from hf_cam.comparison import quick_methods
@@ -21,10 +22,11 @@ from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import jobs
 import limits
 import models
-import page
+import scores
 import work
 
 
@@ -76,14 +78,47 @@ def test_the_trust_curves_tell_map_by_map_how_far_they_are(told):
 
 def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
     picture, wish = wished("demo:vit")
-    _, inserted, deleted, road, bars, scores = page.trust(work.explained(picture, wish))
+    _, inserted, deleted, road, bars, markdown = events.trust(work.explained(picture, wish))
     for frame in (inserted, deleted, road):
-        assert set(frame["map"]) == set(page.MAPS)
+        assert set(frame["map"]) == set(scores.MAPS)
         assert frame.pixels.between(0, 1).all()
-    table = {cells[1].strip(): cells for line in scores.splitlines()[2:] if (cells := line.split("|"))}
+    table = {cells[1].strip(): cells for line in markdown.splitlines()[2:] if (cells := line.split("|"))}
     for name, line in (("this map", "HiResCAM"), ("random map", "random")):
         assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
     assert bars.y_lim[0] == 0 < bars.y_lim[1]
+
+
+def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full(caplog):
+    def fails():
+        raise KeyError("/a/path/of/this/machine")
+
+    with pytest.raises(gr.Error, match=r"^'That did not work here \(KeyError\)\.'$"):
+        asyncio.run(events.as_event(fails)())
+    assert "/a/path/of/this/machine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "press",
+    [
+        lambda: events.choose(None, 0.5, "turbo", types.SimpleNamespace(index=0)),
+        lambda: events.point(types.SimpleNamespace(index=(3, 5)), str(SCENE), None, "demo:detr", *[""] * 8),
+        lambda: events.press_compare(None, ["gradcam"], 0.5, "turbo"),
+        lambda: events.trust(None),
+    ],
+    ids=["choose", "point", "compare", "trust"],
+)
+def test_before_there_is_a_map_the_visitor_is_asked_to_press_explain(press):
+    with pytest.raises(gr.Error, match="Press Explain first"):
+        asyncio.run(events.as_event(press)())
+
+
+def test_a_click_chooses_the_smallest_box_around_it():
+    found = work.explained(*wished("demo:detr"))
+    first = found.explanations[0]
+    boxes = ((10, 10, 200, 100), (40, 20, 90, 70), (300, 10, 301, 11))
+    nested = work.Found(found.wish, tuple(dataclasses.replace(first, box=box) for box in boxes))
+    assert [events.under(pixel, nested).shown for pixel in ((50, 30), (20, 90))] == [1, 0]
+    assert events.under((30, 150), nested) is None
 
 
 def test_a_download_tells_how_far_it_is(hub, vit_folder, told, monkeypatch):
@@ -146,7 +181,7 @@ def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
         if how == "the program cancels":
             task.cancel()
         else:  # both call the same function
-            page.stopped(types.SimpleNamespace(session_hash="a visit"))
+            events.stopped(types.SimpleNamespace(session_hash="a visit"))
         with pytest.raises((jobs.Stopped, asyncio.CancelledError)):
             await task
 
@@ -236,7 +271,7 @@ def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
 def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     kept = models.Models(kept=1)
     monkeypatch.setattr(work, "MODELS", kept)
-    monkeypatch.setattr(page, "MODELS", kept)
+    monkeypatch.setattr(events, "MODELS", kept)
     picture, wish = wished("demo:swin")
     found = work.explained(picture, wish)
     with kept.lent("demo:swin") as loaded:
@@ -246,7 +281,7 @@ def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     del loaded
     gc.collect()
     assert gone() is None
-    assert page.show(found, 0.5, "turbo")
+    assert events.show(found, 0.5, "turbo")
 
 
 # ZeroGPU -------------------------------------------------------------------------------------------------------------

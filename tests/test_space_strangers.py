@@ -5,9 +5,7 @@ import io
 import json
 import struct
 import sys
-import threading
 import zlib
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -149,29 +147,6 @@ def test_odd_pictures_are_read_as_a_browser_shows_them(kind, tmp_path):
 # Models of the Hub ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def inside():
-    """An address that no stranger may make the page ask, and what was asked there."""
-    seen = []
-
-    class Inside(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            self.send_error(404)
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Inside)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/secret", seen
-    server.shutdown()
-    server.server_close()
-
-
 def publish(hub, name, files):
     folder = hub.folder(f"someone/{name}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +253,7 @@ def test_a_config_is_judged_before_anything_of_its_size_is_made(hub, kind, build
 
 
 def test_addresses_in_configs_are_not_asked(hub, builder, inside, monkeypatch):
-    address, seen = inside
+    address = f"http://127.0.0.1:{inside.port}/secret"
     monkeypatch.setattr(models, "BUILDER", builder)
     hostile = [
         TIMM | {"architecture": "resnet18", "pretrained_cfg": {"url": address, "file": address}},
@@ -292,7 +267,7 @@ def test_addresses_in_configs_are_not_asked(hub, builder, inside, monkeypatch):
         name = publish(hub, f"address-{number}", files | tokenizer)
         with pytest.raises(limits.Refused), models.Models().lent(name):
             pass
-    assert seen == []
+    assert inside.seen == []
 
 
 def test_honest_models_are_no_larger_than_their_weights_and_a_builder_that_died_is_started_again(builder):
