@@ -1,4 +1,4 @@
-"""The API: `/explain`, `/compare` and `/metrics`, which do what the page does, with explicit parameters."""
+"""The API: `/explain`, `/compare` and `/metrics` do what the page does, with explicit parameters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from events import QUEUE, as_event
 from models import demos
 from scores import json_of
-from work import compared, explained, few_methods, fresh_folder, judged, wished
+from work import compared, default_methods, explained, fresh_folder, judged, read_inputs
 
 from hf_cam import Explanation
 from hf_cam.images.drawing import DEFAULT_COLORMAP
 
 
 def endpoints() -> None:
-    """Make the three, on components that nobody sees."""
+    """Add the three endpoints, on components that are not shown."""
     with gr.Row(visible=False):
         image = gr.File(type="filepath", label="image")
         model = gr.Textbox(next(iter(demos())), label="model")
         target, prompts, layers = (gr.Textbox("", label=label) for label in ("target", "prompts", "layers"))
         method = gr.Textbox("auto", label="method")
-        methods = gr.JSON(few_methods(), label="methods")
+        methods = gr.JSON(default_methods(), label="methods")
         top_k = gr.Number(0, label="top_k", precision=0)
         aug_smooth, eigen_smooth = (gr.Checkbox(False, label=label) for label in ("aug_smooth", "eigen_smooth"))
         alpha, colormap = gr.Number(0.5, label="alpha"), gr.Textbox(DEFAULT_COLORMAP, label="colormap")
@@ -61,9 +61,11 @@ def explain(
     alpha: float,
     colormap: str,
 ) -> tuple[list[dict[str, Any]], list[str], str]:
-    """What was found, an overlay each as PNG, and all heatmaps as one array `[K, H, W]`."""
-    picture, wish = wished(image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, int(top_k or 0))
-    found = explained(picture, wish).explanations
+    """What was found, one overlay per thing found as PNG, and all heatmaps as one array `[K, H, W]`."""
+    picture, settings = read_inputs(
+        image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, int(top_k or 0)
+    )
+    found = explained(picture, settings).explanations
     folder = fresh_folder()
     overlays = [str(one.save(folder / f"overlay-{i}.png", alpha, colormap)) for i, one in enumerate(found)]
     np.save(folder / "heatmaps.npy", np.stack([one.heatmap for one in found]))
@@ -85,9 +87,9 @@ def described(explanation: Explanation) -> dict[str, Any]:
 def compare(
     image: str, model: str, methods: list[str], target: str, prompts: str, layers: str, alpha: float, colormap: str
 ) -> tuple[str, str]:
-    """The grid as PNG, and the heatmaps by method as NPZ."""
-    picture, wish = wished(image, model, target, prompts, "auto", layers, False, False)
-    comparison = compared(picture, wish, methods)
+    """A grid of overlays as PNG, and the heatmaps by method as NPZ."""
+    picture, settings = read_inputs(image, model, target, prompts, "auto", layers, False, False)
+    comparison = compared(picture, settings, methods)
     folder = fresh_folder()
     comparison.grid(alpha=alpha, colormap=colormap).save(folder / "grid.png")
     np.savez(folder / "heatmaps.npz", **{one.method: one.heatmap for one in comparison.explanations})
@@ -95,6 +97,6 @@ def compare(
 
 
 def metrics(image: str, model: str, method: str, target: str, prompts: str, layers: str) -> dict[str, Any]:
-    """Scores and curves of the first map, and of maps that see no model."""
-    picture, wish = wished(image, model, target, prompts, method, layers, False, False)
-    return json_of(judged(picture, wish, explained(picture, wish).current))
+    """Scores and curves of the first map, and of baseline maps."""
+    picture, settings = read_inputs(image, model, target, prompts, method, layers, False, False)
+    return json_of(judged(picture, settings, explained(picture, settings).current))

@@ -24,11 +24,11 @@ from work import (
     judged,
     layers_of,
     marked,
+    read_inputs,
     saved,
     snippet,
     tab_of,
     thumbnail,
-    wished,
 )
 
 from hf_cam.comparison import quick_methods
@@ -38,10 +38,10 @@ from hf_cam.methods import get_method
 from hf_cam.zoo import SCENE
 
 VISITORS = 16
-"""For whom this page works or makes ready at once; further ones queue."""
+"""How many visitors' events run at once, computing or waiting for a model; the others queue."""
 QUEUE: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": VISITORS}
 """Options of every event that computes."""
-FAMILYS_LAYER = ("the family's own", "")
+DEFAULT_LAYER = ("default for the model", "")
 PROMPTS = "yellow bag\norange sneaker\nblue trouser"
 
 
@@ -49,9 +49,9 @@ PROMPTS = "yellow bag\norange sneaker\nblue trouser"
 
 
 def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work as an event: it reports progress, and it can be stopped.
+    """The work as an event handler that reports progress and can be stopped.
 
-    A refusal reaches the visitor as its sentence; any other error is logged, and the visitor reads its type alone.
+    A refusal reaches the visitor as its sentence; any other error is logged, and the visitor sees only its type.
     """
 
     @functools.wraps(work)
@@ -72,7 +72,7 @@ def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stopped(request: gr.Request) -> None:
-    """The visitor pressed Stop, or closed the page: nobody waits for the work any more."""
+    """The visitor pressed Stop or closed the page."""
     jobs.end(request.session_hash or "")
 
 
@@ -92,7 +92,7 @@ def needed(found: Found | None) -> Found:
 
 @functools.cache
 def examples() -> dict[str, str]:
-    """Pictures that need no network, as files."""
+    """The example pictures by name, as files; they need no network."""
     folder = Path(tempfile.mkdtemp(prefix="hf-cam-examples-"))
     files = {"scene": str(SCENE)}
     for photograph in PHOTOGRAPHS:
@@ -111,21 +111,21 @@ def example_for(model: str) -> str:
 
 @functools.cache
 def welcome() -> Found:
-    """What the page shows before anybody has pressed anything."""
+    """What the page shows before the visitor has pressed anything."""
     model = next(iter(demos()))
-    picture, wish = wished(example_for(model), model, None, PROMPTS, "auto", "", False, False)
-    found: Found = explained(picture, wish)
+    picture, settings = read_inputs(example_for(model), model, None, PROMPTS, "auto", "", False, False)
+    found: Found = explained(picture, settings)
     return found
 
 
 def arrive(alpha: float, colormap: str) -> list[Any]:
-    """What a visitor finds."""
+    """The first view, with the layers of its model."""
     found = welcome()
-    return [*opened(found, alpha, colormap), layer_menu(found.wish.model)]
+    return [*opened(found, alpha, colormap), layer_menu(found.settings.model)]
 
 
 def model_under(tab: str, model: str) -> Any:
-    """The first model of a tab that was opened, unless the model belongs there already."""
+    """The first model of the tab that was opened, unless the current one belongs to it."""
     kinds = demos()
     if model not in kinds or tab_of(kinds[model]) == tab:
         return gr.skip()
@@ -133,7 +133,7 @@ def model_under(tab: str, model: str) -> Any:
 
 
 def follow(model: str, picture: str | None) -> list[Any]:
-    """Tab, prompts, example and layers follow the model."""
+    """The tab, the prompts, the example and the layers for a model that was chosen."""
     name = checked(model)
     kind = MODELS.kind(name)
     untouched = picture is None or Path(picture).name in {Path(file).name for file in examples().values()}
@@ -142,15 +142,15 @@ def follow(model: str, picture: str | None) -> list[Any]:
 
 
 def layer_menu(model: str) -> gr.Dropdown:
-    """The model's layers; its family's own first."""
+    """The menu of the model's layers, the default first."""
     names = layers_of(model)
-    return gr.Dropdown([FAMILYS_LAYER, *((name, name) for name in names)], value="")
+    return gr.Dropdown([DEFAULT_LAYER, *((name, name) for name in names)], value="")
 
 
 # Explanations.
 
 
-def press(
+def press_explain(
     path: str | None,
     model: str,
     target: Any,
@@ -162,57 +162,57 @@ def press(
     alpha: float,
     colormap: str,
 ) -> list[Any]:
-    """The button."""
-    picture, wish = wished(path, model, target, prompts, method, layers, aug_smooth, eigen_smooth)
-    return opened(explained(picture, wish), alpha, colormap)
+    """Explain: everything that the picture and the settings lead to."""
+    picture, settings = read_inputs(path, model, target, prompts, method, layers, aug_smooth, eigen_smooth)
+    return opened(explained(picture, settings), alpha, colormap)
 
 
 def choose(found: Found | None, alpha: float, colormap: str, event: gr.SelectData) -> list[Any]:
-    """A click on one of the things that were found."""
+    """A click on one of the thumbnails."""
     found = needed(found)
-    chosen = Found(found.wish, found.explanations, min(event.index, len(found.explanations) - 1))
+    chosen = Found(found.settings, found.explanations, min(event.index, len(found.explanations) - 1))
     return [chosen, *show(chosen, alpha, colormap), *cleared()]
 
 
 def point(event: gr.SelectData, path: str, found: Found | None, *settings: Any) -> list[Any]:
-    """A click into the picture: the smallest object under it, or else the pixel itself as a new target."""
+    """A click into the outlined picture: the smallest object under it, or else the pixel as a new target."""
     found = needed(found)
     model, _, *rest = settings
     factor = enlarged(found.current.image).width / found.current.image.width
     pixel = event.index[0] / factor, event.index[1] / factor
     chosen = under(pixel, found)
     if chosen is None:
-        return press(path, model, pixel, *rest)
+        return press_explain(path, model, pixel, *rest)
     gallery = gr.Gallery(selected_index=chosen.shown)
     return [chosen, gallery, gr.skip(), *show(chosen, *rest[-2:]), *cleared()]
 
 
 def under(pixel: tuple[float, float], found: Found) -> Found | None:
-    """The found object with the smallest box that holds the pixel; None where there is none."""
+    """The object with the smallest box around the pixel; None where no box is around it."""
     x, y = pixel
     areas = {
         i: (box[2] - box[0]) * (box[3] - box[1])
         for i, one in enumerate(found.explanations)
         if (box := one.box) is not None and box[0] <= x <= box[2] and box[1] <= y <= box[3]
     }
-    return Found(found.wish, found.explanations, min(areas, key=areas.__getitem__)) if areas else None
+    return Found(found.settings, found.explanations, min(areas, key=areas.__getitem__)) if areas else None
 
 
 def recolour(found: Found | None, alpha: float, colormap: str) -> list[Any]:
-    """Other colours for the map that is there; no model runs."""
+    """The map that is shown, in other colours; no model runs."""
     return show(found, alpha, colormap) if found else [gr.skip()] * 6
 
 
 def opened(found: Found, alpha: float, colormap: str) -> list[Any]:
-    """Everything below the button, for something new."""
+    """Everything that a new explanation fills."""
     gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=0)
-    clickable = tab_of(MODELS.kind(found.wish.model)) in ("detect", "segment")
+    clickable = tab_of(MODELS.kind(found.settings.model)) in ("detect", "segment")
     large = gr.Image(marked(found) if clickable else None, visible=clickable)
     return [found, gallery, large, *show(found, alpha, colormap), *cleared()]
 
 
 def show(found: Found, alpha: float, colormap: str) -> list[Any]:
-    """The chosen explanation in every form: the map, the words, the code and the files."""
+    """The chosen explanation in every form: the map, the sentence, the code and the files."""
     current = found.current
     return [
         (enlarged(current.image), drawn(current, alpha, colormap)),
@@ -223,12 +223,12 @@ def show(found: Found, alpha: float, colormap: str) -> list[Any]:
 
 
 def cleared() -> list[Any]:
-    """What was compared and measured of something else: the grid, the curves and the scores."""
+    """Nothing for the grid, the curves and the scores, which belonged to another explanation."""
     return [None, gr.Column(visible=False), ""]
 
 
 def words(found: Found) -> str:
-    """What the map shows, in a sentence."""
+    """The label, the score, the method and the layers of the map, in a sentence."""
     current = found.current
     flags = "".join(f" · {flag}" for flag in current.flags)
     layers = ", ".join(f"`{layer}`" for layer in current.layers)
@@ -237,7 +237,7 @@ def words(found: Found) -> str:
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:
-    """Every explanation in small, with its name and score."""
+    """A small overlay per explanation, with its label and score."""
     return [
         (thumbnail(one, alpha, colormap), f"{one.label.split(',')[0]} · {one.score:.0%}") for one in found.explanations
     ]
@@ -247,17 +247,17 @@ def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str
 
 
 def press_compare(found: Found | None, methods: list[str], alpha: float, colormap: str) -> list[tuple[Any, str]]:
-    """Several methods for what is shown."""
+    """Compare: a small overlay per method, for what is shown."""
     found = needed(found)
     ordered = [method for method in quick_methods() if method in methods]
-    comparison = compared(found.current.image, found.wish, ordered, found.shown)
+    comparison = compared(found.current.image, found.settings, ordered, found.shown)
     return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in comparison.explanations]
 
 
-def trust(found: Found | None) -> list[Any]:
-    """How the confidence follows what is shown: three curves, the drops and a table."""
+def press_measure(found: Found | None) -> list[Any]:
+    """Measure: how the confidence follows the map, as three curves, two bars and a table."""
     found = needed(found)
-    evaluation = judged(found.current.image, found.wish, found.current)
+    evaluation = judged(found.current.image, found.settings, found.current)
     plots = plots_of(evaluation, found.current.method)
     heights = [0.0, *plots["drop"]["drop"]]
     bars = gr.BarPlot(plots["drop"], y_lim=[min(heights), max(heights) or 1.0])  # bars that do not start at 0 lie

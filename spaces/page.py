@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from api import endpoints
 from events import (
-    FAMILYS_LAYER,
+    DEFAULT_LAYER,
     PROMPTS,
     QUEUE,
     arrive,
@@ -21,34 +21,34 @@ from events import (
     follow,
     model_under,
     point,
-    press,
     press_compare,
+    press_explain,
+    press_measure,
     recolour,
     stopped,
-    trust,
     welcome,
 )
 from gradio.blocks import Block
 from limits import MAX_BYTES
 from models import BUILDER, demos, offered, online
 from scores import MAPS
-from work import KEPT_SECONDS, few_methods, tab_of
+from work import KEPT_SECONDS, default_methods, tab_of
 
 from hf_cam.comparison import quick_methods
 from hf_cam.images.drawing import DEFAULT_COLORMAP
 from hf_cam.methods import get_method
 
 TABS = {
-    "classify": ("Classify", "The surest classes. Choose one to see what speaks for it."),
-    "prompt": ("Prompt", "Type prompts, one a line. Each gets a map of its own."),
-    "detect": ("Detect", "What was found. Choose one, or click it in the outlined picture."),
-    "segment": ("Segment", "What was found. Choose one, or click any pixel of the outlined picture."),
+    "classify": ("Classify", "The most likely classes. Choose one to see the evidence for it."),
+    "prompt": ("Prompt", "Type prompts, one per line. Each gets its own map."),
+    "detect": ("Detect", "The objects that were found. Choose one, or click it in the outlined picture."),
+    "segment": ("Segment", "The segments that were found. Choose one, or click any pixel of the outlined picture."),
 }
 COLORMAPS = (DEFAULT_COLORMAP, "inferno", "viridis", "magma", "cividis", "jet", "bone")
-HEADLINE = "# What the model looked at\nA vision model's own reasons, as a heatmap over your picture."
+HEADLINE = "# What the model looked at\nThe parts of your picture that a vision model's answer rests on, as a heatmap."
 TRUST = (
-    "Where the map is right, uncovering its pixels brings the score back at once, and blanking them takes it away. "
-    "A random map is the measure."
+    "Where the map is right, uncovering its pixels brings the score back quickly, and blanking them quickly lowers it. "
+    "A random map is the baseline."
 )
 ALT = """<script>
 new MutationObserver(() => {
@@ -57,7 +57,7 @@ new MutationObserver(() => {
       image.alt = image.closest("#map") ? "The picture and its heatmap" : "Example " + image.src.split("/").pop();
 }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["alt", "src"] });
 </script>"""
-"""Words for pictures whose components take none."""
+"""Alternative text for pictures whose components take none."""
 PICTURES: dict[str, Any] = {"show_label": False, "format": "jpeg"}
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
 PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
@@ -71,15 +71,15 @@ def build() -> gr.Blocks:
         tasks = task_tabs()
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
-                wish = wish_column()
+                inputs = input_column()
             with gr.Column(scale=7, min_width=320):
                 result = result_column()
-        wire(page, found, tasks, wish, result)
+        wire(page, found, tasks, inputs, result)
         endpoints()
     return page
 
 
-# The layout. Every part returns its components, so that `wire` can name them.
+# The layout. Each part returns a record of its components, so that `wire` can name them.
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Tasks:
 
 
 def task_tabs() -> Tasks:
-    """One tab per kind of head, with a hint."""
+    """One tab per task, with a hint."""
     items = {}
     first = next(iter(demos().values()))
     with gr.Tabs(selected=tab_of(first), overflow_behavior="wrap", elem_id="task") as tabs:
@@ -102,7 +102,7 @@ def task_tabs() -> Tasks:
 
 
 @dataclass(frozen=True)
-class WishColumn:
+class InputColumn:
     """What a visitor gives: a picture, and settings."""
 
     picture: gr.Image
@@ -119,11 +119,11 @@ class WishColumn:
 
     @property
     def settings(self) -> list[Block]:
-        """What `events.press` takes after the picture, in its order."""
+        """What `events.press_explain` takes after the picture, in its order."""
         return [self.model, self.target, self.prompts, self.method, self.layers, self.aug_smooth, self.eigen_smooth]
 
 
-def wish_column() -> WishColumn:
+def input_column() -> InputColumn:
     """The picture, the settings, the button, and below it the picture to click into."""
     first = next(iter(demos()))
     picture = upload(example_for(first))
@@ -133,12 +133,12 @@ def wish_column() -> WishColumn:
         value=first,
         label="Model",
         allow_custom_value=online(),
-        info="Any id of the Hub works too." if online() else None,
+        info="Any model id on the Hub works too." if online() else None,
         elem_id="model",
     )
     prompts = gr.Textbox(PROMPTS, label="Prompts", lines=3, max_length=4000, visible=False, elem_id="prompts")
     method = gr.Dropdown(method_choices(), value="auto", label="Method", elem_id="method")
-    layers = gr.Dropdown([FAMILYS_LAYER], value="", label="Layer", elem_id="layer")
+    layers = gr.Dropdown([DEFAULT_LAYER], value="", label="Layer", elem_id="layer")
     with gr.Accordion("More", open=False):
         target = gr.Textbox(
             label="Target",
@@ -155,9 +155,9 @@ def wish_column() -> WishColumn:
         format="jpeg",
         buttons=[],
         elem_id="large",
-        alt_text="The picture with what was found outlined; click to choose",
+        alt_text="The picture with outlines around what was found; click to choose",
     )
-    return WishColumn(picture, model, prompts, method, layers, target, aug_smooth, eigen_smooth, go, stop, large)
+    return InputColumn(picture, model, prompts, method, layers, target, aug_smooth, eigen_smooth, go, stop, large)
 
 
 def upload(example: str) -> gr.Image:
@@ -178,7 +178,7 @@ def upload(example: str) -> gr.Image:
 
 
 def as_uploaded(picture: gr.Image) -> gr.Image:
-    """The component gives the uploaded file itself: nothing opens it before `limits` has looked at it.
+    """The component that passes on the uploaded file itself: nothing opens it before `limits` has checked it.
 
     A subclass would do the same, but gradio writes a stub file beside the module of each.
     """
@@ -187,12 +187,12 @@ def as_uploaded(picture: gr.Image) -> gr.Image:
 
 
 def method_choices() -> list[tuple[str, str]]:
-    """Names and ids, from the library's registry."""
-    return [("the family's best", "auto"), *((get_method(method).name, method) for method in quick_methods())]
+    """The library's methods, as names and ids."""
+    return [("default for the model", "auto"), *((get_method(method).name, method) for method in quick_methods())]
 
 
 def go_and_stop(label: str, prefix: str = "") -> tuple[gr.Button, gr.Button]:
-    """A button that starts work, beside the one that stops it; `prefix` is that of their ids."""
+    """A button that starts work beside one that stops it; `prefix` starts their ids."""
     with gr.Row():
         go = gr.Button(label, variant="primary", elem_id=f"{prefix}go", scale=3)
         stop = gr.Button("Stop", elem_id=f"{prefix}stop", scale=1, min_width=70)
@@ -270,7 +270,7 @@ class DownloadTab:
 
 
 def download_tab() -> DownloadTab:
-    """Three files, and the same in Python."""
+    """Three files, and the code that makes the overlay."""
     with gr.Row():
         overlay = gr.DownloadButton("Overlay", elem_id="overlay-file")
         picture = gr.DownloadButton("Heatmap, PNG", elem_id="picture-file")
@@ -291,9 +291,9 @@ class CompareTab:
 
 def compare_tab() -> CompareTab:
     """The methods to choose from, and their maps."""
-    methods = gr.CheckboxGroup(method_choices()[1:], value=few_methods(), label="Methods", elem_id="methods")
+    methods = gr.CheckboxGroup(method_choices()[1:], value=default_methods(), label="Methods", elem_id="methods")
     go, stop = go_and_stop("Compare", "compare-")
-    grid = gr.Gallery(label="The same target by each method", columns=3, elem_id="grid", **GALLERY)
+    grid = gr.Gallery(label="The same target, explained by each method", columns=3, elem_id="grid", **GALLERY)
     return CompareTab(methods, go, stop, grid)
 
 
@@ -312,7 +312,7 @@ class TrustTab:
 
     @property
     def judgement(self) -> list[Block]:
-        """What `events.trust` fills, in its order."""
+        """What `events.press_measure` fills, in its order."""
         return [self.curves, self.inserted, self.deleted, self.road, self.drop, self.scores]
 
 
@@ -339,29 +339,29 @@ def line_plot(title: str, share: str) -> gr.LinePlot:
 # The events.
 
 
-def wire(page: gr.Blocks, found: gr.State, tasks: Tasks, wish: WishColumn, result: ResultColumn) -> None:
+def wire(page: gr.Blocks, found: gr.State, tasks: Tasks, inputs: InputColumn, result: ResultColumn) -> None:
     """Every event with what it takes and what it fills."""
     shown, colours, compare, trusted = result.shown, result.colours, result.compare, result.trust
-    everything = [found, result.gallery, wish.large, *shown, *result.of_another]
+    everything = [found, result.gallery, inputs.large, *shown, *result.of_another]
     work = {**QUEUE, "api_visibility": "private"}
     on_map = {**work, "show_progress_on": [result.slider]}
     at_once: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
 
-    page.load(as_event(arrive), colours, [*everything, wish.layers], **on_map)
-    wish.go.click(as_event(press), [wish.picture, *wish.settings, *colours], everything, **on_map)
-    wish.large.select(as_event(point), [wish.picture, found, *wish.settings, *colours], everything, **on_map)
-    followers = [tasks.tabs, wish.prompts, wish.picture, wish.layers]
-    wish.model.change(as_event(follow), [wish.model, wish.picture], followers, **on_map)
+    page.load(as_event(arrive), colours, [*everything, inputs.layers], **on_map)
+    inputs.go.click(as_event(press_explain), [inputs.picture, *inputs.settings, *colours], everything, **on_map)
+    inputs.large.select(as_event(point), [inputs.picture, found, *inputs.settings, *colours], everything, **on_map)
+    followers = [tasks.tabs, inputs.prompts, inputs.picture, inputs.layers]
+    inputs.model.change(as_event(follow), [inputs.model, inputs.picture], followers, **on_map)
     compare.go.click(as_event(press_compare), [found, compare.methods, *colours], compare.grid, **work)
-    trusted.go.click(as_event(trust), found, trusted.judgement, show_progress_on=[trusted.scores], **work)
-    for button in (wish.stop, compare.stop, trusted.stop):
+    trusted.go.click(as_event(press_measure), found, trusted.judgement, show_progress_on=[trusted.scores], **work)
+    for button in (inputs.stop, compare.stop, trusted.stop):
         button.click(stopped, queue=False, **at_once)
     chosen = [found, *shown, *result.of_another]
     result.gallery.select(as_event(choose), [found, *colours], chosen, **at_once)
     for control in (result.alpha, result.colormap):
         control.change(as_event(recolour), [found, *colours], shown, trigger_mode="always_last", **at_once)
     for tab, item in tasks.items.items():
-        item.select(functools.partial(model_under, tab), wish.model, wish.model, **at_once)
+        item.select(functools.partial(model_under, tab), inputs.model, inputs.model, **at_once)
     page.unload(stopped)
 
 

@@ -1,4 +1,4 @@
-"""What the page computes, as plain functions of pictures and wishes; the buttons and the API call the same ones."""
+"""What the page computes, as plain functions of pictures and settings; the buttons and the API call the same ones."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ KEPT_SECONDS = 1800
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
-    """On ZeroGPU, with a GPU for as long as the function runs; elsewhere as it is.
+    """The function with a GPU for as long as it runs, on ZeroGPU; the function itself elsewhere.
 
-    There it runs in another process: what it takes and returns is pickled, and of errors the words alone arrive.
+    On ZeroGPU it runs in another process: arguments and results are pickled, and only the message of an error arrives.
     """
     try:
         from spaces import GPU
@@ -74,8 +74,8 @@ def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a visitor wants: the settings of `hf_cam.explain`, checked."""
+class Settings:
+    """What a visitor asks for: the settings of `hf_cam.explain`, checked."""
 
     model: str
     target: Any = None
@@ -88,7 +88,7 @@ class Wish:
     shrunk: bool = False
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         """The keyword arguments of an explainer's call."""
         return {
             "target": self.target,
@@ -101,19 +101,19 @@ class Wish:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What one visit shows: the wish, and an explanation of each thing that was found."""
+    """What one visit shows: the settings, one explanation per thing found, and which of them is shown."""
 
-    wish: Wish
+    settings: Settings
     explanations: tuple[Explanation, ...]
     shown: int = 0
 
     @property
     def current(self) -> Explanation:
-        """The one that is shown."""
+        """The explanation that is shown."""
         return self.explanations[self.shown]
 
 
-def wished(
+def read_inputs(
     path: str | None,
     model: str | None,
     target: Any,
@@ -123,11 +123,11 @@ def wished(
     aug_smooth: bool,
     eigen_smooth: bool,
     top_k: int | None = None,
-) -> tuple[Image.Image, Wish]:
-    """Everything that a visitor gave, checked; nothing has been computed yet.
+) -> tuple[Image.Image, Settings]:
+    """The picture and the settings that a visitor gave, checked; nothing has been computed yet.
 
     Raises:
-        Refused: with what is wrong.
+        Refused: one of them is not acceptable.
     """
     picture, scale = read_picture(path)
     name = checked(model)
@@ -135,12 +135,14 @@ def wished(
     kind = MODELS.kind(name)
     lines = read_prompts(prompts) if kind.takes_text else ()
     if kind.takes_text and not lines:
-        raise Refused("Type at least one prompt, one a line.")
+        raise Refused("Type at least one prompt, one per line.")
     method = method or "auto"
     check_methods([method], ["auto", *quick_methods()])
     count = None if wanted is not None else min(top_k or usual_count(kind), MAX_FOUND)
-    wish = Wish(name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1)
-    return picture, wish
+    settings = Settings(
+        name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
+    )
+    return picture, settings
 
 
 def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
@@ -151,16 +153,16 @@ def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
     """
     for method in methods:
         if method not in offered:
-            raise Refused(f"{str(method)[:60]!r} is no method of this page; it has {', '.join(offered)}.")
+            raise Refused(f"{str(method)[:60]!r} is not a method of this page; it offers {', '.join(offered)}.")
 
 
 def usual_count(kind: type[Head]) -> int:
-    """How many things are explained where the visitor asks for no number."""
+    """How many things are explained unless the visitor gives a number."""
     return CLASSES if tab_of(kind) == "classify" else MAX_FOUND
 
 
 def tab_of(kind: type[Head]) -> str:
-    """Under which tab a kind of head is shown."""
+    """The tab for a kind of head."""
     if "detection" in kind.task:
         return "detect"
     if "segmentation" in kind.task:
@@ -168,62 +170,62 @@ def tab_of(kind: type[Head]) -> str:
     return "prompt" if kind.takes_text else "classify"
 
 
-def explained(picture: Image.Image, wish: Wish) -> Found:
-    """The explanation of each thing that the model found."""
-    with MODELS.lent(wish.model):
-        report(0, f"Asking {wish.model}")
-        return Found(wish, tuple(_explained(picture, wish)))
+def explained(picture: Image.Image, settings: Settings) -> Found:
+    """One explanation per thing that the model found."""
+    with MODELS.lent(settings.model):
+        report(0, f"Running {settings.model}")
+        return Found(settings, tuple(_explained(picture, settings)))
 
 
 @on_gpu
-def _explained(picture: Image.Image, wish: Wish) -> list[Explanation]:
-    explainer = Explainer(MODELS.held(wish.model), wish.method, wish.layers or None)
-    [found] = explainer([picture], **wish.settings)
-    return _alone(found)
+def _explained(picture: Image.Image, settings: Settings) -> list[Explanation]:
+    explainer = Explainer(MODELS.held(settings.model), settings.method, settings.layers or None)
+    [found] = explainer([picture], **settings.keywords)
+    return _without_origin(found)
 
 
-def _alone(found: Iterable[Explanation]) -> list[Explanation]:
-    """Without what they were made from: a visit must not keep a model alive that the page has let go."""
+def _without_origin(found: Iterable[Explanation]) -> list[Explanation]:
+    """A visit must not keep alive a model that the page has dropped."""
     return [dataclasses.replace(one, origin=None) for one in found]
 
 
-def few_methods() -> list[str]:
-    """The registry's first ones, and the baseline that they must beat."""
+def default_methods() -> list[str]:
+    """The methods compared unless the visitor chooses: the registry's first, and the baseline that they must beat."""
     return [*[method for method in quick_methods() if method != "randomcam"][:4], "randomcam"]
 
 
-def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
-    """The same target by several methods."""
+def compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int = 0) -> Comparison:
+    """The same target explained by several methods."""
     if not methods:
         raise Refused("Choose at least one method.")
     check_methods(methods, quick_methods())
-    with MODELS.lent(wish.model):
-        return Comparison(_compared(picture, wish, tuple(dict.fromkeys(methods)), shown), picture)
+    with MODELS.lent(settings.model):
+        return Comparison(_compared(picture, settings, tuple(dict.fromkeys(methods)), shown), picture)
 
 
 @on_gpu
-def _compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int) -> list[Explanation]:
-    """A forward a method, so that the visitor sees how far it is."""
-    explainer = Explainer(MODELS.held(wish.model), methods[0], wish.layers or None)
+def _compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int) -> list[Explanation]:
+    """One call per method, so that the visitor sees the progress."""
+    explainer = Explainer(MODELS.held(settings.model), methods[0], settings.layers or None)
     found = []
     for done, method in enumerate(methods):
         report(done / len(methods), get_method(method).name)
-        [explanations] = explainer.compare(picture, [method], **wish.settings)
+        [explanations] = explainer.compare(picture, [method], **settings.keywords)
         found.append(explanations[shown])
-    return _alone(found)
+    return _without_origin(found)
 
 
-def judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
-    """How the confidence follows the map, beside maps that see no model."""
-    with MODELS.lent(wish.model):
+def judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
+    """How the confidence follows the map, beside baseline maps."""
+    with MODELS.lent(settings.model):
         report(0, get_method(explanation.method).name)
-        return _judged(picture, wish, dataclasses.replace(explanation, origin=None))
+        return _judged(picture, settings, dataclasses.replace(explanation, origin=None))
 
 
 @on_gpu
-def _judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
-    target, prompts = narrowed(wish, explanation)
-    loaded = MODELS.held(wish.model)
+def _judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
+    target, prompts = narrowed(settings, explanation)
+    loaded = MODELS.held(settings.model)
     left = iter([*(name.replace("-", " ") for name in BASELINES), "Done"])
     done = itertools.count(1)
     return evaluate(
@@ -241,7 +243,7 @@ def _judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evalu
 
 @functools.lru_cache(maxsize=64)
 def layers_of(model: str) -> tuple[str, ...]:
-    """The layers that a visitor can choose from, the family's own first."""
+    """The layers that a visitor can choose from, the default layer first."""
     with MODELS.lent(model):
         return _layers_of(model)
 
@@ -252,30 +254,30 @@ def _layers_of(model: str) -> tuple[str, ...]:
     return layer_choices(module, infer_adapter(module), example_inputs(unwrap(module)))
 
 
-def narrowed(wish: Wish, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
-    """The target and the prompts that mean this explanation alone."""
-    if wish.target is not None or len(wish.prompts) == 1:
-        return wish.target, wish.prompts
+def narrowed(settings: Settings, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
+    """The target and the prompts that select this explanation alone."""
+    if settings.target is not None or len(settings.prompts) == 1:
+        return settings.target, settings.prompts
     if explanation.box is not None:
-        return explanation.box, wish.prompts
-    return (None, (explanation.label,)) if wish.prompts else (explanation.label, ())
+        return explanation.box, settings.prompts
+    return (None, (explanation.label,)) if settings.prompts else (explanation.label, ())
 
 
 def snippet(found: Found, alpha: float, colormap: str) -> str:
-    """Python that makes the picture that is shown."""
-    wish = found.wish
+    """Python code that makes the overlay that is shown."""
+    settings = found.settings
     given = {
-        "model": wish.model,
-        "target": wish.target,
-        "text": list(wish.prompts) or None,
+        "model": settings.model,
+        "target": settings.target,
+        "text": list(settings.prompts) or None,
         "method": found.current.method,
         "layers": list(found.current.layers),
-        "top_k": wish.top_k,
-        "aug_smooth": wish.aug_smooth or None,
-        "eigen_smooth": wish.eigen_smooth or None,
+        "top_k": settings.top_k,
+        "aug_smooth": settings.aug_smooth or None,
+        "eigen_smooth": settings.eigen_smooth or None,
     }
     options = "".join(f"    {name}={value!r},\n" for name, value in given.items() if value is not None)
-    shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if wish.shrunk else ""
+    shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if settings.shrunk else ""
     return (
         f'import hf_cam\n\nimage = hf_cam.load_image("image.png")\n{shrink}'
         f"found = hf_cam.explain(\n    image,\n{options})\n"
@@ -284,7 +286,7 @@ def snippet(found: Found, alpha: float, colormap: str) -> str:
 
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
-    """The overlay as the page shows it: small pictures are enlarged before the colours are laid over them."""
+    """The overlay as the page shows it: a small picture is enlarged before the colours are laid over it."""
     return _larger(explanation, longest).overlay(alpha, colormap)
 
 
@@ -298,7 +300,7 @@ def marked(found: Found) -> Image.Image:
 
 
 def _larger(explanation: Explanation, longest: int) -> Explanation:
-    """Of an enlarged picture, with everything that lies on it."""
+    """The explanation on an enlarged picture, with its heatmap, box and mask."""
     factor = longest / max(explanation.image.size)
     if factor <= 1:
         return explanation
@@ -323,14 +325,14 @@ def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
 
 
 def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
-    """The overlay in small."""
+    """A small overlay."""
     small = drawn(explanation, alpha, colormap, longest)
     small.thumbnail((longest, longest))
     return small
 
 
 def fresh_folder() -> Path:
-    """A folder for files to download; what lies there longer than half an hour is deleted."""
+    """A new folder for files to download; folders older than half an hour are deleted."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     for folder in SCRATCH.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another visitor's work deletes the same ones

@@ -83,18 +83,18 @@ def ask(client, image, model, endpoint="/explain", **more):
 
 
 TYPED = {
-    "a long prompt": ({"model": "demo:clip", "prompts": "x" * 10_000}, "10000 letters"),
+    "a long prompt": ({"model": "demo:clip", "prompts": "x" * 10_000}, "10000 characters"),
     "many prompts": ({"model": "demo:clip", "prompts": "\n".join(["a bag"] * 1000)}, "1000 prompts"),
     "no prompt": ({"model": "demo:clip", "prompts": " \n"}, "at least one prompt"),
-    "a path": ({"model": "../../etc/passwd"}, "no model id"),
-    "dots": ({"model": "owner/..name"}, "no model id"),
-    "a URL": ({"model": "http://127.0.0.1/a/b"}, "no model id"),
-    "a folder": ({"model": str(SCENE.parent / "vit")}, "no model id"),
-    "an unknown demo": ({"model": "demo:nothing"}, "no model id"),
+    "a path": ({"model": "../../etc/passwd"}, "not a model id"),
+    "dots": ({"model": "owner/..name"}, "not a model id"),
+    "a URL": ({"model": "http://127.0.0.1/a/b"}, "not a model id"),
+    "a folder": ({"model": str(SCENE.parent / "vit")}, "not a model id"),
+    "an unknown demo": ({"model": "demo:nothing"}, "not a model id"),
     "a Hub id without a network": ({"model": "google/vit-base-patch16-224"}, "without a network"),
-    "a method": ({"model": "demo:vit", "method": "nothing"}, "no method"),
+    "a method": ({"model": "demo:vit", "method": "nothing"}, "not a method"),
     "a class": ({"model": "demo:vit", "target": "unicorn"}, "unicorn"),
-    "a long target": ({"model": "demo:vit", "target": "x" * 10_000}, "10000 letters"),
+    "a long target": ({"model": "demo:vit", "target": "x" * 10_000}, "10000 characters"),
     "layers": ({"model": "demo:vit", "layers": "no.such.layer"}, "no.such.layer"),
 }
 
@@ -205,11 +205,11 @@ def test_a_program_sees_the_progress_and_can_cancel(client):
 
     methods = quick_methods()
     job = client.submit(image=handle_file(str(SCENE)), model="demo:imagenet", methods=methods, api_name="/compare")
-    told = set()
-    while not job.done() and len(told) < 2:
-        told |= {unit.desc for unit in job.status().progress_data or ()}
+    steps = set()
+    while not job.done() and len(steps) < 2:
+        steps |= {unit.desc for unit in job.status().progress_data or ()}
         time.sleep(0.02)
-    assert told & {get_method(method).name for method in methods}
+    assert steps & {get_method(method).name for method in methods}
     job.cancel()
     started = time.perf_counter()
     ask(client, SCENE, "demo:imagenet", top_k=1)
@@ -217,8 +217,8 @@ def test_a_program_sees_the_progress_and_can_cancel(client):
 
 
 def test_other_colours_run_no_model(monkeypatch):
-    picture, wish = work.wished(str(SCENE), "demo:vit", "", "", "auto", "", False, False)
-    found = work.explained(picture, wish)
+    picture, settings = work.read_inputs(str(SCENE), "demo:vit", "", "", "auto", "", False, False)
+    found = work.explained(picture, settings)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
     (_, half), *_ = events.recolour(found, 0.5, "turbo")
@@ -252,8 +252,8 @@ def test_the_snippet_makes_the_map_that_is_shown(tmp_path, monkeypatch):
     picture = Image.open(SCENE).convert("RGB").resize((1280, 960))
     picture.save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    read, wish = work.wished("image.png", "demo:detr", "", "", "auto", "", False, False)
-    found = work.Found(wish, work.explained(read, wish).explanations, shown=1)
+    read, settings = work.read_inputs("image.png", "demo:detr", "", "", "auto", "", False, False)
+    found = work.Found(settings, work.explained(read, settings).explanations, shown=1)
     made: dict = {}
     exec(work.snippet(found, 0.5, "turbo"), made)
     np.testing.assert_array_equal(made["found"][1].heatmap, found.current.heatmap)
@@ -303,11 +303,11 @@ def test_deploy_pushes_the_folder_and_from_a_checkout_the_library(hub):
     assert not any(line.startswith("hf-cam") for line in needed)
     script = "import hf_cam, hf_cam.target_layers.catalogue as c; print(hf_cam.__file__, len(c.catalogue()))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", script], cwd=pushed, env=clean, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert told[0] == str(pushed / "hf_cam" / "__init__.py")
-    assert int(told[1]) > 10
+    assert printed[0] == str(pushed / "hf_cam" / "__init__.py")
+    assert int(printed[1]) > 10
     assert (pushed / "hf_cam" / "zoo" / "vit" / "model.safetensors").is_file()
 
 
@@ -354,7 +354,7 @@ FIRST_VIEW = 3.0
 @pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM.is_file():
-        reason = f"there is no {CHROMIUM}; get it with: apt-get install chromium"
+        reason = f"there is no {CHROMIUM}; install it with: apt-get install chromium"
         if os.environ.get("HF_CAM_BROWSER") == "required":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -493,7 +493,7 @@ def test_a_visitor_has_a_picture_explained_and_takes_it_home(browser, server, sc
     assert "GradCAM at timm_model.blocks.4" in visit.changes(
         lambda: (visit.choose("#layer", "timm_model.blocks.4"), page.click("#go"))
     )
-    visit.choose("#layer", "the family's own")
+    visit.choose("#layer", "default for the model")
     visit.choose("#method", "LayerCAM")
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Average over six views").check()
@@ -522,7 +522,7 @@ def test_a_visitor_has_a_picture_explained_and_takes_it_home(browser, server, sc
     (tmp_path / "no.png").write_text("no picture at all")
     visit.upload(tmp_path / "no.png")
     page.click("#go")
-    page.get_by_text("The file is no picture that this page reads").wait_for()
+    page.get_by_text("The file is not a picture that this page can read").wait_for()
     page.locator("#examples button.gallery-item, #examples .gallery-item").nth(4).click()
     page.wait_for_selector("#picture img")
     visit.close()
