@@ -21,7 +21,7 @@ from hf_cam.heads import Head, Subject, head_of
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
-from hf_cam.images.videos import Video, moves
+from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import LoadedModel, Picture, load
@@ -85,7 +85,7 @@ def explain(
     """
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
-    sources = [source if moves(source) else load_image(source) for source in (image if several else [image])]
+    sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     images = [loaded.opened(source) for source in sources]
     explainer = Explainer(loaded, method, layers, reshape, batch_size)

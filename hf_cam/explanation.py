@@ -1,4 +1,4 @@
-"""The result: a heatmap in the pixels of the caller's image, and how to see it."""
+"""The result of an explanation: a heatmap in the pixels of the caller's image, with ways to check, show and save it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ NO_EVIDENCE = "no evidence"
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a model said what it said of one image.
+    """The explanation of one thing that a model reports about one image.
 
     Args:
         label: What is explained: a class name, a prompt, a detected object.
         score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
-        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. Of a
-            video `[T, H, W]`, stretched over all its frames at once, so that they compare.
-        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` of a
+        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
+            video `[T, H, W]`, normalised over all frames together so that they can be compared.
+        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` for a
             video.
         method: Id of the method.
         layers: Dotted names of the target layers.
         image: The caller's image, upright and in RGB; the first frame of a video.
-        box: `(x0, y0, x1, y1)` in the image's pixels, where the head finds objects.
-        mask: `[H, W]` booleans, where the head finds segments.
-        flags: Warnings in words, such as "no evidence" for a map of zeros.
-        origin: The model, the prepared image and the target, for `check()`; a copy that is pickled goes without.
-        frames: Of a video, those that the model saw; empty for an image.
+        box: `(x0, y0, x1, y1)` in the image's pixels, if the head finds objects.
+        mask: `[H, W]` booleans, if the head finds segments.
+        flags: Warnings, such as "no evidence" for a map of zeros.
+        origin: The model, the preprocessed image and the target, for `check()`; not pickled.
+        frames: The frames of a video that the model saw; empty for an image.
     """
 
     label: str
@@ -53,15 +53,15 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: everything but the model."""
+        """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
 
     def check(self, seed: int = 0) -> Check:
-        """Does the model lose what the map says it relied on? Its `str` says it in words.
+        """Test whether the model's confidence falls without the pixels that the map marks; `str(check)` explains it.
 
         Raises:
-            OptionError: the explanation was pickled, so that it has lost its model; or it is one of a video, or of an
-                image that the model gets in patches, from which no pixels can be taken.
+            OptionError: the explanation was pickled and so has no model, or the model takes videos or patches, from
+                which no pixels can be removed.
 
         >>> import hf_cam
         >>> from sklearn.datasets import load_sample_image
@@ -71,15 +71,15 @@ class Explanation:
         True
         """
         if self.origin is None:
-            raise OptionError("this explanation has lost its model (it was pickled); explain the image again")
+            raise OptionError("this explanation was pickled without its model; explain the image again")
         if self.frames or are_cut(self.origin.inputs):
-            raise OptionError("a check takes pixels out of an image, and this model gets frames or patches instead")
+            raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         return check(self.origin, self.raw, seed)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
-        """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white.
+        """The heatmap in colours over the image, with the box or the edge of the mask in white.
 
-        Of a video a sheet of its frames, row by row.
+        It is as large as the image. For a video, it is a contact sheet of the frames, row by row.
         """
         if self.frames:
             return contact_sheet(self.frame_overlays(alpha, colormap))
@@ -95,16 +95,16 @@ class Explanation:
 
     @property
     def picture(self) -> Image.Image:
-        """What was explained, without colours: the image, or a sheet of the video's frames."""
+        """What was explained, without the heatmap: the image, or a contact sheet of the video's frames."""
         return contact_sheet(self.frames) if self.frames else self.image
 
     def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
-        """Write the overlay as a picture, or the bare heatmap where the path ends in `.npy`.
+        """Save the overlay as a picture, or the heatmap itself if the path ends in `.npy`.
 
-        A video becomes a moving picture where the path ends in `.gif`, else a sheet of its frames.
+        A video becomes an animation if the path ends in `.gif`, else a contact sheet of its frames.
 
         Raises:
-            ImageError: the ending is no picture format.
+            ImageError: the path does not end in a picture format, or cannot be written.
         """
         path = Path(path).expanduser()
         if path.suffix == ".npy":
@@ -117,7 +117,7 @@ class Explanation:
         return save_picture(self.overlay(alpha, colormap), path)
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The overlay as a PNG, which notebooks display."""
         buffer = io.BytesIO()
         self.overlay().save(buffer, format="PNG")
         return buffer.getvalue()

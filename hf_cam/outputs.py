@@ -1,4 +1,4 @@
-"""Reading a model's output: its fields by their names, class logits, boxes, embeddings, and one sample of a batch."""
+"""Read a model's output: fields by name, class logits, boxes, embeddings, and one sample of a batch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
 
 
 def field_of(output: Any, names: Sequence[str]) -> Tensor:
-    """The first of these fields that a model's output has; a bare tensor is itself.
+    """The first of these fields that a model's output has; a bare tensor is returned unchanged.
 
     Raises:
-        TargetError: it has none of them.
+        TargetError: the output has none of them.
     """
     if isinstance(output, Tensor):
         return output
@@ -45,9 +45,9 @@ def logits_of(output: Any, axes: int = 1) -> Tensor:
     """The logits in a model's output: the output itself, its field `logits`, or the first floating tensor of a tuple.
 
     Args:
-        output: One sample's, or a batch's.
-        axes: Of class logits in it: 1 of a sample, 2 of a batch. PP-LCNet's classifier calls them `last_hidden_state`,
-            and a hidden state has more axes than that.
+        output: The output for one sample, or for a batch.
+        axes: Number of axes of class logits: 1 for a sample, 2 for a batch. PP-LCNet's classifier calls its logits
+            `last_hidden_state`; a real hidden state has more axes.
 
     Raises:
         TargetError: there are none.
@@ -71,7 +71,7 @@ def logits_of(output: Any, axes: int = 1) -> Tensor:
 
 
 def row_of(output: Any) -> Tensor:
-    """The logits of one sample, `[K]`; VideoPrism's `[1, K]`, whose head pools by one query, without that axis."""
+    """The logits of one sample, `[K]`; the query axis of VideoPrism's `[1, K]` is removed."""
     logits = logits_of(output)
     return logits[0] if logits.ndim == 2 and len(logits) == 1 else logits
 
@@ -80,7 +80,7 @@ def class_logits(outputs: Any) -> Tensor:
     """The class logits of a batch, `[B, K]`.
 
     Raises:
-        TargetError: the head is not a classifier's.
+        TargetError: the head is not a classifier.
     """
     logits = logits_of(outputs, axes=2)
     logits = logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
@@ -93,7 +93,7 @@ def class_logits(outputs: Any) -> Tensor:
 
 
 def similarities_of(output: Any) -> Tensor:
-    """How well each prompt fits, `[P]`: cosines for VideoPrism, whose own are shares of a batch of videos."""
+    """How well each prompt fits, `[P]`; for VideoPrism cosines, as its own scores are shares of a batch of videos."""
     video = output.get("video_embeds") if isinstance(output, Mapping) else None
     if not isinstance(video, Tensor):
         return field_of(output, SIMILARITIES)
@@ -102,18 +102,18 @@ def similarities_of(output: Any) -> Tensor:
 
 
 def embedding_of(output: Any) -> Tensor:
-    """What one sample's output says of the whole image: its embedding, its pooled output, or the mean hidden state.
+    """An embedding of the whole image from one sample's output: its embedding, pooled output or mean hidden state.
 
-    Of a backbone the mean of its last feature map.
+    For a backbone, it is the mean of the last feature map.
 
     Returns:
         `[D]`.
 
     Raises:
-        TargetError: it holds no embedding.
+        TargetError: the output has none of these.
     """
     if isinstance(output, Mapping) and isinstance(levels := output.get("feature_maps"), list | tuple):
-        return embedding_of({"last_hidden_state": levels[-1]})  # a backbone's, finest first
+        return embedding_of({"last_hidden_state": levels[-1]})  # from a backbone, finest first
     for name in EMBEDDINGS:
         value = output.get(name) if isinstance(output, Mapping) else None
         if isinstance(value, Tensor):
@@ -122,9 +122,10 @@ def embedding_of(output: Any) -> Tensor:
 
 
 def upright(boxes: Tensor) -> Tensor:
-    """Boxes `(centre x, centre y, width, height)`, `[..., 4]`, from themselves or from corners around a centre.
+    """Boxes `(centre x, centre y, width, height)`, `[..., 4]`, from such boxes or from corners around a centre.
 
-    PP-DocLayoutV4's `[..., 10]` hold the centre and the four corners' distances from it, each half a unit too large.
+    The boxes of PP-DocLayoutV4, `[..., 10]`, hold the centre and the offsets of the four corners from it, each half a
+    unit too large.
 
     >>> upright(torch.tensor([0.5, 0.5, 0.4, 0.4, 0.6, 0.4, 0.6, 0.7, 0.4, 0.7]))
     tensor([0.5000, 0.5500, 0.2000, 0.3000])
@@ -137,7 +138,7 @@ def upright(boxes: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor, problem_type: str | None = None) -> Tensor:
-    """Scores of the classes in [0, 1]: softmax, or the sigmoid for multi-label heads and single logits."""
+    """Scores of the classes in [0, 1]: the softmax, or the sigmoid for multi-label heads and single logits."""
     logits = logits.float()
     if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
         return torch.sigmoid(logits)
@@ -145,18 +146,18 @@ def probabilities(logits: Tensor, problem_type: str | None = None) -> Tensor:
 
 
 def sample_of(output: Any, index: int | slice, batch: int) -> Any:
-    """One sample (or a slice of samples) of a batched output: every tensor whose first axis is the batch is cut.
+    """One sample (or a slice of samples) of a batched output; every tensor whose first axis is the batch is indexed.
 
     >>> sample_of({"logits": torch.zeros(4, 10)}, 1, batch=4)["logits"].shape
     torch.Size([10])
     """
     if isinstance(output, list) and len(output) == batch and not isinstance(output[0], Tensor):
-        return output[index]  # one entry an image, as torchvision's detectors return
+        return output[index]  # one entry per image, as torchvision's detectors return
     return map_tensors(output, lambda tensor: tensor[index] if tensor.ndim and len(tensor) == batch else tensor)
 
 
 def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure (tensor, record, dict, tuple or list) with every tensor in it changed.
+    """The same structure (tensor, record, dict, tuple or list) with a function applied to every tensor in it.
 
     >>> map_tensors({"a": (torch.ones(2), "text")}, torch.neg)
     {'a': (tensor([-1., -1.]), 'text')}

@@ -1,4 +1,4 @@
-"""Which scalar to explain: any callable from one sample's output to a scalar tensor, and the usual ones by name."""
+"""Targets, the scalars to explain: any callable from one sample's output to a scalar tensor, and the common ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ClassLogit:
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """The softmax probability of one class. Its gradient vanishes where the model is certain: prefer the logit."""
+    """The softmax probability of one class. Its gradient vanishes when the model is certain, so prefer the logit."""
 
     index: int
 
@@ -56,7 +56,7 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class BinaryLogit:
-    """The single logit of a binary classifier, its sign turned for the negative class."""
+    """The single logit of a binary classifier, with its sign flipped for the negative class."""
 
     positive: bool = True
 
@@ -71,8 +71,8 @@ class PromptSimilarity:
     """How well an image fits one prompt: its `logits_per_image`, the cosine similarity times the model's scale.
 
     Args:
-        index: Of the prompt in `text`.
-        contrast: Less the mean over the other prompts: what fits this one better than them.
+        index: Index of the prompt in `text`.
+        contrast: Subtract the mean over the other prompts, for what fits this prompt better than them.
 
     >>> PromptSimilarity(1, contrast=True)({"logits_per_image": torch.tensor([2.0, 5.0, 4.0])})
     tensor(2.)
@@ -88,13 +88,13 @@ class PromptSimilarity:
         if not self.contrast:
             return chosen
         if len(similarities) < 2:
-            raise TargetError("a contrast takes two prompts or more")
+            raise TargetError("a contrast needs two or more prompts")
         return chosen - (similarities.sum() - chosen) / (len(similarities) - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSimilarity:
-    """Cosine similarity of the image's embedding to a given one, such as another image's.
+    """The cosine similarity of the image's embedding to a given one, such as that of another image.
 
     Args:
         embedding: `[D]`.
@@ -110,10 +110,10 @@ class EmbeddingSimilarity:
 
 @dataclass(frozen=True)
 class QueryLogit:
-    """The class logit of one of a detector's queries, which is to be fixed on the clean image.
+    """The class logit of one query of a detector; choose the query on the unperturbed image and keep it fixed.
 
     Args:
-        query: Which one.
+        query: The index of the query.
         index: The class; several (the tokens of one phrase) are averaged.
 
     >>> QueryLogit(1, 2)(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
@@ -131,11 +131,11 @@ class QueryLogit:
 
 @dataclass(frozen=True)
 class QueryBox:
-    """One coordinate of the box that a detector's query predicts: why the box ends there.
+    """One coordinate of the box that a query of a detector predicts, to explain why the box ends there.
 
     Args:
-        query: Which one.
-        side: "left", "top", "right" or "bottom", as a share of the model's input.
+        query: The index of the query.
+        side: "left", "top", "right" or "bottom"; the coordinate is a share of the model's input.
     """
 
     query: int
@@ -154,8 +154,9 @@ class QueryBox:
 class BoxLogit:
     """The log-odds of one detection in torchvision's form, a record of `boxes`, `labels` and `scores`.
 
-    Such lists have no queries, and their order changes with the image: the detection is the one of this class whose box
-    overlaps the given one best. Where none does, the target is 0, the log-odds of an even chance, and constant.
+    Such lists have no queries, and their order changes with the image, so the detection is the one of this class whose
+    box overlaps the given one most. If none overlaps enough, the target is the constant 0, the log-odds of an even
+    chance.
 
     Args:
         box: `(x0, y0, x1, y1)` in the pixels of the model's input.
@@ -179,7 +180,7 @@ class BoxLogit:
 
 @dataclass(frozen=True, eq=False)
 class RegionLogit:
-    """A class's logit in a segmentation, averaged over a region of the output's grid.
+    """The logit of a class in a segmentation, averaged over a region of the output's grid.
 
     Args:
         index: The class.
@@ -196,7 +197,7 @@ class RegionLogit:
 
 @dataclass(frozen=True)
 class PixelLogit:
-    """A class's logit in one cell of a segmentation.
+    """The logit of a class in one cell of a segmentation.
 
     Args:
         index: The class.
@@ -216,10 +217,10 @@ class PixelLogit:
 class SegmentLogit:
     """One segment of a mask-classification head: its query's class logit plus its mean mask logit over a region.
 
-    The class logit alone says nothing of where the segment ends, the mask logit nothing of what it is.
+    The class logit alone does not depend on where the segment ends, nor the mask logit alone on what it is.
 
     Args:
-        query: Which one.
+        query: The index of the query.
         index: The class.
         region: `[h, w]` booleans on the grid of the mask logits.
     """
@@ -240,7 +241,7 @@ class RegionDepth:
 
     Args:
         region: `[h, w]` booleans; None takes every cell.
-        nearer: -1 where small values are near, so that the target grows as the region comes nearer.
+        nearer: -1 if small values are near, so that the target grows as the region comes nearer.
     """
 
     region: Tensor | None = None
@@ -253,7 +254,7 @@ class RegionDepth:
 
 @dataclass(frozen=True, eq=False)
 class RegionText:
-    """The log-odds of text, averaged over a region of a text detector's map of probabilities.
+    """The log-odds of text, averaged over a region of a text detector's probability map.
 
     Args:
         region: `[h, w]` booleans on the grid of the map.
@@ -270,41 +271,41 @@ def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
         return values.mean()
     if region.shape != values.shape:
-        raise TargetError(f"the region is {tuple(region.shape)}, the output's grid {tuple(values.shape)}")
+        raise TargetError(f"the region is {tuple(region.shape)}, but the output's grid is {tuple(values.shape)}")
     if not region.any():
         raise TargetError("the region is empty")
     return values[region.to(values.device)].mean()
 
 
 def as_target(target: int | Target) -> Target:
-    """A class index as its logit; a callable as it is.
+    """The logit of a class index; a callable is returned unchanged.
 
     Raises:
-        TargetError: it is neither.
+        TargetError: the target is neither.
     """
     if (index := index_of(target)) is not None:
         if index < 0:
-            raise TargetError(f"classes count from 0, there is no class {index}")
+            raise TargetError(f"classes count from 0, so there is no class {index}")
         return ClassLogit(index)
     if callable(target) and not isinstance(target, bool):
         return target
-    raise TargetError(f"a target is a class index or a callable, not {type(target).__name__}")
+    raise TargetError(f"a target must be a class index or a callable, not {type(target).__name__}")
 
 
 def index_of(target: Any) -> int | None:
-    """A whole number of any kind (Python's, numpy's, a tensor) as an integer; None for everything else."""
+    """An integer from Python, numpy or a tensor as an `int`; None for everything else."""
     try:
         return None if isinstance(target, bool) else operator.index(target)
-    except TypeError:  # numpy's arrays and floating tensors have `__index__` too, and refuse
+    except TypeError:  # numpy arrays and floating tensors also have `__index__`, but it raises
         return None
 
 
 SAME_BOX = 0.5
-"""Overlap from which two boxes are one object's."""
+"""Overlap (IoU) from which two boxes belong to one object."""
 
 
 def find_label(label: str, id2label: Mapping[int, str]) -> int:
-    """The class index of a label text: the whole label, one of its comma-separated names, or a unique part of it.
+    """The class index for a label: the whole label, one of its comma-separated names, or a unique part of it.
 
     >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
     281
@@ -326,6 +327,6 @@ def find_label(label: str, id2label: Mapping[int, str]) -> int:
             return found[0]
         if found:
             examples = ", ".join(repr(id2label[index]) for index in found[:5])
-            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more precise")
+            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more specific")
     known = [name.strip() for text in id2label.values() for name in text.split(",")]
     raise TargetError(f"no class is called {label!r}; nearest: {nearest(label, known)}")

@@ -52,7 +52,7 @@ def test_localisation_is_judged_in_the_pixels_of_the_image(table, samples) -> No
 
 def test_the_table_goes_to_markdown_csv_and_pandas(table, tmp_path) -> None:
     markdown = table.to_markdown().splitlines()
-    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms a map |"
+    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms per map |"
     assert len(markdown) == 2 + len(table.rows)
     frame = table.to_pandas()
     assert list(frame["map"]) == [row.map for row in table.rows]

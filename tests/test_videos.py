@@ -227,19 +227,19 @@ def mixed_sizes():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda _: hf_cam.Video([]), "holds no frame"),
+        (lambda _: hf_cam.Video([]), "has no frames"),
         (lambda _: mixed_sizes(), "have one size, got 8 x 8, 9 x 8"),
-        (lambda _: hf_cam.Video("clip.mp4"), "frames in a list"),
-        (lambda _: frames(3), "has 3 frames and the model takes 4"),
-        (lambda _: frames(0), "holds no frame"),
-        (lambda _: frames()[0], "this model looks at videos"),
-        (lambda _: [Image.fromarray(frame) for frame in frames()], "a list holds several videos"),
+        (lambda _: hf_cam.Video("clip.mp4"), "a list of frames"),
+        (lambda _: frames(3), "has 3 frames, but the model takes 4"),
+        (lambda _: frames(0), "has no frames"),
+        (lambda _: frames()[0], "this model takes videos"),
+        (lambda _: [Image.fromarray(frame) for frame in frames()], "a list is for several videos"),
         (lambda folder: folder / "gone.mp4", "there is no file"),
-        (lambda folder: write_mp4(folder / "short.mp4", frames(3)), "has 3 frames and the model takes 4"),
-        (lambda folder: write_gif(folder / "short.gif", frames(2)), "has 2 frames and the model takes 4"),
+        (lambda folder: write_mp4(folder / "short.mp4", frames(3)), "has 3 frames, but the model takes 4"),
+        (lambda folder: write_gif(folder / "short.gif", frames(2)), "has 2 frames, but the model takes 4"),
         (lambda folder: write_gif(folder / "still.gif", frames(1)), "single picture"),
         (lambda folder: written(folder / "empty.mp4", b""), "empty file"),
-        (lambda folder: written(folder / "bad.mp4", b"no video"), "no video, or is damaged"),
+        (lambda folder: written(folder / "bad.mp4", b"no video"), "not a video, or is damaged"),
         (lambda folder: written(folder / "bad.gif", b"no video"), "is not an image"),
     ],
 )
@@ -260,7 +260,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def test_a_model_of_images_refuses_a_video_and_takes_a_gifs_first_frame(vit_folder, tmp_path):
-    with pytest.raises(ImageError, match="looks at images and got a video"):
+    with pytest.raises(ImageError, match="takes images, but got a video"):
         hf_cam.explain(frames(), vit_folder)
     [found] = hf_cam.explain(write_gif(tmp_path / "clip.gif", frames()), vit_folder)
     assert found.heatmap.shape == SIDES
@@ -307,7 +307,7 @@ def test_the_command_writes_a_moving_picture_of_a_video(videomae, tmp_path, caps
         assert picture.width > SIDES[1]
     short = str(write_mp4(tmp_path / "short.mp4", frames(2)))
     assert main(["explain", short, "--model", str(videomae)]) == 2
-    assert "has 2 frames and the model takes 4" in capsys.readouterr().err
+    assert "has 2 frames, but the model takes 4" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_video_processor_alone_is_read(tmp_path):

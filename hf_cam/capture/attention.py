@@ -1,4 +1,4 @@
-"""What attention did in one forward of an unmodified model: queries, keys, values, weights and their gradients."""
+"""Attention as one forward of an unmodified model computed it: queries, keys, values, weights and their gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hf_cam.layouts import Size
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One call of attention, exactly as the model made it: rotary positions, biases and norms are in q and k already.
+    """One call of attention, exactly as the model made it; q and k already include rotary positions, biases and norms.
 
     Args:
-        layer: Dotted name of the module that made it.
+        layer: Dotted name of the module that made the call.
         query, key, value: `[B, heads, N, d]`, `[B, heads, M, d]`, `[B, heads, M, d]`.
-        output: `[B, heads, N, d]`, what goes to the output projection; connected to the graph.
-        scale: Factor of the products of queries and keys.
-        mask: Added to them (or booleans: which to keep), as relative position biases are.
-        computed: The weights themselves, where the model made them one step at a time.
-        gradient: Of a target with respect to the output.
+        output: `[B, heads, N, d]`, the input of the output projection; connected to the graph.
+        scale: Factor applied to the products of queries and keys.
+        mask: Added to these products, like relative position biases; if boolean, it marks the ones to keep.
+        computed: The weights themselves, where the model computes them step by step.
+        gradient: Gradient of a target with respect to the output.
     """
 
     layer: str
@@ -38,7 +38,7 @@ class Attention:
 
     @property
     def weights(self) -> Tensor:
-        """`softmax(scale q k^T + mask)`, `[B, heads, N, M]` in float32 or better; made anew on each access."""
+        """`softmax(scale q k^T + mask)`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
         if self.computed is not None:
             return _wide(self.computed.detach())
         scores: Tensor = (_wide(self.query.detach()) * self.scale) @ _wide(self.key.detach()).mT
@@ -49,16 +49,16 @@ class Attention:
 
     @property
     def weight_gradients(self) -> Tensor:
-        """`dL/dA = (dL/dO) V^T`, `[B, heads, N, M]` in float32 or better; made anew on each access."""
+        """`dL/dA = (dL/dO) V^T`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
         return _wide(self.output_gradient) @ _wide(self.value.detach()).mT
 
     @property
     def output_gradient(self) -> Tensor:
-        """`dL/dO`, zeros where the target does not depend on this call."""
+        """`dL/dO`; zeros if the target does not depend on this call."""
         return torch.zeros_like(self.output) if self.gradient is None else self.gradient
 
     def images(self) -> Iterator[Attention]:
-        """The same call image by image: one image's weights stay in the processor's cache, a batch's do not."""
+        """The same call, one image at a time, because the weights of one image fit in the CPU cache."""
         batch = len(self.query)
 
         def cut(tensor: Tensor | None, index: int) -> Tensor | None:
@@ -79,13 +79,13 @@ class Attention:
 
     @property
     def is_square(self) -> bool:
-        """As many queries as keys."""
+        """Whether there are as many queries as keys."""
         return self.query.shape[2] == self.key.shape[2]
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Which tokens are cells of the picture: `prefix` others stand in front of the grid, and any number behind it."""
+    """Which tokens are cells of the picture: `prefix` other tokens precede the grid, and any number may follow it."""
 
     prefix: int
     grid: Size
@@ -98,12 +98,12 @@ class Cells:
 
 @dataclass(frozen=True)
 class AttentionTrace:
-    """How attention carried the picture to the output, for one target an image.
+    """How attention carried the picture to the output, for one target per image.
 
     Args:
         encoder: Self-attention over the cells, first layer first.
         decoder: Pairs of the queries' self-attention and their cross-attention to the cells.
-        pool: The one query that reads the cells, where the model pools by attention.
+        pool: The call in which a single query reads the cells, if the model pools by attention.
         cells: Which tokens of the encoder are cells.
     """
 
@@ -114,7 +114,7 @@ class AttentionTrace:
 
     @property
     def calls(self) -> tuple[Attention, ...]:
-        """All of them, in the order of the forward."""
+        """All calls, in the order of the forward."""
         return (*self.encoder, *(call for pair in self.decoder for call in pair), *((self.pool,) if self.pool else ()))
 
     @property
@@ -123,7 +123,7 @@ class AttentionTrace:
         return self.calls[-1]
 
     def with_gradients(self, gradients: Sequence[Tensor | None]) -> AttentionTrace:
-        """The same with a target's gradient at each call's output, in the order of `calls`."""
+        """The same trace with a target's gradient at the output of each call, in the order of `calls`."""
         given = [replace(call, gradient=gradient) for call, gradient in zip(self.calls, gradients, strict=True)]
         first, rest = given[: len(self.encoder)], given[len(self.encoder) :]
         pairs = tuple(zip(rest[0 : 2 * len(self.decoder) : 2], rest[1 : 2 * len(self.decoder) : 2], strict=True))
@@ -131,11 +131,11 @@ class AttentionTrace:
 
     @cached_property
     def readers(self) -> Tensor:
-        """`[B, N]`: which rows of the last call the target reads, each image's summing to one.
+        """`[B, N]`: weights of the rows of the last call that the target reads; they sum to one for each image.
 
-        Told by the gradient: the class token's, a detected query's, the pool's; all cells' alike where the head takes
-        their mean. Where it reads cells and tokens in front of the grid too (DINOv2), the latter, which gather
-        the picture.
+        The gradient shows which these are: the row of the class token, of a detected query or of the pool, or all
+        cells equally if the head takes their mean. If the head reads both cells and prefix tokens (DINOv2), only the
+        prefix tokens count, because they gather the picture.
         """
         read = self.last.output_gradient.abs().amax((1, 3)) > 0
         if not self.decoder and self.pool is None:
@@ -152,10 +152,10 @@ def _wide(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Readouts:
-    """The attention that each layer's own reading of the target goes through, with that reading's gradients.
+    """The attention through which each layer's own readout of the target runs, with the gradients of that readout.
 
     Args:
-        calls: One a layer: its own, or the pool's on its tokens.
+        calls: One per layer: the layer's own call, or the pool's call on its tokens.
         cells: Which of the keys are cells.
     """
 

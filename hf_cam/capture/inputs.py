@@ -1,4 +1,4 @@
-"""A forward's named inputs: where the picture is among them, how a model takes them, and those of one image."""
+"""The named inputs of a forward: finding the picture among them, passing them to a model, and selecting one image's."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from hf_cam.models.traits import accepts, traits_of
 
 @dataclass(frozen=True)
 class Shared:
-    """An input that belongs to all images of a batch alike, such as tokenised prompts; `call` hands it on.
+    """An input shared by all images of a batch, such as tokenised prompts; `call` unwraps it for the forward.
 
-    Whatever cuts, repeats or reorders the images of a batch leaves it alone.
+    Slicing, repeating or reordering the images of a batch leaves it unchanged.
 
     Args:
         value: `[P, ...]`, on any device.
-        each: True where the forward wants it once for each image, `[B * P, ...]` image by image.
+        each: True if the forward takes one copy per image, `[B * P, ...]`, image by image.
     """
 
     value: Tensor
     each: bool = False
 
     def for_batch(self, batch: int) -> Tensor:
-        """The tensor that a forward of `batch` images gets.
+        """The tensor that a forward of `batch` images takes.
 
         >>> Shared(torch.zeros(3, 7), each=True).for_batch(2).shape
         torch.Size([6, 7])
@@ -38,11 +38,11 @@ class Shared:
         return self.value.repeat(batch, *[1] * (self.value.ndim - 1)) if self.each else self.value
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Shared:
-        """The same on another device or in another dtype."""
+        """The same input on another device or in another dtype."""
         return Shared(self.value.to(device, dtype), self.each)
 
     def is_floating_point(self) -> bool:
-        """Whether it holds floating numbers."""
+        """Whether the value is of a floating-point dtype."""
         return self.value.is_floating_point()
 
 
@@ -53,7 +53,7 @@ def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
 
 
 def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a forward takes its named inputs; a picture whose name it does not know goes first, unnamed."""
+    """Positional and keyword arguments for a forward; if it has no `pixel_values`, the picture is passed first."""
     batch = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 1)
     named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
     if "pixel_values" in named and not accepts(module, "pixel_values"):
@@ -62,7 +62,7 @@ def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, 
 
 
 def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs cut off from any graph of the caller's, and usable by autograd even if made in inference mode."""
+    """The inputs detached from the caller's graph, and usable by autograd even if they were made in inference mode."""
     with torch.inference_mode(False):
         return {
             name: (value.clone() if value.is_inference() else value.detach()) if isinstance(value, Tensor) else value
@@ -71,11 +71,12 @@ def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture_name(inputs: Mapping[str, Any], axes: Sequence[int] = (4,)) -> str:
-    """The input that is the picture: `pixel_values`, or the first floating tensor with so many axes.
+    """The name of the input that holds the picture: `pixel_values`, or the first floating tensor with so many axes.
 
     Args:
-        inputs: The forward's.
-        axes: 4 `(B, C, H, W)`, 5 a video `(B, T, C, H, W)`, 3 cut patches `(B, N, patch)` beside `spatial_shapes`.
+        inputs: The inputs of a forward.
+        axes: Numbers of axes to accept: 4 for pictures `(B, C, H, W)`, 5 for videos `(B, T, C, H, W)`, 3 for pictures
+            cut into patches `(B, N, patch)` beside `spatial_shapes`.
 
     Raises:
         UnknownArchitecture: there is none.
@@ -93,7 +94,7 @@ def picture_name(inputs: Mapping[str, Any], axes: Sequence[int] = (4,)) -> str:
 
 
 def picture_size(inputs: Mapping[str, Any]) -> Size:
-    """Height and width of the picture, in pixels; of patches that come cut and padded, by their `spatial_shapes`.
+    """Height and width of the picture in pixels; taken from `spatial_shapes` if it is cut into patches.
 
     >>> picture_size({"pixel_values": torch.zeros(1, 30, 3 * 16 * 16), "spatial_shapes": torch.tensor([[4, 6]])})
     (64, 96)
@@ -108,13 +109,13 @@ def picture_size(inputs: Mapping[str, Any]) -> Size:
 
 
 SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
-"""What a CAM's call takes beside the model's inputs."""
+"""Arguments of a CAM's call that are not inputs of the model."""
 
 
 def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The forward's named inputs on the model's device and in its dtype, cut off from any graph of the caller's.
+    """The forward's named inputs on the model's device and in its dtype, detached from the caller's graph.
 
-    A picture of another size than the model's own asks for its position encodings to be interpolated.
+    If the picture is not of the model's native size, the model is asked to interpolate its position encodings.
     """
     traits = traits_of(model)
     for name in others:
@@ -138,7 +139,7 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
 
 
 def others_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs beside the picture."""
+    """All inputs except the picture."""
     return {name: value for name, value in inputs.items() if name != "pixel_values"}
 
 

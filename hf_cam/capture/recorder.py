@@ -1,4 +1,4 @@
-"""Recording every call of attention in a forward, fused or one step at a time, without changing any."""
+"""Record every call of attention in a forward, fused or step by step, without changing it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSING = {"to", "type", "type_as", "float"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A module that ran outside of any block, its caller, and what it returned."""
+    """A module that ran outside every block, the module that called it, and its output."""
 
     module: nn.Module
     caller: nn.Module | None
@@ -34,13 +34,14 @@ class Finished:
 
 @dataclass
 class Recording:
-    """One forward's calls of attention and the modules around them.
+    """The calls of attention in one forward, and the modules around them.
 
     Args:
         names: The dotted names of all modules.
-        calls: In the order of the forward.
-        finished: The blocks and what ran beside them, in the order in which they ended.
-        running: The modules that are in their forward now, outermost first.
+        blocks: The members of the model's lists of modules.
+        calls: The calls, in the order of the forward.
+        finished: The blocks and the modules beside them, in the order in which they finished.
+        running: The modules whose forward is running, outermost first.
     """
 
     names: dict[nn.Module, str]
@@ -50,7 +51,7 @@ class Recording:
     running: list[nn.Module] = field(default_factory=list)
 
     def block_of(self, call: Attention) -> str:
-        """The name of the block that a call belongs to; its own where it stands alone."""
+        """The name of the block that a call belongs to; the call's own layer if it is in no block."""
         known = {self.names[block] for block in self.blocks}
         parts = call.layer.split(".")
         paths = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
@@ -63,12 +64,12 @@ class Recording:
 
 
 class Recorder(TorchFunctionMode):
-    """Sees every call of attention under it, fused or one step at a time, and changes none."""
+    """Record every call of attention made under this mode, fused or step by step, without changing it."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()
         self.recording = recording
-        # Keyed by identity, and kept alive so that an identity is never given away again.
+        # Keyed by identity; the tensors are kept alive so that no identity is reused.
         self._scores: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._weights: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -128,14 +129,14 @@ class Recorder(TorchFunctionMode):
 
 
 def is_plain_multi_head(args: Any, kwargs: Any) -> bool:
-    """Whether `multi_head` knows everything that this call of `nn.MultiheadAttention`'s function asks for."""
+    """Whether `multi_head` supports everything that this call of `F.multi_head_attention_forward` asks for."""
     given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
     extras = ("bias_k", "bias_v", "static_k", "static_v")
     return given["query"].ndim == 3 and not given["add_zero_attn"] and all(given.get(name) is None for name in extras)
 
 
 def multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """`nn.MultiheadAttention`'s arithmetic with the fused attention, which its own function hides from a recorder."""
+    """The arithmetic of `nn.MultiheadAttention` by way of fused attention, which its own function hides from a mode."""
     bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -183,7 +184,7 @@ def _mask(mask: Tensor | None, padding: Tensor | None, batch: int, heads: int, l
 
 @contextmanager
 def recording(module: nn.Module) -> Iterator[Recording]:
-    """Record every call of attention in forwards of `module` inside the block."""
+    """Record every call of attention in the forwards of `module` inside the `with` block."""
     names = {child: name for name, child in module.named_modules()}
     lists = (nn.ModuleList, nn.Sequential)
     blocks = {block for child in names if isinstance(child, lists) for block in child.children()}
@@ -191,7 +192,7 @@ def recording(module: nn.Module) -> Iterator[Recording]:
 
     def enter(child: nn.Module, *_: Any) -> None:
         record.running.append(child)
-        torch.set_grad_enabled(True)  # also where the model itself runs a part under no_grad, as CLIPSeg does
+        torch.set_grad_enabled(True)  # even where the model runs a part of itself under no_grad, as CLIPSeg does
 
     def leave(child: nn.Module, _: Any, output: Any) -> None:
         record.running.pop()

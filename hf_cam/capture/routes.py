@@ -1,4 +1,4 @@
-"""How attention carried the picture to the output: which recorded call is what, and the model behind a block."""
+"""How attention carried the picture to the output: the role of each recorded call, and the model after a block."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hf_cam.errors import LayoutError, MethodError
 from hf_cam.layouts import TOKENS, AnyLayout, Layout, Size, Spatial
 
 FEWEST = 2
-"""Cells a side: fewer tokens are queries, not a picture."""
+"""Cells per side; a smaller grid of tokens holds queries, not a picture."""
 
-INSTEAD = "defined there are the methods that look at a layer, such as 'gradcam', 'hirescam' and 'layercam'"
+INSTEAD = "use a method that reads a layer, such as 'gradcam', 'hirescam' or 'layercam'"
 
 
 def trace_of(
@@ -28,18 +28,18 @@ def trace_of(
     grids: Sequence[Size],
     size: Size,
 ) -> AttentionTrace:
-    """What each recorded call is to the picture and the target; those that do not lie between them are left out.
+    """The role of each recorded call between the picture and the target; other calls are left out.
 
     Args:
-        record: Of a forward on `pixels`, which required grad.
+        record: The recording of a forward on `pixels`, which required grad.
         pixels: `[B, C, H, W]`.
         score: The target, connected to the graph.
-        layouts: How the model's tokens may lie.
-        grids: Numbers of rows and columns that the model is known to have.
+        layouts: Possible layouts of the model's tokens.
+        grids: Rows and columns of the grids that the model is known to have.
         size: Height and width of the input.
 
     Raises:
-        MethodError: attention does not run over all of the picture's cells.
+        MethodError: attention does not run over all cells of the picture.
     """
     groups: dict[str, list[Attention]] = {}
     for call in record.calls:
@@ -58,16 +58,15 @@ def trace_of(
     for calls in seen:
         if any(len(call.query) != batch for call in calls):
             raise MethodError(
-                f"{calls[0].layer!r} attends within windows (or frames), and what crosses their borders is not in its "
-                f"weights: methods of attention are not defined over it; {INSTEAD}"
+                f"{calls[0].layer!r} attends within windows (or frames), so its weights miss what crosses their "
+                f"borders, and attention methods are not defined for it; {INSTEAD}"
             )
     [first, *rest] = seen
     if not depends_on(first[0].query, leaf):
         raise _other_means(first[0])
     if not all(call.is_square and call.key.shape[2] == first[0].key.shape[2] for call in first):
         raise MethodError(
-            f"{first[0].layer!r} does not attend from every cell to every cell, as methods of attention take for "
-            f"granted; {INSTEAD}"
+            f"{first[0].layer!r} does not attend from every cell to every cell, as attention methods require; {INSTEAD}"
         )
     cells = _cells(first[0], layouts, grids, size)
     encoder, pool = list(first), None
@@ -88,7 +87,7 @@ def trace_of(
 
 def _other_means(call: Attention) -> MethodError:
     return MethodError(
-        f"{call.layer!r} reads the picture by other means than attention to its cells (deformable sampling, or "
+        f"{call.layer!r} reads the picture by means other than attention to its cells (deformable sampling, or "
         f"features of several scales); {INSTEAD}"
     )
 
@@ -96,7 +95,7 @@ def _other_means(call: Attention) -> MethodError:
 def _are_pairs(
     record: Recording, calls: Sequence[Attention], pairs: Sequence[tuple[Attention, Attention]], tokens: int
 ) -> bool:
-    """Whether each block attends among its queries first, and to the cells then."""
+    """Whether each block attends first among its queries and then to the cells."""
     return len(calls) == 2 * len(pairs) and all(
         record.block_of(own) == record.block_of(cross) and own.is_square and cross.key.shape[2] == tokens
         for own, cross in pairs
@@ -119,11 +118,11 @@ def _cells(call: Attention, layouts: Sequence[Spatial], grids: Sequence[Size], s
         for grid in grids:
             if grid[0] * grid[1] == tokens:
                 return Cells(0, grid)
-    raise MethodError(f"the {tokens} tokens of {call.layer!r} are no grid of a {size[0]} x {size[1]} input; {INSTEAD}")
+    raise MethodError(f"the {tokens} tokens of {call.layer!r} fit no grid of a {size[0]} x {size[1]} input; {INSTEAD}")
 
 
 def tail_after(record: Recording, captured: Capture, block: str, module: nn.Module, inputs: Mapping[str, Any]) -> Tail:
-    """The model from a block on: whatever does not depend on the block's output is remembered (a text tower too)."""
+    """The model after a block; outputs that do not depend on the block (such as a text tower's) are replayed."""
     [last] = [done for done in record.finished if record.names[done.module] == block]
     tensor = first_tensor(last.output)
     assert tensor is not None
@@ -137,7 +136,7 @@ def tail_after(record: Recording, captured: Capture, block: str, module: nn.Modu
 
 
 def depends_on(output: Any, node: Any) -> bool:
-    """Whether a node of the autograd graph lies behind a tensor."""
+    """Whether the first tensor of an output depends on a node of the autograd graph."""
     tensor = first_tensor(output)
     waiting, known = [tensor.grad_fn if tensor is not None else None], set()
     while waiting:

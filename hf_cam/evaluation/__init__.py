@@ -1,4 +1,4 @@
-"""Judging methods and layers: maps of a data set under every metric, tables, charts, and the choice of the best."""
+"""Evaluate methods and layers: measure the maps of a data set with metrics, tabulate, plot, and choose the best."""
 
 from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.samples import Sample, samples_of

@@ -1,4 +1,4 @@
-"""Which method and layer serve a model best: every map judged by every metric, beside maps that see no model."""
+"""Which method and layer work best for a model: every map measured by every metric, beside baseline maps."""
 
 from __future__ import annotations
 
@@ -51,32 +51,36 @@ def evaluate(
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Evaluation:
-    """Judge the maps of several methods and layers on several images.
+    """Measure the maps of several methods and layers on several images.
 
-    Each image's first subject is explained (a classifier's top class, a detector's surest object, ...), or `target`.
+    What is explained is `target`, or else the first subject in each image (a classifier's top class, a detector's most
+    confident object, ...).
 
     Args:
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
-        images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and, where
-            there are any, "mask" (or "segmentation"; not 0 inside), "box" (or "bbox"; x0, y0, x1, y1), "target",
+        images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and
+            optionally "mask" (or "segmentation"; nonzero inside), "box" (or "bbox"; x0, y0, x1, y1), "target" and
             "text".
-        methods: Ids of `hf_cam.list_methods()`; all that run no forward a channel where not given. Those that are not
-            defined for the model are left out, with the reason in `skipped`.
-        metrics: Ids of `hf_cam.metrics.list_metrics()`; what asks the model, and with masks the localisation metrics
-            too, where not given.
-        layers: Each entry is evaluated on its own: a layer's dotted name, or several to be fused; the family's if None.
-        target, text: What to explain, as in `hf_cam.explain`; in place of the samples' own.
-        baselines: Maps that see no model stand beside the methods.
-        resume: A JSONL file: each record is added as it is made, and what it holds already is not done again.
-        seed: Of noise, ties and shuffled weights.
-        batch_size: Variants a forward.
-        progress: Show a bar.
+        methods: Ids from `hf_cam.list_methods()`; by default all that do not run one forward per channel. Methods that
+            are not defined for the model are left out, with the reason in `skipped`.
+        metrics: Ids from `hf_cam.metrics.list_metrics()`; by default those that query the model and, if all samples
+            have masks, the localisation metrics.
+        layers: Entries to evaluate separately: a layer's dotted name, or several names to fuse; by default the default
+            layer.
+        target, text: What to explain, as in `hf_cam.explain`; override those of the samples.
+        baselines: Also measure baseline maps, which do not depend on the model.
+        resume: A JSONL file, to which each record is added as it is made; records that it already holds are skipped.
+        seed: Seed for noise, ties and shuffled weights.
+        batch_size: Number of variants per forward.
+        progress: Show a progress bar.
         on_record: Called with each record as soon as it is made.
         processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
-        OptionError: there is no such metric, a metric needs masks that are not there, or `resume` has other settings.
-        MethodError, LayerError, ImageError: before the model runs.
+        OptionError: there is no such metric, a metric needs masks that are missing, or `resume` has other settings.
+        MethodError: there is no such method, or none is defined for the model.
+        LayerError: there is no such layer.
+        ImageError: an image cannot be read.
 
     >>> from sklearn.datasets import load_sample_image
     >>> table = evaluate("demo:vit", [load_sample_image("flower.jpg")], methods=["hirescam", "randomcam"],
@@ -104,12 +108,12 @@ def evaluate(
 
 
 def _asked(sample: Sample, target: Any, text: Any) -> tuple[Any, Any]:
-    """What to explain: the caller's own for all samples, or the sample's."""
+    """The target and text of the caller, or else of the sample."""
     return sample.target if target is None else target, sample.text if text is None else text
 
 
 def every_quick_method() -> list[str]:
-    """The ids of all methods that run no forward a channel, also of those that only some models define."""
+    """The ids of all methods that do not run one forward per channel, including those not defined for every model."""
     return [name for name in list_methods() if RERUNS not in get_method(name).needs]
 
 
@@ -123,7 +127,7 @@ def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> 
         if "masks" in needs and not masked:
             raise OptionError(f"the metric {name!r} needs a mask or box for every image")
         if {"attributions", "other_maps"} & set(needs):
-            raise OptionError(f"{name!r} is a function to call yourself: hf_cam.metrics.{name.replace('-', '_')}")
+            raise OptionError(f"{name!r} must be called directly, as hf_cam.metrics.{name.replace('-', '_')}")
     if not names:
         raise OptionError("metrics= names no metric")
     return tuple(dict.fromkeys(names))
@@ -136,7 +140,7 @@ def _layer_sets(layers: Sequence[str | Sequence[str]] | str | None) -> list[Sequ
 
 
 class _Bench:
-    """What is evaluated: methods x layers and the baselines, image by image."""
+    """Runs the methods on all layers, and the baselines, image by image."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The records of an evaluation, kept in a file as they are made."""
+"""The records of an evaluation, saved to a file as they are made."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Log:
         self._done = {record.key for record in self.records}
 
     def _read(self, lines: Sequence[str], settings: Mapping[str, Any]) -> None:
-        """Take over what is there; a last line that was cut off is done again."""
+        """Read the existing records; if the last line was cut off, its record is made again."""
         try:
             before = json.loads(lines[0])["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise OptionError(f"{self.path} is no file of an evaluation") from error
+            raise OptionError(f"{self.path} is not the file of an evaluation") from error
         if before != settings:
             changed = sorted(key for key in settings if before.get(key) != settings[key])
-            raise OptionError(f"{self.path} was made with other settings ({', '.join(changed)}); name another file")
+            raise OptionError(f"{self.path} was made with other settings ({', '.join(changed)}); use another file")
         whole = []
         for line in lines[1:]:
             try:
@@ -47,11 +47,11 @@ class Log:
         self.path.write_text("\n".join([lines[0], *whole]) + "\n", encoding="utf-8")
 
     def done(self, image: str, name: str, layers: tuple[str, ...]) -> bool:
-        """Whether a record is there already."""
+        """Whether the file already holds a record."""
         return self.path is not None and (image, name, layers) in self._done
 
     def add(self, record: Record) -> None:
-        """Keep a record."""
+        """Add a record, and append it to the file."""
         self.records.append(record)
         if self.path is not None:
             self._write({**vars(record), "layers": list(record.layers)})

@@ -1,4 +1,4 @@
-"""What is evaluated on: images with what is known of them, from a folder, a list or a data set."""
+"""The samples of an evaluation: images with their annotations, from a folder, a list or a data set."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Sample:
     """One image to evaluate on.
 
     Args:
-        image: Whatever `hf_cam.explain` takes as an image.
-        name: What the records call it.
-        mask: Where the thing is, `[H, W]` booleans over the image.
-        target: What to explain in it; what the model itself says where None.
+        image: Anything that `hf_cam.explain` takes as an image.
+        name: Its name in the records.
+        mask: The region of the object, `[H, W]` booleans over the image.
+        target: What to explain in it; None for what the model itself finds.
         text: Its prompts, for models that take text.
     """
 
@@ -39,11 +39,11 @@ class Sample:
 
 
 def samples_of(images: Any) -> list[Sample]:
-    """Images from a folder, a list, a dataset; see `evaluate`.
+    """Samples from a folder, a list or a dataset; see `evaluate`.
 
     Raises:
-        ImageError: there are none.
-        OptionError: a dataset without a column "image".
+        ImageError: there are no images.
+        OptionError: the dataset has no column "image", or a mask is not as large as its image.
     """
     if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
         files = sorted(p for p in Path(images).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -53,7 +53,7 @@ def samples_of(images: Any) -> list[Sample]:
     if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
         images = [images]
     if not isinstance(images, Iterable):
-        raise OptionError(f"images is a folder, a list or a dataset, not {type(images).__name__}")
+        raise OptionError(f"images must be a folder, a list or a dataset, not {type(images).__name__}")
     found = [_sample(entry, index) for index, entry in enumerate(images)]
     if not found:
         raise ImageError("there is no image to evaluate on")
@@ -66,7 +66,7 @@ def _sample(entry: Any, index: int) -> Sample:
     if not isinstance(entry, Mapping):
         return Sample(entry, str(entry) if isinstance(entry, str | Path) else str(index))
     if "image" not in entry:
-        raise OptionError(f"a dataset has a column 'image'; this one has: {', '.join(map(str, entry))}")
+        raise OptionError(f"a dataset must have a column 'image'; this one has: {', '.join(map(str, entry))}")
     image = load_image(entry["image"])
     mask = next((entry[name] for name in MASKS if entry.get(name) is not None), None)
     box = next((entry[name] for name in BOXES if entry.get(name) is not None), None)
@@ -79,5 +79,5 @@ def _sample(entry: Any, index: int) -> Sample:
         inside = np.zeros((image.height, image.width), bool)
         inside[max(y0, 0) : y1, max(x0, 0) : x1] = True
     if inside is not None and inside.shape != (image.height, image.width):
-        raise OptionError(f"mask {index} is {inside.shape}, its image {(image.height, image.width)}")
+        raise OptionError(f"mask {index} is {inside.shape}, but its image is {(image.height, image.width)}")
     return Sample(image, str(index), inside, entry.get("target"), entry.get("text"))

@@ -1,4 +1,4 @@
-"""What an evaluation found: a record per map, a row per method and layer, and the table of rows."""
+"""The results of an evaluation: one record per map, one row per method and layer, and the table of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_cam.metrics import BASELINES, get_metric
 
 @dataclass(frozen=True)
 class Record:
-    """One map of one image: the id of its method (or baseline), its layers, its scores, seconds and curves."""
+    """One map of one image: the id of its method or baseline, its layers, scores, seconds and curves."""
 
     image: str
     map: str
@@ -28,13 +28,13 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...]]:
-        """What makes it one of its kind."""
+        """What identifies the record within an evaluation."""
         return self.image, self.map, self.layers
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method on its layers, with the mean and standard error of each metric."""
+    """One row of the table: a method on its layers, with the mean and standard error of each metric."""
 
     map: str
     layers: tuple[str, ...]
@@ -46,11 +46,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The results of an evaluation.
 
     Args:
-        records: One a map and image.
-        metrics: The metrics' ids, in the order of the columns.
+        records: One per map and image.
+        metrics: The ids of the metrics, in the order of the columns.
         skipped: Methods that are not defined for this model, with the reason.
     """
 
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def rows(self) -> list[Row]:
-        """One row a method and layer, the best first by the first metric that has a direction."""
+        """One row per method and layer, sorted by the first metric that has a direction, best first."""
         groups: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
         for record in self.records:
             groups.setdefault((record.map, record.layers), []).append(record)
@@ -73,7 +73,7 @@ class Evaluation:
         return sign * row.means.get(judge, float("nan")) if judge in row.means else float("inf")
 
     def best(self, metric: str) -> Row:
-        """The best row of a method (no baseline) by one metric.
+        """The best row by one metric, baselines excluded.
 
         Raises:
             OptionError: the metric was not measured.
@@ -81,14 +81,14 @@ class Evaluation:
         judge = get_metric(metric)
         candidates = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
         if not candidates:
-            raise OptionError(f"{metric!r} was not measured; there is: {', '.join(self.metrics)}")
+            raise OptionError(f"{metric!r} was not measured; measured were: {', '.join(self.metrics)}")
         sign = 1 if judge.higher_is_better else -1
         return max(candidates, key=lambda row: sign * row.means[metric])
 
     def to_markdown(self) -> str:
-        """The table, mean ± standard error; an arrow beside each metric shows which way is better."""
+        """The table as Markdown: mean ± standard error, with an arrow at each metric for which direction is better."""
         several = len({row.layers for row in self.rows if row.layers}) > 1
-        heads = ["map", *(["layers"] if several else []), *map(_heading, self.metrics), "ms a map"]
+        heads = ["map", *(["layers"] if several else []), *map(_heading, self.metrics), "ms per map"]
         lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * several + "--:|" * (len(self.metrics) + 1)]
         for row in self.rows:
             cells = [_cell(row, metric) for metric in self.metrics]
@@ -97,7 +97,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """The table as CSV, also written to `path` where given."""
+        """The table as CSV; also written to `path` if given."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._dicts()[0]) if self.records else ["map"], lineterminator="\n")
         writer.writeheader()

@@ -2,7 +2,7 @@
 
 from hf_cam.errors import ModelError
 
-# The order of these imports is the order of registration; of several heads that serve a model, the last one is taken.
+# The order of these imports is the order of registration; if several heads match a model, the last one is used.
 from hf_cam.heads.classification import ClassificationHead  # isort: skip
 from hf_cam.heads.similarity import EmbeddingHead, PromptHead  # isort: skip
 from hf_cam.heads.detection import DetectionHead  # isort: skip
@@ -48,17 +48,17 @@ def head_of(loaded: LoadedModel, head: str | type[Head] | None = None) -> Head:
 
     Args:
         loaded: The model.
-        head: An id of `list_heads()` or a class of one's own, in place of the one that the model's class gets.
+        head: An id from `list_heads()` or a class of your own, to use instead of the default for the model's class.
 
     Raises:
-        ModelError: there is no such head, or the model finds things in videos, frame by frame.
+        ModelError: there is no such head, or the model detects or segments in videos, frame by frame.
     """
     kind = head_kind(loaded.model) if head is None else HEADS.get(head).kind if isinstance(head, str) else head
     if loaded.takes_videos and head is None and not issubclass(kind, ClassificationHead | EmbeddingHead):
         raise ModelError(
-            f"{loaded.traits.class_name} finds things in videos, explained through hf_cam.CAM alone: "
-            "pass it prepared frames and a target, a callable from one sample's output to a scalar"
+            f"{loaded.traits.class_name} detects or segments in videos, which only hf_cam.CAM can explain: "
+            "pass it preprocessed frames and a target, a callable from one sample's output to a scalar"
         )
     if not (isinstance(kind, type) and issubclass(kind, Head)):
-        raise ModelError(f"a head is an id or a subclass of hf_cam.heads.Head, not {kind!r}")
+        raise ModelError(f"a head must be an id or a subclass of hf_cam.heads.Head, not {kind!r}")
     return kind(loaded)

@@ -18,16 +18,16 @@ from hf_cam.targets import RegionDepth
 
 @register_head("depth", tasks=["DEPTH_ESTIMATION"])
 class DepthHead(PlaceHead):
-    """The predicted depth of the nearest part of the scene, of a caller's mask, or of one pixel."""
+    """The predicted depth of the nearest part of the scene, of a mask given by the caller, or of one pixel."""
 
     task: ClassVar[str] = "depth-estimation"
     nearest_share: ClassVar[float] = 0.1
 
     def check(self, request: Request) -> None:
-        """Refuse what is no place."""
+        """Refuse a target that is not a place in the image."""
         target = request.target
         if isinstance(target, str | int) and numbers_of(target, 2) is None:
-            raise TargetError(f"a depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
+            raise TargetError(f"depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
         super().check(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
@@ -53,6 +53,6 @@ class DepthHead(PlaceHead):
         return [Subject(RegionDepth(region, nearer), label, mask=mask)]
 
     def _metric(self) -> bool:
-        """Whether the output is a distance, which is small where things are near, and not its inverse."""
+        """Whether the output is a distance, small for near things, rather than its inverse."""
         known = self.loaded.traits.read("depth_estimation_type")
         return known == "metric" if known else self.loaded.traits.declares("metric_depth")

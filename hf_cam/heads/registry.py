@@ -1,4 +1,4 @@
-"""Which head a model gets: the one table of heads, which outsiders add to."""
+"""The registry of heads, which other packages can extend, and the choice of the head for a model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Kind = TypeVar("Kind", bound=type[Head])
 
 
 def always(traits: ModelTraits) -> bool:
-    """Every model of the class."""
+    """True for every model of the class."""
     del traits
     return True
 
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """A head, and which models it serves.
+    """A head, and the models that it applies to.
 
     Args:
         id: Its name, for `Explainer(head=...)`.
         kind: The class.
-        models: Patterns of class names, such as "MyModelFor*"; with the module's name in front where they hold a dot.
-        tasks: transformers' auto mappings (`MODEL_FOR_..._MAPPING_NAMES`) whose classes it serves.
-        when: What else must hold of a model of these classes.
+        models: Patterns of class names, such as "MyModelFor*"; a pattern with a dot includes the module's name.
+        tasks: transformers' auto mappings (`MODEL_FOR_..._MAPPING_NAMES`) to whose classes it applies.
+        when: A further condition on models of these classes.
     """
 
     id: str
@@ -48,7 +48,7 @@ class HeadRecord:
         return self.kind
 
     def lists(self, parent: type) -> bool:
-        """Whether a class is named by one of the patterns or listed under one of the tasks."""
+        """Whether a class matches one of the patterns or is listed under one of the tasks."""
         dotted = f"{parent.__module__}.{parent.__qualname__}"
         named = (fnmatchcase(dotted if "." in one else parent.__name__, one) for one in self.models)
         return any(named) or any(parent.__name__ in listed(task) for task in self.tasks)
@@ -65,13 +65,13 @@ def register_head(
     when: Callable[[ModelTraits], bool] = always,
     replace: bool = False,
 ) -> Callable[[Kind], Kind]:
-    """Register a subclass of `hf_cam.heads.Head`; the class itself stays as it is.
+    """Register a subclass of `hf_cam.heads.Head`, which is returned unchanged.
 
-    Of several heads that serve a model, the one that was registered last is taken.
+    If several heads match a model, the one registered last is used.
 
     Args:
         head_id, models, tasks, when: See `HeadRecord`.
-        replace: Take the place of a head of this id that another module registered.
+        replace: Replace a head with this id that another module registered.
 
     Raises:
         ModelError: the id is malformed or taken.
@@ -85,9 +85,9 @@ def register_head(
 
 
 def head_kind(model: nn.Module) -> type[Head]:
-    """Which kind of head a model has: the one registered for its class, or for the nearest class that it inherits from.
+    """The kind of head of a model: the one registered for its class, or else for its nearest base class.
 
-    A transformers model without one embeds images; any other module is taken for a classifier.
+    A transformers model without one embeds images; any other module counts as a classifier.
     """
     traits = traits_of(model)
     records = list(reversed(HEADS.records().values()))
@@ -100,7 +100,7 @@ def head_kind(model: nn.Module) -> type[Head]:
 
 
 def listed_kind(architecture: str) -> type[Head] | None:
-    """The kind of head of a class of transformers, known without loading a model; None where no task lists it.
+    """The kind of head of a transformers class, without loading a model; None if the class is listed under no task.
 
     >>> import hf_cam.heads
     >>> listed_kind("ViTForImageClassification").task

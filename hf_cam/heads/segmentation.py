@@ -1,4 +1,4 @@
-"""Segmentation: a class summed over its region, or one segment of a mask-classification head."""
+"""Segmentation: a class averaged over its region, or one segment of a mask-classification head."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
 SMALL = 0.002
-"""Share of the image below which a region is not shown unless it is asked for."""
+"""Smallest share of the image that a region must cover to be shown unasked."""
 
 
 class PlaceHead(Head):
-    """A head whose output lies in space: a target can be a pixel `(x, y)` or a mask `[H, W]` of the image."""
+    """A head with spatial output: a target can also be a pixel `(x, y)` or a mask `[H, W]` of the image."""
 
     def check(self, request: Request) -> None:
-        """Refuse what is no class, pixel or mask."""
+        """Refuse a target that is not a class, a pixel or a mask."""
         super().check(request)
         target = request.target
         if target is None or callable(target) or numbers_of(target, 2) or mask_of(target) is not None:
@@ -42,19 +42,19 @@ class PlaceHead(Head):
 
 @register_head("semantic-segmentation", tasks=["SEMANTIC_SEGMENTATION"])
 class SemanticHead(PlaceHead):
-    """A class's logit, averaged over the region where the model predicts it; over a caller's mask; in one pixel."""
+    """The logit of a class, averaged over the region where it is predicted or over a caller's mask, or at one pixel."""
 
     task: ClassVar[str] = "semantic-segmentation"
     threshold: ClassVar[float | None] = 0.0
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The predicted classes, largest region first, the background only where it is asked for or alone."""
+        """The predicted classes, largest region first; the background only if it is the target or the only class."""
         target = request.target
         if callable(target):
             return [custom(target)]
         logits = field_of(output, LOGITS).detach().float().cpu()
         if logits.ndim != 3:
-            raise TargetError(f"a segmenter returns logits [classes, h, w] for an image, not {tuple(logits.shape)}")
+            raise TargetError(f"a segmenter must return logits [classes, h, w] for an image, not {tuple(logits.shape)}")
         scores = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
         grid = (logits.shape[1], logits.shape[2])
         if (pixel := numbers_of(target, 2)) is not None:
@@ -95,7 +95,7 @@ class SemanticHead(PlaceHead):
 def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
     """The class of each pixel of the image, `[H, W]`: the highest logit after enlarging; -1 where there is none.
 
-    Only classes that are highest in some cell are enlarged: a photograph times 150 classes would not fit in memory.
+    Only classes that win some cell are enlarged: 150 classes at the size of a photograph would not fit in memory.
     """
     highest = torch.full(geometry.image_size, 0.0 if len(logits) == 1 else -torch.inf)
     found = torch.full(geometry.image_size, -1)
@@ -110,12 +110,12 @@ def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
 
 
 def _best(logits: Tensor) -> Tensor:
-    """The class of each cell; of a single class against the rest, 0 or -1."""
+    """The class of each cell; 0 or -1 for a single class against the rest."""
     return torch.where(logits[0] > 0, 0, -1) if len(logits) == 1 else logits.argmax(0)
 
 
 def in_view(grid: Size, geometry: Geometry) -> Tensor:
-    """The cells `[h, w]` of a grid over the model's input that lie in the image and not in the padding."""
+    """Booleans `[h, w]` for a grid over the model's input: True for cells in the image, False in the padding."""
     top, left, bottom, right = geometry.seen
     inside = torch.zeros(geometry.model_size)
     inside[top:bottom, left:right] = 1
@@ -124,20 +124,20 @@ def in_view(grid: Size, geometry: Geometry) -> Tensor:
 
 @register_head("text-detection", tasks=["OBJECT_DETECTION"], when=lambda traits: traits.declares("finds_text"))
 class TextHead(PlaceHead):
-    """Detectors of writing (PP-OCR): every connected part of their map of probabilities is a piece of text."""
+    """Text detectors (PP-OCR): each connected component of their probability map is a piece of text."""
 
     task: ClassVar[str] = "object-detection"
     method: ClassVar[str | None] = "hirescam"
     threshold: ClassVar[float | None] = 0.6
-    written: ClassVar[float] = 0.3  # the share from which a cell belongs to a piece of text
+    written: ClassVar[float] = 0.3  # cells with a higher probability belong to a piece of text
 
     def classes(self, request: Request) -> Mapping[int, str]:
-        """There is one."""
+        """The only class, "text"."""
         del request
         return {0: "text"}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The pieces of text, surest first, the likeliest cell where there is none; or the one at a place."""
+        """The piece of text at the target; else all pieces, most confident first, or the most likely cell if none."""
         target = request.target
         if callable(target):
             return [custom(target)]
@@ -166,11 +166,11 @@ class TextHead(PlaceHead):
 
 @dataclass(frozen=True)
 class Segments:
-    """What a mask-classification head found in one image.
+    """The segments that a mask-classification head found in one image.
 
     Args:
-        queries, classes, scores: One entry a segment, surest first.
-        regions: `[N, h, w]` booleans on the grid of the masks; a cell belongs to one segment at most.
+        queries, classes, scores: One entry per segment, most confident first.
+        regions: `[N, h, w]` booleans on the grid of the masks; a cell belongs to at most one segment.
         shares: `[N, h, w]`, the masks in [0, 1].
     """
 
@@ -183,14 +183,14 @@ class Segments:
 
 @register_head("mask-segmentation", tasks=["UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"])
 class MaskHead(PlaceHead):
-    """A predicted segment: its query's class logit plus its mask logit over the segment (MaskFormer and its heirs)."""
+    """A segment: its query's class logit plus its mean mask logit over the segment (MaskFormer and its successors)."""
 
     task: ClassVar[str] = "universal-segmentation"
     method: ClassVar[str | None] = "hirescam"
     threshold: ClassVar[float | None] = 0.5
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The predicted segments, surest first, of one label where the caller names it; or the one at a place."""
+        """The segment at the target, or those of its class; else all predicted segments, most confident first."""
         target = request.target
         if callable(target):
             return [custom(target)]
@@ -214,7 +214,7 @@ class MaskHead(PlaceHead):
         return [self._subject(found, i, request, geometry) for i in chosen]
 
     def segments(self, output: Any, request: Request) -> Segments:
-        """Every query that names a class, the surest first; a cell goes to the surest mask that covers it."""
+        """All queries as segments, most confident first; a cell goes to the most confident mask that covers it."""
         logits = field_of(output, LOGITS).detach().float().cpu()
         masks = field_of(output, MASKS).detach().float().cpu().sigmoid()
         classes = self.classes(request)
@@ -245,19 +245,22 @@ class MaskHead(PlaceHead):
     when=lambda traits: traits.accepts("task_inputs"),
 )
 class TaskMaskHead(MaskHead):
-    """OneFormer: one network for three tasks, told by a sentence; `text` names the task, "panoptic" where not given."""
+    """OneFormer: one network for three tasks, selected by a sentence; `text` is the task, by default "panoptic"."""
 
     takes_text: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("panoptic", "instance", "semantic")
 
     def check(self, request: Request) -> None:
-        """Refuse what is no task."""
+        """Refuse a text that is not a task."""
         super().check(request)
         if request.text and (len(request.text) > 1 or request.text[0] not in self.tasks):
-            raise TargetError(f"{self.model_name} does one of {', '.join(self.tasks)}, not {', '.join(request.text)}")
+            raise TargetError(
+                f"{self.model_name} takes one of the tasks {', '.join(self.tasks)} as text=, "
+                f"not {', '.join(request.text)}"
+            )
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokens of the sentence, padded with zeros, once for each image."""
+        """The tokens of the sentence, padded with zeros, once per image."""
         length = self.loaded.traits.read("task_seq_len")
         sentence = f"the task is {request.text[0] if request.text else self.tasks[0]}"
         settings = {"padding": "max_length", "max_length": length, "truncation": True}

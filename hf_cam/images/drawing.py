@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: colours over an image, outlines, sheets of frames, files."""
+"""Draw heatmaps: overlays, outlines, contact sheets of frames, and picture files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     """The heatmap in colours over the image.
 
     Args:
-        image: Whatever `hf_cam.explain` takes as an image.
+        image: Anything that `hf_cam.explain` takes as an image.
         heatmap: `[H, W]` in [0, 1], as large as the image.
-        alpha: Opacity of the colours in [0, 1]; it fades to nothing over the lower half of the heatmap, so that what
-            played no part stays as it is in the image.
+        alpha: Opacity of the colours in [0, 1]; below 0.5 in the heatmap it falls linearly to 0, so that irrelevant
+            parts of the image keep their own colours.
         colormap: Name of an OpenCV colour map, such as "turbo", "jet", "viridis" or "inferno".
 
     Raises:
-        OptionError: the sizes differ, alpha lies outside [0, 1], or there is no such colour map.
+        OptionError: the sizes differ, alpha is not in [0, 1], or there is no such colour map.
 
     >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
     (0, 0, 0)
@@ -41,10 +41,11 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     picture, heatmap = load_image(image), np.asarray(heatmap)
     if heatmap.shape != (picture.height, picture.width):
         raise OptionError(
-            f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, the image {picture.height} x {picture.width}"
+            f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, "
+            f"but the image is {picture.height} x {picture.width}"
         )
     if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha lies in [0, 1], got {alpha}")
+        raise OptionError(f"alpha must lie in [0, 1], got {alpha}")
     if colormap not in COLORMAPS:
         raise OptionError(f"no colour map {colormap!r}; nearest: {nearest(colormap, COLORMAPS)}")
     levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
@@ -55,7 +56,7 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
 
 
 def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None) -> Image.Image:
-    """A box, or else the edge of a mask, as a white line with a dark rim."""
+    """The picture with a box, or else the edge of a mask, drawn as a white line with a dark rim."""
     if box is None and mask is None:
         return picture
     canvas = np.array(picture)
@@ -71,14 +72,14 @@ def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray
 
 
 def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Path:
-    """Write a picture, with the folders above it; `settings` are Pillow's.
+    """Save a picture, creating the folders above it; `settings` go to Pillow's `save`.
 
     Raises:
-        ImageError: the path's ending is no picture format.
+        ImageError: the path is a folder, cannot be written, or does not end in a picture format.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise ImageError(f"{str(path)!r} is a folder; name the file to write, such as {str(path / 'map.png')!r}")
+        raise ImageError(f"{str(path)!r} is a folder; pass the path of a file, such as {str(path / 'map.png')!r}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, **settings)
@@ -90,7 +91,7 @@ def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Pat
 
 
 def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Frames of one size side by side, row by row, in a sheet that is about as wide as it is high."""
+    """Frames of one size, arranged row by row on a roughly square sheet."""
     width, height = pictures[0].size
     columns = min(len(pictures), max(1, round((len(pictures) * height / width) ** 0.5)))
     rows = -(-len(pictures) // columns)
@@ -101,5 +102,5 @@ def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def animation(others: Sequence[Image.Image]) -> dict[str, Any]:
-    """What Pillow's `save` takes to write a first frame with these behind it as one moving picture."""
+    """Settings for Pillow's `save` that write an animation: the first frame, followed by these others."""
     return {"save_all": True, "append_images": list(others), "duration": FRAME_MILLISECONDS, "loop": 0}

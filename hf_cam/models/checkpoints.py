@@ -1,4 +1,4 @@
-"""The files of a model: from a Hub id, a short name, a folder or `demo:NAME` to its weights, config and processor."""
+"""The files of a model: weights, config and processor from a Hub id, a short name, a folder or `demo:NAME`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ SHORT_NAMES = {
     "openai/clip-vit-base": "openai/clip-vit-base-patch32",
     "facebook/detr": "facebook/detr-resnet-50",
 }
-"""Short names of well-known checkpoints, for `hf_cam.explain`, `hf_cam.pipeline` and the command."""
+"""Short names of well-known checkpoints, for `hf_cam.explain`, `hf_cam.pipeline` and the command line."""
 
 OFFLINE_HINT = 'pass a local folder, or model="demo:imagenet", which needs no network'
 
 
 def resolve_name(model: str | Path) -> str:
-    """A folder or Hub id from a folder, Hub id, short name or `demo:NAME`.
+    """The folder or Hub id that a folder, Hub id, short name or `demo:NAME` stands for.
 
     >>> resolve_name("google/vit-base")
     'google/vit-base-patch16-224'
 
     Raises:
-        ModelError: a folder without a config, or an unknown demo model.
+        ModelError: the folder is missing or has no config, or there is no such demo model.
     """
     name = str(model)
     if name.startswith("demo:"):
@@ -61,10 +61,10 @@ def resolve_name(model: str | Path) -> str:
 
 
 def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> nn.Module:
-    """The model of the class that its own config names (a chain of auto classes would silently load a wrong head).
+    """The model, in the class that its own config names (trying auto classes in turn could silently load a wrong head).
 
     Raises:
-        ModelError: not found, not reachable, unreadable, or no vision model.
+        ModelError: it cannot be found, reached or read, lacks weights, or is not a vision model.
     """
     import transformers
 
@@ -82,7 +82,7 @@ def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwar
         raise ModelError(
             f"{name!r} lacks {len(report['missing_keys'])} weights of {type(loaded).__name__} "
             f"(such as {min(report['missing_keys'])!r}), which would stay random; "
-            "explain a model that was trained for its task"
+            "use a model that was trained for its task"
         )
     return loaded  # type: ignore[no-any-return]
 
@@ -91,7 +91,7 @@ def load_config(name: str, **kwargs: Any) -> Any:
     """The config of a checkpoint.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no config, or it cannot be read.
     """
     from transformers import AutoConfig
 
@@ -99,10 +99,10 @@ def load_config(name: str, **kwargs: Any) -> Any:
 
 
 def load_processor(name: str) -> Any:
-    """The image processor that belongs to a checkpoint, or its video processor where it has no other.
+    """The image processor of a checkpoint, or its video processor if it has no other.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it has neither.
     """
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
@@ -116,20 +116,20 @@ def load_processor(name: str) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to a checkpoint.
+    """The tokenizer of a checkpoint.
 
     Raises:
-        ModelError: it has none, or the model has no name to look it up by.
+        ModelError: it has none, or the name is empty.
     """
     from transformers import AutoTokenizer
 
     if not name:
-        raise ModelError("the model takes text and no tokenizer is known for it; pass processor= (AutoProcessor's)")
+        raise ModelError("the model takes text but has no known tokenizer; pass processor= (from AutoProcessor)")
     return explained(name, lambda: AutoTokenizer.from_pretrained(name), what="tokenizer")
 
 
 def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any:
-    """Run a `from_pretrained`; whatever it raises becomes one sentence that says what to do."""
+    """Run a `from_pretrained`, and turn any exception into a `ModelError` of one sentence."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -145,14 +145,14 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
         raise
     except (
         Exception
-    ) as error:  # a damaged checkpoint may raise anything: safetensors', pickle's, the config's own errors
+    ) as error:  # a damaged checkpoint may raise anything: errors of safetensors, of pickle or of the config
         causes = list(_chain(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             raise ModelError(
-                f"{name!r} is gated: ask for access on its page and log in with `hf auth login`"
+                f"{name!r} is gated: request access on its page and log in with `hf auth login`"
             ) from error
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise ModelError(f"the Hub knows no model {name!r}; {OFFLINE_HINT}") from error
+            raise ModelError(f"there is no model {name!r} on the Hub; {OFFLINE_HINT}") from error
         if any(isinstance(cause, HFValidationError) for cause in causes):
             raise ModelError(f"{name!r} is neither a folder nor a valid Hub id; {OFFLINE_HINT}") from error
         unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
@@ -162,12 +162,12 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
 
 
 def _first_sentence(error: BaseException) -> str:
-    """What an error of transformers says, without the paragraphs of advice that follow."""
+    """The first sentence of a transformers error, without the paragraphs of advice that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if "ignore_mismatched_sizes" in lines[0]:
-        return "the shapes of its weights are not those that its config.json describes"
+        return "the shapes of its weights do not match its config.json"
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return first.split(". If you were trying to load it")[0].split(". This could be because")[0]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 
 def data_folder() -> Path:
-    """`adapters/`: inside the package where it is installed, beside it in a checkout."""
+    """The folder `adapters/`: inside the package if it is installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     return package / "adapters" if (package / "adapters").is_dir() else package.parent / "adapters"
 
 
 @functools.cache
 def tables(kind: str) -> tuple[tuple[Path, dict[str, Any]], ...]:
-    """Every `[[kind]]` table with the file it stands in, file by file."""
+    """Every `[[kind]]` table with the path of its file, file by file."""
     return tuple(
         (path, table)
         for path in sorted(data_folder().glob("*.toml"))
@@ -26,7 +26,7 @@ def tables(kind: str) -> tuple[tuple[Path, dict[str, Any]], ...]:
 
 
 def declared(model_type: str, field: str) -> Any:
-    """What the first `[[trait]]` table for a `config.model_type` says of a field; None where none does."""
+    """The value of a field in the first `[[trait]]` table for a `config.model_type` that has it; None if none has."""
     return next(
         (
             table[field]

@@ -22,18 +22,18 @@ from hf_cam.models.checkpoints import load_pretrained, load_processor, load_toke
 from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 
 Picture = Image.Image | Video
-"""What a model looks at once."""
+"""One input of a model: an image, or a video."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what turns images into its inputs.
+    """A model with its preprocessing.
 
     Args:
-        model: In evaluation mode, if hf-cam loaded it.
+        model: The model; in evaluation mode if hf-cam loaded it.
         processor: A transformers image processor, or any callable from a PIL image to a tensor `[C, H, W]`.
-        id2label: The class names.
-        tokenizer: For models that take text; that of the processor or of the model's own name where not given.
+        id2label: The class names, by index.
+        tokenizer: For models that take text; by default the processor's, or the one found under the model's name.
     """
 
     model: nn.Module
@@ -49,42 +49,41 @@ class LoadedModel:
 
     @property
     def module(self) -> nn.Module:
-        """The model, out of its wrappers."""
+        """The model without wrappers such as `torch.compile` or `DataParallel`."""
         return self.traits.module
 
     @property
     def takes_videos(self) -> bool:
-        """Whether the model looks at videos."""
+        """Whether the model takes videos."""
         return self.traits.takes_videos
 
     def opened(self, source: Any) -> Picture:
-        """What the model looks at: an image, or the frames that a model of videos takes.
+        """The image at a source, or as many frames of the video there as a video model takes.
 
-        A module that is no transformers model gets the whole video where the source can be nothing else.
+        For a module that is not a transformers model, a source that can only be a video gives the whole video.
 
         Raises:
-            ImageError: there is none, or it is a video and the model looks at images, or the other way round.
+            ImageError: the source cannot be opened, or it is a video and the model takes images, or vice versa.
         """
         if self.takes_videos:
             return load_video(source, self.traits.frames)
         if not is_video(source):
             return load_image(source)
         if self.traits.config is not None:
-            raise ImageError(
-                "this model looks at images and got a video, or an array of four axes; pass a list of images"
-            )
+            raise ImageError("this model takes images, but got a video or an array of four axes; pass a list of images")
         return load_video(source)
 
     def inputs(self, images: Sequence[Picture]) -> dict[str, Tensor]:
-        """The model's keyword inputs for a batch; `pixel_values` is `[B, C, H, W]`, or `[B, T, C, H, W]` of videos.
+        """The model's keyword inputs for a batch; `pixel_values` is `[B, C, H, W]`, or `[B, T, C, H, W]` for videos.
 
-        Videos for a module that is no transformers model are volumes, `[B, C, T, H, W]`.
+        For a module that is not a transformers model, videos become volumes, `[B, C, T, H, W]`.
 
         Raises:
-            ModelError: the images come out in different sizes.
+            ImageError: the model takes videos, and an image was given.
+            ModelError: the processor fails, or returns images of different sizes.
         """
         if self.takes_videos and not all(isinstance(image, Video) for image in images):
-            raise ImageError("this model looks at videos, not at single images")
+            raise ImageError("this model takes videos, not single images")
         if hasattr(self.processor, "model_input_names"):
             encoded = self._processed(images)
         else:
@@ -113,7 +112,7 @@ class LoadedModel:
         return encoded
 
     def _called(self, image: Picture) -> Tensor:
-        """What a processor that is a plain function makes of an image, or of each frame of a video."""
+        """The output of a plain function as processor, for an image or for each frame of a video."""
         if not isinstance(image, Video):
             return _picture(self.processor(image))
         frames = _together([_picture(self.processor(frame)) for frame in image.frames])
@@ -124,16 +123,16 @@ class LoadedModel:
         """The tokenizer.
 
         Raises:
-            ModelError: none is known.
+            ModelError: there is none.
         """
         known = self.tokenizer or getattr(self.processor, "tokenizer", None)
         return known or load_tokenizer(self.traits.name_or_path)
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The tokenised texts `[P, L]`, by the names that the model's forward takes.
+        """The tokenised texts, `[P, L]` each, under the names of the forward's parameters.
 
         Raises:
-            TargetError: a text has more tokens than the model reads.
+            TargetError: a text has more tokens than the model can read.
         """
         longest = self.traits.longest_text
         fixed = self.traits.declares("padded_text") and longest is not None
@@ -142,18 +141,18 @@ class LoadedModel:
         count = encoded["input_ids"].shape[1]
         if longest is not None and count > longest:
             worst = max(texts, key=len)
-            raise TargetError(f"the text {worst[:40]!r}... has {count} tokens, the model reads {longest} at most")
+            raise TargetError(f"the text {worst[:40]!r}... has {count} tokens, but the model reads at most {longest}")
         taken = self.traits.inputs
         return {name: value for name, value in encoded.items() if any(known.endswith(name) for known in taken)}
 
     def geometry(self, image_size: Size) -> Geometry:
-        """How the processor puts images of this size (height, width) into the model's input; measured once a size."""
+        """How the processor maps images of this size (height, width) to the model's input; measured once per size."""
         if image_size not in self._geometries:
             self._geometries[image_size] = measure(self.pixel_values, image_size)
         return self._geometries[image_size]
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """Only the pictures, `[B, C, H, W]`: of a model of videos frames, of cut patches put together again."""
+        """Only the pictures, `[B, C, H, W]`: single frames for a video model, reassembled if cut into patches."""
         if self.takes_videos:
             return self.inputs([Video([image]) for image in images])["pixel_values"][:, 0]
         inputs = self.inputs(images)
@@ -161,10 +160,10 @@ class LoadedModel:
 
 
 def _picture(tensor: Any) -> Tensor:
-    """What a caller's processor made of a picture, `[C, H, W]`."""
+    """The output of a caller's processor for one picture, checked, `[C, H, W]`."""
     if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise OptionError(f"a processor returns a tensor [C, H, W] for an image, this one returned {got}")
+        raise OptionError(f"a processor must return a tensor [C, H, W] for an image, but this one returned {got}")
     return tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
 
 
@@ -181,30 +180,32 @@ def load(
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> LoadedModel:
-    """A ready model.
+    """A model with its preprocessing, ready to use.
 
     Args:
         model: A Hub id, a short name, a folder, `demo:NAME`, or a module (which is neither moved nor changed).
-        processor: In place of the one that belongs to the model.
-        device: Where to put a model that is loaded here; the GPU where there is one.
-        dtype: Of a model that is loaded here; float32 where not given.
+        processor: The processor to use instead of the model's own.
+        device: Device of a model that is loaded here; by default the GPU if there is one.
+        dtype: Dtype of a model that is loaded here; by default float32.
 
     Raises:
-        ModelError: it cannot be found, reached or read, or takes no images.
-        OptionError: there is no such device or dtype, one is asked for a model that is already loaded, or the processor
-            is none.
+        ModelError: the model cannot be found, reached or read, or takes no images.
+        OptionError: there is no such device or dtype, one was given for a model that is already loaded, or the
+            processor is not callable.
     """
     if processor is not None and not callable(processor):
         raise OptionError(
-            f"a processor is a transformers image processor or a function, not {type(processor).__name__}"
+            f"a processor must be a transformers image processor or a function, not {type(processor).__name__}"
         )
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None:
-            raise OptionError("device and dtype belong to models that hf-cam loads; move this one with .to() yourself")
+            raise OptionError("device and dtype apply to models that hf-cam loads; move this one with .to() yourself")
         check_takes_pictures(model)
         return LoadedModel(model, processor or processor_of(model), traits_of(model).id2label)
     if not isinstance(model, str | Path):
-        raise ModelError(f"a model is a Hub id, a folder, 'demo:NAME' or a torch module, not {type(model).__name__}")
+        raise ModelError(
+            f"a model must be a Hub id, a folder, 'demo:NAME' or a torch module, not {type(model).__name__}"
+        )
     chosen, precision = _device(device), _dtype(dtype)
     name = resolve_name(model)
     loaded = load_pretrained(name, dtype=precision).eval()
@@ -212,10 +213,10 @@ def load(
 
 
 def processor_of(model: nn.Module) -> Any:
-    """The processor of a model that the caller loaded: by its name, or from timm's own data config.
+    """The processor of a model that the caller loaded: found under its name, or made from timm's data config.
 
     Raises:
-        ModelError: neither tells.
+        ModelError: the model has neither.
     """
     traits = traits_of(model)
     if traits.name_or_path:
@@ -248,5 +249,5 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
         return dtype
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise OptionError(f"dtype is a floating one such as 'float32' or 'bfloat16', not {dtype!r}")
+        raise OptionError(f"dtype must be a floating-point type such as 'float32' or 'bfloat16', not {dtype!r}")
     return chosen

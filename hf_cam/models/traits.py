@@ -1,4 +1,4 @@
-"""What a model reports about itself: its config, its forward's signature, its modules; the one place that asks."""
+"""What a model reports about itself in its config, its forward's signature and its modules; no other file asks it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_cam.layouts import Size
 from hf_cam.models.families import declared
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
-"""What transformers' forwards take without listing it."""
+"""Inputs that transformers' forwards take without listing them."""
 RGB = 3
 DEFAULT_SIZE = (224, 224)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
+    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -33,7 +33,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def accepts(module: nn.Module, name: str) -> bool:
-    """True where the module's forward has a parameter of this name (by its signature or `main_input_name`)."""
+    """True if the module's forward has a parameter of this name, by its signature or its `main_input_name`."""
     parameters = inspect.signature(module.forward).parameters
     if name in parameters:
         return True
@@ -42,7 +42,7 @@ def accepts(module: nn.Module, name: str) -> bool:
 
 
 def swallows(module: nn.Module, name: str) -> bool:
-    """True where the module's forward lists its inputs, and would take this one in its `**kwargs` and ignore it."""
+    """True if the module's forward does not list this input, but would accept it in its `**kwargs` and ignore it."""
     parameters = inspect.signature(module.forward).parameters.values()
     listed = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
@@ -51,11 +51,11 @@ def swallows(module: nn.Module, name: str) -> bool:
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """What one model reports about itself; made once by `traits_of` and passed on.
+    """What one model reports about itself; made by `traits_of`.
 
     Args:
-        module: The model, out of its wrappers.
-        config: Its config; None where it has none.
+        module: The model without its wrappers.
+        config: Its config, or None.
     """
 
     module: nn.Module
@@ -70,17 +70,17 @@ class ModelTraits:
 
     @cached_property
     def model_type(self) -> str:
-        """`config.model_type`; empty where there is none."""
+        """`config.model_type`; empty if there is none."""
         return str(self.read("model_type", ""))
 
     @cached_property
     def name_or_path(self) -> str:
-        """The Hub id or folder that the model was loaded from; empty where its config does not say."""
+        """The Hub id or folder that the model was loaded from; empty if the config does not contain it."""
         return str(self.read("_name_or_path") or "")
 
     @cached_property
     def id2label(self) -> dict[int, str]:
-        """The class names of the config, by index; empty where it has none."""
+        """The class names in the config, by index; empty if there are none."""
         return {int(index): str(label) for index, label in (self.read("id2label") or {}).items()}
 
     @cached_property
@@ -90,11 +90,11 @@ class ModelTraits:
         return problem
 
     def read(self, name: str, default: Any = None) -> Any:
-        """A field of the config, or the default where it has none."""
+        """A field of the config, or the default if it has no such field."""
         return getattr(self.config, name, default)
 
     def declares(self, field: str) -> bool:
-        """Whether the data files of `adapters/` say so of the model's family."""
+        """Whether the data files in `adapters/` set a trait for the model's family."""
         return bool(declared(self.model_type, field))
 
     # Kinds -----------------------------------------------------------------------------------------------------------
@@ -113,17 +113,17 @@ class ModelTraits:
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
-        """The model's `input_modalities`; empty where it names none."""
+        """The model's `input_modalities`; empty if it has none."""
         return tuple(getattr(self.module, "input_modalities", None) or ())
 
     @cached_property
     def takes_videos(self) -> bool:
-        """Whether a transformers model looks at videos and at nothing else."""
+        """Whether this is a transformers model that takes only videos."""
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
         )
 
-        # TimeSformer is listed there, and reports that it takes images.
+        # TimeSformer is listed there, but reports that it takes images.
         return self.model_type in CLASSIFIERS or ("video" in self.modalities and "image" not in self.modalities)
 
     @property
@@ -153,12 +153,12 @@ class ModelTraits:
 
     @cached_property
     def image_size(self) -> Size | None:
-        """Height and width that the config declares as `image_size`, where position encodings belong to one size."""
+        """Height and width given as `image_size` in the config of a model whose position encodings have one size."""
         return _pair(_vision(self.config, "image_size"))
 
     @cached_property
     def usual_size(self) -> Size:
-        """Height and width of the pictures that the model was made for, 224 x 224 where nothing says."""
+        """Height and width of the pictures that the model was made for; 224 x 224 by default."""
         size = _vision(self.config, "image_size") or _vision(self.config, "crop_size")
         if isinstance(size, Mapping):
             size = (size["height"], size["width"])
@@ -166,44 +166,44 @@ class ModelTraits:
 
     @cached_property
     def channels(self) -> int:
-        """Of the pictures, 3 where the config does not say."""
+        """Channels of the pictures; 3 if the config does not give them."""
         channels = _vision(self.config, "num_channels")
         return channels if isinstance(channels, int) else RGB
 
     @cached_property
     def patch(self) -> Size | None:
-        """Height and width in pixels of the patches that the config names."""
+        """Height and width in pixels of the patches, from the config."""
         return patch_of(self.config)
 
     @cached_property
     def cut(self) -> Size | None:
-        """`patch`, or else that of the module that cuts the picture, which may do so without a convolution."""
+        """`patch`, or else the patch size of the module that cuts the picture, possibly without a convolution."""
         named = self.module.named_modules()
         cutters = (child for name, child in named if name.rpartition(".")[2].startswith("patch_embed"))
         return self.patch or next(filter(None, map(patch_of, cutters)), None)
 
     @cached_property
     def frames(self) -> int | None:
-        """How many frames a model of videos takes; None where its config does not say."""
+        """How many frames a video model takes; None if the config does not give them."""
         frames = _vision(self.config, "num_frames") or _vision(self.config, "frames_per_clip")
         return frames if isinstance(frames, int) else None
 
     @cached_property
     def counts_frames(self) -> bool:
-        """Whether the model takes videos, by its modalities or because its patches reach through time."""
+        """Whether the model takes videos, according to its modalities or because its patches extend over time."""
         return "video" in self.modalities or _vision(self.config, "tubelet_size") is not None
 
     # Words -----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def longest_text(self) -> int | None:
-        """How many tokens the model's text tower reads, where the config says."""
+        """How many tokens the model's text tower can read; None if the config does not give them."""
         length = _text(self.config, "max_position_embeddings")
         return length if isinstance(length, int) else None
 
     @cached_property
     def vocabulary(self) -> int | None:
-        """How many tokens the model's text tower has embeddings for; None where it has none."""
+        """The size of the text tower's vocabulary; None if there is none."""
         size: int | None = _text(self.config, "vocab_size")
         return size
 
@@ -211,7 +211,7 @@ class ModelTraits:
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """The first floating parameter that holds values: its device and dtype are those of the inputs."""
+        """The first floating parameter that holds values; inputs go to its device and dtype."""
         parameters = self.module.parameters()
         return next((one for one in parameters if one.device.type != "meta" and one.is_floating_point()), None)
 
@@ -229,12 +229,12 @@ def traits_of(model: nn.Module) -> ModelTraits:
 
 
 def config_of(module: nn.Module) -> Any:
-    """The model's config, None where it has none."""
+    """The model's config, or None."""
     return getattr(module, "config", None)
 
 
 def patch_of(config: Any) -> Size | None:
-    """Height and width in pixels of the patches that a config (or a module that cuts them) names."""
+    """Height and width in pixels of the patches, from a config or from the module that cuts them."""
     size, tubelet = _vision(config, "patch_size"), _vision(config, "tubelet_size")
     if size is None and isinstance(tubelet, list | tuple) and len(tubelet) == 3:
         size = tubelet[1:]
@@ -242,7 +242,7 @@ def patch_of(config: Any) -> Size | None:
 
 
 def count_of(config: Any, name: str) -> int:
-    """A whole number in a config's vision part, such as "num_register_tokens"; AttributeError where it has none."""
+    """An integer in the vision part of a config, such as "num_register_tokens"; AttributeError if there is none."""
     return int(getattr(getattr(config, "vision_config", config), name))
 
 
@@ -256,15 +256,15 @@ def timm_model(module: nn.Module) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class TimmTraits:
-    """What timm's metadata says of a network.
+    """The metadata of a timm network.
 
     Args:
-        architecture: timm's name for it; empty where it has none.
-        stage: Dotted name of its last stage; empty where `feature_info` names none.
-        prefix: Tokens in front of the grid; None where the network returns maps.
-        pools_token: Whether its head reads the class token alone.
+        architecture: timm's name for it; empty if there is none.
+        stage: Dotted name of its last stage; empty if `feature_info` has none.
+        prefix: Tokens before the grid; None if the network returns maps.
+        pools_token: Whether its head reads only the class token.
         channels_last: Whether its maps are `[B, h, w, C]`.
-        patch: Height and width of its patches, where it cuts the picture into some.
+        patch: Height and width of its patches in pixels; None if it has none.
     """
 
     architecture: str
@@ -291,7 +291,7 @@ def timm_traits(net: nn.Module) -> TimmTraits:
 
 
 def takes_pictures(loader: Any, config: Any) -> bool:
-    """Whether a transformers class with this config looks at images."""
+    """Whether a transformers class with this config takes images."""
     if loader.__name__.startswith("Auto"):
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
@@ -303,10 +303,10 @@ def takes_pictures(loader: Any, config: Any) -> bool:
 
 
 def check_takes_pictures(model: nn.Module) -> None:
-    """Refuse a transformers model of another kind; what other modules take, only a run can show.
+    """Refuse a transformers model that takes no images; for other modules, only a forward can show it.
 
     Raises:
-        ModelError: it takes no images.
+        ModelError: the model takes no images.
     """
     traits = traits_of(model)
     if traits.is_transformers and not takes_pictures(type(traits.module), traits.config):
@@ -319,7 +319,7 @@ def architectures(config: Any) -> Sequence[str]:
 
 
 def transformers_classes(names: Sequence[str]) -> list[Any]:
-    """Those of these names that transformers has a class for."""
+    """The transformers classes with these names, as far as they exist."""
     import transformers
 
     return [found for name in names if (found := getattr(transformers, name, None)) is not None]
@@ -343,7 +343,7 @@ def _timm_size(net: nn.Module) -> Size:
 
 
 def _pair(size: Any) -> Size | None:
-    """Height and width from a number or two of them; None for everything else."""
+    """Height and width from one number or a pair; None for everything else."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):

@@ -34,26 +34,24 @@ def infer_adapter(
     reshape: Callable[[Tensor], Tensor] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
-    """Where to look in a model, from what the caller says, its `cam_config.json`, the catalogue, timm or the probe.
+    """Where to look in a model, from the arguments, its `cam_config.json`, the catalogue, timm's metadata or the probe.
 
     Args:
         model: A loaded model, or a transformers config (its module tree is then built without weights).
-        layers: Dotted layer names that take the place of the inferred ones.
-        reshape: `activation -> [B, C, h, w]`, in place of the inferred layout.
-        inputs: The model's keyword inputs, for the probe; made from the config where not given.
+        layers: Dotted layer names to use instead of the inferred ones.
+        reshape: `activation -> [B, C, h, w]`, used instead of the inferred layout.
+        inputs: The model's keyword inputs, for the probe; made from the config by default.
 
     Raises:
         LayerError: a layer in `layers` does not exist.
-        UnknownArchitecture: nothing tells where to look.
+        UnknownArchitecture: none of these sources gives a layer.
     """
     module = unwrap(model if isinstance(model, nn.Module) else module_tree(model))
     declared = declared_adapter(module, layers=layers, reshape=reshape)
-    if declared is not None and (declared.origin != "timm" or _holds(module, declared, inputs)):
+    if declared is not None and (declared.origin != "timm" or _is_confirmed(module, declared, inputs)):
         return declared
     if not isinstance(model, nn.Module):
-        module = module_tree(
-            model, device="cpu"
-        )  # the probe looks at gradients, which take weights, if only random ones
+        module = module_tree(model, device="cpu")  # the probe needs gradients, and so weights, though random ones do
     return _with_reshape(probed_adapter(module, inputs), reshape)
 
 
@@ -63,11 +61,13 @@ def declared_adapter(
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> Adapter | None:
-    """What is known without running the model: the same as `infer_adapter`, but None where only the probe can tell."""
+    """Like `infer_adapter`, but without running the model: None if only the probe can find a layer."""
     module = unwrap(model)
     check_takes_pictures(module)
     if reshape is not None and not callable(reshape):
-        raise OptionError(f"reshape is a function from an activation to [B, C, h, w], not {type(reshape).__name__}")
+        raise OptionError(
+            f"reshape must be a function from an activation to [B, C, h, w], not {type(reshape).__name__}"
+        )
     if layers is not None:
         return _callers_adapter(module, layers, reshape)
     check_not_refused(module)
@@ -82,16 +82,16 @@ def _with_reshape(adapter: Adapter, reshape: Callable[[Tensor], Tensor] | None) 
 
 
 def module_tree(config: Any, device: str = "meta") -> nn.Module:
-    """The model that a transformers config describes: every module, on the meta device without weights.
+    """The model that a transformers config describes, with all its modules but, on the meta device, no weights.
 
     Raises:
-        OptionError: this is no config.
-        UnknownArchitecture: the config belongs to no class that looks at images.
+        OptionError: this is not a config.
+        UnknownArchitecture: no model class can be built from the config.
     """
     if not hasattr(config, "model_type"):
         raise OptionError(
             f"expected a loaded model or a transformers config, got {type(config).__name__}; "
-            "`hf-cam adapter NAME` and Adapter.from_pretrained(NAME) take names"
+            "for a name, use `hf-cam adapter NAME` or Adapter.from_pretrained(NAME)"
         )
     failures = []
     for loader in _classes_of(config):
@@ -106,7 +106,7 @@ def module_tree(config: Any, device: str = "meta") -> nn.Module:
 
 
 def _classes_of(config: Any) -> Iterator[type[nn.Module]]:
-    """The classes that the config names, else the classifier and the bare model of its type."""
+    """The classes that the config names, then the classifier and the bare model of its type."""
     from transformers.models.auto import modeling_auto
 
     yield from transformers_classes(architectures(config))
@@ -115,17 +115,17 @@ def _classes_of(config: Any) -> Iterator[type[nn.Module]]:
         yield from transformers_classes((names,) if isinstance(names, str) else names)
 
 
-# What the caller says ------------------------------------------------------------------------------------------------
+# The caller's arguments ----------------------------------------------------------------------------------------------
 
 
 def _callers_adapter(
     module: nn.Module, layers: Sequence[str] | str, reshape: Callable[[Tensor], Tensor] | None
 ) -> Adapter:
     if not isinstance(layers, str | Sequence):
-        raise OptionError(f"layers is a dotted name or a list of them, not {type(layers).__name__}")
+        raise OptionError(f"layers must be a dotted name or a list of them, not {type(layers).__name__}")
     names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
     if not names:
-        raise LayerError("layers= names no layer; leave it out to have one inferred")
+        raise LayerError("layers= names no layer; omit it to have one inferred")
     known = dict(module.named_modules())
     for name in names:
         if not isinstance(name, str):
@@ -138,7 +138,7 @@ def _callers_adapter(
 
 
 def _prefixes(module: nn.Module) -> tuple[int, ...]:
-    """Prefix counts to try on a layer that the caller chose: the family's own first."""
+    """Numbers of prefix tokens to try on a layer that the caller chose, those of the default layer first."""
     try:
         known = from_catalogue(module) or _from_timm(module)
     except HFCamError:
@@ -167,9 +167,9 @@ def _from_cam_config(module: nn.Module) -> Adapter | None:
 
 
 def _from_timm(module: nn.Module) -> Adapter | None:
-    """Timm's own metadata: the last stage that `feature_info` names, `num_prefix_tokens`, `output_fmt`.
+    """The adapter from timm's metadata: the last stage in `feature_info`, `num_prefix_tokens`, `output_fmt`.
 
-    None where the metadata says too little (the probe then looks at the structure).
+    None if the metadata is not sufficient (the probe then looks at the structure).
     """
     net = timm_model(module)
     if net is None:
@@ -179,7 +179,7 @@ def _from_timm(module: nn.Module) -> Adapter | None:
         layer, unit = timm.stage, "stage"
         layout = Layout(NHWC if timm.channels_last else NCHW)
     else:
-        # A head that reads only the class token leaves the patches of the last block's output without gradient.
+        # If the head reads only the class token, the patches in the last block's output get no gradient.
         layer, unit = f"{timm.stage}.norm1" if timm.pools_token else timm.stage, "block"
         layout = Layout(TOKENS, prefix=timm.prefix, patch=timm.patch)
     if layer not in {name for name, _ in net.named_modules()}:
@@ -189,15 +189,15 @@ def _from_timm(module: nn.Module) -> Adapter | None:
     return Adapter((root + layer,), (layout,), origin="timm", reason=reason)
 
 
-def _holds(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tensor] | None) -> bool:
-    """Whether one forward bears the claim out: spatial as said, and the highest logit depends on nearly every cell."""
+def _is_confirmed(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tensor] | None) -> bool:
+    """Whether one forward confirms an adapter: the layout fits, and the highest logit depends on nearly every cell."""
     inputs = inputs or example_inputs(module)
     size = (inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])
     try:
         with capture(module, adapter.layers, inputs) as captured:
             cells = adapter.to_spatial(captured.activations[0], size)
             if cells.is_meta:
-                return True  # no values, hence no gradients to look at
+                return True  # no values, hence no gradients to check
             [gradient, *_] = captured.gradients(class_logits(captured.outputs).amax(1).sum())
             reached = adapter.to_spatial(gradient, size).abs().sum(1) > 0
             return bool(reached.float().mean() >= MIN_COVERAGE)
@@ -209,30 +209,31 @@ def _holds(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tensor] | N
 
 
 def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Adapter:
-    """What the structure alone tells, from one traced forward on `inputs` (noise of the model's own size if None).
+    """The adapter inferred from the structure alone, by one traced forward on `inputs` (by default noise).
 
     Raises:
-        UnknownArchitecture: no layer is spatial and influences the target, or its cells are in no order.
+        UnknownArchitecture: no layer is both spatial and relevant to the target, or its cells are shuffled.
     """
     module = unwrap(model)
     finding = probe(module, inputs or example_inputs(module), patch=traits_of(module).cut)
     if finding.verdict == "refuted":
         raise UnknownArchitecture(
-            f"{type(module).__name__} mixes its patches (the likeliest layer, {finding.layer!r}, does not change where "
-            "the picture does): no map of it would lie over the picture; name another layer with layers= and reshape="
+            f"{type(module).__name__} mixes its patches (the most likely layer, {finding.layer!r}, does not change "
+            "where the picture does), so its map would not match the picture; pass another layer with layers= and "
+            "reshape="
         )
     return Adapter(
         (finding.layer,),
         (finding.layout,),
         origin="probe",
-        reason=f"deepest spatial layer; {finding.coverage:.0%} of its cells reach the target",
+        reason=f"the deepest spatial layer; {finding.coverage:.0%} of its cells influence the target",
     )
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """A picture of noise, as large as the config or timm names (else 224 x 224), on the model's device.
+    """A noise picture of the size given by the config or by timm (else 224 x 224), on the model's device.
 
-    A video of noise where the config counts frames, and a few words where the model also reads text.
+    It is a noise video if the config counts frames; if the model also reads text, a few tokens are added.
     """
     traits = traits_of(model)
     shape: tuple[int, ...] = (traits.channels, *traits.usual_size)
@@ -241,14 +242,14 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     picture = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
     parameter = next(traits.module.parameters(), picture)
     picture = picture.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
-    return {"pixel_values": picture, **_words(traits, parameter.device)}
+    return {"pixel_values": picture, **_text_inputs(traits, parameter.device)}
 
 
-def _words(traits: ModelTraits, device: torch.device) -> dict[str, Tensor]:
-    """Token ids and their mask, where the forward takes them beside the picture."""
+def _text_inputs(traits: ModelTraits, device: torch.device) -> dict[str, Tensor]:
+    """Token ids and their mask, if the forward takes them beside the picture."""
     if traits.vocabulary is None or not traits.accepts("input_ids"):
         return {}
-    words = {"input_ids": torch.arange(1, 6, device=device)[None] % traits.vocabulary}
+    tokens = {"input_ids": torch.arange(1, 6, device=device)[None] % traits.vocabulary}
     if traits.accepts("attention_mask"):
-        words["attention_mask"] = torch.ones_like(words["input_ids"])
-    return words
+        tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
+    return tokens
