@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import os
 import sys
@@ -42,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter):
+        add(commands)
+    return parser
 
+
+def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="explain images with a model")
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL of an image (or of a video)")
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
@@ -57,33 +63,43 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: set by the model)"
     )
+    _add_option(explain)
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
-    explain.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    _add_device(explain)
     explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
     explain.set_defaults(run=_explain)
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="explain sample photographs from scikit-learn and scikit-image")
     demo.add_argument("--out", type=Path, default=Path("hf-cam-demo"), help="folder (default: hf-cam-demo)")
     demo.set_defaults(run=_demo)
 
+
+def _add_methods(commands: Any) -> None:
     methods = commands.add_parser("methods", help="list the methods")
     methods.set_defaults(run=_methods)
 
+
+def _add_evaluate(commands: Any) -> None:
     judge = commands.add_parser("evaluate", help="measure methods and layers with metrics, beside baseline maps")
     judge.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: those of the demo)")
     judge.add_argument("--method", help="a,b,c (default: all that do not run one forward per channel)")
+    _add_option(judge)
     judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: those that query the model)")
     judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, evaluated separately")
     judge.add_argument("--target", help="class index or label (default: what the model finds)")
     judge.add_argument("--text", action="append", help="prompt; repeatable")
     judge.add_argument("--seed", type=int, default=0, help="seed for noise and ties (default: 0)")
-    judge.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
+    _add_device(judge)
     judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run resumes there")
     judge.set_defaults(run=_evaluate)
 
+
+def _add_space(commands: Any) -> None:
     space = commands.add_parser("space", help="start the web page locally, or push it to a Space")
     space.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     space.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
@@ -92,11 +108,40 @@ def _parser() -> argparse.ArgumentParser:
     space.add_argument("--private", action="store_true", help="with --deploy: make the Space private")
     space.set_defaults(run=_space)
 
+
+def _add_adapter(commands: Any) -> None:
     adapter = commands.add_parser("adapter", help="show where hf-cam looks in a model, as cam_config.json")
     adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     adapter.add_argument("--save", action="store_true", help="write cam_config.json to the model's folder")
     adapter.set_defaults(run=_adapter)
-    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
+
+
+def _add_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--option", action="append", metavar="NAME=VALUE", help="option of the method, e.g. seed=3; repeatable"
+    )
+
+
+def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """`["seed=3", "base=layercam"]` as `{"seed": 3, "base": "layercam"}`; values are Python literals or else words.
+
+    Raises:
+        OptionError: one has no name or no value.
+    """
+    found: dict[str, Any] = {}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not equals or not name.strip():
+            raise OptionError(f"--option takes NAME=VALUE, e.g. seed=3, got {one[:60]!r}")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    return found
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -1,0 +1,101 @@
+"""The contract of an adapter, as a check that anyone can run on an architecture of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_cam.capture.capture import Capture, capture
+from hf_cam.capture.inputs import picture_size
+from hf_cam.errors import DetachedError, LayoutError, NoGradientError
+from hf_cam.layouts import Size
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.infer import example_inputs, infer_adapter
+from hf_cam.target_layers.noise import Verdict, check_layouts
+from hf_cam.target_layers.probe import MIN_COVERAGE, scores
+
+
+@dataclass(frozen=True)
+class AdapterCheck:
+    """What was seen of one layer.
+
+    Args:
+        layer: Its dotted name.
+        grid: Rows and columns of cells.
+        coverage: Share of the cells in [0, 1] whose gradient is not zero.
+        verdict: "confirmed" where a disturbed square of the picture shows at its own place of the grid and nowhere
+            better; "undecided" where the network spreads every disturbance all over.
+    """
+
+    layer: str
+    grid: Size
+    coverage: float
+    verdict: Verdict
+
+
+def check_adapter(
+    model: nn.Module,
+    adapter: Adapter | None = None,
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+    score: Callable[[Any], Tensor] | None = None,
+) -> list[AdapterCheck]:
+    """Check that each target layer lies in space as its adapter says and that the target depends on its cells.
+
+    Use a picture that is not square: on a square one a transposed grid goes unnoticed.
+
+    Args:
+        model: Any vision model; it comes back untouched. Random weights will do.
+        adapter: What to check; what hf-cam infers where not given.
+        inputs: The model's named inputs: `pixel_values` (a video as `(B, T, C, H, W)`, cut patches beside their
+            `spatial_shapes`) and whatever else the forward takes; noise of the model's own size where not given.
+        score: From the model's output to a scalar; where not given the scores of the best class, summed over all else,
+            of the first field of the output that depends on the layer.
+
+    Raises:
+        LayoutError: the shape does not fit, or the cells are in another order.
+        NoGradientError: the target depends on fewer than 95 % of the cells.
+
+    >>> from transformers import ViTConfig, ViTForImageClassification
+    >>> config = ViTConfig(image_size=(64, 96), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> [check] = check_adapter(ViTForImageClassification(config))
+    >>> check.layer, check.grid, check.verdict
+    ('vit.layers.1.layernorm_before', (4, 6), 'confirmed')
+    """
+    inputs = inputs or example_inputs(model)
+    adapter = adapter or infer_adapter(model, inputs=inputs)
+    size = picture_size(inputs)
+    with capture(model, adapter.layers, inputs) as captured:
+        reached = [
+            adapter.to_spatial(gradient, size, layer).abs().sum(1) > 0
+            for layer, gradient in zip(adapter.layers, _gradients(captured, score), strict=True)
+        ]
+    claims = [(layer, layout) for layer, layout in zip(adapter.layers, adapter.layouts, strict=True)]
+    verdicts = check_layouts(model, inputs, claims)
+    found = [
+        AdapterCheck(layer, (cells.shape[-2], cells.shape[-1]), cells.float().mean().item(), verdict)
+        for layer, cells, verdict in zip(adapter.layers, reached, verdicts, strict=True)
+    ]
+    for check in found:
+        if check.verdict == "refuted":
+            raise LayoutError(f"a disturbed square of the picture does not show at its place of {check.layer!r}")
+        if check.coverage < MIN_COVERAGE:
+            raise NoGradientError(f"only {check.coverage:.0%} of the cells of {check.layer!r} influence the target")
+    return found
+
+
+def _gradients(captured: Capture, score: Callable[[Any], Tensor] | None) -> tuple[Tensor, ...]:
+    """Of the caller's scalar, or else of the first field of the output that depends on the layers."""
+    if score is not None:
+        return captured.gradients(score(captured.outputs))
+    for value in scores(captured.outputs):
+        try:
+            gradients = captured.gradients(value)
+        except DetachedError:
+            continue
+        if any(gradient.any() for gradient in gradients):
+            return gradients
+    raise NoGradientError("nothing that the model returns depends on its target layers")
