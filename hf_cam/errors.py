@@ -54,6 +54,10 @@ class SlowWarning(UserWarning):
     """The result is right, and took longer than it should."""
 
 
+class PluginWarning(UserWarning):
+    """A plug-in, or a data file of one, cannot be used; everything else works without it."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The `count` entries of `known` most like `name`, quoted and joined, for the end of an error message.
 
