@@ -147,7 +147,7 @@ class Explainer:
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
                 with texts_read_once(self.loaded.model, readers) if request.text else nullcontext():
-                    [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
+                    [found], _ = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
                 yield from found
 
     def compare(
@@ -161,11 +161,38 @@ class Explainer:
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
     ) -> list[list[Explanation]]:
-        """One image by several methods, all from one forward: a list a method, best target first."""
-        records = [get_method(method) for method in methods]
-        request = self.request(target, text, top_k)
+        """One image by several methods, all from one forward: a list per method, best target first.
+
+        Raises:
+            MethodError: a method does not exist, or is not defined here.
+        """
+        records, request = [get_method(method) for method in methods], self.request(target, text, top_k)
         inputs = self.loaded.inputs([image])
-        return [found for [found] in self._explained(records, inputs, [image], request, aug_smooth, eigen_smooth)]
+        found, _ = self._explained(records, inputs, [image], request, aug_smooth, eigen_smooth)
+        return [explanations for [explanations] in found]
+
+    def compare_defined(
+        self,
+        image: Picture,
+        methods: Sequence[str],
+        *,
+        target: Any = None,
+        text: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+    ) -> tuple[list[list[Explanation]], dict[str, str]]:
+        """As `compare`, of those methods alone that are defined here; and the ids of the others with the reason.
+
+        Raises:
+            MethodError: a method does not exist, or none is defined.
+        """
+        records, request = [get_method(method) for method in methods], self.request(target, text, top_k)
+        inputs = self.loaded.inputs([image])
+        found, skipped = self._explained(
+            records, inputs, [image], request, aug_smooth, eigen_smooth, skip_undefined=True
+        )
+        return [explanations for [explanations] in found], skipped
 
     def request(self, target: Any, text: str | Sequence[str] | None, top_k: int | None) -> Request:
         """What the caller wants, checked against the model's head before the model runs.
@@ -209,27 +236,34 @@ class Explainer:
         request: Request,
         aug_smooth: bool,
         eigen_smooth: bool,
-    ) -> list[list[list[Explanation]]]:
-        """By method, image and subject."""
+        skip_undefined: bool = False,
+    ) -> tuple[list[list[list[Explanation]]], dict[str, str]]:
+        """By method, image and subject; and the methods that are not defined, with the reason."""
+        skipped: dict[str, str] = {}
         if any(isinstance(image, Video) for image in images):
-            _check_sees_frames(methods)
+            skipped = {method.id: reason for method in methods if (reason := _blind_to_frames(method))}
+            if skipped and not (skip_undefined and len(skipped) < len(methods)):
+                raise MethodError(next(iter(skipped.values())))
         geometries = [self.loaded.geometry((image.height, image.width)) for image in images]
-        found: list[list[list[Explanation]]] = [[[] for _ in images] for _ in methods]
+        found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
         for part in self.head.rounds(request, inputs):
             chosen = _Chosen(self.head, part, geometries)
             full = {**inputs, **self.head.inputs(part)}
             saliencies = self.cam.saliencies(
-                methods,
+                [method for method in methods if method.id not in skipped],
                 **full,
                 select=chosen,
                 aug_smooth=aug_smooth,
                 eigen_smooth=eigen_smooth,
+                skip_undefined=skip_undefined,
             )
-            for by_image, saliency in zip(found, saliencies, strict=True):
+            skipped |= saliencies.skipped
+            for saliency in saliencies:
                 for i, image in enumerate(images):
                     origins = self._origins(saliency, i, full, chosen.subjects[i])
-                    by_image[i] += _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
-        return found
+                    own = _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
+                    found[saliency.method.id][i] += own
+        return [found[method.id] for method in methods if method.id not in skipped], skipped
 
     def _origins(
         self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
@@ -290,15 +324,11 @@ def _explanations(
     ]
 
 
-def _check_sees_frames(methods: Sequence[Method]) -> None:
-    """Refuse what works on the pixels of one picture, or on attention between the cells of one grid.
-
-    Raises:
-        MethodError: a method is not defined over frames.
-    """
-    for method in methods:
-        if method.needs_attention or not {"gradient_terms", "masked_scores"}.isdisjoint(method.needs):
-            raise MethodError(f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are")
+def _blind_to_frames(method: Method) -> str:
+    """Why a method is not defined over frames: the pixels of one picture, or attention in one grid; empty if it is."""
+    if method.needs_attention or method.works_on_pixels:
+        return f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are"
+    return ""
 
 
 def _measured(model: nn.Module) -> bool:

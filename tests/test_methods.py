@@ -88,7 +88,7 @@ def pictures(count: int = 2) -> Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def evidence_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     batch, channels = activations.shape[:2]
     everything = {
         "activations": activations,
@@ -155,8 +155,8 @@ def _both_signs(cam: CAM, x: Tensor, targets: list[int]) -> np.ndarray:
     with capture(cam.model, cam.adapter.layers, {"pixel_values": x}) as captured:
         [gradient] = captured.gradients(sum(captured.outputs.logits[i, target] for i, target in enumerate(targets)))
         tensors = {"activations": captured.activations[0].detach(), "gradients": gradient}
-        evidence = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
-    component = cam.method.reduce(cam.method.contributions(**evidence))
+        signals = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
+    component = cam.method.reduce(cam.method.contributions(**signals))
     both = torch.stack([component, -component], 1).clamp_min(0)
     return normalize(resize(normalize(both), SIZE)).numpy()
 
@@ -301,7 +301,7 @@ def test_eigen_smooth_is_the_first_component_of_the_contributions() -> None:
 @pytest.mark.parametrize("method", LAYERED)
 def test_constant_activations_are_no_evidence_and_never_nan(method: str) -> None:
     record = get_method(method)
-    found = record.map(**evidence_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
+    found = record.map(**signals_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
     assert torch.equal(found, torch.zeros(1, 3, 5))
 
 
@@ -337,7 +337,7 @@ def test_normalize_leaves_noise_flat() -> None:
 def test_volumes_keep_their_depth(method: str) -> None:
     a, g = (torch.randn(2, 5, 3, 4, 6) for _ in range(2))
     record = get_method(method)
-    assert record.map(**evidence_of(record, a, g)).shape == (2, 3, 4, 6)
+    assert record.map(**signals_of(record, a, g)).shape == (2, 3, 4, 6)
 
 
 def test_randomcam_repeats_itself_and_follows_its_seed() -> None:
@@ -357,12 +357,17 @@ def test_every_method_has_its_class_and_a_paper() -> None:
         assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
 
 
-def test_registration_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
+def test_registration_refuses_strangers_of_a_taken_id_bad_names_and_unknown_signals() -> None:
     def needs_tea(activations: Tensor, tea: Tensor) -> Tensor:
         return activations * tea
 
-    with pytest.raises(MethodError, match="registered already"):
-        register(get_method("gradcam"))
+    def squared(activations: Tensor) -> Tensor:
+        return activations.square()
+
+    with pytest.raises(
+        MethodError, match=r"registered already, from hf_cam\.methods\.gradient\.gradcam;.*replace=True"
+    ):
+        register(Method("gradcam", "GradCAM", squared, "-", "-"))
     with pytest.raises(MethodError, match="no method id"):
         register(Method("Grad CAM", "GradCAM", needs_tea, "-", "-"))
     with pytest.raises(MethodError, match="tea"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_cam.cam import CAM
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
-from hf_cam.comparison import RERUNS, method_ids
+from hf_cam.comparison import every_quick_method, method_ids
 from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
@@ -21,7 +21,7 @@ from hf_cam.evaluation.table import Evaluation, Record
 from hf_cam.explainer import Explainer
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import load_image
-from hf_cam.methods import Method, get_method, list_methods
+from hf_cam.methods import Method, get_method
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.models.loading import load
 from hf_cam.models.traits import unwrap
@@ -61,8 +61,8 @@ def evaluate(
         images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and
             optionally "mask" (or "segmentation"; nonzero inside), "box" (or "bbox"; x0, y0, x1, y1), "target" and
             "text".
-        methods: Ids from `hf_cam.list_methods()`; by default all that do not run one forward per channel. Methods that
-            are not defined for the model are left out, with the reason in `skipped`.
+        methods: Ids from `hf_cam.list_methods()`; by default all that take fewer than 100 forwards. Methods that are
+            not defined for the model are left out, with the reason in `skipped`.
         metrics: Ids from `hf_cam.metrics.list_metrics()`; by default those that query the model and, if all samples
             have masks, the localisation metrics.
         layers: Entries to evaluate separately: a layer's dotted name, or several names to fuse; by default the default
@@ -110,11 +110,6 @@ def evaluate(
 def _asked(sample: Sample, target: Any, text: Any) -> tuple[Any, Any]:
     """The target and text of the caller, or else of the sample."""
     return sample.target if target is None else target, sample.text if text is None else text
-
-
-def every_quick_method() -> list[str]:
-    """The ids of all methods that do not run one forward per channel, including those not defined for every model."""
-    return [name for name in list_methods() if RERUNS not in get_method(name).needs]
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:

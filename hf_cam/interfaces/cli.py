@@ -292,12 +292,14 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
+    from hf_cam.methods.registry import WIDTH
 
     methods = list_methods()
     width = max(map(len, methods))
     for method in methods.values():
+        forwards = f"about {method.cost(WIDTH):.2g} forwards"
         print(f"{method.id:<{width}}  {method.description}")
-        print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")
+        print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
 
 
 def _adapter(options: argparse.Namespace) -> None:
