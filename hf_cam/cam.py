@@ -30,6 +30,7 @@ from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import Run
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import class_logits, map_tensors, sample_of
+from hf_cam.request import Request, check_count
 from hf_cam.target_layers.adapter import Adapter, union
 from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_adapter, probed_adapter
 from hf_cam.target_layers.stages import target_layers
@@ -89,7 +90,8 @@ class CAM:
         method: An id of `hf_cam.list_methods()`, or "auto" for the one that serves the model's family best.
         layers: Dotted names of the target layers, inferred where not given; several are averaged.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
-        batch_size: Forwards at once for methods that rerun the model; chosen for the device where not given.
+        rerun_batch_size: Variants of an image per forward, for methods that rerun the model; chosen for the device
+            where not given.
         options: Of the method, such as `seed` for "randomcam".
 
     Raises:
@@ -111,14 +113,16 @@ class CAM:
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
-        batch_size: int | None = None,
+        rerun_batch_size: int | None = None,
         **options: Any,
     ) -> None:
+        if rerun_batch_size is not None:
+            check_count("rerun_batch_size", rerun_batch_size)
         if not isinstance(model, nn.Module):
             raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
         self.model = model
         self.outputs: Any = None
-        self._layers, self._reshape, self._batch_size = layers, reshape, batch_size
+        self._layers, self._reshape, self._rerun_batch_size = layers, reshape, rerun_batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
         self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
         self._looked: dict[tuple[str, Adapter], Adapter] = {}
@@ -166,8 +170,7 @@ class CAM:
         saliency = self.saliency(
             pixel_values,
             selector_of(targets, len(_checked(pixel_values, model_inputs))),
-            aug_smooth=aug_smooth,
-            eigen_smooth=eigen_smooth,
+            Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth),
             **model_inputs,
         )
         self.outputs = saliency.outputs
@@ -177,15 +180,11 @@ class CAM:
         self,
         pixel_values: Tensor,
         select: Selector,
-        *,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
+        request: Request | None = None,
         **model_inputs: Any,
     ) -> Saliency:
-        """Maps for several targets an image from one forward; `select` chooses them from the model's output."""
-        [found] = self.saliencies(
-            [self.method], pixel_values, select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, **model_inputs
-        )
+        """Maps for several targets per image from one forward; see `saliencies`."""
+        [found] = self.saliencies([self.method], pixel_values, select, request, **model_inputs)
         return found
 
     def saliencies(
@@ -193,9 +192,8 @@ class CAM:
         methods: Sequence[Method],
         pixel_values: Tensor,
         select: Selector,
+        request: Request | None = None,
         *,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
         skip_undefined: bool = False,
         **model_inputs: Any,
     ) -> Saliencies:
@@ -203,8 +201,9 @@ class CAM:
 
         Args:
             methods: Their records.
-            pixel_values, aug_smooth, eigen_smooth, model_inputs: As in a call.
+            pixel_values, model_inputs: As in a call.
             select: Chooses the targets from the model's output.
+            request: Smoothing and method options; what is explained is told by `select`.
             skip_undefined: Leave out methods that are not defined here, in place of raising the error of the first.
 
         Raises:
@@ -213,8 +212,9 @@ class CAM:
             LayoutError, NoGradientError: the target layer does not serve.
         """
         _checked(pixel_values, model_inputs)
-        settings = (aug_smooth, eigen_smooth, skip_undefined)
-        run = partial(self._saliencies, methods, pixel_values, select, *settings, model_inputs)
+        wanted = request or Request()
+        check_options(methods, wanted.method_options)
+        run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
         try:
             return run()
         except (LayoutError, NoGradientError, DetachedError, LayerError) as error:
@@ -235,8 +235,7 @@ class CAM:
         methods: Sequence[Method],
         pixel_values: Tensor,
         select: Selector,
-        aug_smooth: bool,
-        eigen_smooth: bool,
+        request: Request,
         skip_undefined: bool,
         model_inputs: Mapping[str, Any],
     ) -> Saliencies:
@@ -245,8 +244,8 @@ class CAM:
         size = picture_size(inputs) if are_cut(inputs) else _space(self.model, pixel_values)
         tried, skipped = self._places(methods, inputs, skip_undefined)
         adapter = union([own for _, own in tried])
-        views = len(AUG_FACTORS) * 2 if aug_smooth else 1
-        if aug_smooth:
+        views = len(AUG_FACTORS) * 2 if request.aug_smooth else 1
+        if request.aug_smooth:
             inputs = _augmented(inputs, batch)
         made: list[tuple[Method, Adapter, list[list[Tensor]]]] = []
         with self._captured([method for method, _ in tried], adapter.layers, inputs) as captured:
@@ -254,10 +253,12 @@ class CAM:
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
-            runs = [Run(self.model, inputs, captured, adapter, column, size, self._batch_size) for column in columns]
+            runs = [
+                Run(self.model, inputs, captured, adapter, column, size, self._rerun_batch_size) for column in columns
+            ]
             for method, own in tried:
                 try:
-                    made.append((method, own, [self._raw_maps(method, own, run, eigen_smooth) for run in runs]))
+                    made.append((method, own, [self._raw_maps(method, own, run, request) for run in runs]))
                 except UNDEFINED as error:
                     if not skip_undefined or self._blames_layer(error, method, own):
                         raise
@@ -267,7 +268,7 @@ class CAM:
         outputs, records = map_tensors(clean, Tensor.detach), []
         for method, own, by_target in made:
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
-            raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
+            raw = tuple(_unaugmented(maps, batch) if request.aug_smooth else maps for maps in raw)
             records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, own, method))
         return Saliencies(tuple(records), skipped)
 
@@ -305,9 +306,10 @@ class CAM:
             watches=tuple(dict.fromkeys(signal.watch for signal in signals if signal.watch is not None)),
         )
 
-    def _raw_maps(self, method: Method, own: Adapter, run: Run, eigen_smooth: bool) -> list[Tensor]:
-        """One raw map `[B, h, w]` a layer."""
-        options = {name: value for name, value in self.options.items() if name in method.options}
+    def _raw_maps(self, method: Method, own: Adapter, run: Run, request: Request) -> list[Tensor]:
+        """One raw map `[B, h, w]` per layer."""
+        given_options = {**self.options, **request.method_options}
+        options = {name: value for name, value in given_options.items() if name in method.options}
         if method.retarget is not same_target:
             run = replace(run, targets=method.targets(run.targets, **options))
         maps = []
@@ -316,7 +318,7 @@ class CAM:
                 given = {signal.name: signal.provide(run, layer) for signal in method.signals}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
-            maps.append(method.map(eigen_smooth=eigen_smooth, **given, **options))
+            maps.append(method.map(eigen_smooth=request.eigen_smooth, **given, **options))
         return maps
 
     def _blames_layer(self, error: HFCamError, method: Method, own: Adapter) -> bool:
@@ -361,6 +363,20 @@ class CAM:
         if self._adapter is not None and self.method.layers is target_layers:
             return self._adapter
         return self._looks(self.method, example_inputs(self.model))
+
+
+def check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None:
+    """Refuse options that none of the methods has.
+
+    Raises:
+        OptionError: naming the option and those that there are.
+    """
+    known = {name for method in methods for name in method.options}
+    for name in options:
+        if name not in known:
+            ids = ", ".join(repr(method.id) for method in methods[:3]) + (", ..." if len(methods) > 3 else "")
+            listed = f"; known: {', '.join(sorted(known))}" if known else " or any other"
+            raise OptionError(f"{ids} has no option {name!r}{listed}")
 
 
 def selector_of(targets: Any, batch: int) -> Selector:

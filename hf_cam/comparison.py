@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method, list_methods
 from hf_cam.models.loading import load
+from hf_cam.request import Request
 
 TILE, MARGIN, TITLE = 320, 8, 28
 
@@ -78,8 +79,10 @@ def compare(
     text: str | Sequence[str] | None = None,
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
+    threshold: float | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    method_options: Mapping[str, Any] | None = None,
     processor: Any = None,
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -91,7 +94,9 @@ def compare(
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         methods: Ids of `hf_cam.list_methods()`; where not given, all that are defined here but those that take
             hundreds of forwards, as Score-CAM does with one per channel.
-        target, text, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
+        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, device, dtype: As in
+            `hf_cam.explain`.
+        method_options: As there; an option reaches the methods that have it.
 
     Raises:
         MethodError: a method does not exist, none is named, or one is not defined for the target.
@@ -101,14 +106,21 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
+    request = Request.of(
+        target=target,
+        text=text,
+        threshold=threshold,
+        aug_smooth=aug_smooth,
+        eigen_smooth=eigen_smooth,
+        method_options=method_options,
+    )
     source = image if may_be_video(image) else load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
     picture = explainer.loaded.opened(source)
-    settings: dict[str, Any] = {"target": target, "text": text, "aug_smooth": aug_smooth, "eigen_smooth": eigen_smooth}
     if methods is None:
-        found, skipped = explainer.compare_defined(picture, every_quick_method(), **settings)
+        found, skipped = explainer.compare_defined(picture, every_quick_method(), request)
     else:
-        found, skipped = explainer.compare(picture, method_ids(methods), **settings), {}
+        found, skipped = explainer.compare(picture, method_ids(methods), request), {}
     firsts = [explanations[0] for explanations in found]
     return Comparison(firsts, firsts[0].picture, skipped)
 

@@ -31,6 +31,7 @@ from hf_cam.errors import MethodError, OptionError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.reductions import first_component
+from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
 
 SIZE = (64, 96)
@@ -286,7 +287,7 @@ def test_aug_smooth_is_the_mean_over_six_views() -> None:
             view = x.flip(-1) * factor if flip else x * factor
             raw = cam.saliency(view, lambda outputs: [[2]]).raw[0][0]
             views.append(raw.flip(-1) if flip else raw)
-    smoothed = cam.saliency(x, lambda outputs: [[2]], aug_smooth=True).raw[0][0]
+    smoothed = cam.saliency(x, lambda outputs: [[2]], Request(aug_smooth=True)).raw[0][0]
     torch.testing.assert_close(smoothed, torch.stack(views).mean(0), atol=1e-6, rtol=1e-4)
 
 
@@ -411,7 +412,7 @@ def test_ablation_replays_what_brute_force_finds(name: str) -> None:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = (weights[:, None, None] * activations[0]).sum(0).clamp_min(0)
     for batch_size in (None, 5):
-        found = CAM(net, "ablationcam", batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
+        found = CAM(net, "ablationcam", rerun_batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
         torch.testing.assert_close(found, expected, atol=2e-5 * expected.max().item(), rtol=1e-3)
 
 
@@ -465,7 +466,7 @@ def slow_scorecam(net: nn.Module, activations: Tensor, x: Tensor, target: int) -
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_scorecam_masks_one_channel_after_the_other(name: str) -> None:
     net, x = make(name), pictures(1)
-    cam = CAM(net, "scorecam", batch_size=7)
+    cam = CAM(net, "scorecam", rerun_batch_size=7)
     with capture(net, cam.adapter.layers, {"pixel_values": x}, gradients=False) as captured:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = slow_scorecam(net, activations[0], x, 3)
@@ -621,7 +622,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse):
-        found = CAM(net, method, batch_size=16)(x, [1, 4])
+        found = CAM(net, method, rerun_batch_size=16)(x, [1, 4])
     assert max(sizes) == 16
     assert 2 in sizes
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -631,7 +632,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse_all), pytest.raises(RuntimeError, match="memory"):
-        CAM(net, method, batch_size=1)(x, [1, 4])
+        CAM(net, method, rerun_batch_size=1)(x, [1, 4])
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
@@ -643,7 +644,7 @@ def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with net.classifier.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="mat1"):
-        CAM(net, "scorecam", batch_size=16)(pictures(2), [1, 4])
+        CAM(net, "scorecam", rerun_batch_size=16)(pictures(2), [1, 4])
     assert len(tried) == 1
 
 

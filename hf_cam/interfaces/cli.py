@@ -169,6 +169,7 @@ def _explain(options: argparse.Namespace) -> None:
     settings = {
         "target": options.target,
         "text": options.text,
+        "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
     }
@@ -268,6 +269,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
+        method_options=_method_options(options.option),
         device=options.device,
         resume=options.out / "records.jsonl",
     )

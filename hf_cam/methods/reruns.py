@@ -37,7 +37,7 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
     axis = _channel_axis(activation, activations(run, layer))
     channels = activation.shape[axis]
     gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
-    size = run.batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
+    size = run.rerun_batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
     with tail_of(run.model, layer, run.inputs) as tail:
         if not tail.exact:
             warnings.warn(
@@ -84,7 +84,7 @@ def masked_scores(run: Run, layer: str) -> Tensor:
         return target_values(outputs, [run.targets[sample]] * (stop - start))
 
     with borrowed(unwrap(run.model)), torch.no_grad():
-        size = run.batch_size or images_at_once(pixels.device)
+        size = run.rerun_batch_size or images_at_once(pixels.device)
         return torch.stack(
             [in_chunks(channels.shape[1], size, partial(masked, sample)) for sample in range(len(channels))]
         )

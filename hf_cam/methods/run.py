@@ -30,7 +30,7 @@ class Run:
         adapter: Which layers, and how they lie in space.
         targets: One per image.
         size: Height and width of the model's input; behind its depth, for volumes.
-        batch_size: Forwards at once for signals that rerun the model; chosen where None.
+        rerun_batch_size: Forwards at once for signals that rerun the model; chosen where None.
     """
 
     model: nn.Module
@@ -39,7 +39,7 @@ class Run:
     adapter: Adapter
     targets: Sequence[Target]
     size: tuple[int, ...]
-    batch_size: int | None = None
+    rerun_batch_size: int | None = None
     _made: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, make: Callable[[Run, *Arguments], Result], *arguments: *Arguments) -> Result:

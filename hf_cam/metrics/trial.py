@@ -49,13 +49,13 @@ class Scorer:
         model: It comes back untouched.
         inputs: Its named inputs for the B images, on its device; `pixel_values` is `[B, C, H, W]`.
         targets: One an image.
-        batch_size: Variants a forward, chosen for the device where None; halved where its memory does not hold them.
+        rerun_batch_size: Variants per forward, chosen for the device where None; halved where memory runs out.
     """
 
     model: nn.Module
     inputs: Mapping[str, Any]
     targets: Sequence[Target]
-    batch_size: int | None = None
+    rerun_batch_size: int | None = None
 
     @property
     def pixels(self) -> Tensor:
@@ -76,7 +76,7 @@ class Scorer:
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
         with borrowed(unwrap(self.model)), torch.no_grad():
-            size = self.batch_size or images_at_once(flat.device)
+            size = self.rerun_batch_size or images_at_once(flat.device)
             return in_chunks(len(flat), size, some).reshape(batch, count).float()
 
     def _spread(self, value: Any, owners: Tensor) -> Any:
