@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_cam.metrics import get_metric, list_metrics
-from hf_cam.metrics.registry import EVIDENCE, Metric
+from hf_cam.metrics.registry import MEASUREMENTS, Metric
 
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
 Written by `python docs/make_metrics.py` from the registry that `hf_cam.evaluate(metrics=...)` reads. Each metric is a
-pure function of the evidence that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
-.measure("road", "insertion")` makes that evidence, in batches, seeded, on the model's device. The confidence is the
-probability of a class or the share of a prompt among several. For any other target (a single prompt, a detection, a
-segment) it is the target's own value, so the scores can lie outside the ranges below.
+pure function of the measurements that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
+.measure("road", "insertion")` computes them in batches, seeded, on the model's device. To register a function of your
+own, use `@hf_cam.metric(id, name, paper=...)`. The confidence is the probability of a class or the share of a prompt
+among several. For any other target (a single prompt, a detection, a segment) it is the target's own value, so the
+scores can lie outside the ranges below.
 
 """
 SANITY = """## Sanity of the methods
@@ -28,21 +29,17 @@ Methods that depend only on which tokens the target reads give the same map for 
 marked by `.ignores_class`.
 
 """
+BASELINES = "`evaluate` also scores the baseline maps `noise`, `centred-gaussian` and `sobel`, which ignore the model."
+GRID_GAME = "`grid_mosaics` and `grid_pointing_game` implement the grid pointing game (chance: 1/4), arXiv:2205.10435."
 START, END = "<!-- sanity -->", "<!-- end of sanity -->"
 
 
 def page() -> str:
     lines = [HEAD + "| id | range | better | what it measures | needs | paper |", "|---|---|---|---|---|---|"]
     lines += [line(get_metric(name)) for name in list_metrics()]
-    lines += ["", "## Evidence", "", "| name | |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in EVIDENCE.items()]
-    lines += [
-        "",
-        "Scores are also given for the baseline maps `noise`, `centred-gaussian` and `sobel`, which ignore the model.",
-    ]
-    lines += [
-        "`grid_mosaics` and `grid_pointing_game` implement the grid pointing game (chance: 1/4), arXiv:2205.10435."
-    ]
+    lines += ["", "## Measurements", "", "| name | what it is |", "|---|---|"]
+    lines += [f"| `{one.name}` | {one.meaning} |" for one in MEASUREMENTS.records().values()]
+    lines += ["", BASELINES, GRID_GAME]
     lines += ["", SANITY + measured()]
     return "\n".join(lines) + "\n"
 

@@ -31,6 +31,7 @@ from hf_cam.errors import MethodError, OptionError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.reductions import first_component
+from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
 
 SIZE = (64, 96)
@@ -88,7 +89,7 @@ def pictures(count: int = 2) -> Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def evidence_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     batch, channels = activations.shape[:2]
     everything = {
         "activations": activations,
@@ -155,8 +156,8 @@ def _both_signs(cam: CAM, x: Tensor, targets: list[int]) -> np.ndarray:
     with capture(cam.model, cam.adapter.layers, {"pixel_values": x}) as captured:
         [gradient] = captured.gradients(sum(captured.outputs.logits[i, target] for i, target in enumerate(targets)))
         tensors = {"activations": captured.activations[0].detach(), "gradients": gradient}
-        evidence = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
-    component = cam.method.reduce(cam.method.contributions(**evidence))
+        signals = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
+    component = cam.method.reduce(cam.method.contributions(**signals))
     both = torch.stack([component, -component], 1).clamp_min(0)
     return normalize(resize(normalize(both), SIZE)).numpy()
 
@@ -286,7 +287,7 @@ def test_aug_smooth_is_the_mean_over_six_views() -> None:
             view = x.flip(-1) * factor if flip else x * factor
             raw = cam.saliency(view, lambda outputs: [[2]]).raw[0][0]
             views.append(raw.flip(-1) if flip else raw)
-    smoothed = cam.saliency(x, lambda outputs: [[2]], aug_smooth=True).raw[0][0]
+    smoothed = cam.saliency(x, lambda outputs: [[2]], Request(aug_smooth=True)).raw[0][0]
     torch.testing.assert_close(smoothed, torch.stack(views).mean(0), atol=1e-6, rtol=1e-4)
 
 
@@ -301,7 +302,7 @@ def test_eigen_smooth_is_the_first_component_of_the_contributions() -> None:
 @pytest.mark.parametrize("method", LAYERED)
 def test_constant_activations_are_no_evidence_and_never_nan(method: str) -> None:
     record = get_method(method)
-    found = record.map(**evidence_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
+    found = record.map(**signals_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
     assert torch.equal(found, torch.zeros(1, 3, 5))
 
 
@@ -337,7 +338,7 @@ def test_normalize_leaves_noise_flat() -> None:
 def test_volumes_keep_their_depth(method: str) -> None:
     a, g = (torch.randn(2, 5, 3, 4, 6) for _ in range(2))
     record = get_method(method)
-    assert record.map(**evidence_of(record, a, g)).shape == (2, 3, 4, 6)
+    assert record.map(**signals_of(record, a, g)).shape == (2, 3, 4, 6)
 
 
 def test_randomcam_repeats_itself_and_follows_its_seed() -> None:
@@ -357,12 +358,17 @@ def test_every_method_has_its_class_and_a_paper() -> None:
         assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
 
 
-def test_registration_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
+def test_registration_refuses_strangers_of_a_taken_id_bad_names_and_unknown_signals() -> None:
     def needs_tea(activations: Tensor, tea: Tensor) -> Tensor:
         return activations * tea
 
-    with pytest.raises(MethodError, match="registered already"):
-        register(get_method("gradcam"))
+    def squared(activations: Tensor) -> Tensor:
+        return activations.square()
+
+    with pytest.raises(
+        MethodError, match=r"registered already, from hf_cam\.methods\.gradient\.gradcam;.*replace=True"
+    ):
+        register(Method("gradcam", "GradCAM", squared, "-", "-"))
     with pytest.raises(MethodError, match="no method id"):
         register(Method("Grad CAM", "GradCAM", needs_tea, "-", "-"))
     with pytest.raises(MethodError, match="tea"):
@@ -406,7 +412,7 @@ def test_ablation_replays_what_brute_force_finds(name: str) -> None:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = (weights[:, None, None] * activations[0]).sum(0).clamp_min(0)
     for batch_size in (None, 5):
-        found = CAM(net, "ablationcam", batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
+        found = CAM(net, "ablationcam", rerun_batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
         torch.testing.assert_close(found, expected, atol=2e-5 * expected.max().item(), rtol=1e-3)
 
 
@@ -460,7 +466,7 @@ def slow_scorecam(net: nn.Module, activations: Tensor, x: Tensor, target: int) -
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_scorecam_masks_one_channel_after_the_other(name: str) -> None:
     net, x = make(name), pictures(1)
-    cam = CAM(net, "scorecam", batch_size=7)
+    cam = CAM(net, "scorecam", rerun_batch_size=7)
     with capture(net, cam.adapter.layers, {"pixel_values": x}, gradients=False) as captured:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = slow_scorecam(net, activations[0], x, 3)
@@ -616,7 +622,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse):
-        found = CAM(net, method, batch_size=16)(x, [1, 4])
+        found = CAM(net, method, rerun_batch_size=16)(x, [1, 4])
     assert max(sizes) == 16
     assert 2 in sizes
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -626,7 +632,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse_all), pytest.raises(RuntimeError, match="memory"):
-        CAM(net, method, batch_size=1)(x, [1, 4])
+        CAM(net, method, rerun_batch_size=1)(x, [1, 4])
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
@@ -638,7 +644,7 @@ def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with net.classifier.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="mat1"):
-        CAM(net, "scorecam", batch_size=16)(pictures(2), [1, 4])
+        CAM(net, "scorecam", rerun_batch_size=16)(pictures(2), [1, 4])
     assert len(tried) == 1
 
 
