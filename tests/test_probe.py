@@ -10,9 +10,9 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from transformers.utils import ModelOutput
 
-from hf_cam import noise
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout
+from hf_cam.target_layers import noise
 from hf_cam.target_layers.noise import check_layouts
 from hf_cam.target_layers.probe import probe
 from hf_cam.target_layers.trace import path_shares

@@ -103,7 +103,7 @@ def test_importing_the_package_loads_nothing_heavy_and_is_quick():
 import sys, time
 start = time.perf_counter()
 import hf_cam
-from hf_cam import cli
+from hf_cam.interfaces import cli
 print(time.perf_counter() - start, *sorted({name.partition(".")[0] for name in sys.modules}))
 """
     start = time.monotonic()
