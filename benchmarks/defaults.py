@@ -25,7 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import LABELS, Scene, phrase, scenes
-from hf_cam.evaluation.bench import Evaluation, Row, Sample, evaluate, every_quick_method
+from hf_cam.evaluation.bench import evaluate, every_quick_method
+from hf_cam.evaluation.samples import Sample
+from hf_cam.evaluation.table import Evaluation, Row
 from hf_cam.explainer import Explainer
 from hf_cam.images.reading import load_image
 from hf_cam.interfaces.demo import PHOTOGRAPHS

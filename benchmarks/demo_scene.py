@@ -1,29 +1,32 @@
-"""Write the scene that the demo shows: `python -m benchmarks.demo_scene [PATH]`.
+"""Write the scene that the demo shows, and what is where in it: `python -m benchmarks.demo_scene`.
 
 One of the test split, picked because every model of the zoo is right about it; four times
-as large as the models see it.
+as large as the models see it. The tests read what is where, as large as the models see it.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.excerpt import EXCERPT
 from benchmarks.scenes import scenes
 from hf_cam.zoo import SCENE
 
 COUNT, SEED, PICKED, FACTOR = 3000, 3, 1540, 4
+CLASSES = EXCERPT / "demo-scene-classes.png"
+"""Grey values as in `Scene.classes`: 0 is background, `1 + label` is that label."""
 
 
-def main(path: Path = SCENE) -> None:
-    """Draw it again and save it."""
+def main(picture: Path = SCENE, classes: Path = CLASSES) -> None:
+    """Draw it again and save it; the whole Fashion-MNIST is needed, else it becomes another scene."""
     scene = scenes("test", COUNT, seed=SEED)[PICKED]
     height, width = scene.image.shape[:2]
-    picture = Image.fromarray(scene.image).resize((width * FACTOR, height * FACTOR), Image.Resampling.BICUBIC)
-    picture.save(path)
+    large = Image.fromarray(scene.image).resize((width * FACTOR, height * FACTOR), Image.Resampling.BICUBIC)
+    large.save(picture)
+    Image.fromarray(scene.classes).save(classes, optimize=True)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    main()

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from benchmarks.tiny_models import Case, words_tokenizer
 from hf_cam.cam import CAM, Saliency
-from hf_cam.capture.capture import call
+from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError
 from hf_cam.explainer import Explainer
-from hf_cam.heads import Head, Request
+from hf_cam.heads import Head
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.models.loading import LoadedModel
-from hf_cam.targets import EmbeddingSimilarity, Target, embedding_of, rows
+from hf_cam.outputs import embedding_of, sample_of
+from hf_cam.request import Request
+from hf_cam.targets import EmbeddingSimilarity, Target
 
 PROMPTS = ("a red cup", "a kettle")
 PICTURES = 4  # a target of random weights may find nothing that speaks for it in one of them
@@ -84,7 +86,7 @@ def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) ->
     geometry = Geometry(case.size, case.size, Axis(1, 0), Axis(1, 0), (0, 0, *case.size))
 
     def select(outputs: Any) -> list[list[Target]]:
-        return [[_first(head, rows(outputs, 0, 1), request, geometry)]]
+        return [[_first(head, sample_of(outputs, 0, 1), request, geometry)]]
 
     return explainer.cam.saliency(**{**pictures, **head.inputs(request)}, select=select)
 
@@ -96,7 +98,7 @@ def _first(head: Head, output: Any, request: Request, geometry: Geometry) -> Tar
 def _like_another(model: nn.Module, pictures: Mapping[str, Any]) -> EmbeddingSimilarity:
     other = {**pictures, "pixel_values": _noise(pictures["pixel_values"], PICTURES)}
     with torch.no_grad():
-        return EmbeddingSimilarity(embedding_of(rows(call(model, other), 0, 1)))
+        return EmbeddingSimilarity(embedding_of(sample_of(call(model, other), 0, 1)))
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:

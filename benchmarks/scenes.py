@@ -8,6 +8,7 @@ a shorter one.
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 Size = tuple[int, int]
 
-DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts the data."""
+ROOT = Path(os.environ.get("HF_CAM_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+"""The folder of Fashion-MNIST: `$HF_CAM_FASHION_MNIST`, or where Debian's package `dataset-fashion-mnist` puts it."""
+
+PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
+"""What the two files of a split are called: `<prefix>-images-idx3-ubyte.gz` and `<prefix>-labels-idx1-ubyte.gz`."""
 
 LABELS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 TINTS: dict[str, tuple[float, float, float]] = {
@@ -45,7 +49,6 @@ SIZE: Size = (96, 128)
 MAX_ITEMS = 4
 BLOCK = 64
 
-_FILES = {"train": "train", "test": "t10k"}
 _CANDIDATES = 24
 _MAX_OVERLAP = 0.10
 _WINDOW = 56
@@ -78,18 +81,19 @@ class Items:
 
 
 @lru_cache(maxsize=4)
-def load_items(split: Split, root: Path = DEBIAN_ROOT) -> Items:
-    """The pictures of one split of Fashion-MNIST, read from its four gzipped idx files.
+def load_items(split: Split, root: Path = ROOT) -> Items:
+    """The pictures of one split of Fashion-MNIST, read from two gzipped idx files.
 
     Raises:
         FileNotFoundError: the dataset is not installed at `root`.
     """
     if not root.is_dir():
         raise FileNotFoundError(
-            f"no Fashion-MNIST at {root}: apt-get install dataset-fashion-mnist, or pass its folder as root"
+            f"no Fashion-MNIST at {root}: apt-get install dataset-fashion-mnist, "
+            "or name the folder of its four files in HF_CAM_FASHION_MNIST"
         )
-    pictures = _read_idx(root / f"{_FILES[split]}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
-    labels = _read_idx(root / f"{_FILES[split]}-labels-idx1-ubyte.gz", header=8)
+    pictures = _read_idx(root / f"{PREFIXES[split]}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
+    labels = _read_idx(root / f"{PREFIXES[split]}-labels-idx1-ubyte.gz", header=8)
     return Items(torch.from_numpy(pictures), torch.from_numpy(labels).long())
 
 
@@ -192,16 +196,16 @@ class SceneBlocks(Dataset[SceneBatch]):
     seed: int = 0
     size: Size = SIZE
     max_items: int = MAX_ITEMS
-    root: Path = DEBIAN_ROOT
+    root: Path = ROOT
 
     def __getitem__(self, block: int) -> SceneBatch:
         """Block number `block`, drawn afresh."""
-        rng = np.random.default_rng([list(_FILES).index(self.split), self.seed, block])
+        rng = np.random.default_rng([list(PREFIXES).index(self.split), self.seed, block])
         return draw(load_items(self.split, self.root), BLOCK, self.size, self.max_items, rng)
 
 
 def scenes(
-    split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = DEBIAN_ROOT
+    split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = ROOT
 ) -> list[Scene]:
     """The first `count` scenes of the sequence with this seed; see `SceneBlocks` for the arguments."""
     blocks = SceneBlocks(split, seed, size, max_items, root)
@@ -211,7 +215,7 @@ def scenes(
 
 
 def scene_dataset(
-    split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = DEBIAN_ROOT
+    split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = ROOT
 ) -> datasets.Dataset:
     """The same scenes as a `datasets.Dataset`.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_cam.capture.capture import call
+from hf_cam.capture.inputs import call
 from hf_cam.target_layers.catalogue import refusals
 
 TASKS = {

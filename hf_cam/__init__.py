@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
-    from hf_cam.evaluation.bench import Evaluation, evaluate
+    from hf_cam.evaluation.bench import evaluate
+    from hf_cam.evaluation.table import Evaluation
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
-    from hf_cam.explanation import Explanation, overlay
+    from hf_cam.explanation import Explanation
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
         ShapleyCAM,
         XGradCAM,
     )
+    from hf_cam.heads import register_head
+    from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
     from hf_cam.methods import list_methods
@@ -108,8 +111,9 @@ _HOMES = {
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
     "load_image": "images.reading",
-    "overlay": "explanation",
+    "overlay": "images.drawing",
     "pipeline": "interfaces.pipelines",
+    "register_head": "heads",
     "tune": "evaluation.tuning",
     "Video": "images.videos",
 }
@@ -169,6 +173,7 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "register_head",
     "targets",
     "tune",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.attention import recording
 from hf_cam.capture.biases import BiasWatch
-from hf_cam.capture.capture import Shared, accepts, capture, picture_size, plain_inputs, swallows
-from hf_cam.capture.guard import unwrap
+from hf_cam.capture.capture import capture
+from hf_cam.capture.inputs import model_inputs_of, one_image, picture_size
+from hf_cam.capture.recorder import recording
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -26,24 +24,23 @@ from hf_cam.errors import (
     NoGradientError,
     OptionError,
     TargetError,
-    nearest,
 )
-from hf_cam.layouts import Size
+from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import SECOND_ORDER, WHOLE_MODEL, Run, twice_differentiable
+from hf_cam.models.traits import traits_of, unwrap
+from hf_cam.outputs import class_logits, map_tensors, sample_of
 from hf_cam.target_layers.adapter import Adapter, union
-from hf_cam.target_layers.catalogue import config_of
-from hf_cam.target_layers.infer import declared_adapter, infer_adapter, probed_adapter, sample_inputs
+from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_adapter, probed_adapter
 from hf_cam.target_layers.stages import target_layers
-from hf_cam.targets import Target, as_target, class_logits, map_tensors, rows
+from hf_cam.targets import Target, as_target
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
 MASKED = "masked_scores"
 AUG_FACTORS = (1.0, 0.9, 1.1)
-SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ class CAM:
                 raise
             try:
                 inputs = model_inputs_of(self.model, pixel_values, model_inputs)
-                self._adapter = probed_adapter(self.model, _first(inputs))
+                self._adapter = probed_adapter(self.model, one_image(inputs, 0))
                 return run()
             except HFCamError:
                 self._adapter = claimed
@@ -213,9 +210,9 @@ class CAM:
     ) -> list[Saliency]:
         batch = len(pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
-        if "spatial_shapes" in inputs:
+        if are_cut(inputs):
             _check_takes_patches(methods)
-        size = picture_size(inputs) if "spatial_shapes" in inputs else _space(self.model, pixel_values)
+        size = picture_size(inputs) if are_cut(inputs) else _space(self.model, pixel_values)
         adapters = [self._looks(method, inputs) for method in methods]
         adapter = union(adapters)
         views = len(AUG_FACTORS) * 2 if aug_smooth else 1
@@ -238,7 +235,7 @@ class CAM:
                 watch=recording if any(method.needs_attention for method in methods) else None,
             ) as captured,
         ):
-            clean = rows(captured.outputs, slice(0, batch), batch * views)
+            clean = sample_of(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
@@ -284,7 +281,9 @@ class CAM:
 
     def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
         if self._adapter is None:
-            self._adapter = infer_adapter(self.model, layers=self._layers, reshape=self._reshape, inputs=_first(inputs))
+            self._adapter = infer_adapter(
+                self.model, layers=self._layers, reshape=self._reshape, inputs=one_image(inputs, 0)
+            )
             if self._auto:
                 self.method = get_method(self._adapter.method)
         return self._adapter
@@ -295,7 +294,7 @@ class CAM:
         if adapter.origin == "caller":
             return adapter
         if (method.id, adapter) not in self._looked:
-            self._looked[method.id, adapter] = method.layers(self.model, adapter, _first(inputs))
+            self._looked[method.id, adapter] = method.layers(self.model, adapter, one_image(inputs, 0))
         return self._looked[method.id, adapter]
 
     def adapter_for(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> Adapter:
@@ -307,33 +306,7 @@ class CAM:
         """Where this CAM looks (found with a picture of noise, where only a run can tell and none has happened)."""
         if self._adapter is not None and self.method.layers is target_layers:
             return self._adapter
-        return self._looks(self.method, sample_inputs(unwrap(self.model)))
-
-
-def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The forward's named inputs on the model's device and in its dtype, cut off from any graph of the caller's.
-
-    A picture of another size than the model's own asks for its position encodings to be interpolated.
-    """
-    module = unwrap(model)
-    for name in others:
-        if swallows(module, name):
-            choices = [*SETTINGS, *inspect.signature(module.forward).parameters]
-            raise OptionError(f"the model takes no input {name!r}; nearest: {nearest(name, choices)}")
-    parameter = next((p for p in module.parameters() if p.device.type != "meta" and p.is_floating_point()), None)
-    inputs = plain_inputs({"pixel_values": pixel_values, **others})
-    if parameter is not None:
-        inputs = {
-            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor | Shared)
-            else value
-            for name, value in inputs.items()
-        }
-    if accepts(module, "interpolate_pos_encoding") and "interpolate_pos_encoding" not in inputs:
-        native = _native_size(module)
-        if native is not None and native != tuple(pixel_values.shape[-2:]):
-            inputs["interpolate_pos_encoding"] = True
-    return inputs
+        return self._looks(self.method, example_inputs(self.model))
 
 
 def selector_of(targets: Any, batch: int) -> Selector:
@@ -359,13 +332,8 @@ def top_classes(count: int) -> Selector:
     return select
 
 
-def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of the first image alone."""
-    return {name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()}
-
-
 def _checked(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
-    axes = 3 if "spatial_shapes" in others else 4  # pictures that come cut into patches, [B, N, patch]
+    axes = 3 if are_cut(others) else 4  # pictures that come cut into patches, [B, N, patch]
     if not isinstance(pixel_values, Tensor) or pixel_values.ndim < axes or not pixel_values.is_floating_point():
         got = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
         raise OptionError(f"pixel_values must be a floating tensor [B, C, H, W], got {got}")
@@ -382,7 +350,7 @@ def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
     *_, height, width = pixel_values.shape
     if pixel_values.ndim == 4:
         return height, width
-    return pixel_values.shape[1 if config_of(unwrap(model)) is not None else 2], height, width
+    return pixel_values.shape[1 if traits_of(model).config is not None else 2], height, width
 
 
 def _column(targets: Any, batch: int) -> list[Target]:
@@ -394,16 +362,6 @@ def _column(targets: Any, batch: int) -> list[Target]:
     if len(targets) != batch:
         raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
     return [as_target(target) for target in targets]
-
-
-def _native_size(module: nn.Module) -> Size | None:
-    """The input size that the config declares, where position encodings belong to one size."""
-    config = getattr(module, "config", None)
-    vision = getattr(config, "vision_config", None) or config
-    size = getattr(vision, "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
@@ -428,12 +386,7 @@ def _check_takes_patches(methods: Sequence[Method]) -> None:
 def _mirrored(inputs: Mapping[str, Any]) -> Tensor:
     """The pictures, left and right exchanged; of those that come cut, the patches of a row and the pixels in each."""
     pixels: Tensor = inputs["pixel_values"]
-    if "spatial_shapes" not in inputs:
-        return pixels.flip(-1)
-    rows, columns = inputs["spatial_shapes"][0].tolist()
-    side = math.isqrt(pixels.shape[2] // 3)
-    grid = pixels[:, : rows * columns].reshape(len(pixels), rows, columns, side, side, -1)
-    return torch.cat([grid.flip(2, 4).reshape(len(pixels), rows * columns, -1), pixels[:, rows * columns :]], 1)
+    return CutPictures.of(inputs).mirrored() if are_cut(inputs) else pixels.flip(-1)
 
 
 def _unaugmented(maps: Tensor, batch: int) -> Tensor:

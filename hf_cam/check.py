@@ -1,4 +1,4 @@
-"""An explanation judges itself: does the model lose what the map says it relied on?"""
+"""Check a single explanation: does the model's confidence fall without the pixels that the map marks?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.maps import normalize
 from hf_cam.metrics import Scorer, Trial, confidence
+from hf_cam.models.traits import traits_of
 from hf_cam.targets import Target
 
 TOP = 20
 TINY = 0.05
 DRAWS = 4
 MARGIN = 0.01
-"""Share of the confidence by which a map must beat chance."""
+"""The margin by which a map must beat chance, as a share of the confidence."""
 CONSTANT, NO_GRADIENT, UNLIKELY, NO_BETTER = (
     "constant map",
     "no gradient",
@@ -33,9 +33,9 @@ class Origin:
     """What an explanation was made from, kept so that it can be checked.
 
     Args:
-        model: What was explained; the explanation keeps it alive.
+        model: The explained model; the explanation keeps it alive.
         inputs: Its named inputs for this one image.
-        target: The scalar.
+        target: The explained scalar.
         map: `[H, W]` in [0, 1], as large as the model's input.
     """
 
@@ -47,14 +47,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found.
+    """The result of a check.
 
     Args:
-        confidence: Of the model in the target, a probability where it has one.
-        drop: By how much it falls without the strongest fifth of the pixels, imputed from their surroundings.
-        chance: The same with the map moved to other places, the mean of four.
-        energy: The share of the map's sum in its strongest fifth, 0.2 for an even map; 0 for a map of zeros.
-        flags: "constant map", "no gradient", "target probability tiny", "no better than chance", as far as they hold.
+        confidence: The model's confidence in the target, as a probability if it has one.
+        drop: The fall in confidence when the strongest fifth of the pixels is imputed from its surroundings.
+        chance: The same fall for the map shifted to other places, as the mean over four shifts.
+        energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
+        flags: Those of "constant map", "no gradient", "target probability tiny" and "no better than chance" that apply.
     """
 
     confidence: float
@@ -69,33 +69,33 @@ class Check:
         return not self.flags
 
     def __str__(self) -> str:
-        """In words."""
+        """The result in one paragraph."""
         if NO_GRADIENT in self.flags:
-            return "The map is empty: nothing that this method looks at in this layer influences the target."
+            return "The map is empty: nothing that this method reads in this layer influences the target."
         if CONSTANT in self.flags:
-            return "The map is the same everywhere: it does not say where the target is read from."
+            return "The map is the same everywhere: it does not show which part of the image the target depends on."
         change = (
             f"{'falls' if self.drop >= 0 else 'rises'} from {self.confidence:.2f} to {self.confidence - self.drop:.2f}"
         )
-        words = [f"Without the strongest {TOP} % of the map the confidence {change}."]
-        words.append(f"Without as many pixels elsewhere it is {self.confidence - self.chance:.2f}.")
-        words.append(f"These {TOP} % hold {self.energy:.0%} of the map.")
+        words = [f"Without the strongest {TOP}% of the map, the confidence {change}."]
+        words.append(f"Without as many pixels elsewhere, it is {self.confidence - self.chance:.2f}.")
+        words.append(f"This {TOP}% holds {self.energy:.0%} of the map's sum.")
         if NO_BETTER in self.flags:
-            words.append("The map does no better than chance: do not rely on it.")
+            words.append("The map is no better than chance: do not rely on it.")
         if UNLIKELY in self.flags:
-            words.append("The model hardly believes in this target: the map shows what little speaks for it.")
+            words.append("The model gives this target a tiny probability: the map shows what little evidence there is.")
         return " ".join(words)
 
 
 def check(origin: Origin, raw: np.ndarray, seed: int = 0) -> Check:
-    """Judge one map.
+    """Check one map.
 
     Args:
-        origin: What it was made from.
+        origin: What the map was made from.
         raw: The map before normalisation.
-        seed: Of the noise and the places.
+        seed: Seed for the noise and the shifts.
     """
-    problem = getattr(getattr(unwrap(origin.model), "config", None), "problem_type", None)
+    problem = traits_of(origin.model).problem_type
     scorer = Scorer(origin.model, origin.inputs, [confidence(origin.target, problem)])
     maps = origin.map[None].to(scorer.pixels.device).float()
     trial = Trial(maps, scorer, percentiles=(100 - TOP,), seed=seed)
@@ -114,7 +114,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0) -> Check:
 
 
 def _moved(maps: Tensor, seed: int) -> list[Tensor]:
-    """The map at random other places, wrapped round the border: as many pixels in the same shapes."""
+    """The map shifted to random places, wrapping round the border: as many pixels, in the same shapes."""
     generator = torch.Generator().manual_seed(seed)
     shares = (0.25 + 0.5 * torch.rand(DRAWS, 2, generator=generator)).tolist()
     sides = maps.shape[-2:]
@@ -127,13 +127,3 @@ def _energy(saliency: Tensor) -> float:
     ordered = saliency.flatten().sort(descending=True).values
     total = ordered.sum()
     return float(ordered[: max(1, round(len(ordered) * TOP / 100))].sum() / total) if total > 0 else 0.0
-
-
-def one_image(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The inputs of one image of a batch."""
-    batch = len(inputs["pixel_values"])
-
-    def own(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-
-    return {name: value[index : index + 1] if own(value) else value for name, value in inputs.items()}

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
-from hf_cam.explanation import DEFAULT_COLORMAP, Explanation, save_picture
+from hf_cam.explanation import Explanation
+from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
-from hf_cam.images.videos import moves
+from hf_cam.images.videos import may_be_video
 from hf_cam.methods import Method, get_method, list_methods
 from hf_cam.methods.registry import same_target
 from hf_cam.models.loading import Picture, load
@@ -100,7 +101,7 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
-    source = image if moves(image) else load_image(image)
+    source = image if may_be_video(image) else load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
     picture = explainer.loaded.opened(source)
     chosen = quick_methods(explainer, picture, target, text) if methods is None else method_ids(methods)

@@ -1,4 +1,4 @@
-"""Every error that hf-cam raises on purpose; each is also a built-in kind, so `except ValueError` keeps working."""
+"""The errors that hf-cam raises on purpose; each is also a built-in error, so `except ValueError` keeps working."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class HFCamError(Exception):
-    """Base class: catch it to catch everything that hf-cam refuses."""
+    """The base class of all errors that hf-cam raises on purpose."""
 
 
 class ImageError(HFCamError, ValueError):
@@ -15,19 +15,19 @@ class ImageError(HFCamError, ValueError):
 
 
 class ModelError(HFCamError, ValueError):
-    """The model cannot be found, loaded, or does not look at images."""
+    """The model cannot be found or loaded, or takes no images."""
 
 
 class UnknownArchitecture(HFCamError, ValueError):
-    """Neither the catalogue nor the model's structure tells where to look."""
+    """Neither the catalogue nor the model's structure gives a target layer."""
 
 
 class LayerError(HFCamError, ValueError):
-    """A target layer does not exist or never ran."""
+    """A target layer does not exist, or did not run."""
 
 
 class LayoutError(HFCamError, ValueError):
-    """An activation does not lie in space the way its adapter says."""
+    """An activation does not have the spatial layout that its adapter declares."""
 
 
 class NoGradientError(HFCamError, ValueError):
@@ -35,11 +35,11 @@ class NoGradientError(HFCamError, ValueError):
 
 
 class TargetError(HFCamError, ValueError):
-    """A target does not exist, does not fit the model's head, or there are too few of them."""
+    """A target does not exist or does not fit the model's head, or there are too few targets."""
 
 
 class DetachedError(TargetError):
-    """The target's value does not hang together with the target layer at all."""
+    """The target's value is not connected to the target layer in the autograd graph."""
 
 
 class MethodError(HFCamError, ValueError):
@@ -47,15 +47,19 @@ class MethodError(HFCamError, ValueError):
 
 
 class OptionError(HFCamError, TypeError):
-    """An argument that nothing here understands, or one of the wrong type."""
+    """An argument is unknown, or has the wrong type or value."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in, or a data file of one, cannot be used; everything else works without it."""
 
 
 class SlowWarning(UserWarning):
-    """The result is right, and took longer than it should."""
+    """The result is correct, but took longer than it should."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The `count` entries of `known` most like `name`, quoted and joined, for the end of an error message.
+    """The `count` entries of `known` that are most similar to `name`, quoted and joined, for the end of a message.
 
     >>> nearest("grad-cam", ["gradcam", "eigencam", "fem"], count=1)
     "'gradcam'"

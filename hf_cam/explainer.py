@@ -11,20 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency, model_inputs_of
+from hf_cam.cam import CAM, Saliency
+from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
-from hf_cam.check import Origin, one_image
+from hf_cam.check import Origin
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
-from hf_cam.heads import Head, Request, Subject, head_of
+from hf_cam.heads import Head, Subject, head_of
 from hf_cam.images.geometry import Geometry
+from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
-from hf_cam.images.videos import Video, moves
+from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import LoadedModel, Picture, load
+from hf_cam.outputs import sample_of
+from hf_cam.request import Request
 from hf_cam.target_layers.infer import declared_adapter
-from hf_cam.targets import Target, rows
+from hf_cam.targets import Target
 
 
 def explain(
@@ -81,7 +85,7 @@ def explain(
     """
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
-    sources = [source if moves(source) else load_image(source) for source in (image if several else [image])]
+    sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     images = [loaded.opened(source) for source in sources]
     explainer = Explainer(loaded, method, layers, reshape, batch_size)
@@ -192,8 +196,8 @@ class Explainer:
 
     def _as_alone(self, inputs: Mapping[str, Tensor], images: Sequence[Picture]) -> bool:
         """Whether no image of a batch was padded to the size of another, or cut into another grid."""
-        if (grids := inputs.get("spatial_shapes")) is not None:
-            return bool((grids == grids[0]).all())
+        if are_cut(inputs):
+            return cut_alike(inputs)
         size = tuple(inputs["pixel_values"].shape[-2:])
         return all(self.loaded.geometry((image.height, image.width)).model_size == size for image in images)
 
@@ -231,7 +235,7 @@ class Explainer:
         self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
     ) -> list[Origin]:
         """What each explanation of image `i` was made from."""
-        own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], _others(inputs)), i)
+        own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], others_of(inputs)), i)
         return [
             Origin(self.loaded.model, own, subject.target, saliency.maps[k, i]) for k, subject in enumerate(subjects)
         ]
@@ -248,7 +252,7 @@ class _Chosen:
         """Columns of targets; images with fewer subjects than others repeat their first."""
         batch = len(self.geometries)
         self.subjects = [
-            self.head.subjects(rows(outputs, i, batch), self.request, geometry)
+            self.head.subjects(sample_of(outputs, i, batch), self.request, geometry)
             for i, geometry in enumerate(self.geometries)
         ]
         longest = max(map(len, self.subjects))
@@ -295,10 +299,6 @@ def _check_sees_frames(methods: Sequence[Method]) -> None:
     for method in methods:
         if method.needs_attention or not {"gradient_terms", "masked_scores"}.isdisjoint(method.needs):
             raise MethodError(f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are")
-
-
-def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "pixel_values"}
 
 
 def _measured(model: nn.Module) -> bool:

@@ -1,115 +1,42 @@
-"""The result: a heatmap in the pixels of the caller's image, and how to see it."""
+"""The result of an explanation: a heatmap in the pixels of the caller's image, with ways to check, show and save it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from hf_cam.check import Check, Origin, check
-from hf_cam.errors import ImageError, OptionError, nearest
-from hf_cam.images.reading import load_image
-from hf_cam.images.videos import animation, contact_sheet
+from hf_cam.errors import OptionError
+from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
+from hf_cam.images.patches import are_cut
 
-COLORMAPS = {
-    name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")
-}
-DEFAULT_COLORMAP = "turbo"
 NO_EVIDENCE = "no evidence"
-
-
-def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
-    """The heatmap in colours over the image.
-
-    Args:
-        image: Whatever `hf_cam.explain` takes as an image.
-        heatmap: `[H, W]` in [0, 1], as large as the image.
-        alpha: Opacity of the colours in [0, 1]; it fades to nothing over the lower half of the heatmap, so that what
-            played no part stays as it is in the image.
-        colormap: Name of an OpenCV colour map, such as "turbo", "jet", "viridis" or "inferno".
-
-    Raises:
-        OptionError: the sizes differ, alpha lies outside [0, 1], or there is no such colour map.
-
-    >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
-    (0, 0, 0)
-    """
-    picture, heatmap = load_image(image), np.asarray(heatmap)
-    if heatmap.shape != (picture.height, picture.width):
-        raise OptionError(
-            f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, the image {picture.height} x {picture.width}"
-        )
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha lies in [0, 1], got {alpha}")
-    if colormap not in COLORMAPS:
-        raise OptionError(f"no colour map {colormap!r}; nearest: {nearest(colormap, COLORMAPS)}")
-    levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
-    opacity = alpha * np.clip(2 * heatmap, 0, 1)[..., None]
-    mixed = (1 - opacity) * np.asarray(picture, np.float32) + opacity * colours
-    return Image.fromarray(np.rint(mixed).astype(np.uint8))
-
-
-def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None) -> Image.Image:
-    """A box, or else the edge of a mask, as a white line with a dark rim."""
-    if box is None and mask is None:
-        return picture
-    canvas = np.array(picture)
-    thickness = max(1, round(min(picture.size) / 200))
-    for colour, width in (((20, 20, 20), 3 * thickness), ((255, 255, 255), thickness)):
-        if box is not None:
-            x0, y0, x1, y1 = (round(value) for value in box)
-            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, width)
-        elif mask is not None:
-            edges, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(canvas, edges, -1, colour, width)
-    return Image.fromarray(canvas)
-
-
-def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Path:
-    """Write a picture, with the folders above it; `settings` are Pillow's.
-
-    Raises:
-        ImageError: the path's ending is no picture format.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise ImageError(f"{str(path)!r} is a folder; name the file to write, such as {str(path / 'map.png')!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, **settings)
-    except OSError as error:
-        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
-    return path
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a model said what it said of one image.
+    """The explanation of one thing that a model reports about one image.
 
     Args:
         label: What is explained: a class name, a prompt, a detected object.
         score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
-        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. Of a
-            video `[T, H, W]`, stretched over all its frames at once, so that they compare.
-        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` of a
+        heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
+            video `[T, H, W]`, normalised over all frames together so that they can be compared.
+        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` for a
             video.
         method: Id of the method.
         layers: Dotted names of the target layers.
         image: The caller's image, upright and in RGB; the first frame of a video.
-        box: `(x0, y0, x1, y1)` in the image's pixels, where the head finds objects.
-        mask: `[H, W]` booleans, where the head finds segments.
-        flags: Warnings in words, such as "no evidence" for a map of zeros.
-        origin: The model, the prepared image and the target, for `check()`; a copy that is pickled goes without.
-        frames: Of a video, those that the model saw; empty for an image.
+        box: `(x0, y0, x1, y1)` in the image's pixels, if the head finds objects.
+        mask: `[H, W]` booleans, if the head finds segments.
+        flags: Warnings, such as "no evidence" for a map of zeros.
+        origin: The model, the preprocessed image and the target, for `check()`; not pickled.
+        frames: The frames of a video that the model saw; empty for an image.
     """
 
     label: str
@@ -126,15 +53,15 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: everything but the model."""
+        """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
 
     def check(self, seed: int = 0) -> Check:
-        """Does the model lose what the map says it relied on? Its `str` says it in words.
+        """Test whether the model's confidence falls without the pixels that the map marks; `str(check)` explains it.
 
         Raises:
-            OptionError: the explanation was pickled, so that it has lost its model; or it is one of a video, or of an
-                image that the model gets in patches, from which no pixels can be taken.
+            OptionError: the explanation was pickled and so has no model, or the model takes videos or patches, from
+                which no pixels can be removed.
 
         >>> import hf_cam
         >>> from sklearn.datasets import load_sample_image
@@ -144,15 +71,15 @@ class Explanation:
         True
         """
         if self.origin is None:
-            raise OptionError("this explanation has lost its model (it was pickled); explain the image again")
-        if self.frames or "spatial_shapes" in self.origin.inputs:
-            raise OptionError("a check takes pixels out of an image, and this model gets frames or patches instead")
+            raise OptionError("this explanation was pickled without its model; explain the image again")
+        if self.frames or are_cut(self.origin.inputs):
+            raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         return check(self.origin, self.raw, seed)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
-        """The heatmap in colours over the image, as large as the image; its box or the edge of its mask in white.
+        """The heatmap in colours over the image, with the box or the edge of the mask in white.
 
-        Of a video a sheet of its frames, row by row.
+        It is as large as the image. For a video, it is a contact sheet of the frames, row by row.
         """
         if self.frames:
             return contact_sheet(self.frame_overlays(alpha, colormap))
@@ -168,16 +95,16 @@ class Explanation:
 
     @property
     def picture(self) -> Image.Image:
-        """What was explained, without colours: the image, or a sheet of the video's frames."""
+        """What was explained, without the heatmap: the image, or a contact sheet of the video's frames."""
         return contact_sheet(self.frames) if self.frames else self.image
 
     def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
-        """Write the overlay as a picture, or the bare heatmap where the path ends in `.npy`.
+        """Save the overlay as a picture, or the heatmap itself if the path ends in `.npy`.
 
-        A video becomes a moving picture where the path ends in `.gif`, else a sheet of its frames.
+        A video becomes an animation if the path ends in `.gif`, else a contact sheet of its frames.
 
         Raises:
-            ImageError: the ending is no picture format.
+            ImageError: the path does not end in a picture format, or cannot be written.
         """
         path = Path(path).expanduser()
         if path.suffix == ".npy":
@@ -190,7 +117,7 @@ class Explanation:
         return save_picture(self.overlay(alpha, colormap), path)
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The overlay as a PNG, which notebooks display."""
         buffer = io.BytesIO()
         self.overlay().save(buffer, format="PNG")
         return buffer.getvalue()

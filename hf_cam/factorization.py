@@ -1,4 +1,4 @@
-"""Deep feature factorisation: a few concepts that a batch of images is made of, and where each lies."""
+"""Deep feature factorisation: a few concepts that a batch of images is composed of, and where each one lies."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, model_inputs_of
+from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
+from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import LayoutError, OptionError, TargetError
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
+from hf_cam.outputs import class_logits, probabilities
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.targets import class_logits, probabilities
 
 
 @dataclass(frozen=True, eq=False)
 class Factorization:
-    """Concepts of a batch.
+    """The concepts of a batch.
 
     Args:
         concepts: `[k, C]`, non-negative: the channel vector of each concept.
         strengths: `[B, k, h, w]`, non-negative: how much of each concept lies in each cell, before any normalisation.
-        heatmaps: `[B, k, H, W]` in [0, 1]: the same in the model's pixels, each concept by its peak in the batch.
-        classes: Per concept the best classes and their probabilities when every cell shows that concept alone; empty
-            where the model has no class logits, or the layout is a function.
+        heatmaps: `[B, k, H, W]` in [0, 1]: the strengths in the model's pixels, relative to each concept's peak in the
+            batch.
+        classes: For each concept, the best classes and their probabilities when every cell holds only that concept;
+            empty if the model has no class logits, or the layout is a function.
     """
 
     concepts: Tensor = field(repr=False)
@@ -43,11 +45,11 @@ class Factorization:
     def picture(
         self, image: Any, index: int = 0, labels: dict[int, str] | None = None, alpha: float = 0.6
     ) -> Image.Image:
-        """The image with each cell in the colour of its strongest concept, and a legend of their classes beside it.
+        """The image with each pixel in the colour of its strongest concept, and a legend of the concepts' classes.
 
         Args:
-            image: What the model saw of the image, as `hf_cam.load_image` takes it.
-            index: Which image of the batch it is.
+            image: The part of the image that the model saw, in any form that `hf_cam.load_image` takes.
+            index: The index of the image in the batch.
             labels: Class names by index.
             alpha: Opacity of the colours in [0, 1].
         """
@@ -69,15 +71,15 @@ class Factorization:
 class DeepFeatureFactorization:
     """Non-negative matrix factorisation of a layer's cells over a batch (scikit-learn's `NMF`).
 
-    Negative activations count as zero. Concepts are named by the model itself: every cell is set to a concept and only
-    the tail behind the layer is rerun.
+    Negative activations count as zero. The model itself names the concepts: every cell is set to one concept, and only
+    the tail after the layer is rerun.
 
     Paper: Collins et al., Deep Feature Factorization for Concept Discovery, ECCV 2018, arXiv:1806.10206.
 
     Args:
-        model: Any vision model; it comes back untouched.
-        layers: Dotted name of the layer, inferred where not given.
-        reshape: `activation -> [B, C, h, w]`, inferred where not given.
+        model: Any vision model; it is left unchanged.
+        layers: Dotted name of the layer; inferred by default.
+        reshape: `activation -> [B, C, h, w]`; inferred by default.
 
     >>> from transformers import ResNetConfig, ResNetForImageClassification
     >>> model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).eval()
@@ -102,11 +104,11 @@ class DeepFeatureFactorization:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
             components: The number of concepts, k.
             top_k: How many classes to name for each concept.
-            seed: Of the factorisation's start.
-            model_inputs: Whatever else the forward takes.
+            seed: Seed for the initialisation of the factorisation.
+            model_inputs: Other inputs of the forward.
 
         Raises:
-            OptionError: `components` is less than 1, or more than there are cells or channels.
+            OptionError: `components` is less than 1, or more than the number of cells or of channels.
         """
         model, adapter = self._cam.model, self._cam.adapter_for(pixel_values, model_inputs)
         inputs = model_inputs_of(model, pixel_values, model_inputs)
@@ -117,7 +119,7 @@ class DeepFeatureFactorization:
         shown = resize(strengths, size)
         peak = shown.amax((0, 2, 3), keepdim=True)
         heatmaps = shown / torch.where(peak > 0, peak, torch.ones_like(peak))
-        # Each concept as strong as the cells that show it most.
+        # Each concept at its maximum strength in the batch.
         shown_alone = concepts * strengths.amax((0, 2, 3))[:, None]
         return Factorization(concepts, strengths, heatmaps, _named(model, adapter, inputs, shown_alone, top_k))
 
@@ -126,14 +128,14 @@ def factorize(cells: Tensor, components: int, seed: int = 0) -> tuple[Tensor, Te
     """Concepts `[k, C]` and strengths `[B, k, h, w]` whose product is nearest to the positive part of `[B, C, h, w]`.
 
     Raises:
-        OptionError: `components` is no number from 1 to that of the cells and of the channels.
+        OptionError: `components` is not between 1 and the number of cells or of channels, whichever is less.
     """
     from sklearn.decomposition import NMF
 
     batch, channels, rows, columns = cells.shape
     vectors = cells.float().clamp_min(0).permute(0, 2, 3, 1).reshape(-1, channels).cpu().numpy()
     if not isinstance(components, int) or not 1 <= components <= min(vectors.shape):
-        raise OptionError(f"components is a whole number from 1 to {min(vectors.shape)}, got {components!r}")
+        raise OptionError(f"components must be a whole number from 1 to {min(vectors.shape)}, got {components!r}")
     factorization = NMF(components, init="nndsvda", random_state=seed, max_iter=1000, tol=1e-3)
     strengths = factorization.fit_transform(vectors.astype(np.float64))
     found = torch.from_numpy(strengths).reshape(batch, rows, columns, components).permute(0, 3, 1, 2)
@@ -149,7 +151,7 @@ def _named(
         if isinstance(layout, AnyLayout):
             layout = layout.reading(tail.activations.shape, (pixels.shape[-2], pixels.shape[-1]))
         if not isinstance(layout, Layout) or layout.suffix is None:
-            return []  # a caller's function says nothing of the way back, and padding has no concept
+            return []  # a caller's function cannot be inverted, and padding has no concept
         clean = tail.activations[:1].expand(len(concepts), *tail.activations.shape[1:]).clone()
         concepts = concepts.to(clean)
         if layout.axes == NCHW:
@@ -170,7 +172,7 @@ def _named(
 
 
 def concept_colour(index: int, count: int) -> tuple[int, int, int]:
-    """The colour of a concept: hues spread evenly, alternating in lightness."""
+    """The colour of a concept: evenly spaced hues of alternating lightness."""
     red, green, blue = colorsys.hls_to_rgb(index / count, 0.55 if index % 2 else 0.45, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 

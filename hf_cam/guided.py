@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.cam import model_inputs_of, selector_of
-from hf_cam.capture.capture import call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.cam import selector_of
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
 from hf_cam.methods.run import target_values
+from hf_cam.models.traits import unwrap
 from hf_cam.targets import Target
 
 GATES = {
@@ -33,11 +34,11 @@ GATES = {
     Tensor.relu,
     Tensor.relu_,
 }
-"""Activations whose gradient is guided: ReLU, for which the method was made, and the smooth gates in its place."""
+"""Activations whose gradient is guided: ReLU, for which the method was defined, and its smooth replacements."""
 
 
 class _Guided(torch.autograd.Function):
-    """The activation itself forward; backward only positive gradient where the input is positive."""
+    """The activation in the forward pass; in the backward pass, only positive gradients at positive inputs."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -52,7 +53,7 @@ class _Guided(torch.autograd.Function):
 
 
 class _Guide(TorchFunctionMode):
-    """Guides every activation function that runs under it, whichever module calls it."""
+    """Guide every activation function called under this mode, whichever module calls it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -66,11 +67,11 @@ class _Guide(TorchFunctionMode):
 
 
 class GuidedBackprop:
-    """The target's gradient in the picture's own pixels, through positive gradients and positive inputs alone.
+    """The gradient of the target in the picture's own pixels, through only positive gradients and positive inputs.
 
-    The rule is made for ReLU; on the smooth gates of the GELU family it masks by the sign of their input in the same
-    way. No module is exchanged: the activations are intercepted while the model runs, and it comes back untouched.
-    A warning of its critics (Adebayo et al., arXiv:1810.03292): it all but ignores the model's later layers.
+    The rule was defined for ReLU; for smooth activations of the GELU family, it masks by the sign of the input in the
+    same way. No module is replaced: the activations are intercepted during the forward, and the model is left
+    unchanged. Note that the result hardly depends on the model's later layers (Adebayo et al., arXiv:1810.03292).
 
     Paper: Springenberg et al., Striving for Simplicity, ICLR Workshops 2015, arXiv:1412.6806.
 
@@ -89,15 +90,15 @@ class GuidedBackprop:
         targets: Sequence[int | Target] | int | Target | None = None,
         **model_inputs: Any,
     ) -> Tensor:
-        """The guided gradient `[B, C, H, W]`, signed, in the units of the target by those of the input.
+        """The guided gradient, `[B, C, H, W]`, signed, in units of the target per unit of the input.
 
         Args:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
-            targets: One class index or callable an image; None explains each image's top class.
-            model_inputs: Whatever else the forward takes.
+            targets: One class index or callable per image; None explains each image's top class.
+            model_inputs: Other inputs of the forward.
 
         Raises:
-            TargetError: the target does not depend on the picture, or their number differs from that of the images.
+            TargetError: a target does not depend on the picture, or there is not one target per image.
         """
         select = selector_of(targets, len(pixel_values))
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)

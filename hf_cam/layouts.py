@@ -1,4 +1,4 @@
-"""How an activation lies in space: its axes, the tokens around its grid, and the way back to `[B, C, h, w]`."""
+"""The spatial layout of an activation: its axes, the tokens around its grid, and its conversion to `[B, C, h, w]`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MAPS = (NCHW, NHWC, NCDHW)
 VIDEO = (TIME_FIRST, TIME_LAST, BY_FRAME, BY_PLACE)
 AXES = (*MAPS, TOKENS, *VIDEO)
 PREFIXES = (0, 1, 2, 5, 9)
-"""Counts of class, distillation and register tokens that occur in front of a grid."""
+"""Common numbers of class, distillation and register tokens before a grid."""
 
 Size = tuple[int, int]
 
 
 class Spatial(Protocol):
-    """Anything that puts an activation back into space."""
+    """Anything that converts an activation to spatial form."""
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """`[B, C, h, w]` (`[B, C, t, h, w]` of a video), for a model input of `image_size` (height, width)."""
+        """`[B, C, h, w]` (`[B, C, t, h, w]` for a video), for a model input of `image_size` (height, width)."""
         ...
 
 
@@ -42,13 +42,14 @@ class Layout:
 
     Args:
         axes: "b c h w" (channels first), "b h w c" (channels last), "b (h w) c" (tokens in raster order) or "b c d h w"
-            (volumes, whose depth is what it is). Of videos: "b (t h w) c" (frame by frame), "b (h w t) c" (place by
-            place), "(b h w) t c" (every place a sample), "(b t) (h w) c" (every frame a sample, of one video).
-        prefix: Tokens in front of the grid: class, distillation and register tokens.
-        suffix: Tokens behind the grid, such as YOLOS's detection tokens; None: padding of any length (needs a patch).
-        patch: Height and width in input pixels of the model's smallest cell; a token grid is then that patch times
-            a power of two, and a map's cells are as oblong as it. None: any stride that is the same along both axes.
-        square: True where the model itself mixes up its cells unless the picture is square.
+            (volumes of any depth). For videos: "b (t h w) c" (frame by frame), "b (h w t) c" (place by place),
+            "(b h w) t c" (one sample per place) or "(b t) (h w) c" (one sample per frame of a single video).
+        prefix: Tokens before the grid: class, distillation and register tokens.
+        suffix: Tokens after the grid, such as YOLOS's detection tokens; None for padding of any length (needs a patch).
+        patch: Height and width in input pixels of the model's smallest cell; the cells of a token grid then have that
+            size times a power of two, and the cells of a map its aspect ratio. None for any stride that is the same
+            along both axes.
+        square: True if the model itself mixes up its cells unless the picture is square.
     """
 
     axes: str
@@ -58,13 +59,13 @@ class Layout:
     square: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no activation can have."""
+        """Refuse a layout that no activation can have."""
         if self.axes not in AXES:
-            raise LayoutError(f"unknown axes {self.axes!r}; known are {', '.join(map(repr, AXES))}")
+            raise LayoutError(f"unknown axes {self.axes!r}; choose from {', '.join(map(repr, AXES))}")
         if self.axes in MAPS and (self.prefix or self.suffix != 0):
             raise LayoutError(f"a prefix or suffix of tokens needs the axes {TOKENS!r}, not {self.axes!r}")
         if self.patch is None and (self.axes in VIDEO or self.suffix is None):
-            raise LayoutError(f"the axes {self.axes!r} with frames or padding need the size of a patch")
+            raise LayoutError(f"a layout {self.axes!r} with frames or padding needs the size of a patch")
 
     def grid(self, shape: Iterable[int], image_size: Size) -> Size:
         """Rows and columns of cells in an activation of this shape, for an input of `image_size` (height, width).
@@ -73,24 +74,24 @@ class Layout:
         (6, 4)
 
         Raises:
-            LayoutError: the number of axes or of tokens does not fit, or the picture is not square and has to be.
+            LayoutError: the number of axes or tokens does not fit, or the picture has to be square and is not.
         """
         shape = tuple(shape)
         if self.square and image_size[0] != image_size[1]:
             raise LayoutError(
-                f"this model mixes up rows and columns of a picture that is not square, such as one of "
+                f"this model mixes up rows and columns of a picture that is not square, and got one of "
                 f"{image_size[0]} x {image_size[1]}; resize it to a square first"
             )
         expected = {NCHW: 4, NHWC: 4, NCDHW: 5}.get(self.axes, 3)
         if len(shape) != expected:
-            raise LayoutError(f"expected {expected} axes ({self.axes}), got the shape {shape}")
+            raise LayoutError(f"expected {expected} axes ({self.axes}), got shape {shape}")
         if self.axes in MAPS:
             grid = (shape[1], shape[2]) if self.axes == NHWC else (shape[-2], shape[-1])
             high, wide = self.patch or (1, 1)
             if not same_stride(grid, (image_size[0] * wide, image_size[1] * high)):
                 raise LayoutError(
-                    f"read as {self.axes}, the shape {shape} holds {grid[0]} x {grid[1]} cells, which no common stride "
-                    f"makes of a {image_size[0]} x {image_size[1]} input"
+                    f"read as {self.axes}, the shape {shape} has {grid[0]} x {grid[1]} cells, which no common stride "
+                    f"gives for a {image_size[0]} x {image_size[1]} input"
                 )
             return grid
         if self.axes in VIDEO or self.suffix is None:
@@ -107,20 +108,20 @@ class Layout:
         return grids[0]
 
     def _cut(self, shape: tuple[int, ...], image_size: Size) -> Size:
-        """The grid of patches, where the number of tokens tells something else: of frames, or with padding."""
+        """The grid of patches if the number of tokens does not determine it, because of frames or padding."""
         assert self.patch is not None
         rows, columns = image_size[0] // self.patch[0], image_size[1] // self.patch[1]
         tokens = shape[0] if self.axes == BY_PLACE else shape[1] - self.prefix - (self.suffix or 0)
         left = tokens % (rows * columns) if self.axes in VIDEO else min(tokens - rows * columns, 0)
         if not rows * columns or left or tokens < 1 or (self.axes == BY_FRAME and tokens != rows * columns):
             raise LayoutError(
-                f"the shape {shape} read as {self.axes} holds no whole number of grids of {rows} x {columns} patches, "
+                f"read as {self.axes}, the shape {shape} holds no whole number of grids of {rows} x {columns} patches, "
                 f"into which a {image_size[0]} x {image_size[1]} input is cut"
             )
         return rows, columns
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """Lay the activation out as `[B, C, h, w]`, or `[B, C, t, h, w]`; a view wherever that is possible.
+        """The activation as `[B, C, h, w]`, or `[B, C, t, h, w]` for a video; a view where possible.
 
         Raises:
             LayoutError: the shape does not fit this layout for an input of `image_size` (height, width).
@@ -132,8 +133,8 @@ class Layout:
             return activations.permute(0, 3, 1, 2)
         if self.axes == BY_PLACE:
             return activations.reshape(-1, height, width, *activations.shape[1:]).permute(0, 4, 3, 1, 2)
-        behind = activations.shape[1] - self.suffix if self.suffix is not None else self.prefix + height * width
-        cells = activations[:, self.prefix : behind]
+        end = activations.shape[1] - self.suffix if self.suffix is not None else self.prefix + height * width
+        cells = activations[:, self.prefix : end]
         if self.axes == TIME_FIRST:
             return cells.reshape(len(cells), -1, height, width, cells.shape[2]).permute(0, 4, 1, 2, 3)
         if self.axes == TIME_LAST:
@@ -145,12 +146,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Reshape:
-    """A layout given as the caller's own function, `activation -> [B, C, h, w]`."""
+    """A layout given by the caller as a function, `activation -> [B, C, h, w]`."""
 
     function: Callable[[Tensor], Tensor]
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """Call the function and check that what comes back is spatial."""
+        """Call the function and check that its result is spatial."""
         spatial = self.function(activations)
         if not isinstance(spatial, Tensor) or spatial.ndim not in (4, 5) or len(spatial) != len(activations):
             got = tuple(spatial.shape) if isinstance(spatial, Tensor) else type(spatial).__name__
@@ -163,37 +164,37 @@ class Reshape:
 
 @dataclass(frozen=True)
 class AnyLayout:
-    """A layout that is read off the activation's shape when it comes, for a layer that the caller chose.
+    """A layout inferred from the shape of each activation, for a layer that the caller chose.
 
     Args:
-        prefixes: Counts of prefix tokens to try, the likeliest first.
-        patch: The model's patch in pixels, where it is known.
+        prefixes: Numbers of prefix tokens to try, most likely first.
+        patch: The model's patch in pixels, if known.
     """
 
     prefixes: tuple[int, ...] = PREFIXES
     patch: Size | None = None
 
     def to_spatial(self, activations: Tensor, image_size: Size) -> Tensor:
-        """Lay the activation out by the first reading that fits; `LayoutError` where none does."""
+        """The activation in the first layout that fits; raises `LayoutError` if none does."""
         return self.reading(activations.shape, image_size).to_spatial(activations, image_size)
 
     def reading(self, shape: Iterable[int], image_size: Size) -> Layout:
         """The first layout that fits an activation of this shape.
 
         Raises:
-            LayoutError: none does.
+            LayoutError: none fits.
         """
         shape = tuple(shape)
         readings = read_layouts(shape, image_size, prefixes=self.prefixes, patch=self.patch)
         if not readings:
-            raise LayoutError(f"no reading of the shape {shape} fits a {image_size[0]} x {image_size[1]} input")
+            raise LayoutError(f"no layout of the shape {shape} fits a {image_size[0]} x {image_size[1]} input")
         return readings[0]
 
 
 def token_grids(cells: int, image_size: Size, patch: Size | None = None) -> list[Size]:
     """Every grid of exactly `cells` cells that an input of `image_size` (height, width) can be cut into.
 
-    A stride is the patch times a power of two (or any whole number of pixels, where no patch is known), and both axes
+    A stride is the patch times a power of two (or any whole number of pixels if no patch is known), and both axes
     round the same way, down (cropped) or up (padded).
 
     >>> token_grids(24, image_size=(96, 64))
@@ -221,13 +222,13 @@ def _strides(image_size: Size, patch: Size | None) -> Iterator[tuple[int, int]]:
 def read_layouts(
     shape: Iterable[int], image_size: Size, *, prefixes: Iterable[int] = PREFIXES, patch: Size | None = None
 ) -> list[Layout]:
-    """Every layout that an activation of this shape can have, the likeliest first.
+    """Every layout that an activation of this shape can have, most likely first.
 
     Args:
-        shape: Of the activation, batch first.
+        shape: Shape of the activation, batch first.
         image_size: Height and width of the model's input, in pixels.
-        prefixes: Counts of prefix tokens to try, in this order.
-        patch: The model's patch in pixels, where it is known.
+        prefixes: Numbers of prefix tokens to try, in this order.
+        patch: The model's patch in pixels, if known.
 
     >>> [layout.axes for layout in read_layouts((1, 512, 7, 10), image_size=(224, 320))]
     ['b c h w']
@@ -245,7 +246,7 @@ def read_layouts(
 
 
 def same_stride(grid: Size, image_size: Size) -> bool:
-    """True where one stride, up to a cell of border, explains both axes of the grid."""
+    """True if one stride, up to a border of one cell, explains both axes of the grid."""
     (rows, columns), (height, width) = grid, image_size
     if not (1 <= rows <= height and 1 <= columns <= width):
         return False

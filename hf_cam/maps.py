@@ -1,7 +1,4 @@
-"""From raw maps to pictures' worth of numbers: normalise, resize, fuse. Pure functions on `[..., h, w]` tensors.
-
-Where three sides are asked for, maps of volumes `[..., d, h, w]`.
-"""
+"""Normalise, resize and fuse raw maps: pure functions on tensors `[..., h, w]`, or `[..., d, h, w]` for volumes."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ MODES = {2: "bilinear", 3: "trilinear"}
 
 
 def normalize(maps: Tensor, sides: int = 2) -> Tensor:
-    """Stretch each map to [0, 1] by its own minimum and maximum; a constant map carries no evidence and becomes zeros.
+    """Scale each map to [0, 1] by its own minimum and maximum; a constant map carries no evidence and becomes zeros.
 
     Args:
         maps: `[..., h, w]`, finite.
-        sides: How many of the last axes are space.
+        sides: Number of spatial axes, which come last.
 
     >>> normalize(torch.tensor([[1.0, 3.0]]))
     tensor([[0., 1.]])
@@ -29,13 +26,13 @@ def normalize(maps: Tensor, sides: int = 2) -> Tensor:
     space = tuple(range(-sides, 0))
     low, high = maps.amin(space, keepdim=True), maps.amax(space, keepdim=True)
     span = high - low
-    # A span within the rounding error of its ends is a constant map, and stretching it would show noise.
+    # If the span is within rounding error, the map is constant, and scaling it would only show noise.
     flat = span <= 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
     return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(span), span))
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Linear along each axis, half-pixel centres (OpenCV's `INTER_LINEAR`): `[..., h, w]` to `[..., *size]`."""
+    """Resize maps `[..., h, w]` to `[..., *size]`, linearly with half-pixel centres (OpenCV's `INTER_LINEAR`)."""
     space = len(size)
     flat = maps.reshape(-1, 1, *maps.shape[-space:])
     resized = functional.interpolate(flat, size=tuple(size), mode=MODES[space], align_corners=False)
@@ -45,15 +42,15 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 def fuse_mean(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """One map in [0, 1] at `size` from the raw maps of one or several layers, `[..., h, w]` each.
 
-    Each is normalised on its own grid (so that no layer drowns another), enlarged and averaged.
+    Each is normalised on its own grid (so that no layer outweighs another), enlarged and averaged.
     """
     return normalize(_enlarged(layers, size).mean(0), len(size))
 
 
 def fuse_product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Like `fuse_mean`, but multiplied: what every layer agrees on, as fine as the finest of them.
+    """Like `fuse_mean`, but the product: what all layers agree on, with the resolution of the finest.
 
-    A factor reaches from 0 to 1 in the enlarged map too, so that no layer holds the product up everywhere.
+    Maps are normalised again after enlarging, so that each factor reaches 0 somewhere.
     """
     return normalize(normalize(_enlarged(layers, size), len(size)).prod(0), len(size))
 

@@ -1,9 +1,9 @@
-"""Which scalar to explain: any callable from one sample's output to a scalar tensor, and the usual ones by name."""
+"""Targets, the scalars to explain: any callable from one sample's output to a scalar tensor, and the common ones."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,19 @@ import torch
 from torch import Tensor
 
 from hf_cam.errors import TargetError, nearest
+from hf_cam.outputs import (
+    BOXES,
+    DEPTH,
+    LOGITS,
+    MASKS,
+    TEXT,
+    embedding_of,
+    field_of,
+    logits_of,
+    row_of,
+    similarities_of,
+    upright,
+)
 
 Target = Callable[[Any], Tensor]
 
@@ -32,7 +45,7 @@ class ClassLogit:
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """The softmax probability of one class. Its gradient vanishes where the model is certain: prefer the logit."""
+    """The softmax probability of one class. Its gradient vanishes when the model is certain, so prefer the logit."""
 
     index: int
 
@@ -43,7 +56,7 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class BinaryLogit:
-    """The single logit of a binary classifier, its sign turned for the negative class."""
+    """The single logit of a binary classifier, with its sign flipped for the negative class."""
 
     positive: bool = True
 
@@ -58,8 +71,8 @@ class PromptSimilarity:
     """How well an image fits one prompt: its `logits_per_image`, the cosine similarity times the model's scale.
 
     Args:
-        index: Of the prompt in `text`.
-        contrast: Less the mean over the other prompts: what fits this one better than them.
+        index: Index of the prompt in `text`.
+        contrast: Subtract the mean over the other prompts, for what fits this prompt better than them.
 
     >>> PromptSimilarity(1, contrast=True)({"logits_per_image": torch.tensor([2.0, 5.0, 4.0])})
     tensor(2.)
@@ -75,13 +88,13 @@ class PromptSimilarity:
         if not self.contrast:
             return chosen
         if len(similarities) < 2:
-            raise TargetError("a contrast takes two prompts or more")
+            raise TargetError("a contrast needs two or more prompts")
         return chosen - (similarities.sum() - chosen) / (len(similarities) - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSimilarity:
-    """Cosine similarity of the image's embedding to a given one, such as another image's.
+    """The cosine similarity of the image's embedding to a given one, such as that of another image.
 
     Args:
         embedding: `[D]`.
@@ -97,10 +110,10 @@ class EmbeddingSimilarity:
 
 @dataclass(frozen=True)
 class QueryLogit:
-    """The class logit of one of a detector's queries, which is to be fixed on the clean image.
+    """The class logit of one query of a detector; choose the query on the unperturbed image and keep it fixed.
 
     Args:
-        query: Which one.
+        query: The index of the query.
         index: The class; several (the tokens of one phrase) are averaged.
 
     >>> QueryLogit(1, 2)(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
@@ -118,11 +131,11 @@ class QueryLogit:
 
 @dataclass(frozen=True)
 class QueryBox:
-    """One coordinate of the box that a detector's query predicts: why the box ends there.
+    """One coordinate of the box that a query of a detector predicts, to explain why the box ends there.
 
     Args:
-        query: Which one.
-        side: "left", "top", "right" or "bottom", as a share of the model's input.
+        query: The index of the query.
+        side: "left", "top", "right" or "bottom"; the coordinate is a share of the model's input.
     """
 
     query: int
@@ -141,8 +154,9 @@ class QueryBox:
 class BoxLogit:
     """The log-odds of one detection in torchvision's form, a record of `boxes`, `labels` and `scores`.
 
-    Such lists have no queries, and their order changes with the image: the detection is the one of this class whose box
-    overlaps the given one best. Where none does, the target is 0, the log-odds of an even chance, and constant.
+    Such lists have no queries, and their order changes with the image, so the detection is the one of this class whose
+    box overlaps the given one most. If none overlaps enough, the target is the constant 0, the log-odds of an even
+    chance.
 
     Args:
         box: `(x0, y0, x1, y1)` in the pixels of the model's input.
@@ -166,7 +180,7 @@ class BoxLogit:
 
 @dataclass(frozen=True, eq=False)
 class RegionLogit:
-    """A class's logit in a segmentation, averaged over a region of the output's grid.
+    """The logit of a class in a segmentation, averaged over a region of the output's grid.
 
     Args:
         index: The class.
@@ -183,7 +197,7 @@ class RegionLogit:
 
 @dataclass(frozen=True)
 class PixelLogit:
-    """A class's logit in one cell of a segmentation.
+    """The logit of a class in one cell of a segmentation.
 
     Args:
         index: The class.
@@ -203,10 +217,10 @@ class PixelLogit:
 class SegmentLogit:
     """One segment of a mask-classification head: its query's class logit plus its mean mask logit over a region.
 
-    The class logit alone says nothing of where the segment ends, the mask logit nothing of what it is.
+    The class logit alone does not depend on where the segment ends, nor the mask logit alone on what it is.
 
     Args:
-        query: Which one.
+        query: The index of the query.
         index: The class.
         region: `[h, w]` booleans on the grid of the mask logits.
     """
@@ -227,7 +241,7 @@ class RegionDepth:
 
     Args:
         region: `[h, w]` booleans; None takes every cell.
-        nearer: -1 where small values are near, so that the target grows as the region comes nearer.
+        nearer: -1 if small values are near, so that the target grows as the region comes nearer.
     """
 
     region: Tensor | None = None
@@ -240,7 +254,7 @@ class RegionDepth:
 
 @dataclass(frozen=True, eq=False)
 class RegionText:
-    """The log-odds of text, averaged over a region of a text detector's map of probabilities.
+    """The log-odds of text, averaged over a region of a text detector's probability map.
 
     Args:
         region: `[h, w]` booleans on the grid of the map.
@@ -253,190 +267,45 @@ class RegionText:
         return _mean_over(torch.logit(field_of(output, TEXT).squeeze(0), eps=1e-6), self.region)
 
 
-def upright(boxes: Tensor) -> Tensor:
-    """Boxes `(centre x, centre y, width, height)`, `[..., 4]`, from themselves or from corners around a centre.
-
-    PP-DocLayoutV4's `[..., 10]` hold the centre and the four corners' distances from it, each half a unit too large.
-
-    >>> upright(torch.tensor([0.5, 0.5, 0.4, 0.4, 0.6, 0.4, 0.6, 0.7, 0.4, 0.7]))
-    tensor([0.5000, 0.5500, 0.2000, 0.3000])
-    """
-    if boxes.shape[-1] == 4:
-        return boxes
-    corners = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
-    low, high = corners.amin(-2), corners.amax(-2)
-    return torch.cat([(low + high) / 2, high - low], -1)
-
-
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
         return values.mean()
     if region.shape != values.shape:
-        raise TargetError(f"the region is {tuple(region.shape)}, the output's grid {tuple(values.shape)}")
+        raise TargetError(f"the region is {tuple(region.shape)}, but the output's grid is {tuple(values.shape)}")
     if not region.any():
         raise TargetError("the region is empty")
     return values[region.to(values.device)].mean()
 
 
 def as_target(target: int | Target) -> Target:
-    """A class index as its logit; a callable as it is.
+    """The logit of a class index; a callable is returned unchanged.
 
     Raises:
-        TargetError: it is neither.
+        TargetError: the target is neither.
     """
     if (index := index_of(target)) is not None:
         if index < 0:
-            raise TargetError(f"classes count from 0, there is no class {index}")
+            raise TargetError(f"classes count from 0, so there is no class {index}")
         return ClassLogit(index)
     if callable(target) and not isinstance(target, bool):
         return target
-    raise TargetError(f"a target is a class index or a callable, not {type(target).__name__}")
+    raise TargetError(f"a target must be a class index or a callable, not {type(target).__name__}")
 
 
 def index_of(target: Any) -> int | None:
-    """A whole number of any kind (Python's, numpy's, a tensor) as an integer; None for everything else."""
+    """An integer from Python, numpy or a tensor as an `int`; None for everything else."""
     try:
         return None if isinstance(target, bool) else operator.index(target)
-    except TypeError:  # numpy's arrays and floating tensors have `__index__` too, and refuse
+    except TypeError:  # numpy arrays and floating tensors also have `__index__`, but it raises
         return None
 
 
 SAME_BOX = 0.5
-"""Overlap from which two boxes are one object's."""
-LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
-BOXES = ("pred_boxes", "decoder_coord_logits")
-MASKS = ("masks_queries_logits", "pred_masks")
-SIMILARITIES = ("logits_per_image", "logits_per_video")
-DEPTH = ("predicted_depth",)
-TEXT = ("last_hidden_state",)
-EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
-
-
-def field_of(output: Any, names: Sequence[str]) -> Tensor:
-    """The first of these fields that a model's output has; a bare tensor is itself.
-
-    Raises:
-        TargetError: it has none of them.
-    """
-    if isinstance(output, Tensor):
-        return output
-    for name in names:
-        value = output.get(name) if isinstance(output, Mapping) else None
-        if isinstance(value, Tensor):
-            return value
-    fields = f"fields: {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
-    raise TargetError(f"the model's output has no {' or '.join(names)} ({fields})")
-
-
-def similarities_of(output: Any) -> Tensor:
-    """How well each prompt fits, `[P]`: cosines for VideoPrism, whose own are shares of a batch of videos."""
-    video = output.get("video_embeds") if isinstance(output, Mapping) else None
-    if not isinstance(video, Tensor):
-        return field_of(output, SIMILARITIES)
-    texts = output["text_embeds"].reshape(-1, video.shape[-1])
-    return torch.nn.functional.cosine_similarity(video[None], texts, dim=-1)
-
-
-def embedding_of(output: Any) -> Tensor:
-    """What one sample's output says of the whole image: its embedding, its pooled output, or the mean hidden state.
-
-    Of a backbone the mean of its last feature map.
-
-    Returns:
-        `[D]`.
-
-    Raises:
-        TargetError: it holds no embedding.
-    """
-    if isinstance(output, Mapping) and isinstance(levels := output.get("feature_maps"), list | tuple):
-        return embedding_of({"last_hidden_state": levels[-1]})  # a backbone's, finest first
-    for name in EMBEDDINGS:
-        value = output.get(name) if isinstance(output, Mapping) else None
-        if isinstance(value, Tensor):
-            return value.flatten() if name != "last_hidden_state" else value.mean((1, 2) if value.ndim == 3 else 0)
-    return field_of(output, EMBEDDINGS).flatten()
-
-
-def logits_of(output: Any, axes: int = 1) -> Tensor:
-    """The logits in a model's output: the output itself, its field `logits`, or the first floating tensor of a tuple.
-
-    Args:
-        output: One sample's, or a batch's.
-        axes: Of class logits in it: 1 of a sample, 2 of a batch. PP-LCNet's classifier calls them `last_hidden_state`,
-            and a hidden state has more axes than that.
-
-    Raises:
-        TargetError: there are none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        if isinstance(logits := output.get("logits"), Tensor):
-            return logits
-        if isinstance(hidden := output.get("last_hidden_state"), Tensor) and hidden.ndim == axes:
-            return hidden
-        raise TargetError(
-            f"the model's output has no logits (fields: {', '.join(map(str, output))}); pass target= as a callable "
-            "from one sample's output to a scalar, e.g. lambda output: output.pooler_output.norm()"
-        )
-    if isinstance(output, Sequence):
-        for item in output:
-            if isinstance(item, Tensor) and item.is_floating_point():
-                return item
-    raise TargetError(f"no logits in an output of type {type(output).__name__}; pass target= as a callable")
-
-
-def row_of(output: Any) -> Tensor:
-    """The logits of one sample, `[K]`; VideoPrism's `[1, K]`, whose head pools by one query, without that axis."""
-    logits = logits_of(output)
-    return logits[0] if logits.ndim == 2 and len(logits) == 1 else logits
-
-
-def class_logits(outputs: Any) -> Tensor:
-    """The class logits of a batch, `[B, K]`.
-
-    Raises:
-        TargetError: the head is not a classifier's.
-    """
-    logits = logits_of(outputs, axes=2)
-    logits = logits[:, 0] if logits.ndim == 3 and logits.shape[1] == 1 else logits
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        raise TargetError(
-            f"the model's logits have the shape {tuple(logits.shape)}, not [images, classes]; "
-            "pass target= as a callable from one sample's output to a scalar"
-        )
-    return logits
-
-
-def rows(output: Any, index: int | slice, batch: int) -> Any:
-    """One sample (or a slice of samples) of a batched output: every tensor whose first axis is the batch is cut.
-
-    >>> rows({"logits": torch.zeros(4, 10)}, 1, batch=4)["logits"].shape
-    torch.Size([10])
-    """
-    if isinstance(output, list) and len(output) == batch and not isinstance(output[0], Tensor):
-        return output[index]  # one entry an image, as torchvision's detectors return
-    return map_tensors(output, lambda tensor: tensor[index] if tensor.ndim and len(tensor) == batch else tensor)
-
-
-def map_tensors(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure (tensor, record, dict, tuple or list) with every tensor in it changed.
-
-    >>> map_tensors({"a": (torch.ones(2), "text")}, torch.neg)
-    {'a': (tensor([-1., -1.]), 'text')}
-    """
-    if isinstance(output, Tensor):
-        return change(output)
-    if isinstance(output, Mapping):
-        items = {key: map_tensors(value, change) for key, value in output.items()}
-        return type(output)(**items) if hasattr(output, "to_tuple") else items
-    if type(output) in (tuple, list):
-        return type(output)(map_tensors(item, change) for item in output)
-    return output
+"""Overlap (IoU) from which two boxes belong to one object."""
 
 
 def find_label(label: str, id2label: Mapping[int, str]) -> int:
-    """The class index of a label text: the whole label, one of its comma-separated names, or a unique part of it.
+    """The class index for a label: the whole label, one of its comma-separated names, or a unique part of it.
 
     >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
     281
@@ -458,14 +327,6 @@ def find_label(label: str, id2label: Mapping[int, str]) -> int:
             return found[0]
         if found:
             examples = ", ".join(repr(id2label[index]) for index in found[:5])
-            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more precise")
+            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more specific")
     known = [name.strip() for text in id2label.values() for name in text.split(",")]
     raise TargetError(f"no class is called {label!r}; nearest: {nearest(label, known)}")
-
-
-def probabilities(logits: Tensor, problem_type: str | None = None) -> Tensor:
-    """Scores of the classes in [0, 1]: softmax, or the sigmoid for multi-label heads and single logits."""
-    logits = logits.float()
-    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
-        return torch.sigmoid(logits)
-    return logits.softmax(-1)

@@ -1,12 +1,12 @@
-"""The Space: see any vision model's reasons in the browser. `hf-cam space` starts it locally."""
+"""The Space: what a vision model looked at, in the browser. `hf-cam space` starts it locally."""
 
 import contextlib
 import os
 
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # its downloads do not hear that a visitor stopped them
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a visitor cannot stop its downloads
 
 with contextlib.suppress(ImportError):
-    import spaces  # noqa: F401  (on ZeroGPU it has to come before everything that touches CUDA)
+    import spaces  # noqa: F401  (on ZeroGPU it must come before anything that touches CUDA)
 
 from page import build, serve
 

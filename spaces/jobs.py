@@ -1,4 +1,4 @@
-"""Long work: it says how far it is, and it can be stopped in the middle of a forward."""
+"""Long-running work: it reports its progress, and it can be stopped in the middle of a forward pass."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import nn
 
 
 class Stopped(BaseException):
-    """The visitor stopped the work, or left; no `Exception`, so that nothing on the way takes it for a failure."""
+    """The visitor stopped the work or left; no `Exception`, so that no handler takes it for a failure."""
 
 
 _JOB: ContextVar[threading.Event | None] = ContextVar("job", default=None)
-"""Set once the work of this context shall stop."""
+"""Set when the work of this context is to stop."""
 
 _running: dict[str, set[threading.Event]] = {}
-"""The work of each visit, by its session."""
+"""The work of each visit, by session."""
 SLOTS = threading.BoundedSemaphore(2)
-"""Visitors for whom this page computes at once; the others wait for one, and may stop waiting."""
+"""How many visitors the page computes for at once; the others wait for a slot, and may stop waiting."""
 
 
 async def run(work: Callable[..., Any], *given: Any, visit: str = "") -> Any:
-    """Work in a thread of its own.
+    """Run the work in a thread of its own.
 
     Raises:
-        Stopped: the visit's work was ended. The thread follows with the next module of the model that runs.
+        Stopped: the visit's work was ended. Its thread ends at the next module of the model that runs.
     """
     job = threading.Event()
     token = _JOB.set(job)
@@ -51,16 +51,16 @@ async def run(work: Callable[..., Any], *given: Any, visit: str = "") -> Any:
 
 
 def end(visit: str) -> None:
-    """Stop all work of a visit: nobody waits for it any more."""
+    """Stop all work of a visit."""
     for job in tuple(_running.get(visit, ())):
         job.set()
 
 
 def check() -> None:
-    """Stop here, if that was asked for.
+    """Stop here where the visitor has asked for it.
 
     Raises:
-        Stopped: it was.
+        Stopped: the visitor has.
     """
     job = _JOB.get()
     if job is not None and job.is_set():
@@ -68,14 +68,14 @@ def check() -> None:
 
 
 def report(done: float, words: str) -> None:
-    """Tell the visitor how far the work is, a share in [0, 1], and what it is doing."""
+    """Show the visitor the share of the work that is done, in [0, 1], and the current step."""
     check()
     gr.Progress()(done, desc=words)
 
 
 @contextmanager
 def held(lock: Any, words: str) -> Iterator[None]:
-    """A lock or semaphore, waited for as long as nobody stops the work."""
+    """Hold a lock or semaphore; the visitor can stop the wait for it."""
     while not lock.acquire(timeout=0.1):
         report(0, words)
     try:
@@ -87,18 +87,18 @@ def held(lock: Any, words: str) -> Iterator[None]:
 
 @contextmanager
 def stoppable(model: nn.Module) -> Iterator[None]:
-    """Inside, a stop is heard by the next module of the model that runs."""
+    """Inside, a stop takes effect at the next module of the model that runs."""
     job = _JOB.get()
     with ExitStack() as stack:
         if job is not None:
             for module in model.modules():
-                stack.callback(module.register_forward_pre_hook(_hear(job)).remove)
+                stack.callback(module.register_forward_pre_hook(_stop_hook(job)).remove)
         yield
 
 
-def _hear(job: threading.Event) -> Callable[..., None]:
-    def hear(*_: Any) -> None:
+def _stop_hook(job: threading.Event) -> Callable[..., None]:
+    def stop(*_: Any) -> None:
         if job.is_set():
             raise Stopped
 
-    return hear
+    return stop

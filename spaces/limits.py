@@ -1,4 +1,4 @@
-"""What a public page refuses, each with a sentence: strangers upload anything and type anything."""
+"""Checks of what visitors upload and type: what a public page cannot accept is refused with a sentence."""
 
 from __future__ import annotations
 
@@ -14,73 +14,70 @@ MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 1024
 MAX_RATIO = 32
-"""Of the sides: processors enlarge the shorter one to what their model reads."""
+"""Of the longer side to the shorter: processors enlarge the shorter one to the size that their model reads."""
 MAX_PROMPTS = 16
-MAX_LETTERS = 200
+MAX_CHARACTERS = 200
 MAX_FOUND = 10
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class Refused(HFCamError, ValueError):
-    """A visitor's input that this page does not take."""
+    """A visitor's input that this page does not accept."""
 
 
 def read_picture(path: str | None) -> tuple[Image.Image, float]:
-    """An uploaded picture, upright and in RGB, at most `MAX_SIDE` on its longer side, and the factor it was shrunk by.
+    """The uploaded picture, upright, in RGB and at most `MAX_SIDE` on its longer side, and the factor it was shrunk by.
 
     Raises:
-        Refused, ImageError: it is too large, damaged, or no picture.
+        Refused: it is too large, damaged or not a picture.
     """
     if not path:
-        raise Refused("Choose a picture first: upload, paste or photograph one, or take an example.")
+        raise Refused("Choose a picture first: upload, paste or photograph one, or pick an example.")
     size = Path(path).stat().st_size
     if size > MAX_BYTES:
-        raise Refused(f"The file has {size / 2**20:.0f} MB; this page takes {MAX_BYTES >> 20} MB.")
+        raise Refused(f"The file is {size / 2**20:.0f} MB; this page accepts up to {MAX_BYTES >> 20} MB.")
     width, height = _size(path)
     if width * height > MAX_PIXELS:
-        megapixels = MAX_PIXELS // 1_000_000
-        raise Refused(f"The picture has {width * height / 1e6:.0f} megapixels; this page takes {megapixels}.")
+        megapixels = f"{width * height / 1e6:.0f} megapixels"
+        raise Refused(f"The picture has {megapixels}; this page accepts up to {MAX_PIXELS // 1_000_000}.")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise Refused(f"The picture has {width} x {height} pixels, which is too narrow to see anything in.")
+        raise Refused(f"The picture is {width} x {height} pixels, which is too narrow to show anything.")
     try:
         picture = load_image(path)
     except HFCamError as error:
-        raise Refused("The picture is damaged or cut off.") from error
+        raise Refused("The picture is damaged or incomplete.") from error
     longest = max(picture.size)
-    shrink_to_fit(picture)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))  # in place, as in the code snippet
     return picture, max(picture.size) / longest
 
 
-def shrink_to_fit(picture: Image.Image) -> None:
-    """In place, as the code snippet does it."""
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-
-
 def _size(path: str) -> tuple[int, int]:
-    """From the file's header alone: nothing is decoded before its size is known."""
+    """Width and height, from the file's header alone: nothing is decoded before they are known."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
                 return image.size
     except Image.DecompressionBombError as error:
-        raise Refused(f"The picture is too large; this page takes {MAX_PIXELS // 1_000_000} megapixels.") from error
+        most = MAX_PIXELS // 1_000_000
+        raise Refused(f"The picture is too large; this page accepts up to {most} megapixels.") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise Refused("The file is no picture that this page reads (PNG, JPEG, WebP, GIF, BMP or TIFF).") from error
+        raise Refused(
+            "The file is not a picture that this page can read (PNG, JPEG, WebP, GIF, BMP or TIFF)."
+        ) from error
 
 
 def read_prompts(text: str | None) -> tuple[str, ...]:
-    """One prompt a line.
+    """One prompt per line.
 
     Raises:
-        Refused: they are too many or too long.
+        Refused: there are too many, or one is too long.
     """
     prompts = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
     if len(prompts) > MAX_PROMPTS:
-        raise Refused(f"There are {len(prompts)} prompts; this page takes {MAX_PROMPTS}, one a line.")
+        raise Refused(f"There are {len(prompts)} prompts; this page accepts up to {MAX_PROMPTS}, one per line.")
     for prompt in prompts:
-        if len(prompt) > MAX_LETTERS:
-            raise Refused(f"A prompt has {len(prompt)} letters; this page takes {MAX_LETTERS}.")
+        _check_length(prompt, "A prompt")
     return prompts
 
 
@@ -91,8 +88,7 @@ def read_target(text: str | None, scale: float) -> str | tuple[float, ...] | Non
         Refused: it is too long.
     """
     text = (text or "").strip()
-    if len(text) > MAX_LETTERS:
-        raise Refused(f"The target has {len(text)} letters; this page takes {MAX_LETTERS}.")
+    _check_length(text, "The target")
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -101,11 +97,16 @@ def read_target(text: str | None, scale: float) -> str | tuple[float, ...] | Non
 
 
 def read_layers(text: str | None) -> tuple[str, ...]:
-    """Dotted names, separated by commas.
+    """Dotted module names, separated by commas.
 
     Raises:
-        Refused: they are too long.
+        Refused: the list is too long.
     """
-    if len(text or "") > MAX_LETTERS:
-        raise Refused(f"The layers have {len(text or '')} letters; this page takes {MAX_LETTERS}.")
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    text = text or ""
+    _check_length(text, "The list of layers")
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"{what} has {len(text)} characters; this page accepts up to {MAX_CHARACTERS}.")

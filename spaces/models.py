@@ -1,4 +1,4 @@
-"""Which models the page offers and takes, and the few that stay loaded."""
+"""Which models the page offers and accepts, and the few that stay loaded."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from jobs import SLOTS, held, report, stoppable
 from limits import Refused
 from scale import Builder, Scale
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import HFCamError, ModelError
 from hf_cam.heads import ClassificationHead, Head, head_kind, listed_kind
-from hf_cam.models.loading import SHORT_NAMES, LoadedModel, load
+from hf_cam.models.checkpoints import SHORT_NAMES
+from hf_cam.models.loading import LoadedModel, load
+from hf_cam.models.traits import unwrap
 from hf_cam.zoo import SCENE, demo_model, demo_models
 
 MAX_WEIGHTS = 2 * 2**30
@@ -36,26 +37,26 @@ MAX_TEXT = 20 * 2**20
 MAX_INPUT = 3 * 2048 * 2048
 MAX_OPERATIONS = 10**13
 SMALLEST_NUMBER = 2
-"""Bytes of a weight in half precision."""
+"""Bytes per weight in half precision."""
 KEPT = 4
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|model(-\d{5}-of-\d{5})?\.safetensors")
-"""Files that a model is made of."""
+"""The files that make up a model."""
 CODE = {"auto_map", "custom_pipelines"}
-"""Keys of configs that name code to run."""
+"""Config keys that name code to run."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def online() -> bool:
-    """Whether models of the Hub are taken: on a Space, or where `hf-cam space --online` was asked for."""
+    """Whether models of the Hub are accepted: on a Space, or with `hf-cam space --online`."""
     return bool(os.environ.get("SPACE_ID") or os.environ.get("HF_CAM_SPACE_ONLINE"))
 
 
 @cache
 def demos() -> dict[str, type[Head]]:
-    """The models that need no network and the kinds of their heads, the one for photographs first.
+    """The models that need no network, with the kind of each one's head; the one for photographs comes first.
 
-    One whose weights are not installed is left out.
+    A model whose weights are not installed is left out.
     """
     found = {}
     for name in sorted(demo_models(), key=lambda name: (name != "imagenet", name)):
@@ -69,40 +70,40 @@ def demos() -> dict[str, type[Head]]:
 
 
 def offered() -> list[str]:
-    """What the menu lists."""
+    """The models in the menu."""
     return [*demos(), *(sorted(set(SHORT_NAMES.values())) if online() else [])]
 
 
 def sees_scenes(name: str) -> bool:
-    """Whether the model was trained on scenes such as `hf_cam.zoo.SCENE`, and not on photographs."""
+    """Whether the model was trained on scenes such as `hf_cam.zoo.SCENE` rather than on photographs."""
     return name in demos() and SCENE.parent == Path(demo_model(name.removeprefix("demo:"))).parent
 
 
 def checked(name: str | None) -> str:
-    """The model's name, where this page takes it.
+    """The model's full name; nothing of the model has been looked at yet.
 
     Raises:
-        Refused: it is no id, has no safe weights, is too large, or cannot be reached.
+        Refused: it is not a model id, or one of the Hub on a page without a network.
     """
     name = (name or "").strip()
     name = SHORT_NAMES.get(name, name)
     if name in demos():
         return name
     if ".." in name or not HUB_ID.fullmatch(name) or Path(name).exists():
-        raise Refused(f"{name[:60]!r} is no model id; one looks like owner/name, or like {next(iter(demos()))}.")
+        raise Refused(f"{name[:60]!r} is not a model id such as owner/name or {next(iter(demos()))}.")
     if not online():
-        raise Refused(f"This page runs without a network and takes {', '.join(demos())}.")
+        raise Refused(f"This page runs without a network; it offers {', '.join(demos())}.")
     return name
 
 
 @dataclass(frozen=True)
 class Repo:
-    """What is taken from a repo of the Hub.
+    """A repo of the Hub, and the files in it that make up the model.
 
     Args:
         name: `owner/name`.
-        commit: The one that was looked at; nothing of a later one is fetched.
-        files: The sizes of the files that a model is made of.
+        commit: The one that was checked; nothing is fetched from a later one.
+        files: Their sizes in bytes, by name.
     """
 
     name: str
@@ -111,39 +112,39 @@ class Repo:
 
     @property
     def weights(self) -> dict[str, int]:
-        """Those that hold weights."""
+        """The files that hold weights."""
         return {file: size for file, size in self.files.items() if file.endswith(".safetensors")}
 
 
 def safe_repo(name: str) -> Repo:
-    """A Hub repo that holds safe weights of bearable size; nothing of it has been fetched yet.
+    """A Hub repo with safetensors weights of an acceptable size; no file has been fetched yet.
 
     Raises:
-        Refused: it does not, or cannot be reached.
+        Refused: it has none, or cannot be reached.
     """
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=10)
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        raise Refused(f"{name} cannot be found or reached on the Hub; is it public, and spelt right?") from error
+        raise Refused(f"{name} cannot be found or reached on the Hub; is it public and spelt correctly?") from error
     listed = {file.rfilename: file.size for file in info.siblings or ()}
     files = {file: size for file, size in listed.items() if TAKEN.fullmatch(file)}
     sizes = [size for file, size in files.items() if file.endswith(".safetensors")]
     if not sizes and any(file.endswith(PICKLES) for file in listed):
-        raise Refused(f"{name} has pickled weights alone, which can run code when they are opened.")
+        raise Refused(f"{name} has only pickled weights, which can run code when they are loaded.")
     if not sizes or "config.json" not in files:
-        raise Refused(f"{name} holds no model: it has no config.json with weights in safetensors.")
+        raise Refused(f"{name} holds no model: config.json or weights in safetensors are missing.")
     if None in sizes or sum(sizes) > MAX_WEIGHTS:
-        raise Refused(f"{name} has too large weights; this page takes {MAX_WEIGHTS / 2**30:.0f} GB.")
+        raise Refused(f"The weights of {name} are too large; this page accepts up to {MAX_WEIGHTS / 2**30:.0f} GB.")
     if any(size is None or size > MAX_TEXT for file, size in files.items() if not file.endswith(".safetensors")):
-        raise Refused(f"{name} has a config or vocabulary of more than {MAX_TEXT >> 20} MB.")
+        raise Refused(f"A config or vocabulary of {name} is larger than {MAX_TEXT >> 20} MB.")
     return Repo(name, str(info.sha), files)
 
 
-def fetched(repo: Repo, folder: Path) -> None:
-    """The repo's files in a folder: its configs first, and its weights once these are known to be harmless.
+def fetch(repo: Repo, folder: Path) -> None:
+    """Download the repo's files into a folder: the configs first, and the weights once the configs have passed.
 
     Raises:
-        Refused: it brings code, or describes a network that its weights do not fill.
+        Refused: it brings its own code, describes a network larger than its weights, or cannot be reached.
     """
     try:
         done = _download(repo, sorted(repo.files.keys() - repo.weights.keys()), folder)
@@ -151,15 +152,15 @@ def fetched(repo: Repo, folder: Path) -> None:
         check_scale(repo, BUILDER.measure(folder))
         _download(repo, sorted(repo.weights), folder, done)
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise Refused(f"{repo.name} cannot be fetched from the Hub; try again later.") from error
+        raise Refused(f"{repo.name} could not be fetched from the Hub; try again later.") from error
 
 
 def _download(repo: Repo, files: Sequence[str], folder: Path, done: int = 0) -> int:
-    """Fetch files and return the bytes so far."""
+    """Fetch files, and return the bytes fetched so far."""
     total = sum(repo.files.values())
 
     class Bar(tqdm):
-        """Tells the visitor, and hears whether the work shall stop."""
+        """Reports to the visitor; a stop takes effect here."""
 
         got = 0
 
@@ -176,7 +177,7 @@ def _download(repo: Repo, files: Sequence[str], folder: Path, done: int = 0) -> 
 
 
 def check_texts(repo: Repo, folder: Path) -> None:
-    """Refuse configs that want code to be run or files that are not the repo's.
+    """Refuse configs that name code to run or files that are not in the repo.
 
     Raises:
         Refused: they do, or cannot be read.
@@ -195,7 +196,7 @@ def check_texts(repo: Repo, folder: Path) -> None:
 
 
 def _keys(content: Any) -> Iterator[str]:
-    """Of all objects in a JSON document, however deep."""
+    """The keys of all objects in a JSON document, however deeply nested."""
     left = [content]
     while left:
         one = left.pop()
@@ -211,39 +212,39 @@ def check_scale(repo: Repo, scale: Scale) -> None:
         Refused: it is.
     """
     if scale.failed:
-        raise Refused(f"{repo.name} is not taken: {scale.failed}.")
+        raise Refused(f"{repo.name} is not accepted: {scale.failed}.")
     most = sum(repo.weights.values()) // SMALLEST_NUMBER
-    if scale.numbers > most:
-        raise Refused(
-            f"{repo.name} describes {_count(scale.numbers)} numbers; its weights hold {_count(most)} at most."
-        )
-    if scale.held > MAX_WEIGHTS:
-        raise Refused(f"{repo.name} keeps {_count(scale.held)} bytes beside its weights, too many for this page.")
-    if scale.pixels > MAX_INPUT:
-        much = f"{_count(scale.pixels)} numbers; this page takes {_count(MAX_INPUT)}"
-        raise Refused(f"{repo.name} enlarges pictures to {much}.")
+    if scale.parameters > most:
+        parameters = f"{_millions(scale.parameters)} parameters"
+        raise Refused(f"{repo.name} describes {parameters}; its weights hold at most {_millions(most)}.")
+    if scale.buffer_bytes > MAX_WEIGHTS:
+        raise Refused(f"{repo.name} needs {_millions(scale.buffer_bytes)} bytes of buffers, too many for this page.")
+    if scale.input_values > MAX_INPUT:
+        values = f"{_millions(scale.input_values)} values"
+        raise Refused(f"{repo.name} enlarges pictures to {values}; this page accepts up to {_millions(MAX_INPUT)}.")
     if scale.operations > MAX_OPERATIONS:
-        raise Refused(f"{repo.name} computes {scale.operations / MAX_OPERATIONS:.0f} times as much as this page bears.")
+        times = f"{scale.operations / MAX_OPERATIONS:.0f} times as much"
+        raise Refused(f"{repo.name} computes {times} as this page allows.")
 
 
-def _count(numbers: int) -> str:
-    return f"{numbers / 1e6:.1f} million"
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} million"
 
 
 @dataclass
 class Kept:
-    """A model in memory, or on its way there, and the lock of who uses it."""
+    """A model that is loaded or being loaded, and the lock that its user holds."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     loaded: LoadedModel | None = None
 
 
 _LENT: ContextVar[LoadedModel | None] = ContextVar("lent", default=None)
-"""The model that this visitor holds."""
+"""The model that is lent to this visitor."""
 
 
 class Models:
-    """The models that were used last, each with a lock: one computes for one visitor at a time.
+    """The most recently used models, each behind a lock: a model computes for one visitor at a time.
 
     Args:
         kept: How many stay in memory.
@@ -259,7 +260,7 @@ class Models:
 
     @contextmanager
     def lent(self, name: str) -> Iterator[LoadedModel]:
-        """The model, for this visitor alone; while it loads, other models go on. Inside, a stop is heard."""
+        """The model, for this visitor alone; other models stay available while it loads, and a stop takes effect."""
         with self._lock:
             entry = self._known.setdefault(name, Kept())
             self._known.move_to_end(name)
@@ -281,7 +282,7 @@ class Models:
                 _LENT.reset(token)
 
     def held(self, name: str) -> LoadedModel:
-        """The model that this visitor was lent, also in a process that was forked off to compute with it."""
+        """The model that is lent to this visitor, also in a process that was forked to compute with it."""
         if lent := _LENT.get():
             return lent
         entry = self._known.setdefault(name, Kept())
@@ -290,7 +291,7 @@ class Models:
         return entry.loaded
 
     def kind(self, name: str) -> type[Head]:
-        """The kind of the model's head; a demo model need not be loaded for it."""
+        """The kind of the model's head; a demo model is not loaded for it."""
         if name in demos():
             return demos()[name]
         with self.lent(name) as loaded:
@@ -303,7 +304,7 @@ def _load(name: str) -> LoadedModel:
     repo = safe_repo(name)
     folder = Path(tempfile.mkdtemp(prefix="hf-cam-model-"))
     try:
-        fetched(repo, folder)
+        fetch(repo, folder)
         report(1, f"Loading {name}")
         loaded = load(str(folder))
     except BaseException as error:

@@ -1,7 +1,7 @@
-"""How large a network a stranger's config describes: built without weights or network, in a process that may die.
+"""The size of the model that a stranger's config describes, built in a process that may die.
 
-Started as a program it reads folders, a line each, and answers each with a line of JSON. Every folder is built in a
-fork of its own, so that a config which takes all its memory or time takes nothing else with it.
+No weights are loaded and nothing is fetched. Run as a program, it reads one folder per line and answers each with a
+line of JSON. Every folder is built in its own fork, so that a config that uses up memory or time affects nothing else.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from pathlib import Path
 from typing import IO, Any
 
 SECONDS = 10
-"""Of the processor; ten times as many on the clock."""
+"""Of CPU time for one model; the wall clock allows ten times as many."""
 MEMORY = 2**30
 PICTURE = (1024, 768)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a config and its processor make.
+    """The size of the model that a config and its processor describe.
 
     Args:
-        numbers: Parameters of the network, each once.
-        held: Bytes of the other tensors that it keeps.
-        pixels: Numbers in its input for a picture of 1024 x 768.
-        operations: Multiplications and additions of a forward; 0 where they cannot be counted.
-        failed: Why it cannot be built, in a sentence; "" where it can.
+        parameters: How many the model has, each counted once.
+        buffer_bytes: Bytes of its other tensors.
+        input_values: Values in its input for a picture of 1024 x 768 pixels.
+        operations: Multiplications and additions per forward pass; 0 where they cannot be counted.
+        failed: Why it cannot be built; "" where it can.
     """
 
-    numbers: int = 0
-    held: int = 0
-    pixels: int = 0
+    parameters: int = 0
+    buffer_bytes: int = 0
+    input_values: int = 0
     operations: int = 0
     failed: str = ""
 
 
 class Builder:
-    """The process that builds; started when it is first needed, and again where it has died.
+    """The process that builds models; it is started when first needed, and again after it has died.
 
     Args:
-        seconds: Of the processor, that a network may take to be built.
+        seconds: CPU time that building one model may take.
     """
 
     def __init__(self, seconds: int = SECONDS) -> None:
@@ -55,7 +55,7 @@ class Builder:
         self._lock = threading.Lock()
 
     def start(self) -> subprocess.Popen[str]:
-        """The process, which takes some seconds until it answers."""
+        """The running process; a new one takes some seconds until it answers."""
         if self._process is None or self._process.poll() is not None:
             self.stop()
             quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -78,7 +78,7 @@ class Builder:
                 self._process = None
 
     def measure(self, folder: Path) -> Scale:
-        """What the config in a folder describes."""
+        """The scale of the model whose config is in a folder."""
         with self._lock:
             process = self.start()
             assert process.stdin is not None
@@ -95,28 +95,28 @@ def build(folder: str) -> Scale:
     """Build the model on the meta device and preprocess one picture."""
     from PIL import Image
 
-    from hf_cam.models.loading import load_config, load_processor
+    from hf_cam.models.checkpoints import load_config, load_processor
     from hf_cam.target_layers.infer import module_tree
 
     tree = module_tree(load_config(folder)).eval()
     inputs = load_processor(folder)(images=Image.new("RGB", PICTURE), return_tensors="pt")
     return Scale(
-        numbers=sum(parameter.numel() for parameter in tree.parameters()),
-        held=sum(buffer.numel() * buffer.element_size() for buffer in tree.buffers()),
-        pixels=sum(math.prod(value.shape) for value in inputs.values()),
+        parameters=sum(parameter.numel() for parameter in tree.parameters()),
+        buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in tree.buffers()),
+        input_values=sum(math.prod(value.shape) for value in inputs.values()),
         operations=_operations(tree, inputs),
     )
 
 
 def _operations(tree: Any, inputs: Any) -> int:
-    """From shapes alone; what looks at values cannot be counted."""
+    """Counted from shapes alone; 0 for a forward pass that depends on values."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hf_cam.capture.capture import call
-    from hf_cam.target_layers.infer import sample_inputs
+    from hf_cam.capture.inputs import call
+    from hf_cam.target_layers.infer import example_inputs
 
-    given = {**sample_inputs(tree), **inputs}
+    given = {**example_inputs(tree), **inputs}
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -127,8 +127,8 @@ def _operations(tree: Any, inputs: Any) -> int:
 
 
 def _confined(folder: str, answer: int, seconds: int) -> None:
-    """In the fork: build, write the answer, and be gone, whatever happens."""
-    from hf_cam.models.loading import OFFLINE_HINT
+    """In the fork: build, write the answer and exit, whatever happens."""
+    from hf_cam.models.checkpoints import OFFLINE_HINT
 
     reached: list[str] = []
 
@@ -148,13 +148,13 @@ def _confined(folder: str, answer: int, seconds: int) -> None:
         much = "MemoryError" in said or "allocate memory" in said
         found = Scale(failed="it takes too much memory to build" if much else f"it cannot be built ({said[:200]})")
     if reached:
-        found = Scale(failed="it reaches for more than its own files")
+        found = Scale(failed="it tries to reach more than its own files")
     os.write(answer, json.dumps(asdict(found)).encode())
     os._exit(0)
 
 
 def _limit(seconds: int) -> None:
-    """To the seconds, and where the system counts them to `MEMORY` bytes more than this process has already."""
+    """Limit CPU time and, where the system reports it, memory to `MEMORY` bytes more than this process already has."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -172,16 +172,16 @@ def _answer(folder: str, seconds: int) -> Scale:
         _confined(folder, write, seconds)
     os.close(write)
     with os.fdopen(read, "rb") as answer:
-        said = answer.read()  # until the child is gone, which its alarm sees to
+        said = answer.read()  # until the child exits, which its alarm ensures
     os.waitpid(child, 0)
     return Scale(**json.loads(said)) if said else Scale(failed="it takes too long or too much memory to build")
 
 
 def serve(lines: IO[str], answers: IO[str], seconds: int) -> None:
-    """Answer until there are no more lines."""
+    """Answer line by line until the input ends."""
     import torch.utils.flop_counter  # noqa: F401
     import transformers.models.auto.image_processing_auto
-    import transformers.models.vit.modeling_vit  # noqa: F401  (what every fork would import for itself)
+    import transformers.models.vit.modeling_vit  # noqa: F401  (every fork would import them for itself)
 
     import hf_cam.heads  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""What the page computes, as plain functions of pictures and wishes; the buttons and the API call the same ones."""
+"""What the page computes, as plain functions of pictures and settings; the buttons and the API call the same ones."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from models import MODELS, checked
 from PIL import Image
 
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
-from hf_cam.capture.guard import unwrap
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation.bench import Sample
+from hf_cam.evaluation.samples import Sample
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
+from hf_cam.images.drawing import outlined
 from hf_cam.methods import get_method
 from hf_cam.metrics import BASELINES
-from hf_cam.target_layers.infer import infer_adapter, sample_inputs
+from hf_cam.models.traits import unwrap
+from hf_cam.target_layers.infer import example_inputs, infer_adapter
 from hf_cam.target_layers.stages import layer_choices
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
@@ -41,16 +42,15 @@ KEPT_SECONDS = 1800
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
-    """On ZeroGPU, with a GPU for as long as the function runs; elsewhere as it is.
+    """The function with a GPU for as long as it runs, on ZeroGPU; the function itself elsewhere.
 
-    There it runs in another process: what it takes and returns is pickled, and of errors the words alone arrive.
+    On ZeroGPU it runs in another process: arguments and results are pickled, and only the message of an error arrives.
     """
     try:
-        import spaces
-    except ImportError:
+        from spaces import GPU
+    except ImportError:  # also where a folder of this name lies on the path
         return work
-    lend = getattr(spaces, "GPU", None)  # a folder of this name on the path is imported just as well
-    return _with_errors(work, lend) if lend else work
+    return _with_errors(work, GPU)
 
 
 def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,8 +74,8 @@ def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a visitor wants: the settings of `hf_cam.explain`, checked."""
+class Settings:
+    """What a visitor asks for: the settings of `hf_cam.explain`, checked."""
 
     model: str
     target: Any = None
@@ -88,7 +88,7 @@ class Wish:
     shrunk: bool = False
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         """The keyword arguments of an explainer's call."""
         return {
             "target": self.target,
@@ -101,19 +101,19 @@ class Wish:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What one visit shows: the wish, and an explanation of each thing that was found."""
+    """What one visit shows: the settings, one explanation per thing found, and which of them is shown."""
 
-    wish: Wish
+    settings: Settings
     explanations: tuple[Explanation, ...]
     shown: int = 0
 
     @property
     def current(self) -> Explanation:
-        """The one that is shown."""
+        """The explanation that is shown."""
         return self.explanations[self.shown]
 
 
-def wished(
+def read_inputs(
     path: str | None,
     model: str | None,
     target: Any,
@@ -123,11 +123,11 @@ def wished(
     aug_smooth: bool,
     eigen_smooth: bool,
     top_k: int | None = None,
-) -> tuple[Image.Image, Wish]:
-    """Everything that a visitor gave, checked; nothing has been computed yet.
+) -> tuple[Image.Image, Settings]:
+    """The picture and the settings that a visitor gave, checked; nothing has been computed yet.
 
     Raises:
-        Refused: with what is wrong.
+        Refused: one of them is not acceptable.
     """
     picture, scale = read_picture(path)
     name = checked(model)
@@ -135,24 +135,34 @@ def wished(
     kind = MODELS.kind(name)
     lines = read_prompts(prompts) if kind.takes_text else ()
     if kind.takes_text and not lines:
-        raise Refused("Type at least one prompt, one a line.")
-    if method not in (None, "", "auto") and method not in quick_methods():
-        raise Refused(f"{str(method)[:60]!r} is no method of this page; it has auto, {', '.join(quick_methods())}.")
-    count = (
-        None if wanted is not None else min(int(top_k or (MAX_FOUND if kind.takes_text else _usual(kind))), MAX_FOUND)
+        raise Refused("Type at least one prompt, one per line.")
+    method = method or "auto"
+    check_methods([method], ["auto", *quick_methods()])
+    count = None if wanted is not None else min(top_k or usual_count(kind), MAX_FOUND)
+    settings = Settings(
+        name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
     )
-    wish = Wish(
-        name, wanted, lines, method or "auto", read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
-    )
-    return picture, wish
+    return picture, settings
 
 
-def _usual(kind: type[Head]) -> int:
+def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
+    """Refuse a method that is not offered.
+
+    Raises:
+        Refused: there is one.
+    """
+    for method in methods:
+        if method not in offered:
+            raise Refused(f"{str(method)[:60]!r} is not a method of this page; it offers {', '.join(offered)}.")
+
+
+def usual_count(kind: type[Head]) -> int:
+    """How many things are explained unless the visitor gives a number."""
     return CLASSES if tab_of(kind) == "classify" else MAX_FOUND
 
 
 def tab_of(kind: type[Head]) -> str:
-    """Under which tab a kind of head is shown."""
+    """The tab for a kind of head."""
     if "detection" in kind.task:
         return "detect"
     if "segmentation" in kind.task:
@@ -160,58 +170,62 @@ def tab_of(kind: type[Head]) -> str:
     return "prompt" if kind.takes_text else "classify"
 
 
-def explained(picture: Image.Image, wish: Wish) -> Found:
-    """The explanation of each thing that the model found."""
-    with MODELS.lent(wish.model):
-        report(0, f"Asking {wish.model}")
-        return Found(wish, tuple(_explained(picture, wish)))
+def explained(picture: Image.Image, settings: Settings) -> Found:
+    """One explanation per thing that the model found."""
+    with MODELS.lent(settings.model):
+        report(0, f"Running {settings.model}")
+        return Found(settings, tuple(_explained(picture, settings)))
 
 
 @on_gpu
-def _explained(picture: Image.Image, wish: Wish) -> list[Explanation]:
-    explainer = Explainer(MODELS.held(wish.model), wish.method, wish.layers or None)
-    [found] = explainer([picture], **wish.settings)
-    return _alone(found)
+def _explained(picture: Image.Image, settings: Settings) -> list[Explanation]:
+    explainer = Explainer(MODELS.held(settings.model), settings.method, settings.layers or None)
+    [found] = explainer([picture], **settings.keywords)
+    return _without_origin(found)
 
 
-def _alone(found: Iterable[Explanation]) -> list[Explanation]:
-    """Without what they were made from: a visit must not keep a model alive that the page has let go."""
+def _without_origin(found: Iterable[Explanation]) -> list[Explanation]:
+    """A visit must not keep alive a model that the page has dropped."""
     return [dataclasses.replace(one, origin=None) for one in found]
 
 
-def compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int = 0) -> Comparison:
-    """The same target by several methods."""
+def default_methods() -> list[str]:
+    """The methods compared unless the visitor chooses: the registry's first, and the baseline that they must beat."""
+    return [*[method for method in quick_methods() if method != "randomcam"][:4], "randomcam"]
+
+
+def compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int = 0) -> Comparison:
+    """The same target explained by several methods."""
     if not methods:
         raise Refused("Choose at least one method.")
-    if unknown := set(methods) - set(quick_methods()):
-        raise Refused(f"{min(unknown)[:60]!r} is no method of this page; it has {', '.join(quick_methods())}.")
-    with MODELS.lent(wish.model):
-        return Comparison(_compared(picture, wish, tuple(dict.fromkeys(methods)), shown), picture)
+    check_methods(methods, quick_methods())
+    with MODELS.lent(settings.model):
+        return Comparison(_compared(picture, settings, tuple(dict.fromkeys(methods)), shown), picture)
 
 
 @on_gpu
-def _compared(picture: Image.Image, wish: Wish, methods: Sequence[str], shown: int) -> list[Explanation]:
-    """A forward a method, so that the visitor sees how far it is."""
-    explainer = Explainer(MODELS.held(wish.model), methods[0], wish.layers or None)
+def _compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int) -> list[Explanation]:
+    """One call per method, so that the visitor sees the progress."""
+    explainer = Explainer(MODELS.held(settings.model), methods[0], settings.layers or None)
     found = []
     for done, method in enumerate(methods):
         report(done / len(methods), get_method(method).name)
-        [explanations] = explainer.compare(picture, [method], **wish.settings)
+        [explanations] = explainer.compare(picture, [method], **settings.keywords)
         found.append(explanations[shown])
-    return _alone(found)
+    return _without_origin(found)
 
 
-def judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
-    """How the confidence follows the map, beside maps that see no model."""
-    with MODELS.lent(wish.model):
+def judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
+    """How the confidence follows the map, beside baseline maps."""
+    with MODELS.lent(settings.model):
         report(0, get_method(explanation.method).name)
-        return _judged(picture, wish, dataclasses.replace(explanation, origin=None))
+        return _judged(picture, settings, dataclasses.replace(explanation, origin=None))
 
 
 @on_gpu
-def _judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evaluation:
-    target, prompts = narrowed(wish, explanation)
-    loaded = MODELS.held(wish.model)
+def _judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
+    target, prompts = narrowed(settings, explanation)
+    loaded = MODELS.held(settings.model)
     left = iter([*(name.replace("-", " ") for name in BASELINES), "Done"])
     done = itertools.count(1)
     return evaluate(
@@ -229,7 +243,7 @@ def _judged(picture: Image.Image, wish: Wish, explanation: Explanation) -> Evalu
 
 @functools.lru_cache(maxsize=64)
 def layers_of(model: str) -> tuple[str, ...]:
-    """The layers that a visitor can choose from, the family's own first."""
+    """The layers that a visitor can choose from, the default layer first."""
     with MODELS.lent(model):
         return _layers_of(model)
 
@@ -237,33 +251,33 @@ def layers_of(model: str) -> tuple[str, ...]:
 @on_gpu
 def _layers_of(model: str) -> tuple[str, ...]:
     module = MODELS.held(model).model
-    return layer_choices(module, infer_adapter(module), sample_inputs(unwrap(module)))
+    return layer_choices(module, infer_adapter(module), example_inputs(unwrap(module)))
 
 
-def narrowed(wish: Wish, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
-    """The target and the prompts that mean this explanation alone."""
-    if wish.target is not None or len(wish.prompts) == 1:
-        return wish.target, wish.prompts
+def narrowed(settings: Settings, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
+    """The target and the prompts that select this explanation alone."""
+    if settings.target is not None or len(settings.prompts) == 1:
+        return settings.target, settings.prompts
     if explanation.box is not None:
-        return explanation.box, wish.prompts
-    return (None, (explanation.label,)) if wish.prompts else (explanation.label, ())
+        return explanation.box, settings.prompts
+    return (None, (explanation.label,)) if settings.prompts else (explanation.label, ())
 
 
 def snippet(found: Found, alpha: float, colormap: str) -> str:
-    """Python that makes the picture that is shown."""
-    wish = found.wish
+    """Python code that makes the overlay that is shown."""
+    settings = found.settings
     given = {
-        "model": wish.model,
-        "target": wish.target,
-        "text": list(wish.prompts) or None,
+        "model": settings.model,
+        "target": settings.target,
+        "text": list(settings.prompts) or None,
         "method": found.current.method,
         "layers": list(found.current.layers),
-        "top_k": wish.top_k,
-        "aug_smooth": wish.aug_smooth or None,
-        "eigen_smooth": wish.eigen_smooth or None,
+        "top_k": settings.top_k,
+        "aug_smooth": settings.aug_smooth or None,
+        "eigen_smooth": settings.eigen_smooth or None,
     }
     options = "".join(f"    {name}={value!r},\n" for name, value in given.items() if value is not None)
-    shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if wish.shrunk else ""
+    shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if settings.shrunk else ""
     return (
         f'import hf_cam\n\nimage = hf_cam.load_image("image.png")\n{shrink}'
         f"found = hf_cam.explain(\n    image,\n{options})\n"
@@ -272,22 +286,34 @@ def snippet(found: Found, alpha: float, colormap: str) -> str:
 
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
-    """The overlay as the page shows it: small pictures are enlarged before the colours are laid over them."""
-    image = explanation.image
-    factor = longest / max(image.size)
+    """The overlay as the page shows it: a small picture is enlarged before the colours are laid over it."""
+    return _larger(explanation, longest).overlay(alpha, colormap)
+
+
+def marked(found: Found) -> Image.Image:
+    """The picture with what was found outlined, as the page shows it."""
+    picture = enlarged(found.current.image)
+    for one in found.explanations:
+        larger = _larger(one, SHOWN)
+        picture = outlined(picture, larger.box, larger.mask)
+    return picture
+
+
+def _larger(explanation: Explanation, longest: int) -> Explanation:
+    """The explanation on an enlarged picture, with its heatmap, box and mask."""
+    factor = longest / max(explanation.image.size)
     if factor <= 1:
-        return explanation.overlay(alpha, colormap)
-    size = enlarged(image, longest).size
-    larger = dataclasses.replace(
+        return explanation
+    image, box, mask = enlarged(explanation.image, longest), explanation.box, explanation.mask
+    if mask is not None:
+        mask = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    return dataclasses.replace(
         explanation,
-        image=enlarged(image, longest),
-        heatmap=np.clip(cv2.resize(explanation.heatmap, size, interpolation=cv2.INTER_CUBIC), 0, 1),
-        box=None if explanation.box is None else tuple(factor * value for value in explanation.box),
-        mask=None
-        if explanation.mask is None
-        else cv2.resize(explanation.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool),
+        image=image,
+        heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
+        box=None if box is None else tuple(factor * value for value in box),
+        mask=mask,
     )
-    return larger.overlay(alpha, colormap)
 
 
 def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
@@ -299,14 +325,14 @@ def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
 
 
 def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
-    """The overlay in small."""
+    """A small overlay."""
     small = drawn(explanation, alpha, colormap, longest)
     small.thumbnail((longest, longest))
     return small
 
 
 def fresh_folder() -> Path:
-    """A folder for files to download; what lies there longer than half an hour is deleted."""
+    """A new folder for files to download; folders older than half an hour are deleted."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     for folder in SCRATCH.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another visitor's work deletes the same ones

@@ -7,6 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,8 @@ os.environ["HF_ENDPOINT"] = HUB.url
 os.environ["HF_HOME"] = str(SCRATCH / "hf_home")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_TOKEN"] = "hf_nobody"
+# Scenes are drawn from the pictures beside the tests, also where the whole of Fashion-MNIST is installed.
+os.environ["HF_CAM_FASHION_MNIST"] = str(Path(__file__).with_name("fashion-mnist"))
 # The models are so small that threads only wait for each other: one is three times as fast on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for proxy in ("http_proxy", "https_proxy", "all_proxy"):
@@ -29,12 +35,45 @@ for proxy in ("http_proxy", "https_proxy", "all_proxy"):
 for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"):
     os.environ.pop(variable, None)
 
+collect_ignore = ["plugin"]  # a package of its own, which would register itself in this process
+
 
 @pytest.fixture
 def hub() -> HubServer:
     """The Hub, up and with an empty list of requests."""
     HUB.requests.clear()
     return HUB
+
+
+@dataclass(frozen=True)
+class InsideServer:
+    """A server on this machine that no visitor may make the page ask: its port, and the paths that were asked for."""
+
+    port: int
+    seen: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def inside() -> Iterator[InsideServer]:
+    """The inside server, up and not yet asked for anything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found.seen.append(self.path)
+            self.send_error(404)
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    found = InsideServer(server.server_port)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from transformers import DeformableDetrForObjectDetection
 import hf_cam
 import nets
 from hf_cam.cam import CAM
-from hf_cam.capture.attention import recording
-from hf_cam.capture.capture import call, first_tensor
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.inputs import call
 from hf_cam.capture.local_rules import LocalRules
+from hf_cam.capture.recorder import recording
 from hf_cam.errors import MethodError, NoGradientError
 from hf_cam.methods import get_method, list_methods
 from hf_cam.targets import PromptSimilarity, QueryLogit

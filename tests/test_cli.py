@@ -117,8 +117,8 @@ def test_target_method_layer_and_smoothing_arrive(capsys, picture_file, vit_fold
             {"--layer": "vit.layer.0"}, "the model has no layer 'vit.layer.0'; nearest: 'vit.layers", id="layer"
         ),
         pytest.param({"--method": "grad-cam"}, "no method 'grad-cam'; nearest: 'gradcam'", id="method"),
-        pytest.param({"--top-k": "0"}, "top_k is a whole number from 1, got 0", id="top-k"),
-        pytest.param({"--text": "a cat"}, "ViTForImageClassification compares no text", id="text"),
+        pytest.param({"--top-k": "0"}, "a whole number from 1, got 0", id="top-k"),
+        pytest.param({"--text": "a cat"}, "ViTForImageClassification takes no text", id="text"),
         pytest.param({"--device": "abacus"}, "no device 'abacus' here", id="device"),
         pytest.param({"--out": "seen.pnk"}, "'seen.pnk' does not end in a picture format", id="out"),
     ],
@@ -189,7 +189,7 @@ def test_adapter_save_of_a_hub_model_says_why_not(capsys, hub, vit_folder):
     if not hub.folder("acme/adapted").is_dir():
         shutil.copytree(vit_folder, hub.folder("acme/adapted"))
     assert main(["adapter", "acme/adapted", "--save"]) == 2
-    assert "'acme/adapted' is no folder; --save writes beside a local config.json" in capsys.readouterr().err
+    assert "'acme/adapted' is not a folder; --save writes beside a local config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["explain", "--help"], ["--version"]])
@@ -246,7 +246,7 @@ def test_no_two_images_share_a_file(capsys, vit_folder, picture_file, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["x-2-2.png", "x-2.png", "x.png"]
     one = str(tmp_path / "one.png")
     assert main(["explain", *names, "--model", str(vit_folder), "--out", one]) == 2
-    assert "is one file and there are 3 images" in capsys.readouterr().err
+    assert "is one file, but there are 3 images" in capsys.readouterr().err
 
 
 def test_several_methods_make_a_grid(capsys, vit_folder, picture_file, tmp_path):

@@ -17,7 +17,7 @@ from benchmarks import tiny_models
 from benchmarks.coverage import Network, build_timm, failures, smallest_of_each, timm_networks, timm_rows
 from benchmarks.natural_maps import natural_map
 from benchmarks.tiny_models import TASKS, Case, cases
-from hf_cam.capture.capture import call
+from hf_cam.capture.inputs import call
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
 from hf_cam.maps import normalize, resize

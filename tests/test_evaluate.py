@@ -11,8 +11,9 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation.bench import Record, Sample, samples_of
 from hf_cam.evaluation.plots import draw_bars, draw_curves
+from hf_cam.evaluation.samples import Sample, samples_of
+from hf_cam.evaluation.table import Record
 from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
 
@@ -51,7 +52,7 @@ def test_localisation_is_judged_in_the_pixels_of_the_image(table, samples) -> No
 
 def test_the_table_goes_to_markdown_csv_and_pandas(table, tmp_path) -> None:
     markdown = table.to_markdown().splitlines()
-    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms a map |"
+    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms per map |"
     assert len(markdown) == 2 + len(table.rows)
     frame = table.to_pandas()
     assert list(frame["map"]) == [row.map for row in table.rows]
@@ -104,7 +105,7 @@ def test_every_head_is_judged_by_its_own_target(model: str) -> None:
     from benchmarks.defaults import samples_of as drawn_for
     from benchmarks.scenes import scenes as drawn
 
-    [sample] = drawn_for(model, drawn("test", 4, seed=2)[3:])
+    [sample] = drawn_for(model, drawn("test", 5, seed=2)[4:])
     found = hf_cam.evaluate(
         f"demo:{model}", [sample], methods=["layercam"], metrics=EVALUATED, baselines=False, progress=False
     )

@@ -16,7 +16,8 @@ from hf_cam.cam import CAM
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.models.loading import LoadedModel, load
-from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label, rows
+from hf_cam.outputs import sample_of
+from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
 from hf_cam.zoo import demo_model, timm_key
 from pictures import noise, resized
 
@@ -200,7 +201,7 @@ def test_targets_read_their_scalar_off_one_images_output() -> None:
     assert BinaryLogit()(logits[:1]) == 0.5
     assert BinaryLogit(positive=False)(logits[:1]) == -0.5
     batch = {"a": torch.arange(6).reshape(3, 2), "loss": torch.tensor(1.0), "pair": (torch.zeros(3, 4), "x")}
-    one = rows(batch, 1, 3)
+    one = sample_of(batch, 1, 3)
     assert one["a"].tolist() == [2, 3]
     assert one["loss"] == 1
     assert one["pair"][0].shape == (4,)

@@ -11,11 +11,12 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 import hf_cam
 from benchmarks.tiny_models import case_of, cases, words_tokenizer
-from hf_cam.cam import model_inputs_of
+from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.explainer import Explainer
-from hf_cam.heads import Request, head_of
+from hf_cam.heads import head_of
 from hf_cam.models.loading import LoadedModel
+from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, QueryBox, QueryLogit
 from hf_cam.zoo import SCENE
 from nets import LONGEST, SQUARE, THINGS, detr, explained

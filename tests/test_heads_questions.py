@@ -8,8 +8,9 @@ import torch
 
 import hf_cam
 from hf_cam.errors import TargetError
-from hf_cam.heads import Request, head_of
+from hf_cam.heads import head_of
 from hf_cam.interfaces.cli import main
+from hf_cam.request import Request
 from nets import THINGS, blip, blip2, explained, vilt
 
 

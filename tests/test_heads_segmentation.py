@@ -10,8 +10,9 @@ import transformers as hf
 import hf_cam
 from benchmarks.tiny_models import case_of, cases, words_tokenizer
 from hf_cam.errors import HFCamError, TargetError
-from hf_cam.heads import Request, head_of
+from hf_cam.heads import head_of
 from hf_cam.models.loading import LoadedModel
+from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, SegmentLogit
 from hf_cam.zoo import SCENE
 from nets import LONGEST, THINGS, explained, maskformer, segformer

@@ -12,7 +12,8 @@ from benchmarks.tiny_models import cases, words_tokenizer
 from hf_cam.cam import _mirrored
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.explainer import Explainer
-from hf_cam.models.loading import LoadedModel, uncut
+from hf_cam.images.patches import CutPictures
+from hf_cam.models.loading import LoadedModel
 from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity
 from nets import clip, embedder, explained, siglip, siglip2
 from pictures import resized
@@ -90,7 +91,7 @@ def test_a_contrast_explains_one_prompt_against_the_others(photo):
         ({"text": "a cat " * 40}, "reads 16 at most"),
         ({"text": "a cat", "target": "a dog"}, "one of the prompts"),
         ({"text": "a cat", "target": 3}, "no prompt 3"),
-        ({"text": "a cat", "target": PromptSimilarity(0, contrast=True)}, "two prompts or more"),
+        ({"text": "a cat", "target": PromptSimilarity(0, contrast=True)}, "two or more prompts"),
     ],
 )
 def test_what_is_no_prompt_is_refused(photo, wanted, message):
@@ -193,8 +194,8 @@ def test_mirrored_views_of_a_cut_picture_are_turned_back(photo):
     [smooth] = explained(loaded, photo, method="eigencam", text="a cat", aug_smooth=True)
     np.testing.assert_allclose(smooth.heatmap, plain.heatmap, atol=0.05)
     inputs = loaded.inputs([photo])
-    turned = uncut({**inputs, "pixel_values": _mirrored(inputs)})
-    torch.testing.assert_close(turned, uncut(inputs).flip(-1))
+    turned = CutPictures.of({**inputs, "pixel_values": _mirrored(inputs)}).pictures()
+    torch.testing.assert_close(turned, CutPictures.of(inputs).pictures().flip(-1))
 
 
 def test_cut_pictures_score_as_the_model_itself_scores_them(photo):

@@ -163,7 +163,7 @@ def test_an_unknown_repo_is_a_model_error(picture, open_door):
 
 
 def test_an_unknown_repo_leads_to_the_demo_model(picture):
-    with pytest.raises(ModelError, match=r"the Hub knows no model 'acme/no-such'.*local folder.*demo:imagenet"):
+    with pytest.raises(ModelError, match=r"there is no model 'acme/no-such' on the Hub.*local folder.*demo:imagenet"):
         hf_cam.explain(picture, model="acme/no-such")
 
 
@@ -177,7 +177,7 @@ def test_a_hub_that_is_down_leads_to_the_demo_model(hub_down, picture, door):
 def test_the_command_tells_of_an_unknown_repo_in_one_line(capsys, picture_file):
     assert main(["explain", str(picture_file), "--model", "acme/unheard"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("hf-cam: the Hub knows no model 'acme/unheard'")
+    assert error.startswith("hf-cam: there is no model 'acme/unheard' on the Hub")
     assert error.count("\n") == 1
 
 

@@ -300,7 +300,7 @@ def test_an_unknown_argument_names_the_nearest(cam, picture, vit_folder):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5])
 def test_a_batch_size_below_one_is_refused(cam, pictures, batch_size):
-    with pytest.raises(OptionError, match="batch_size is a whole number from 1"):
+    with pytest.raises(OptionError, match="batch_size must be a whole number from 1"):
         cam(pictures, batch_size=batch_size)
 
 

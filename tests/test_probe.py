@@ -277,7 +277,7 @@ def test_a_second_look_at_more_places_decides_what_three_leave_open(monkeypatch)
     net.shift = 1
     assert check_layouts(net, picture(), claim) == ["refuted"]
     net.shift = 0
-    monkeypatch.setattr(noise, "_SECOND_LOOK", noise._FIRST_LOOK)
+    monkeypatch.setattr(noise, "_WEAK", noise._STRONG)
     assert check_layouts(net, picture(), claim) == ["undecided"]
 
 

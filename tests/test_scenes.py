@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +9,19 @@ import pytest
 import torch
 
 from benchmarks import scenes as sc
+from benchmarks.excerpt import EXCERPT, PER_LABEL, first_of_each_label, write_items
 
 SIZES = [(96, 128), (128, 128)]
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    """An array of bytes as a gzipped idx file."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of plain rectangles, brighter in the train split than in the test split."""
     folder = tmp_path_factory.mktemp("fashion")
-    for name, brightness in (("train", 255), ("t10k", 155)):
-        pictures = np.zeros((60, 28, 28), np.uint8)
+    for split, brightness in (("train", 255), ("test", 155)):
+        pictures = torch.zeros(60, 28, 28, dtype=torch.uint8)
         pictures[:, 5:24, 7:22] = brightness
-        write_idx(folder / f"{name}-images-idx3-ubyte.gz", pictures)
-        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", np.arange(60, dtype=np.uint8) % 10)
+        write_items(sc.Items(pictures, torch.arange(60) % 10), split, folder)
     return folder
 
 
@@ -55,6 +48,27 @@ def test_fewer_scenes_are_the_first_of_more(root: Path) -> None:
 def test_each_split_reads_its_own_pictures(root: Path) -> None:
     assert sc.load_items("train", root).pictures.max() == 255
     assert sc.load_items("test", root).pictures.max() == 155
+
+
+def test_an_excerpt_is_the_first_pictures_of_each_label_and_reads_back(tmp_path: Path) -> None:
+    pictures = torch.randint(0, 256, (60, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(60).flip(0) % 10
+    write_items(first_of_each_label(sc.Items(pictures, labels), 2), "test", tmp_path)
+    found = sc.load_items("test", tmp_path)
+    assert torch.equal(found.pictures, pictures[:20])
+    assert torch.equal(found.labels, labels[:20])
+
+
+@pytest.mark.parametrize("split", PER_LABEL)
+def test_the_tests_draw_from_the_excerpt_beside_them_which_has_every_label_alike(split: sc.Split) -> None:
+    assert sc.ROOT == EXCERPT
+    items = sc.load_items(split)
+    assert items.labels.bincount().tolist() == [PER_LABEL[split]] * len(sc.LABELS)
+    assert len(items.pictures.unique(dim=0)) == len(items.pictures)
+
+
+def test_the_excerpt_is_small_enough_to_ship() -> None:
+    assert sum(path.stat().st_size for path in EXCERPT.iterdir()) < 300_000
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -130,5 +144,5 @@ def test_the_dataset_holds_the_same_scenes(root: Path) -> None:
 
 
 def test_a_missing_dataset_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+    with pytest.raises(FileNotFoundError, match=r"apt-get install dataset-fashion-mnist.*HF_CAM_FASHION_MNIST"):
         sc.load_items("train", tmp_path / "nowhere")

@@ -7,13 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import types
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from hf_cam.methods import get_method
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import limits
 import models
 import page
@@ -84,18 +83,18 @@ def ask(client, image, model, endpoint="/explain", **more):
 
 
 TYPED = {
-    "a long prompt": ({"model": "demo:clip", "prompts": "x" * 10_000}, "10000 letters"),
+    "a long prompt": ({"model": "demo:clip", "prompts": "x" * 10_000}, "10000 characters"),
     "many prompts": ({"model": "demo:clip", "prompts": "\n".join(["a bag"] * 1000)}, "1000 prompts"),
     "no prompt": ({"model": "demo:clip", "prompts": " \n"}, "at least one prompt"),
-    "a path": ({"model": "../../etc/passwd"}, "no model id"),
-    "dots": ({"model": "owner/..name"}, "no model id"),
-    "a URL": ({"model": "http://127.0.0.1/a/b"}, "no model id"),
-    "a folder": ({"model": str(SCENE.parent / "vit")}, "no model id"),
-    "an unknown demo": ({"model": "demo:nothing"}, "no model id"),
+    "a path": ({"model": "../../etc/passwd"}, "not a model id"),
+    "dots": ({"model": "owner/..name"}, "not a model id"),
+    "a URL": ({"model": "http://127.0.0.1/a/b"}, "not a model id"),
+    "a folder": ({"model": str(SCENE.parent / "vit")}, "not a model id"),
+    "an unknown demo": ({"model": "demo:nothing"}, "not a model id"),
     "a Hub id without a network": ({"model": "google/vit-base-patch16-224"}, "without a network"),
-    "a method": ({"model": "demo:vit", "method": "nothing"}, "no method"),
+    "a method": ({"model": "demo:vit", "method": "nothing"}, "not a method"),
     "a class": ({"model": "demo:vit", "target": "unicorn"}, "unicorn"),
-    "a long target": ({"model": "demo:vit", "target": "x" * 10_000}, "10000 letters"),
+    "a long target": ({"model": "demo:vit", "target": "x" * 10_000}, "10000 characters"),
     "layers": ({"model": "demo:vit", "layers": "no.such.layer"}, "no.such.layer"),
 }
 
@@ -108,35 +107,16 @@ def test_what_makes_no_sense_is_refused_with_a_sentence_and_the_server_lives(cli
 
 
 @pytest.mark.parametrize("where", ["the API", "the page"])
-def test_the_server_reads_no_picture_from_an_inside_address(client, server, where):
-    seen = []
-
-    class Inside(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            self.send_error(404)
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    inside = HTTPServer(("127.0.0.1", 0), Inside)
-    threading.Thread(target=inside.serve_forever, daemon=True).start()
-    try:
-        for host in (f"127.0.0.1:{inside.server_port}", f"localhost:{inside.server_port}", "169.254.169.254"):
-            url = f"http://{host}/secret.png"
-            file = {"path": url, "url": url, "meta": {"_type": "gradio.FileData"}}
-            if where == "the API":
-                with pytest.raises(Exception, match=r".+"):
-                    client.predict(image=file, model="demo:vit", api_name="/explain")
-            else:
-                assert '"success":false' in pressed(server, file)
-    finally:
-        inside.shutdown()
-        inside.server_close()
-    assert seen == []
+def test_the_server_reads_no_picture_from_an_inside_address(client, server, inside, where):
+    for host in (f"127.0.0.1:{inside.port}", f"localhost:{inside.port}", "169.254.169.254"):
+        url = f"http://{host}/secret.png"
+        file = {"path": url, "url": url, "meta": {"_type": "gradio.FileData"}}
+        if where == "the API":
+            with pytest.raises(Exception, match=r".+"):
+                client.predict(image=file, model="demo:vit", api_name="/explain")
+        else:
+            assert '"success":false' in pressed(server, file)
+    assert inside.seen == []
 
 
 def pressed(server, picture):
@@ -225,11 +205,11 @@ def test_a_program_sees_the_progress_and_can_cancel(client):
 
     methods = quick_methods()
     job = client.submit(image=handle_file(str(SCENE)), model="demo:imagenet", methods=methods, api_name="/compare")
-    told = set()
-    while not job.done() and len(told) < 2:
-        told |= {unit.desc for unit in job.status().progress_data or ()}
+    steps = set()
+    while not job.done() and len(steps) < 2:
+        steps |= {unit.desc for unit in job.status().progress_data or ()}
         time.sleep(0.02)
-    assert told & {get_method(method).name for method in methods}
+    assert steps & {get_method(method).name for method in methods}
     job.cancel()
     started = time.perf_counter()
     ask(client, SCENE, "demo:imagenet", top_k=1)
@@ -237,15 +217,15 @@ def test_a_program_sees_the_progress_and_can_cancel(client):
 
 
 def test_other_colours_run_no_model(monkeypatch):
-    picture, wish = work.wished(str(SCENE), "demo:vit", "", "", "auto", "", False, False)
-    found = work.explained(picture, wish)
+    picture, settings = work.read_inputs(str(SCENE), "demo:vit", "", "", "auto", "", False, False)
+    found = work.explained(picture, settings)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
-    (_, half), *_ = page.recolour(found, 0.5, "turbo")
-    (_, strong), *_ = page.recolour(found, 0.9, "turbo")
-    (_, other), *_ = page.recolour(found, 0.5, "viridis")
+    (_, half), *_ = events.recolour(found, 0.5, "turbo")
+    (_, strong), *_ = events.recolour(found, 0.9, "turbo")
+    (_, other), *_ = events.recolour(found, 0.5, "viridis")
     assert len({half.tobytes(), strong.tobytes(), other.tobytes()}) == 3
-    chosen = page.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
+    chosen = events.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
     assert chosen[0].current.label == found.explanations[1].label
 
 
@@ -260,7 +240,7 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     assert launched["state_session_capacity"] == 64
     assert built.delete_cache == (600, work.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
-    assert {event.concurrency_limit for event in busy} == {page.VISITORS}
+    assert {event.concurrency_limit for event in busy} == {events.VISITORS}
     assert {"explain", "compare", "metrics"} <= {event.api_name for event in busy}
     public = {event.api_name for event in built.fns.values() if event.api_visibility == "public"}
     assert public == {"explain", "compare", "metrics"}
@@ -272,8 +252,8 @@ def test_the_snippet_makes_the_map_that_is_shown(tmp_path, monkeypatch):
     picture = Image.open(SCENE).convert("RGB").resize((1280, 960))
     picture.save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    read, wish = work.wished("image.png", "demo:detr", "", "", "auto", "", False, False)
-    found = work.Found(wish, work.explained(read, wish).explanations, shown=1)
+    read, settings = work.read_inputs("image.png", "demo:detr", "", "", "auto", "", False, False)
+    found = work.Found(settings, work.explained(read, settings).explanations, shown=1)
     made: dict = {}
     exec(work.snippet(found, 0.5, "turbo"), made)
     np.testing.assert_array_equal(made["found"][1].heatmap, found.current.heatmap)
@@ -323,11 +303,11 @@ def test_deploy_pushes_the_folder_and_from_a_checkout_the_library(hub):
     assert not any(line.startswith("hf-cam") for line in needed)
     script = "import hf_cam, hf_cam.target_layers.catalogue as c; print(hf_cam.__file__, len(c.catalogue()))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", script], cwd=pushed, env=clean, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert told[0] == str(pushed / "hf_cam" / "__init__.py")
-    assert int(told[1]) > 10
+    assert printed[0] == str(pushed / "hf_cam" / "__init__.py")
+    assert int(printed[1]) > 10
     assert (pushed / "hf_cam" / "zoo" / "vit" / "model.safetensors").is_file()
 
 
@@ -374,10 +354,10 @@ FIRST_VIEW = 3.0
 @pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM.is_file():
-        told = "there is no /usr/bin/chromium; install it with: apt-get install chromium"
+        reason = f"there is no {CHROMIUM}; install it with: apt-get install chromium"
         if os.environ.get("HF_CAM_BROWSER") == "required":
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(reason)
+        pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -513,7 +493,7 @@ def test_a_visitor_has_a_picture_explained_and_takes_it_home(browser, server, sc
     assert "GradCAM at timm_model.blocks.4" in visit.changes(
         lambda: (visit.choose("#layer", "timm_model.blocks.4"), page.click("#go"))
     )
-    visit.choose("#layer", "the family's own")
+    visit.choose("#layer", "default for the model")
     visit.choose("#method", "LayerCAM")
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Average over six views").check()
@@ -542,7 +522,7 @@ def test_a_visitor_has_a_picture_explained_and_takes_it_home(browser, server, sc
     (tmp_path / "no.png").write_text("no picture at all")
     visit.upload(tmp_path / "no.png")
     page.click("#go")
-    page.get_by_text("The file is no picture that this page reads").wait_for()
+    page.get_by_text("The file is not a picture that this page can read").wait_for()
     page.locator("#examples button.gallery-item, #examples .gallery-item").nth(4).click()
     page.wait_for_selector("#picture img")
     visit.close()

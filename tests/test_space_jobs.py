@@ -1,4 +1,4 @@
-"""Long work of the page: how far it is, how it is stopped, and what it leaves behind."""
+"""Long-running work of the page: its progress, how it is stopped, and what it leaves behind."""
 
 import ast
 import asyncio
@@ -14,6 +14,7 @@ import time
 import types
 import weakref
 
+import gradio as gr
 import pytest
 
 from hf_cam.comparison import quick_methods
@@ -21,16 +22,17 @@ from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
+import events
 import jobs
 import limits
 import models
-import page
+import scores
 import work
 
 
-def wished(model, **changes):
-    picture, wish = work.wished(str(SCENE), model, "", "a yellow bag", "auto", "", False, False)
-    return picture, dataclasses.replace(wish, **changes)
+def inputs(model, **changes):
+    picture, settings = work.read_inputs(str(SCENE), model, "", "a yellow bag", "auto", "", False, False)
+    return picture, dataclasses.replace(settings, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -42,59 +44,92 @@ def no_open_loop():
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """What the visitor was told: shares and words."""
-    heard = []
+def progress(monkeypatch):
+    """What the visitor was shown: shares and steps."""
+    shown = []
 
     class Progress:
         def __call__(self, done, desc):
-            heard.append((done, desc))
+            shown.append((done, desc))
 
     monkeypatch.setattr(jobs.gr, "Progress", Progress)
-    return heard
+    return shown
 
 
-def rising(told):
-    shares = [share for share, _ in told]
+def rising(progress):
+    shares = [share for share, _ in progress]
     return shares == sorted(shares) and 0 <= shares[0] < shares[-1] <= 1
 
 
-def test_a_comparison_tells_method_by_method_how_far_it_is(told):
-    work.compared(*wished("demo:vit"), ("gradcam", "layercam", "randomcam"))
-    assert [words for _, words in told] == ["GradCAM", "LayerCAM", "RandomCAM"]
-    assert rising(told)
+def test_a_comparison_reports_progress_method_by_method(progress):
+    work.compared(*inputs("demo:vit"), ("gradcam", "layercam", "randomcam"))
+    assert [step for _, step in progress] == ["GradCAM", "LayerCAM", "RandomCAM"]
+    assert rising(progress)
 
 
-def test_the_trust_curves_tell_map_by_map_how_far_they_are(told):
-    picture, wish = wished("demo:vit")
-    found = work.explained(picture, wish).current
-    told.clear()
-    work.judged(picture, wish, found)
-    assert len(told) == 5  # the map, three that see no model, the end
-    assert rising(told)
+def test_the_trust_curves_report_progress_map_by_map(progress):
+    picture, settings = inputs("demo:vit")
+    found = work.explained(picture, settings).current
+    progress.clear()
+    work.judged(picture, settings, found)
+    assert len(progress) == 5  # the map, three baseline maps, the end
+    assert rising(progress)
 
 
 def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
-    picture, wish = wished("demo:vit")
-    _, inserted, deleted, road, bars, scores = page.trust(work.explained(picture, wish))
+    picture, settings = inputs("demo:vit")
+    _, inserted, deleted, road, bars, markdown = events.press_measure(work.explained(picture, settings))
     for frame in (inserted, deleted, road):
-        assert set(frame["map"]) == set(page.MAPS)
+        assert set(frame["map"]) == set(scores.MAPS)
         assert frame.pixels.between(0, 1).all()
-    table = {cells[1].strip(): cells for line in scores.splitlines()[2:] if (cells := line.split("|"))}
+    table = {cells[1].strip(): cells for line in markdown.splitlines()[2:] if (cells := line.split("|"))}
     for name, line in (("this map", "HiResCAM"), ("random map", "random")):
         assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
     assert bars.y_lim[0] == 0 < bars.y_lim[1]
 
 
-def test_a_download_tells_how_far_it_is(hub, vit_folder, told, monkeypatch):
+def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full(caplog):
+    def fails():
+        raise KeyError("/a/path/of/this/machine")
+
+    with pytest.raises(gr.Error, match=r"^'That did not work here \(KeyError\)\.'$"):
+        asyncio.run(events.as_event(fails)())
+    assert "/a/path/of/this/machine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "press",
+    [
+        lambda: events.choose(None, 0.5, "turbo", types.SimpleNamespace(index=0)),
+        lambda: events.point(types.SimpleNamespace(index=(3, 5)), str(SCENE), None, "demo:detr", *[""] * 8),
+        lambda: events.press_compare(None, ["gradcam"], 0.5, "turbo"),
+        lambda: events.press_measure(None),
+    ],
+    ids=["choose", "point", "compare", "trust"],
+)
+def test_before_there_is_a_map_the_visitor_is_asked_to_press_explain(press):
+    with pytest.raises(gr.Error, match="Press Explain first"):
+        asyncio.run(events.as_event(press)())
+
+
+def test_a_click_chooses_the_smallest_box_around_it():
+    found = work.explained(*inputs("demo:detr"))
+    first = found.explanations[0]
+    boxes = ((10, 10, 200, 100), (40, 20, 90, 70), (300, 10, 301, 11))
+    nested = work.Found(found.settings, tuple(dataclasses.replace(first, box=box) for box in boxes))
+    assert [events.under(pixel, nested).shown for pixel in ((50, 30), (20, 90))] == [1, 0]
+    assert events.under((30, 150), nested) is None
+
+
+def test_a_download_reports_progress(hub, vit_folder, progress, monkeypatch):
     monkeypatch.setattr(models.BUILDER, "measure", lambda _: models.Scale())
     hub.folder("someone").mkdir(parents=True, exist_ok=True)
-    if not hub.folder("someone/told").exists():
-        hub.folder("someone/told").symlink_to(vit_folder)
-    with models.Models().lent("someone/told"):
+    if not hub.folder("someone/fetched").exists():
+        hub.folder("someone/fetched").symlink_to(vit_folder)
+    with models.Models().lent("someone/fetched"):
         pass
-    assert {words for _, words in told} == {"Fetching someone/told", "Loading someone/told"}
-    assert rising(told)
+    assert {step for _, step in progress} == {"Fetching someone/fetched", "Loading someone/fetched"}
+    assert rising(progress)
 
 
 class Watched:
@@ -129,12 +164,12 @@ def watched():
 
 @pytest.mark.parametrize("how", ["Stop is pressed", "the program cancels", "the page is closed"])
 def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
-    picture, wish = wished("demo:imagenet")
+    picture, settings = inputs("demo:imagenet")
     hooks, left = watched.hooks, threading.Event()
 
     def compute():
         try:
-            return work.compared(picture, wish, quick_methods())
+            return work.compared(picture, settings, quick_methods())
         finally:
             left.set()
 
@@ -146,7 +181,7 @@ def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
         if how == "the program cancels":
             task.cancel()
         else:  # both call the same function
-            page.stopped(types.SimpleNamespace(session_hash="a visit"))
+            events.stopped(types.SimpleNamespace(session_hash="a visit"))
         with pytest.raises((jobs.Stopped, asyncio.CancelledError)):
             await task
 
@@ -159,16 +194,16 @@ def test_a_stop_ends_the_computing_and_frees_the_model(how, watched):
     assert watched.hooks == hooks
     assert jobs._running == {}
     assert not any(parameter.requires_grad is False for parameter in watched.loaded.model.parameters())
-    assert work.explained(picture, wish).current.heatmap.any()
+    assert work.explained(picture, settings).current.heatmap.any()
 
 
-def test_who_waits_for_a_model_can_stop_waiting(told):
-    picture, wish = wished("demo:vit")
+def test_who_waits_for_a_model_can_stop_waiting(progress):
+    picture, settings = inputs("demo:vit")
 
     async def visit():
         with models.MODELS.lent("demo:vit"):
-            task = asyncio.ensure_future(jobs.run(work.explained, picture, wish, visit="another visit"))
-            while not told:
+            task = asyncio.ensure_future(jobs.run(work.explained, picture, settings, visit="another visit"))
+            while not progress:
                 await asyncio.sleep(0.01)
             jobs.end("a third visit")
             await asyncio.sleep(0.05)
@@ -178,10 +213,10 @@ def test_who_waits_for_a_model_can_stop_waiting(told):
                 await task
 
     asyncio.run(visit())
-    assert set(told) == {(0, "Waiting for demo:vit")}
+    assert set(progress) == {(0, "Waiting for demo:vit")}
 
 
-def test_more_visitors_than_the_page_computes_for_wait_their_turn(told, monkeypatch):
+def test_more_visitors_than_the_page_computes_for_wait_their_turn(progress, monkeypatch):
     monkeypatch.setattr(models, "SLOTS", threading.BoundedSemaphore(1))
     kept = models.Models()
 
@@ -192,14 +227,14 @@ def test_more_visitors_than_the_page_computes_for_wait_their_turn(told, monkeypa
     async def visit():
         with kept.lent("demo:vit"):
             task = asyncio.ensure_future(jobs.run(borrow, visit="a visit"))
-            while not told:
+            while not progress:
                 await asyncio.sleep(0.01)
             jobs.end("a visit")
             with pytest.raises(jobs.Stopped):
                 await task
 
     asyncio.run(visit())
-    assert set(told) == {(0, "Waiting for other visitors")}
+    assert set(progress) == {(0, "Waiting for other visitors")}
 
 
 def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
@@ -236,9 +271,9 @@ def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
 def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     kept = models.Models(kept=1)
     monkeypatch.setattr(work, "MODELS", kept)
-    monkeypatch.setattr(page, "MODELS", kept)
-    picture, wish = wished("demo:swin")
-    found = work.explained(picture, wish)
+    monkeypatch.setattr(events, "MODELS", kept)
+    picture, settings = inputs("demo:swin")
+    found = work.explained(picture, settings)
     with kept.lent("demo:swin") as loaded:
         gone = weakref.ref(loaded.model)
     with kept.lent("demo:convnext"):
@@ -246,7 +281,7 @@ def test_what_a_visit_keeps_holds_no_model_alive(monkeypatch):
     del loaded
     gc.collect()
     assert gone() is None
-    assert page.show(found, 0.5, "turbo")
+    assert events.show(found, 0.5, "turbo")
 
 
 # ZeroGPU -------------------------------------------------------------------------------------------------------------
@@ -275,22 +310,24 @@ def on_zero(monkeypatch):
 
 def test_all_that_computes_is_lent_a_gpu_and_crosses_to_its_process(on_zero):
     far, lent = on_zero
-    picture, wish = far.wished(str(SCENE), "demo:clip", "", "a yellow bag\nan orange sneaker", "auto", "", False, False)
-    found = far.explained(picture, wish)
-    near = work.explained(picture, wished("demo:clip", prompts=wish.prompts)[1])
+    picture, settings = far.read_inputs(
+        str(SCENE), "demo:clip", "", "a yellow bag\nan orange sneaker", "auto", "", False, False
+    )
+    found = far.explained(picture, settings)
+    near = work.explained(picture, inputs("demo:clip", prompts=settings.prompts)[1])
     assert [one.label for one in found.explanations] == [one.label for one in near.explanations]
     assert (found.current.heatmap == near.current.heatmap).all()
-    assert len(far.compared(picture, wish, ("gradcam", "layercam")).explanations) == 2
-    assert far.judged(picture, wish, found.current).records
+    assert len(far.compared(picture, settings, ("gradcam", "layercam")).explanations) == 2
+    assert far.judged(picture, settings, found.current).records
     assert far.layers_of("demo:clip")[1:]
     assert lent == ["_explained", "_compared", "_judged", "_layers_of"]
 
 
 def test_a_refusal_comes_back_from_there_as_its_sentence(on_zero):
     far, _ = on_zero
-    picture, wish = wished("demo:vit", layers=("no.such.layer",))
+    picture, settings = inputs("demo:vit", layers=("no.such.layer",))
     with pytest.raises(limits.Refused, match=r"no\.such\.layer"):
-        far.explained(picture, far.Wish(**vars(wish)))
+        far.explained(picture, far.Settings(**vars(settings)))
 
 
 def test_zerogpu_is_imported_before_all_that_may_touch_the_gpu():
@@ -309,11 +346,11 @@ def test_zerogpu_is_imported_before_all_that_may_touch_the_gpu():
 def test_every_layer_in_the_menu_gives_a_map(name):
     layers = work.layers_of(name)
     assert len(layers) >= 2
-    picture, wish = wished(name)
-    own = work.explained(picture, wish).current
+    picture, settings = inputs(name)
+    own = work.explained(picture, settings).current
     assert own.layers[0] == layers[0]
     for layer in layers:
-        found = work.explained(picture, dataclasses.replace(wish, layers=(layer,), top_k=1))
+        found = work.explained(picture, dataclasses.replace(settings, layers=(layer,), top_k=1))
         assert found.current.layers == (layer,)
         assert found.current.heatmap.shape == (picture.height, picture.width)
         assert found.current.heatmap.any() or "no evidence" in found.current.flags

@@ -14,13 +14,13 @@ from torch import nn
 
 import hf_cam
 from benchmarks.tiny_models import Case, case_of, cases, words_tokenizer
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import call
+from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.images.videos import load_video, spread
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import LoadedModel, frames_of
+from hf_cam.models.loading import LoadedModel
+from hf_cam.models.traits import traits_of
 from pictures import resized
 
 SIDES = (72, 110)
@@ -113,7 +113,7 @@ def test_every_model_of_videos_gets_one_map_per_frame(case):
     model = case.build()
     settings = {"processor": processor_of(case), "method": "gradcam-elementwise"}
     [found] = hf_cam.explain(frames(), model, **settings)
-    assert frames_of(model) == len(found.frames) == 4
+    assert traits_of(model).frames == len(found.frames) == 4
     assert found.heatmap.shape == (4, *SIDES)
     assert found.heatmap.dtype == np.float32
     assert found.heatmap.min() >= 0
@@ -219,19 +219,19 @@ def mixed_sizes():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda _: hf_cam.Video([]), "holds no frame"),
+        (lambda _: hf_cam.Video([]), "has no frames"),
         (lambda _: mixed_sizes(), "have one size, got 8 x 8, 9 x 8"),
-        (lambda _: hf_cam.Video("clip.mp4"), "frames in a list"),
-        (lambda _: frames(3), "has 3 frames and the model takes 4"),
-        (lambda _: frames(0), "holds no frame"),
-        (lambda _: frames()[0], "this model looks at videos"),
-        (lambda _: [Image.fromarray(frame) for frame in frames()], "a list holds several videos"),
+        (lambda _: hf_cam.Video("clip.mp4"), "a list of frames"),
+        (lambda _: frames(3), "has 3 frames, but the model takes 4"),
+        (lambda _: frames(0), "has no frames"),
+        (lambda _: frames()[0], "this model takes videos"),
+        (lambda _: [Image.fromarray(frame) for frame in frames()], "a list is for several videos"),
         (lambda folder: folder / "gone.mp4", "there is no file"),
-        (lambda folder: write_mp4(folder / "short.mp4", frames(3)), "has 3 frames and the model takes 4"),
-        (lambda folder: write_gif(folder / "short.gif", frames(2)), "has 2 frames and the model takes 4"),
+        (lambda folder: write_mp4(folder / "short.mp4", frames(3)), "has 3 frames, but the model takes 4"),
+        (lambda folder: write_gif(folder / "short.gif", frames(2)), "has 2 frames, but the model takes 4"),
         (lambda folder: write_gif(folder / "still.gif", frames(1)), "single picture"),
         (lambda folder: written(folder / "empty.mp4", b""), "empty file"),
-        (lambda folder: written(folder / "bad.mp4", b"no video"), "no video, or is damaged"),
+        (lambda folder: written(folder / "bad.mp4", b"no video"), "not a video, or is damaged"),
         (lambda folder: written(folder / "bad.gif", b"no video"), "is not an image"),
     ],
 )
@@ -252,7 +252,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def test_a_model_of_images_refuses_a_video_and_takes_a_gifs_first_frame(vit_folder, tmp_path):
-    with pytest.raises(ImageError, match="looks at images and got a video"):
+    with pytest.raises(ImageError, match="takes images, but got a video"):
         hf_cam.explain(frames(), vit_folder)
     [found] = hf_cam.explain(write_gif(tmp_path / "clip.gif", frames()), vit_folder)
     assert found.heatmap.shape == SIDES
@@ -299,7 +299,7 @@ def test_the_command_writes_a_moving_picture_of_a_video(videomae, tmp_path, caps
         assert picture.width > SIDES[1]
     short = str(write_mp4(tmp_path / "short.mp4", frames(2)))
     assert main(["explain", short, "--model", str(videomae)]) == 2
-    assert "has 2 frames and the model takes 4" in capsys.readouterr().err
+    assert "has 2 frames, but the model takes 4" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_video_processor_alone_is_read(tmp_path):

@@ -9,36 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from hf_cam.testing import models as law
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that a careless caller could leave changed, but for the weights' values."""
-    parameters, modules = list(model.parameters()), list(model.modules())
-    return {
-        "hooks": [len(getattr(module, hooks)) for module in modules for hooks in HOOKS],
-        "modes": [module.training for module in modules],
-        "forwards": [module.__dict__.get("forward") for module in modules],
-        "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
-        "trainable": [parameter.requires_grad for parameter in parameters],
-        "without gradient": [parameter.grad is None for parameter in parameters],
-        "storage": [(parameter.data_ptr(), parameter.dtype, parameter._version) for parameter in parameters],
-        "random": torch.get_rng_state().tolist(),
-        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-    }
+    """All that `hf_cam.testing.check_model_untouched` compares, and what a transformers model has beyond that."""
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return law._state(model) | {"attention": attention, "inference": torch.is_inference_mode_enabled()}
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Fails where the model, its mode, its hooks or the caller's torch are not what they were."""
-    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """The same law around a block, in which the test may expect an error."""
     before = state(model)
     yield
     after = state(model)
+    assert before.keys() == after.keys()
     for name, was in before.items():
-        assert after[name] == was, name
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, values[name]), name
+        assert law._same(was, after[name]), name
 
 
 def half_frozen(model: nn.Module) -> nn.Module:

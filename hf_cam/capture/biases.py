@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import MethodError, TargetError
+from hf_cam.models.traits import unwrap
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,44 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.guard import borrowed, forwards, unwrap
+from hf_cam.capture.guard import borrowed, forwards
+from hf_cam.capture.inputs import call
 from hf_cam.capture.linear import by_tokens
-from hf_cam.errors import DetachedError, LayerError, LayoutError, TargetError, UnknownArchitecture
-from hf_cam.layouts import Size
-
-PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
-"""What transformers' forwards take without listing it."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """An input that belongs to all images of a batch alike, such as tokenised prompts; `call` hands it on.
-
-    Whatever cuts, repeats or reorders the images of a batch leaves it alone.
-
-    Args:
-        value: `[P, ...]`, on any device.
-        each: True where the forward wants it once for each image, `[B * P, ...]` image by image.
-    """
-
-    value: Tensor
-    each: bool = False
-
-    def for_batch(self, batch: int) -> Tensor:
-        """The tensor that a forward of `batch` images gets.
-
-        >>> Shared(torch.zeros(3, 7), each=True).for_batch(2).shape
-        torch.Size([6, 7])
-        """
-        return self.value.repeat(batch, *[1] * (self.value.ndim - 1)) if self.each else self.value
-
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Shared:
-        """The same on another device or in another dtype."""
-        return Shared(self.value.to(device, dtype), self.each)
-
-    def is_floating_point(self) -> bool:
-        """Whether it holds floating numbers."""
-        return self.value.is_floating_point()
+from hf_cam.errors import DetachedError, LayerError, TargetError
+from hf_cam.models.traits import unwrap
 
 
 @dataclass(frozen=True)
@@ -200,86 +165,3 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
     items = list(output)
     items[next(i for i, value in enumerate(items) if isinstance(value, Tensor))] = tensor
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-
-def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run a model on named inputs."""
-    args, kwargs = arguments(module, inputs)
-    return module(*args, **kwargs)
-
-
-def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a forward takes its named inputs; a picture whose name it does not know goes first, unnamed."""
-    batch = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 1)
-    named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
-    if "pixel_values" in named and not accepts(module, "pixel_values"):
-        return (named.pop("pixel_values"),), named
-    return (), named
-
-
-def accepts(module: nn.Module, name: str) -> bool:
-    """True where the module's forward has a parameter of this name (by its signature or `main_input_name`)."""
-    parameters = inspect.signature(module.forward).parameters
-    if name in parameters:
-        return True
-    wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
-    return wrapped and getattr(module, "main_input_name", None) == name
-
-
-def swallows(module: nn.Module, name: str) -> bool:
-    """True where the module's forward lists its inputs, and would take this one in its `**kwargs` and ignore it."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    listed = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    return not wrapped and name not in listed and name not in PASSED_ON
-
-
-def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs cut off from any graph of the caller's, and usable by autograd even if made in inference mode."""
-    with torch.inference_mode(False):
-        return {
-            name: (value.clone() if value.is_inference() else value.detach()) if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
-
-
-def picture_name(inputs: Mapping[str, Any], axes: Sequence[int] = (4,)) -> str:
-    """The input that is the picture: `pixel_values`, or the first floating tensor with so many axes.
-
-    Args:
-        inputs: The forward's.
-        axes: 4 `(B, C, H, W)`, 5 a video `(B, T, C, H, W)`, 3 cut patches `(B, N, patch)` beside `spatial_shapes`.
-
-    Raises:
-        UnknownArchitecture: there is none.
-    """
-    names = sorted(inputs, key=lambda name: name != "pixel_values")
-    for name in names:
-        value = inputs[name]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in axes:
-            return name
-    shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, Tensor)}
-    raise UnknownArchitecture(
-        f"the structural probe needs a picture (batch, channels, height, width) among the inputs, got {shapes}; "
-        "name the layer and its layout yourself (layers=, reshape=)"
-    )
-
-
-def picture_size(inputs: Mapping[str, Any]) -> Size:
-    """Height and width of the picture, in pixels; of patches that come cut and padded, by their `spatial_shapes`.
-
-    >>> picture_size({"pixel_values": torch.zeros(1, 30, 3 * 16 * 16), "spatial_shapes": torch.tensor([[4, 6]])})
-    (64, 96)
-
-    Raises:
-        LayoutError: the pictures of a batch are cut into different grids.
-    """
-    grids = inputs.get("spatial_shapes")
-    picture = inputs[picture_name(inputs, (3, 4, 5))]
-    if not isinstance(grids, Tensor):
-        return picture.shape[-2], picture.shape[-1]
-    if (grids != grids[0]).any():
-        raise LayoutError(f"the pictures of a batch must be cut into one grid, got {grids.tolist()}; pass them alone")
-    patch = math.isqrt(picture.shape[-1] // 3)
-    rows, columns = grids[0].tolist()
-    return rows * patch, columns * patch

@@ -1,4 +1,4 @@
-"""Borrow a model and hand it back exactly as it came."""
+"""Borrow a model and return it exactly as it was."""
 
 from __future__ import annotations
 
@@ -16,42 +16,31 @@ from hf_cam.errors import ModelError
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
-# Grad mode belongs to a thread, hooks and `requires_grad` to the model: two threads must never share one model.
+# Grad mode belongs to a thread, hooks and `requires_grad` to the model: two threads must never use one model at once.
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
-
-
 def lock_of(model: nn.Module) -> threading.RLock:
-    """The one lock of this model, shared by every thread."""
+    """The lock of this model, shared by all threads."""
     with _locks_guard:
         return _locks.setdefault(model, threading.RLock())
 
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode with frozen parameters; give everything back in `finally`.
+    """Hold the model in evaluation mode with frozen parameters, and restore everything afterwards.
 
-    Restored: `requires_grad`, `training` and every other plain attribute of each module (transformers' Swin
-    shrinks its `window_size` for good on a small picture), the random state, the grad mode. Compiled code is
-    bypassed, because hooks added after compilation are silently not called. `.grad` is never written.
+    Restored are `requires_grad`, `training` and every other plain attribute of each module (transformers' Swin
+    permanently shrinks its `window_size` on a small picture), the random state and the grad mode. Compiled code is
+    bypassed, because it silently skips hooks that were added after compilation. `.grad` is never written.
 
     Raises:
         ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd.
     """
     with lock_of(model):
         modules = list(model.modules())
-        # Not model.parameters(): on a deep tree the second walk costs as much as all the rest here.
+        # Not model.parameters(): on a deep tree, a second walk costs as much as everything else here.
         own = (parameter for module in modules for parameter in module._parameters.values())  # noqa: SLF001
         parameters = list(dict.fromkeys(parameter for parameter in own if parameter is not None))
         if any(parameter.is_inference() for parameter in parameters):
@@ -69,7 +58,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             try:
                 for module in modules:
-                    module.__dict__["training"] = False  # past nn.Module's own setter, which is slow
+                    module.__dict__["training"] = False  # bypasses nn.Module's setter, which is slow
                 for parameter in parameters:
                     parameter.requires_grad_(False)
                 yield
@@ -82,7 +71,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Run modules by other forwards than their own; an instance attribute that was there (accelerate's) comes back."""
+    """Replace the forwards of modules, and then restore any instance attribute `forward` (accelerate sets one)."""
     own = {module: module.__dict__.get("forward") for module in instead}
     try:
         for module, forward in instead.items():
@@ -97,7 +86,7 @@ def forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Give back the plain attributes; what a module holds besides is its own to change."""
+    """Restore the plain attributes; a module may change everything else."""
     current = module.__dict__
     for name, value in attributes.items():
         if current.get(name) is not value and isinstance(value, _PLAIN):

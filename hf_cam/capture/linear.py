@@ -1,4 +1,4 @@
-"""Gradients that reach few tokens, as a class token's do, pass through linear layers for these tokens alone."""
+"""Backpropagation through linear layers for only the tokens that a gradient reaches, such as the class token."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEW = 0.25
-"""Of all tokens; with more of them, picking them out costs more than it saves."""
+"""Share of all tokens above which picking tokens out costs more than it saves."""
 SAMPLE = 16
 
 
 class _ByTokens(torch.autograd.Function):
-    """`F.linear` of tokens `[N, C]` with frozen weights, whose gradient is not multiplied out where it is zero."""
+    """`F.linear` of tokens `[N, C]` with frozen weights; the backward pass skips tokens whose gradient is zero."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,7 +36,7 @@ class _ByTokens(torch.autograd.Function):
 
 
 def _reached(gradient: Tensor) -> Tensor | None:
-    """The numbers of the rows of `[N, C]` that are not zero; None where they are not few, as a sample tells first."""
+    """Indices of the nonzero rows of `[N, C]`; None if they are many, which a sample of the rows usually shows."""
     some = gradient[:: max(1, len(gradient) // SAMPLE)]
     if some.any(1).float().mean() > FEW:
         return None
@@ -45,10 +45,10 @@ def _reached(gradient: Tensor) -> Tensor | None:
 
 
 def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """For each plain linear layer on a processor a forward of the same value and gradient, once differentiable.
+    """For each plain linear layer on the CPU, a forward with the same value and gradient, differentiable once.
 
-    A head that reads the class token alone leaves nearly all tokens behind the last attention without a gradient, and
-    autograd would multiply the zeros out.
+    If the head reads only the class token, nearly all tokens after the last attention get no gradient, and autograd
+    would multiply those zeros.
     """
     return {
         module: partial(_linear, module)
@@ -60,7 +60,7 @@ def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
 def _linear(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
     recorded = torch.is_grad_enabled() and input.requires_grad and not module.weight.requires_grad
     if recorded and input.ndim > 2 and not torch.is_autocast_enabled("cpu"):
-        # The view is taken out here: a view made inside could not be written to in place, as Deformable DETR does.
+        # Reshape out here: Deformable DETR writes to the result in place, which a view made inside would not allow.
         found: Tensor = _ByTokens.apply(input.flatten(0, -2), module.weight, module.bias)
         return found.view(*input.shape[:-1], -1)
     return functional.linear(input, module.weight, module.bias)

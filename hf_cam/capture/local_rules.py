@@ -1,4 +1,4 @@
-"""Gradients by other local rules than the chain rule's, on the unmodified model: its values stay as they are."""
+"""Gradients by modified local rules on the unmodified model; the values of the forward do not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.attention import MATMUL, is_plain_multi_head, multi_head
+from hf_cam.capture.recorder import MATMUL, is_plain_multi_head, multi_head
 
 Attend = Literal["frozen", "halved"]
 
@@ -24,7 +24,7 @@ SUMS = {"add", "__add__", "__radd__"}
 
 
 class _Instead(torch.autograd.Function):
-    """A value whose gradient goes to something that stands for it."""
+    """A value whose gradient flows to a surrogate."""
 
     @staticmethod
     def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
@@ -36,13 +36,13 @@ class _Instead(torch.autograd.Function):
 
 
 class LocalRules(TorchFunctionMode):
-    """While it is on, gradients flow by other rules, and the network's values are its own.
+    """A mode under which gradients flow by modified rules; the values of the forward do not change.
 
-    - a norm's scale is a constant, so that the norm is linear (layer, group and RMS norms, lengths of embeddings);
+    - the scale of a norm is constant, so that the norm is linear (layer, group and RMS norms, lengths of embeddings);
     - an activation `f(x)` is `x` times the constant `f(x) / x`;
-    - a gate that multiplies is a constant;
-    - attention's weights are a constant ("frozen": LibraGrad, and all the network is affine), or each side of a
-      product of two things that depend on the picture gets half of the gradient ("halved": AttnLRP).
+    - a multiplicative gate is constant;
+    - attention weights are constant ("frozen": LibraGrad, which makes the whole network affine), or each factor of a
+      product in which both depend on the picture gets half of the gradient ("halved": AttnLRP).
 
     Papers: Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760; Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602.
     """
@@ -50,7 +50,7 @@ class LocalRules(TorchFunctionMode):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
         self.attend = attend
-        # What multiplies may be a gate: by identity, and kept alive so that an identity is never given away again.
+        # Tensors that may be gates, keyed by identity and kept alive so that no identity is reused.
         self._gates: dict[int, tuple[Tensor, bool]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

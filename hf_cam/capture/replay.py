@@ -1,4 +1,4 @@
-"""Rerun only the tail of a model: what ran before the target layer is remembered and handed back."""
+"""Rerun only the tail of a model: the outputs of everything before the target layer are stored and replayed."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_cam.capture.capture import arguments, call, first_tensor, with_first_tensor
-from hf_cam.capture.guard import borrowed, forwards, lock_of, unwrap
-from hf_cam.targets import map_tensors, rows
+from hf_cam.capture.capture import first_tensor, with_first_tensor
+from hf_cam.capture.guard import borrowed, forwards, lock_of
+from hf_cam.capture.inputs import arguments, call
+from hf_cam.models.traits import unwrap
+from hf_cam.outputs import map_tensors, sample_of
 
 TOLERANCE = 1e-3
 MOST = 8
-HALF_TOLERANCE = 0.1  # of what bfloat16 rounds off in a whole tail, so that only a wrong tail is refused
+HALF_TOLERANCE = 0.1  # above the rounding error of bfloat16 over a whole tail, so that only a wrong tail is refused
 
 
 @dataclass(frozen=True)
 class Tail:
-    """A model from one layer on.
+    """The part of a model that runs after one layer.
 
     Args:
-        module, layer: What is run, and from where.
-        inputs: Of the clean run, B images.
-        prefix: What each module that ran before the layer returned, call by call; empty where the whole model reruns.
-        clean: What the layer itself returned.
-        exact: False where remembering changed the output, so that every rerun is a whole forward.
-        wide: The float32 copies of the tail's own parameters, for a model of half precision.
+        module, layer: The model, and the dotted name of the layer.
+        inputs: The inputs of the clean run, B images.
+        prefix: The outputs of each module that ran before the layer, call by call; empty if the whole model reruns.
+        clean: The output of the layer itself.
+        exact: False if replaying changed the output, so that every rerun is a whole forward.
+        wide: Float32 copies of the tail's own parameters, for a half-precision model.
     """
 
     module: nn.Module
@@ -44,7 +46,7 @@ class Tail:
     wide: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, activations: Tensor, sample: int) -> Any:
-        """The model's output for `n` variants of one image's target layer, `activations [n, ...]`."""
+        """The model's output for `n` variants of the target layer's output for one image, `activations [n, ...]`."""
         batch, count = len(self.activations), len(activations)
 
         def variants(value: Any) -> Any:
@@ -64,7 +66,7 @@ class Tail:
             return functional_call(self.module, dict(self.wide), args, kwargs)
 
     def together(self, activations: Tensor) -> Any:
-        """The model's output for another activation of every image of the clean run, `[B, ...]`; differentiable."""
+        """The model's output for new activations of all images of the clean run, `[B, ...]`; differentiable."""
         stubs = {module: _Memory(outputs) for module, outputs in self.prefix.items()}
         stubs[self.module.get_submodule(self.layer)] = _Memory([with_first_tensor(self.clean, activations)])
         with _stubbed(stubs):
@@ -80,10 +82,10 @@ class Tail:
 
 @dataclass
 class _Memory:
-    """Hands back the outputs of a module's first calls, and then lets it run."""
+    """Replay the outputs of a module's first calls, and then let it run."""
 
     outputs: list[Any]
-    stays: bool = False  # also for later calls, where the module itself may not run
+    stays: bool = False  # replay the last output for all later calls, so that the module itself never runs
     calls: int = field(default=0)
 
     def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -95,37 +97,37 @@ class _Memory:
 
 @dataclass
 class Reader:
-    """Hands back what a module made of the same tokens before.
+    """Replay the output of a module for tokens that it has read before.
 
     Args:
-        known: Arguments and what came of them, the latest last, `MOST` at most.
+        known: Arguments and the output for them, latest last; at most `MOST` entries.
     """
 
     known: list[tuple[Any, Any, Any]] = field(default_factory=list)
 
     def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The forward's output; remembered where only whole numbers went in and only tensors come out."""
+        """The forward's output; stored if only integers went in and only tensors came out."""
         given = (args, kwargs)
-        if not _whole(given):
+        if not _only_integers(given):
             return forward(*args, **kwargs)
         for *before, output in self.known:
             if _equal(given, tuple(before)):
                 return map_tensors(output, torch.clone)
         output = forward(*args, **kwargs)
-        if _tensors_alone(output):  # and no cache that a later step would write to
-            self.known = [*self.known[1 - MOST :], (args, kwargs, map_tensors(output, _cut_off))]
+        if _only_tensors(output):  # not a cache that a later step would write to
+            self.known = [*self.known[1 - MOST :], (args, kwargs, map_tensors(output, _detached))]
         return output
 
 
 @contextmanager
 def texts_read_once(model: nn.Module, readers: dict[nn.Module, Reader]) -> Iterator[None]:
-    """Text towers run once for the same tokens, however many forwards the model takes inside.
+    """Run text towers once per set of tokens, however many forwards the model takes inside the `with` block.
 
-    A module that reads tokens and nothing else sees no picture, so it says the same each time.
+    A module that reads only tokens does not see the picture, so its output does not change.
 
     Args:
-        model: Its forwards come back when the block ends.
-        readers: What is remembered from one block to the next; empty at first, and to be dropped with the last.
+        model: Its own forwards are restored at the end of the block.
+        readers: Outputs to keep from one block to the next; initially empty, discarded by the caller after the last.
     """
     module = unwrap(model)
     if not readers:
@@ -138,14 +140,14 @@ def _reads_tokens(module: nn.Module) -> bool:
     return "input_ids" in inspect.signature(module.forward).parameters
 
 
-def _whole(value: Any) -> bool:
-    """True where arguments hold tensors of whole numbers, plain values, and nothing else."""
+def _only_integers(value: Any) -> bool:
+    """True if arguments hold only integer tensors and plain values."""
     if isinstance(value, Tensor):
         return not value.is_floating_point()
     if isinstance(value, Mapping):
-        return all(_whole(item) for item in value.values())
+        return all(_only_integers(item) for item in value.values())
     if isinstance(value, list | tuple):
-        return all(_whole(item) for item in value)
+        return all(_only_integers(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
@@ -159,21 +161,21 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
 
 
-def _tensors_alone(output: Any) -> bool:
+def _only_tensors(output: Any) -> bool:
     if isinstance(output, Mapping):
-        return all(map(_tensors_alone, output.values()))
+        return all(map(_only_tensors, output.values()))
     if isinstance(output, list | tuple):
-        return all(map(_tensors_alone, output))
+        return all(map(_only_tensors, output))
     return output is None or isinstance(output, Tensor)
 
 
-def _cut_off(tensor: Tensor) -> Tensor:
-    """A copy without the graph that watching the tower's attention or biases hung on it: no picture is in it."""
+def _detached(tensor: Tensor) -> Tensor:
+    """A copy without the graph that recording the tower's attention or biases adds; it does not lead to the picture."""
     return tensor.detach().clone()
 
 
 def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)  # transformers' generate looks at the signature
+    @wraps(forward)  # transformers' generate inspects the signature
     def answer(*args: Any, **kwargs: Any) -> Any:
         return memory.answer(forward, args, kwargs)
 
@@ -181,17 +183,17 @@ def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callabl
 
 
 def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) -> AbstractContextManager[None]:
-    """Put memories in place of forwards."""
+    """Replace forwards by stored outputs."""
     return forwards({module: _answering(memory, module.forward) for module, memory in stubs.items()})
 
 
 @contextmanager
 def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator[Tail]:
-    """Run the model once and yield its tail behind `layer`; the model comes back untouched.
+    """Run the model once and yield its tail after `layer`; the model is left unchanged.
 
-    Replaying the clean activations must reproduce the clean output. Where it does not (a forward that computes on
-    remembered values in place, or draws random numbers), the tail reruns whole forwards, and says so in `exact`.
-    The tail of a model of half precision runs in float32 wherever its forward allows it.
+    Replaying the clean activations must reproduce the clean output. If it does not (because the forward changes
+    stored values in place or draws random numbers), the tail reruns whole forwards, and `exact` is False.
+    The tail of a half-precision model runs in float32 if its forward allows it.
     """
     module = unwrap(model)
     with borrowed(module), torch.no_grad():
@@ -205,17 +207,17 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator
 
 
 def widened(value: Any) -> Any:
-    """A tensor of half precision in float32; everything else as it is."""
+    """A half-precision tensor as float32; everything else unchanged."""
     half = isinstance(value, Tensor) and value.is_floating_point() and torch.finfo(value.dtype).bits == 16
     return value.float() if half else value
 
 
 def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
-    """Of the modules that run again, what is in half precision, in float32; nothing where it is not at hand."""
-    asleep = {child for module in (*tail.prefix, tail.module.get_submodule(tail.layer)) for child in module.modules()}
+    """Float32 copies of the half-precision parameters and buffers of modules that rerun; empty if any is on meta."""
+    replayed = {child for module in (*tail.prefix, tail.module.get_submodule(tail.layer)) for child in module.modules()}
     found: dict[str, Tensor] = {}
     for name, module in tail.module.named_modules():
-        if module not in asleep:
+        if module not in replayed:
             own = (*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False))
             found.update({key: widened(tensor) for key, tensor in own if widened(tensor) is not tensor})
     return {} if any(tensor.is_meta for tensor in found.values()) else found
@@ -223,7 +225,7 @@ def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
 
 def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
     batch = len(tail.activations)
-    expected = first_tensor(rows(outputs, slice(0, 1), batch))
+    expected = first_tensor(sample_of(outputs, slice(0, 1), batch))
     try:
         found = first_tensor(tail(tail.activations[:1].expand(2, *tail.activations.shape[1:]), 0))
     except RuntimeError:
@@ -235,9 +237,9 @@ def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
 
 
 def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple[Any, dict[nn.Module, list[Any]], Any]:
-    """One forward: its output, what ran to its end before the layer did, and what the layer returned.
+    """One forward: its output, the outputs of the modules that finished before the layer, and the layer's own output.
 
-    Of the finished modules only those matter whose caller was still running: they alone are called again.
+    Only finished modules whose caller was still running are kept, because no others are called again.
     """
     target = module.get_submodule(layer)
     running: list[nn.Module] = []
@@ -252,7 +254,7 @@ def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple
         running.pop()
         if found:
             return
-        kept = map_tensors(output, torch.clone)  # what follows may work in place
+        kept = map_tensors(output, torch.clone)  # later modules may change it in place
         if child is target:
             found.append(kept)
             callers.update(running)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: bars of the metrics, and the confidence while pixels are taken away."""
+"""Charts of an evaluation: bars of the metrics, and curves of the confidence as pixels are removed or added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_cam.errors import OptionError
-from hf_cam.evaluation.bench import Evaluation
+from hf_cam.evaluation.table import Evaluation
 from hf_cam.metrics import BASELINES, get_metric
 from hf_cam.metrics.trial import PERCENTILES
 
@@ -22,7 +22,7 @@ PANELS = {
 
 
 def draw_bars(table: Evaluation, path: str | Path) -> Path:
-    """One panel a metric, one bar a map with its standard error; baselines are grey, the best stands on top.
+    """One panel per metric, one bar per map with its standard error; baselines are grey, and the best map is on top.
 
     Raises:
         OptionError: matplotlib is not installed.
@@ -47,7 +47,7 @@ def draw_bars(table: Evaluation, path: str | Path) -> Path:
 
 
 def draw_curves(table: Evaluation, path: str | Path, count: int = 6) -> Path | None:
-    """The mean confidence along each sweep for the best `count` maps and the baselines; None where none was measured.
+    """The mean confidence along each sweep, for the best `count` maps and the baselines; None if none was measured.
 
     Raises:
         OptionError: matplotlib is not installed.

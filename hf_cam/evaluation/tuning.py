@@ -1,4 +1,4 @@
-"""Choose method and layer of one model by a metric, and write the choice where `infer_adapter` finds it."""
+"""Choose the method and layer for a model by a metric, and save the choice where `infer_adapter` finds it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from hf_cam.cam import CAM
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import OptionError
-from hf_cam.evaluation.bench import Evaluation, evaluate
+from hf_cam.evaluation.bench import evaluate
+from hf_cam.evaluation.table import Evaluation
 from hf_cam.layouts import AnyLayout, Layout, Spatial
 from hf_cam.metrics import get_metric
 from hf_cam.models.loading import load
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.adapter import Adapter
 
 METHODS = ("gradcam", "hirescam", "layercam", "gradcam++", "eigengradcam")
@@ -26,14 +27,14 @@ NEIGHBOURS = 2
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning chose.
+    """The result of a tuning.
 
     Args:
-        adapter: With the chosen method and layer; `adapter.save_pretrained(folder)` or `.push_to_hub(repo)` keeps it.
-        metric: What it was chosen by.
-        score: Of the choice, its mean over the images.
-        table: Every method and layer that was tried, beside the baselines.
-        written: Where the choice was written, None where nowhere.
+        adapter: The chosen method and layer; `adapter.save_pretrained(folder)` or `.push_to_hub(repo)` saves it.
+        metric: The id of the metric by which it was chosen.
+        score: The mean of that metric over the images.
+        table: All methods and layers that were tried, and the baselines.
+        written: The path or URL to which the choice was saved, or None.
     """
 
     adapter: Adapter
@@ -56,18 +57,18 @@ def tune(
     device: str | torch.device | int | None = None,
     **settings: Any,
 ) -> Tuned:
-    """Find the method and the layer that serve a model best on some images.
+    """Find the method and layer that work best for a model on some images.
 
     Args:
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         images: As in `hf_cam.evaluate`.
         metric: The id of the metric to choose by.
         methods: Ids to try.
-        layers: Dotted names to try; the family's layer and its namesakes in the two blocks before where not given.
-        save: A folder to write `cam_config.json` into, usually the model's own.
+        layers: Dotted names to try; by default the default layer and its counterparts in the two blocks before it.
+        save: A folder to write `cam_config.json` to, usually the model's own.
         push_to_hub: A Hub repo to upload it to.
         processor, device: As in `hf_cam.explain`.
-        settings: `target`, `text`, `seed`, `resume`, `progress`, ... of `hf_cam.evaluate`.
+        settings: Other arguments of `hf_cam.evaluate`: `target`, `text`, `seed`, `resume`, `progress`, ...
 
     Raises:
         OptionError: there is no such metric, or it has no direction.
@@ -79,7 +80,7 @@ def tune(
     True
     """
     if get_metric(metric).higher_is_better is None:
-        raise OptionError(f"{metric!r} has no direction to choose by")
+        raise OptionError(f"{metric!r} has no direction, so it cannot choose the best; pass another metric")
     loaded = load(model, processor=processor, device=device)
     family = CAM(loaded.model).adapter
     tried = list(layers) if layers is not None else _neighbours(loaded.model, family)
@@ -104,7 +105,7 @@ def tune(
 
 
 def _neighbours(model: nn.Module, family: Adapter) -> list[str]:
-    """The family's layers, and where each name counts blocks the same part of the blocks before.
+    """The layers of an adapter and, if a layer's name contains a block number, the same layer in the blocks before.
 
     >>> net = nn.Sequential(*[nn.Identity() for _ in range(5)])
     >>> _neighbours(net, Adapter(("4",), (Layout("b c h w"),)))
@@ -125,6 +126,6 @@ def _neighbours(model: nn.Module, family: Adapter) -> list[str]:
 
 
 def _layout(family: Adapter, layer: str) -> Spatial:
-    """The family's own layout: blocks of one network lie alike."""
+    """The layout from the adapter, since all blocks of a network share it."""
     own = family.layouts[family.layers.index(layer)] if layer in family.layers else family.layouts[0]
     return own if isinstance(own, Layout) else AnyLayout()

@@ -1,126 +1,64 @@
 """Heads: which scalars of a model's output can be explained, for every task of transformers' auto classes."""
 
-from __future__ import annotations
-
-from functools import cache
-
-from torch import nn
-
-from hf_cam.capture.capture import accepts
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import ModelError
-from hf_cam.heads.base import Head, Request, Subject
-from hf_cam.heads.classification import ClassificationHead
-from hf_cam.heads.depth import DepthHead
-from hf_cam.heads.detection import (
-    DetectionHead,
-    ListedDetectionHead,
-    PhraseDetectionHead,
-    PromptDetectionHead,
-    TaskDetectionHead,
-)
-from hf_cam.heads.questions import QuestionHead, WrittenAnswerHead
-from hf_cam.heads.segmentation import MaskHead, SemanticHead, TaskMaskHead, TextHead
-from hf_cam.heads.similarity import EmbeddingHead, PromptHead, VideoPromptHead
-from hf_cam.models.loading import LoadedModel, watches
-from hf_cam.target_layers.catalogue import config_of
+
+# The order of these imports is the order of registration; if several heads match a model, the last one is used.
+from hf_cam.heads.classification import ClassificationHead  # isort: skip
+from hf_cam.heads.similarity import EmbeddingHead, PromptHead  # isort: skip
+from hf_cam.heads.detection import DetectionHead  # isort: skip
+from hf_cam.heads.segmentation import MaskHead, SemanticHead  # isort: skip
+from hf_cam.heads.depth import DepthHead  # isort: skip
+from hf_cam.heads.questions import QuestionHead  # isort: skip
+from hf_cam.heads.base import Head, Subject
+from hf_cam.heads.registry import HEADS, head_kind, listed_kind, register_head
+from hf_cam.models.loading import LoadedModel
+from hf_cam.request import Request
 
 __all__ = [
     "ClassificationHead",
+    "DepthHead",
+    "DetectionHead",
+    "EmbeddingHead",
     "Head",
+    "MaskHead",
     "PromptHead",
+    "QuestionHead",
     "Request",
+    "SemanticHead",
     "Subject",
     "head_kind",
     "head_of",
+    "list_heads",
     "listed_kind",
+    "register_head",
 ]
 
-TASKS: dict[str, type[Head]] = {
-    "IMAGE_CLASSIFICATION": ClassificationHead,
-    "VIDEO_CLASSIFICATION": ClassificationHead,
-    "ZERO_SHOT_IMAGE_CLASSIFICATION": PromptHead,
-    "ZERO_SHOT_OBJECT_DETECTION": PromptDetectionHead,
-    "UNIVERSAL_SEGMENTATION": MaskHead,
-    "INSTANCE_SEGMENTATION": MaskHead,
-    "OBJECT_DETECTION": DetectionHead,
-    "SEMANTIC_SEGMENTATION": SemanticHead,
-    "DEPTH_ESTIMATION": DepthHead,
-    "VISUAL_QUESTION_ANSWERING": QuestionHead,
-}
-"""transformers' auto mappings (`MODEL_FOR_..._MAPPING_NAMES`) and the head of their models."""
+
+def list_heads() -> list[str]:
+    """The ids of all heads, in the order of registration.
+
+    >>> list_heads()[:2]
+    ['classification', 'embedding']
+    """
+    return list(HEADS.records())
 
 
-def head_of(loaded: LoadedModel) -> Head:
+def head_of(loaded: LoadedModel, head: str | type[Head] | None = None) -> Head:
     """The head of a loaded model.
 
+    Args:
+        loaded: The model.
+        head: An id from `list_heads()` or a class of your own, to use instead of the default for the model's class.
+
     Raises:
-        ModelError: it finds things in videos, frame by frame.
+        ModelError: there is no such head, or the model detects or segments in videos, frame by frame.
     """
-    kind = head_kind(loaded.model)
-    if loaded.watches and not issubclass(kind, ClassificationHead | EmbeddingHead):
+    kind = head_kind(loaded.model) if head is None else HEADS.get(head).kind if isinstance(head, str) else head
+    if loaded.takes_videos and head is None and not issubclass(kind, ClassificationHead | EmbeddingHead):
         raise ModelError(
-            f"{type(unwrap(loaded.model)).__name__} finds things in videos, explained through hf_cam.CAM alone: "
-            "pass it prepared frames and a target, a callable from one sample's output to a scalar"
+            f"{loaded.traits.class_name} detects or segments in videos, which only hf_cam.CAM can explain: "
+            "pass it preprocessed frames and a target, a callable from one sample's output to a scalar"
         )
+    if not (isinstance(kind, type) and issubclass(kind, Head)):
+        raise ModelError(f"a head must be an id or a subclass of hf_cam.heads.Head, not {kind!r}")
     return kind(loaded)
-
-
-def head_kind(model: nn.Module) -> type[Head]:
-    """Which kind of head a model has: by the task under which transformers lists its class, or one it inherits from.
-
-    A transformers model under none of them embeds images; any other module is taken for a classifier, but for
-    torchvision's detectors.
-    """
-    from transformers import PreTrainedModel
-
-    module = unwrap(model)
-    for parent in type(module).__mro__:
-        if (kind := _listed().get(parent.__name__)) is not None:
-            return _variant(module, kind)
-        if parent.__module__.startswith("torchvision.models.detection."):
-            return ListedDetectionHead
-    bare = isinstance(module, PreTrainedModel) and not type(module).__name__.startswith("TimmWrapperFor")
-    return EmbeddingHead if bare and not hasattr(module, "classifier") else ClassificationHead
-
-
-def listed_kind(architecture: str) -> type[Head] | None:
-    """The kind under whose task transformers lists a class, known without loading a model; None where it lists it not.
-
-    >>> listed_kind("ViTForImageClassification").task
-    'image-classification'
-    """
-    return _listed().get(architecture)
-
-
-def _variant(module: nn.Module, kind: type[Head]) -> type[Head]:
-    """Detectors with prompts differ in how they take them, answering models in whether they choose or write.
-
-    One segmenter does several tasks, and is told which; detectors of text return a map and no boxes.
-    """
-    if kind is QuestionHead:
-        return WrittenAnswerHead if hasattr(module, "generate") else kind
-    if kind is PromptHead and watches(module):
-        return VideoPromptHead
-    if kind is MaskHead and accepts(module, "task_inputs"):
-        return TaskMaskHead
-    if kind is DetectionHead and getattr(config_of(module), "model_type", "").startswith("pp_ocr"):
-        return TextHead
-    if kind is not PromptDetectionHead:
-        return kind
-    if accepts(module, "classes_input_ids"):
-        return TaskDetectionHead
-    return PhraseDetectionHead if accepts(module, "token_type_ids") else kind
-
-
-@cache
-def _listed() -> dict[str, type[Head]]:
-    """Class names of transformers and their heads."""
-    from transformers.models.auto import modeling_auto
-
-    found: dict[str, type[Head]] = {}
-    for task, kind in TASKS.items():
-        for names in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values():
-            for name in (names,) if isinstance(names, str) else names:
-                found.setdefault(name, kind)
-    return found

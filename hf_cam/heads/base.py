@@ -1,4 +1,4 @@
-"""What a head says about an image, and which scalars of it can be explained."""
+"""The base class of heads: what a head reports about an image, and which scalars of that can be explained."""
 
 from __future__ import annotations
 
@@ -9,50 +9,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
-from hf_cam.target_layers.catalogue import config_of
+from hf_cam.models.traits import ModelTraits
+from hf_cam.request import Request
 from hf_cam.targets import Target, find_label, index_of
 
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the caller wants explained.
-
-    Args:
-        target: A class, a label text, an image position, a box, a mask, an image, any callable; None: what the model
-            itself found.
-        text: Prompts or questions; empty where none were given.
-        top_k: How many; None: as many as the head finds (a classifier: one).
-    """
-
-    target: Any = None
-    text: tuple[str, ...] = ()
-    top_k: int | None = None
-
-    def first(self, found: Sequence[Any], default: int | None = None) -> Sequence[Any]:
-        """The best `top_k` of what was found, or the default number of them."""
-        return found[: self.top_k or default or len(found)]
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One thing that a head says of one image.
+    """One thing that a head reports about one image, such as a class or an object.
 
     Args:
-        target: Its scalar.
-        label: In words.
-        score: The model's confidence in [0, 1]; None: the target's value.
+        target: The scalar to explain.
+        label: Its name, for people.
+        score: The model's confidence in [0, 1]; None for the target's value.
         box: `(x0, y0, x1, y1)` in the image's pixels.
         mask: `[H, W]` booleans over the image.
-        flags: Warnings in words.
+        flags: Warnings, such as "below the threshold".
     """
 
     target: Target
@@ -65,7 +45,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Head(ABC):
-    """One kind of head; a subclass a kind, chosen by `hf_cam.heads.head_of`.
+    """The base class of heads, with one subclass per kind; `hf_cam.heads.head_of` chooses it.
 
     Args:
         loaded: The model with its processor and label names.
@@ -73,33 +53,41 @@ class Head(ABC):
 
     loaded: LoadedModel
     task: ClassVar[str]
-    method: ClassVar[str | None] = None  # for families of which no measurement says which method serves them best
+    method: ClassVar[str | None] = None  # the default method for families without a measured one
     takes_text: ClassVar[bool] = False
-    alone: ClassVar[bool] = False  # one image a forward
+    alone: ClassVar[bool] = False  # one image per forward
+    threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
 
     def check(self, request: Request) -> None:
-        """Refuse what cannot be explained, before the model runs.
+        """Refuse a request that cannot be explained, before the model runs.
 
         Raises:
-            TargetError, OptionError: see the message.
+            TargetError: the target or text does not suit the model.
+            OptionError: the model has no use for an option.
         """
         if request.text and not self.takes_text:
-            raise TargetError(f"{self.model_name} compares no text; leave text= out")
+            raise TargetError(f"{self.model_name} takes no text; omit text=")
+        if request.threshold is not None and self.threshold is None:
+            raise OptionError(f"{self.model_name} finds no objects or segments to which threshold= could apply")
         if request.target is not None and (request.top_k or 1) > 1:
-            raise OptionError("top_k counts what the model itself found; leave it out where target= names one")
+            raise OptionError("top_k counts what the model itself finds; omit it with target=, which names one target")
+
+    def kept_from(self, request: Request) -> float:
+        """The lowest score of shown objects or segments: the caller's threshold, or else the head's own."""
+        return (self.threshold or 0.0) if request.threshold is None else request.threshold
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
-        """The same request as one or several that take a forward each.
+        """The request, split into requests that take one forward each.
 
         Args:
-            request: What the caller wants.
+            request: The caller's request.
             pictures: The model's inputs for the images.
         """
         del pictures
         return [request]
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """What the forward takes beside the image."""
+        """Inputs of the forward beside the image."""
         del request
         return {}
 
@@ -109,51 +97,50 @@ class Head(ABC):
 
         Args:
             output: One sample of the model's output.
-            request: What the caller wants.
-            geometry: Between this image and the model's input.
+            request: The caller's request.
+            geometry: The mapping between this image and the model's input.
         """
 
     def classes(self, request: Request) -> Mapping[int, str]:
-        """The names of the classes; empty where they have none."""
+        """The names of the classes, by index; empty if they have none."""
         del request
         return self.loaded.id2label
 
     def index(self, request: Request) -> int:
-        """The class that the caller's index or label text means.
+        """The index of the class that the caller's index or label refers to.
 
         Raises:
-            TargetError: there is none.
+            TargetError: there is no such class.
         """
         target, classes = request.target, self.classes(request)
         if isinstance(target, str):
             if target.strip().isdigit() and target.strip() not in classes.values():
                 target = int(target)
             elif not classes:
-                raise TargetError(f"the model has no label names; pass a class index in place of {target!r}")
+                raise TargetError(f"the model has no label names; pass a class index instead of {target!r}")
             else:
                 return find_label(target, classes)
         index = index_of(target)
         if index is None:
-            raise TargetError(f"a target is a class index, a label text or a callable, not {type(target).__name__}")
+            raise TargetError(f"a target must be a class index, a label or a callable, not {type(target).__name__}")
         if index < 0 or (classes and index >= len(classes)):
             known = f"the model has classes 0 to {len(classes) - 1}" if classes else "classes count from 0"
             raise TargetError(f"no class {index}; {known}")
         return index
 
     def label(self, index: int, request: Request) -> str:
-        """A class in words."""
+        """The name of a class, or else its index."""
         return self.classes(request).get(index, str(index))
 
     @property
     def model_name(self) -> str:
-        """The class of the model, for messages."""
-        return type(unwrap(self.loaded.model)).__name__
+        """The name of the model's class, for messages."""
+        return self.loaded.traits.class_name
 
 
-def behind_picture(tokens: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tokens `[P, L]` behind the places that the picture takes among them (BLIP-2); as they are for other models."""
-    config = config_of(unwrap(model))
-    place, count = getattr(config, "image_token_index", None), getattr(config, "num_query_tokens", None)
+def behind_picture(tokens: Mapping[str, Tensor], traits: ModelTraits) -> dict[str, Tensor]:
+    """Tokens `[P, L]` after the placeholders for the picture (BLIP-2); unchanged for other models."""
+    place, count = traits.read("image_token_index"), traits.read("num_query_tokens")
     if place is None or count is None:
         return dict(tokens)
     fill = {name: place if name == "input_ids" else 1 for name in tokens}
@@ -164,12 +151,12 @@ def behind_picture(tokens: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
 
 
 def custom(target: Target) -> Subject:
-    """A caller's own target."""
+    """The subject for a caller's own target."""
     return Subject(target, getattr(target, "__name__", type(target).__name__))
 
 
 def numbers_of(target: Any, count: int) -> tuple[float, ...] | None:
-    """`count` numbers: a tuple, list or array of them, or a text such as "12,30"; None for everything else."""
+    """`count` numbers from a tuple, list or array, or from a text such as "12,30"; None for everything else."""
     if isinstance(target, str):
         try:
             target = [float(part) for part in target.split(",")]
@@ -185,7 +172,7 @@ def numbers_of(target: Any, count: int) -> tuple[float, ...] | None:
 
 
 def mask_of(target: Any) -> np.ndarray | None:
-    """A mask `[H, W]` of booleans (or of 0 and 1); None for everything else."""
+    """A mask `[H, W]` as booleans, from booleans or 0 and 1; None for everything else."""
     if isinstance(target, Tensor):
         target = target.detach().cpu().numpy()
     if not isinstance(target, np.ndarray) or target.ndim != 2:
@@ -194,17 +181,17 @@ def mask_of(target: Any) -> np.ndarray | None:
 
 
 def pixel_to_grid(pixel: Sequence[float], grid: Size, geometry: Geometry) -> tuple[int, int]:
-    """Row and column of the cell of the output's grid that holds `(x, y)` of the image.
+    """Row and column of the cell of the output's grid that contains the pixel `(x, y)` of the image.
 
     Raises:
-        TargetError: it lies outside the image, or in a part of it that was cropped away.
+        TargetError: the pixel lies outside the image, or was cropped away.
     """
     (x, y), (height, width) = pixel, geometry.image_size
     if not (0 <= x < width and 0 <= y < height):
-        raise TargetError(f"the pixel ({x:g}, {y:g}) lies outside the image, which is {width} wide and {height} high")
+        raise TargetError(f"the pixel ({x:g}, {y:g}) is outside the image, which is {width} wide and {height} high")
     cell = geometry.to_grid(x, y, grid)
     if cell is None:
-        raise TargetError(f"the model never saw the pixel ({x:g}, {y:g}): its processor crops it away")
+        raise TargetError(f"the model does not see the pixel ({x:g}, {y:g}): its processor crops it away")
     return cell
 
 
@@ -212,21 +199,21 @@ def mask_to_grid(mask: np.ndarray, grid: Size, geometry: Geometry) -> Tensor:
     """A caller's mask on the output's grid.
 
     Raises:
-        TargetError: it is not as large as the image, or marks nothing that the model saw.
+        TargetError: it is not as large as the image, or marks nothing that the model sees.
     """
     if mask.shape != geometry.image_size:
         raise TargetError(
             f"the mask is {mask.shape[0]} x {mask.shape[1]}, "
-            f"the image {geometry.image_size[0]} x {geometry.image_size[1]}"
+            f"but the image is {geometry.image_size[0]} x {geometry.image_size[1]}"
         )
     region = geometry.mask_to_grid(mask, grid)
     if not region.any():
-        raise TargetError("the mask marks no pixel that the model saw")
+        raise TargetError("the mask marks no pixel that the model sees")
     return region
 
 
 def region_to_image(region: Tensor, geometry: Geometry) -> np.ndarray:
-    """Booleans or shares `[h, w]` on the output's grid as a mask `[H, W]` over the image."""
+    """Booleans, or shares in [0, 1], `[h, w]` on the output's grid, as a mask `[H, W]` over the image."""
     drawn: np.ndarray = (geometry.to_image(region.detach().float().cpu()) > 0.5).numpy()
     return drawn
 

@@ -6,30 +6,33 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Request, Subject, custom
+from hf_cam.heads.base import Head, Subject, custom
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import BinaryLogit, ClassLogit, probabilities, row_of
+from hf_cam.outputs import probabilities, row_of
+from hf_cam.request import Request
+from hf_cam.targets import BinaryLogit, ClassLogit
 
 
+@register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
 class ClassificationHead(Head):
-    """The class logit: of the highest classes, or of the one that the caller names.
+    """Class logits: those of the highest classes, or that of the class that the caller names.
 
-    A single logit is a binary classifier's (its sign turns for the negative class) or, where the config says
-    `problem_type="regression"`, the predicted value itself.
+    A single logit belongs to a binary classifier (its sign is flipped for the negative class) or, if the config has
+    `problem_type="regression"`, is the predicted value itself.
     """
 
     task: ClassVar[str] = "image-classification"
 
     def check(self, request: Request) -> None:
-        """Refuse what is no class."""
+        """Refuse a target that is not a class."""
         super().check(request)
         if request.target is not None and not callable(request.target):
             self.index(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The `top_k` highest classes, one where not given; or the caller's."""
+        """The caller's class, or else the `top_k` highest ones (by default one)."""
         del geometry
         target = request.target
         if callable(target) and not isinstance(target, ClassLogit | BinaryLogit):
@@ -37,7 +40,7 @@ class ClassificationHead(Head):
         logits = self._logits(output)
         if len(logits) == 1:
             return [self._single(logits, request)]
-        scores = probabilities(logits.detach(), self._problem())
+        scores = probabilities(logits.detach(), self.loaded.traits.problem_type)
         if target is None:
             best = logits.detach().topk(min(request.top_k or 1, len(logits))).indices.tolist()
         else:
@@ -48,18 +51,15 @@ class ClassificationHead(Head):
         logits = row_of(output)
         if logits.ndim != 1 or len(logits) == 0:
             raise TargetError(
-                f"the model's logits have the shape {tuple(logits.shape)} for an image, not [classes]; "
+                f"the model's logits for one image have the shape {tuple(logits.shape)}, not [classes]; "
                 "pass target= as a callable from one sample's output to a scalar"
             )
         return logits
 
-    def _problem(self) -> str | None:
-        return getattr(getattr(unwrap(self.loaded.model), "config", None), "problem_type", None)
-
     def _single(self, logits: Tensor, request: Request) -> Subject:
         value, label, target = float(logits.detach()[0]), self.label(0, request), request.target
-        if self._problem() == "regression":
+        if self.loaded.traits.problem_type == "regression":
             return Subject(ClassLogit(0), label, value)
-        said = value >= 0 if target is None else getattr(target, "positive", True)
-        score = float(probabilities(logits.detach() if said else -logits.detach())[0])
-        return Subject(BinaryLogit(said), label if said else f"not {label}", score)
+        positive = value >= 0 if target is None else getattr(target, "positive", True)
+        score = float(probabilities(logits.detach() if positive else -logits.detach())[0])
+        return Subject(BinaryLogit(positive), label if positive else f"not {label}", score)

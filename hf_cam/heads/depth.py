@@ -6,37 +6,28 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_cam.capture.guard import unwrap
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import (
-    Request,
-    Subject,
-    custom,
-    mask_of,
-    mask_to_grid,
-    numbers_of,
-    pixel_to_grid,
-    region_to_image,
-)
+from hf_cam.heads.base import Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
+from hf_cam.heads.registry import register_head
 from hf_cam.heads.segmentation import PlaceHead, in_view
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import DEPTH, RegionDepth, field_of
+from hf_cam.outputs import DEPTH, field_of
+from hf_cam.request import Request
+from hf_cam.targets import RegionDepth
 
-METRIC = ("glpn", "zoedepth", "prompt_depth_anything")
-"""Types whose configs do not say that they predict metres; the others predict the inverse of the distance."""
 
-
+@register_head("depth", tasks=["DEPTH_ESTIMATION"])
 class DepthHead(PlaceHead):
-    """The predicted depth of the nearest part of the scene, of a caller's mask, or of one pixel."""
+    """The predicted depth of the nearest part of the scene, of a mask given by the caller, or of one pixel."""
 
     task: ClassVar[str] = "depth-estimation"
     nearest_share: ClassVar[float] = 0.1
 
     def check(self, request: Request) -> None:
-        """Refuse what is no place."""
+        """Refuse a target that is not a place in the image."""
         target = request.target
         if isinstance(target, str | int) and numbers_of(target, 2) is None:
-            raise TargetError(f"a depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
+            raise TargetError(f"depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
         super().check(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
@@ -62,7 +53,6 @@ class DepthHead(PlaceHead):
         return [Subject(RegionDepth(region, nearer), label, mask=mask)]
 
     def _metric(self) -> bool:
-        """Whether the output is a distance, which is small where things are near, and not its inverse."""
-        config = getattr(unwrap(self.loaded.model), "config", None)
-        known = getattr(config, "depth_estimation_type", None)
-        return known == "metric" if known else getattr(config, "model_type", "") in METRIC
+        """Whether the output is a distance, small for near things, rather than its inverse."""
+        known = self.loaded.traits.read("depth_estimation_type")
+        return known == "metric" if known else self.loaded.traits.declares("metric_depth")

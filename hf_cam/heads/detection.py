@@ -1,4 +1,4 @@
-"""Detectors: a class logit for each query that found something."""
+"""Detectors: one class logit per query that found an object."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from hf_cam.capture.capture import Shared, accepts
-from hf_cam.capture.guard import unwrap
+from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Box, Head, Request, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import sentence
 from hf_cam.images.geometry import Geometry
-from hf_cam.targets import BOXES, LOGITS, BoxLogit, QueryBox, QueryLogit, Target, field_of, index_of, upright
+from hf_cam.outputs import BOXES, LOGITS, field_of, upright
+from hf_cam.request import Request
+from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
-"""Boxes of one class that overlap more than this are one object found twice."""
+"""Boxes of one class with a larger overlap (IoU) count as one object found twice."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What every query of a detector says of one image.
+    """The predictions of all queries of a detector for one image.
 
     Args:
         scores: `[Q, K]` in [0, 1], without the class "no object".
-        boxes: One a query, in the image's pixels.
+        boxes: One per query, in the image's pixels.
     """
 
     scores: Tensor
     boxes: list[Box]
 
     def best(self, query: int) -> int:
-        """A query's likeliest class.
+        """The most likely class of a query.
 
         Raises:
             TargetError: there is no such query.
@@ -46,17 +48,19 @@ class Detections:
         return int(self.scores[query].argmax())
 
 
+@register_head("detection", tasks=["OBJECT_DETECTION"])
 class DetectionHead(Head):
-    """The class logit of every kept query; the maps of two objects of one class differ, because their queries do.
+    """The class logit of each kept query; two objects of one class get different maps, as they have different queries.
 
-    A target is a label (its objects), a query's index, a pixel `(x, y)` or a box `(x0, y0, x1, y1)` of the image (the
-    object there), `hf_cam.targets.QueryBox` (why the box ends there) or any callable.
+    A target is a label (for its objects), the index of a query, a pixel `(x, y)` or a box `(x0, y0, x1, y1)` in the
+    image (for the object there), `hf_cam.targets.QueryBox` (why the box ends there) or any callable.
     """
 
     task: ClassVar[str] = "object-detection"
-    # The mean of the gradient over space, Grad-CAM's weight, is nearly the same for two objects of one class.
+    # Grad-CAM's weights, the gradient averaged over space, are nearly the same for two objects of one class.
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.5
+    threshold: ClassVar[float | None] = 0.5
+    """Default for requests without a threshold."""
 
     def check(self, request: Request) -> None:
         """Refuse an unknown label."""
@@ -67,7 +71,7 @@ class DetectionHead(Head):
         self.index(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The kept detections, surest first; the surest one, flagged, where none passes the threshold."""
+        """The kept detections, most confident first; if none passes the threshold, the most confident one, flagged."""
         target = request.target
         if callable(target) and not isinstance(target, QueryLogit | QueryBox):
             return [custom(target)]
@@ -84,9 +88,9 @@ class DetectionHead(Head):
         return [self._subject(found, query, index, request) for query, index in chosen]
 
     def scores(self, output: Any, request: Request) -> Tensor:
-        """All queries' scores `[Q, K]`.
+        """The scores of all queries, `[Q, K]`.
 
-        Softmax heads (DETR) have a class "no object" behind the labels, sigmoid heads (Deformable DETR and later) none.
+        Softmax heads (DETR) have a class "no object" after the labels; sigmoid heads (Deformable DETR, ...) do not.
         """
         logits = field_of(output, LOGITS).detach().float().cpu()
         classes = self.classes(request)
@@ -94,24 +98,24 @@ class DetectionHead(Head):
         return logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
 
     def target(self, query: int, index: int, request: Request) -> Target:
-        """The scalar of one query's class."""
+        """The scalar for one query and one class."""
         del request
         return QueryLogit(query, index)
 
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
-        # Models that are told which pixels are padding give boxes in shares of the rest.
-        of_seen = accepts(unwrap(self.loaded.model), "pixel_mask")
+        # Models that take a mask of the padding give boxes as shares of the rest.
+        of_seen = self.loaded.traits.accepts("pixel_mask")
         boxes = upright(field_of(output, BOXES).detach().float().cpu()).tolist()
         return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
 
     def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
-        """Queries and classes that pass the threshold, of one label where the caller names it."""
+        """Queries and classes that pass the threshold, only those of the caller's label if there is one."""
         scores, classes = found.scores.max(-1)
         if request.target is not None:
             index = self.index(request)
             scores, classes = found.scores[:, index], torch.full_like(classes, index)
         order = batched_nms(torch.tensor(found.boxes), scores, classes, SAME_OBJECT)
-        kept = [query for query in order.tolist() if scores[query] >= self.threshold]
+        kept = [query for query in order.tolist() if scores[query] >= self.kept_from(request)]
         return [(query, int(classes[query])) for query in request.first(kept) or order[:1].tolist()]
 
     def _subject(self, found: Detections, query: int, index: int, request: Request) -> Subject:
@@ -122,15 +126,15 @@ class DetectionHead(Head):
             self.label(index, request),
             score,
             found.boxes[query],
-            flags=() if score >= self.threshold else (NOT_SURE,),
+            flags=() if score >= self.kept_from(request) else (NOT_SURE,),
         )
 
 
 def _query_at(found: Detections, place: tuple[float, ...]) -> int:
-    """The object at a pixel or in a box: the surest of those that are there.
+    """The query of the most confident object at a pixel, or of the best match for a box.
 
     Raises:
-        TargetError: no box is there.
+        TargetError: there is no box at that place.
     """
     if len(place) == 4:
         fit = overlaps(place, found.boxes)  # type: ignore[arg-type]
@@ -144,24 +148,25 @@ def _query_at(found: Detections, place: tuple[float, ...]) -> int:
 
 
 def _place(target: Any) -> tuple[float, ...] | None:
-    """A pixel or a box, where the target is one."""
+    """The numbers of a pixel or a box; None if the target is neither."""
     return numbers_of(target, 2) or numbers_of(target, 4)
 
 
+@register_head("listed-detection", models=["torchvision.models.detection.*"])
 class ListedDetectionHead(DetectionHead):
-    """torchvision's detectors, which return a list of boxes, labels and scores in place of queries.
+    """torchvision's detectors, which return a list of boxes, labels and scores instead of queries.
 
-    A target index is a detection's place in that list, the surest first.
+    An index as target is the position of a detection in that list, most confident first.
     """
 
     def check(self, request: Request) -> None:
-        """Refuse a label text: these models carry no names."""
+        """Refuse a label: these models have no label names."""
         if isinstance(request.target, str) and _place(request.target) is None:
-            raise TargetError(f"{self.model_name} has no label names; pass a pixel, a box or a detection's number")
+            raise TargetError(f"{self.model_name} has no label names; pass a pixel, a box or a detection's index")
         super().check(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The kept detections, surest first."""
+        """The kept detections, most confident first."""
         if callable(request.target):
             return [custom(request.target)]
         if not len(output["scores"]):
@@ -193,12 +198,13 @@ def _of_list(target: Target, boxes: Sequence[Sequence[float]]) -> Target:
     return BoxLogit((x0, y0, x1, y1), target.index)
 
 
+@register_head("prompt-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"])
 class PromptDetectionHead(DetectionHead):
-    """Detectors that look for what prompts name (OWL-ViT, OWLv2): the classes are the prompts."""
+    """Detectors that look for what the prompts name (OWL-ViT, OWLv2): the classes are the prompts."""
 
     task: ClassVar[str] = "zero-shot-object-detection"
     takes_text: ClassVar[bool] = True
-    threshold: ClassVar[float] = 0.1
+    threshold: ClassVar[float | None] = 0.1
 
     def classes(self, request: Request) -> Mapping[int, str]:
         """The prompts."""
@@ -208,31 +214,34 @@ class PromptDetectionHead(DetectionHead):
         """Refuse a request without prompts."""
         if not request.text:
             raise TargetError(
-                f'{self.model_name} finds what prompts name: pass text=, such as ["a cat", "a remote control"]'
+                f'{self.model_name} looks for what prompts name: pass text=, such as ["a cat", "a remote control"]'
             )
         super().check(request)
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised prompts, once for each image."""
+        """The tokenised prompts, once per image."""
         tokens = self.loaded.tokens([sentence(prompt) for prompt in request.text])
         return {name: Shared(value, each=True) for name, value in tokens.items()}
 
     def scores(self, output: Any, request: Request) -> Tensor:
-        """All candidates' scores `[Q, P]`."""
+        """The scores of all candidates, `[Q, P]`."""
         return field_of(output, LOGITS).detach().float().cpu()[:, : len(request.text)].sigmoid()
 
 
+@register_head(
+    "phrase-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"], when=lambda traits: traits.accepts("token_type_ids")
+)
 class PhraseDetectionHead(PromptDetectionHead):
-    """Grounding detectors (Grounding DINO): all prompts in one sentence; a prompt's logit is its tokens' mean."""
+    """Grounding detectors (Grounding DINO): all prompts form one text; a prompt's logit is the mean over its tokens."""
 
-    threshold: ClassVar[float] = 0.25
+    threshold: ClassVar[float | None] = 0.25
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """One tokenised sentence, "a cat. a dog.", once for each image."""
+        """One tokenised text, "a cat. a dog.", once per image."""
         return {name: Shared(value, each=True) for name, value in self._tokens(request).items()}
 
     def scores(self, output: Any, request: Request) -> Tensor:
-        """All queries' scores `[Q, P]`: the surest token of each prompt."""
+        """The scores of all queries, `[Q, P]`: the highest score among the tokens of each prompt."""
         tokens = field_of(output, LOGITS).detach().float().cpu().sigmoid()
         return torch.stack([tokens[:, list(span)].amax(-1) for span in self._spans(request)], -1)
 
@@ -244,7 +253,7 @@ class PhraseDetectionHead(PromptDetectionHead):
         return self.loaded.tokens([_joined(request.text)])
 
     def _spans(self, request: Request) -> list[tuple[int, ...]]:
-        """Which tokens of the sentence are whose: full stops and special tokens part the prompts."""
+        """The positions of each prompt's tokens; full stops and special tokens separate the prompts."""
         [tokens] = self._tokens(request)["input_ids"].tolist()
         tokenizer = self.loaded.text_processor
         borders = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(".")}
@@ -261,13 +270,16 @@ def _joined(prompts: Sequence[str]) -> str:
     return ". ".join(prompt.strip().lower().replace(".", " ") for prompt in prompts) + "."
 
 
+@register_head(
+    "task-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"], when=lambda traits: traits.accepts("classes_input_ids")
+)
 class TaskDetectionHead(PromptDetectionHead):
     """OmDet-Turbo: the prompts and a sentence that names the task."""
 
-    threshold: ClassVar[float] = 0.3
+    threshold: ClassVar[float | None] = 0.3
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """Tokens of the task and of each prompt, once for each image."""
+        """The tokens of the task and of each prompt, once per image."""
         task = self.loaded.tokens([f"Detect {', '.join(request.text)}."])
         classes = self.loaded.tokens(list(request.text))
         parts = {f"tasks_{name}": value for name, value in task.items()}

@@ -1,4 +1,4 @@
-"""Visual question answering: the logit of an answer from a list, or the likelihood of one that the model writes."""
+"""Visual question answering: the logit of an answer from a list, or the likelihood of a generated answer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import Shared
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import Shared, model_inputs_of
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Request, Subject, behind_picture, custom
+from hf_cam.heads.base import Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
-from hf_cam.target_layers.catalogue import config_of
+from hf_cam.request import Request
 
 LONGEST_ANSWER = 10
-IGNORED = -100  # what transformers' losses leave out
+IGNORED = -100  # the label that transformers' losses ignore
 
 
+@register_head("questions", tasks=["VISUAL_QUESTION_ANSWERING"])
 class QuestionHead(ClassificationHead):
-    """A question about the image; the target is an answer, the model's own where not given."""
+    """A question about the image; the target is an answer, by default the model's own."""
 
     task: ClassVar[str] = "visual-question-answering"
     takes_text: ClassVar[bool] = True
@@ -36,21 +37,21 @@ class QuestionHead(ClassificationHead):
         super().check(request)
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
-        """One forward a question."""
+        """One request per question."""
         del pictures
         return [replace(request, text=(question,)) for question in request.text]
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised question, once for each image."""
+        """The tokenised question, once per image."""
         return {name: Shared(value, each=True) for name, value in self.loaded.tokens(list(request.text)).items()}
 
 
 @dataclass(frozen=True)
 class AnswerLikelihood:
-    """The mean log-probability of an answer's tokens, of a model that runs with the answer as `labels`.
+    """The mean log-probability of an answer's tokens, for a model that runs with the answer as `labels`.
 
     Args:
-        answer: In words.
+        answer: The text of the answer.
     """
 
     answer: str
@@ -61,19 +62,20 @@ class AnswerLikelihood:
         return loss
 
 
+@register_head("written-answers", tasks=["VISUAL_QUESTION_ANSWERING"], when=lambda traits: traits.writes)
 class WrittenAnswerHead(QuestionHead):
-    """Models that write their answers (BLIP, BLIP-2): how likely they find the answer, given the image."""
+    """Models that generate their answers (BLIP, BLIP-2): how likely the answer is, given the image."""
 
     alone: ClassVar[bool] = True  # the loss is a mean over the batch
 
     def check(self, request: Request) -> None:
-        """Refuse what is no text."""
+        """Refuse a target that is not a text."""
         if request.target is not None and not isinstance(request.target, str) and not callable(request.target):
-            raise TargetError(f"the target of {self.model_name} is an answer in words, not {request.target!r}")
+            raise TargetError(f"the target of {self.model_name} must be an answer as text, not {request.target!r}")
         super().check(replace(request, target=None))
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
-        """One forward a question; where the caller names no answer, the model writes one first."""
+        """One request per question; if the caller gives no answer, the model first generates one."""
         asked = super().rounds(request, pictures)
         return [self._answered(one, pictures) if one.target is None else one for one in asked]
 
@@ -94,7 +96,7 @@ class WrittenAnswerHead(QuestionHead):
         return {name: Shared(value) for name, value in joined.items()}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The answer, with the geometric mean of its tokens' probabilities as score."""
+        """The answer; its score is the geometric mean of the probabilities of its tokens."""
         del geometry
         if not isinstance(request.target, str):
             return [custom(request.target)]
@@ -102,20 +104,20 @@ class WrittenAnswerHead(QuestionHead):
         return [Subject(AnswerLikelihood(request.target), request.target, score)]
 
     def _answered(self, request: Request, pictures: Mapping[str, Tensor]) -> Request:
-        """The same question with the model's own answer as target."""
-        module = unwrap(self.loaded.model)
+        """The same request with the model's own answer as target."""
+        module = self.loaded.module
         inputs = model_inputs_of(module, pictures["pixel_values"], self._question(request))
         with borrowed(module), torch.no_grad():
             [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
         answer = self.loaded.text_processor.decode(written, skip_special_tokens=True).strip()
         if not answer:
-            raise TargetError(f"{self.model_name} writes no answer; name one with target=")
+            raise TargetError(f"{self.model_name} generates no answer; pass one as target=")
         return replace(request, target=answer)
 
     def _question(self, request: Request) -> dict[str, Tensor]:
-        """The tokens of the question, behind the places that the image takes among them (BLIP-2)."""
-        return behind_picture(self.loaded.tokens(list(request.text)), self.loaded.model)
+        """The tokens of the question, after the placeholders for the image (BLIP-2)."""
+        return behind_picture(self.loaded.tokens(list(request.text)), self.loaded.traits)
 
     def _reads_on(self) -> bool:
-        """Whether the language model reads question and answer as one text."""
-        return bool(getattr(config_of(unwrap(self.loaded.model)), "use_decoder_only_language_model", False))
+        """Whether the language model reads question and answer as one sequence."""
+        return bool(self.loaded.traits.read("use_decoder_only_language_model"))

@@ -1,4 +1,4 @@
-"""Segmentation: a class summed over its region, or one segment of a mask-classification head."""
+"""Segmentation: a class averaged over its region, or one segment of a mask-classification head."""
 
 from __future__ import annotations
 
@@ -11,37 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.capture.capture import Shared
-from hf_cam.capture.guard import unwrap
+from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import (
-    Head,
-    Request,
-    Subject,
-    custom,
-    mask_of,
-    mask_to_grid,
-    numbers_of,
-    pixel_to_grid,
-    region_to_image,
-)
+from hf_cam.heads.base import Head, Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.detection import NOT_SURE
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
-from hf_cam.target_layers.catalogue import config_of
-from hf_cam.targets import LOGITS, MASKS, TEXT, PixelLogit, RegionLogit, RegionText, SegmentLogit, field_of
+from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
+from hf_cam.request import Request
+from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
 SMALL = 0.002
-"""Share of the image below which a region is not shown unless it is asked for."""
+"""Smallest share of the image that a region must cover to be shown unasked."""
 
 
 class PlaceHead(Head):
-    """A head whose output lies in space: a target can be a pixel `(x, y)` or a mask `[H, W]` of the image."""
+    """A head with spatial output: a target can also be a pixel `(x, y)` or a mask `[H, W]` of the image."""
 
     def check(self, request: Request) -> None:
-        """Refuse what is no class, pixel or mask."""
+        """Refuse a target that is not a class, a pixel or a mask."""
         super().check(request)
         target = request.target
         if target is None or callable(target) or numbers_of(target, 2) or mask_of(target) is not None:
@@ -49,19 +40,21 @@ class PlaceHead(Head):
         self.index(request)
 
 
+@register_head("semantic-segmentation", tasks=["SEMANTIC_SEGMENTATION"])
 class SemanticHead(PlaceHead):
-    """A class's logit, averaged over the region where the model predicts it; over a caller's mask; in one pixel."""
+    """The logit of a class, averaged over the region where it is predicted or over a caller's mask, or at one pixel."""
 
     task: ClassVar[str] = "semantic-segmentation"
+    threshold: ClassVar[float | None] = 0.0
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The predicted classes, largest region first, the background only where it is asked for or alone."""
+        """The predicted classes, largest region first; the background only if it is the target or the only class."""
         target = request.target
         if callable(target):
             return [custom(target)]
         logits = field_of(output, LOGITS).detach().float().cpu()
         if logits.ndim != 3:
-            raise TargetError(f"a segmenter returns logits [classes, h, w] for an image, not {tuple(logits.shape)}")
+            raise TargetError(f"a segmenter must return logits [classes, h, w] for an image, not {tuple(logits.shape)}")
         scores = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
         grid = (logits.shape[1], logits.shape[2])
         if (pixel := numbers_of(target, 2)) is not None:
@@ -74,32 +67,35 @@ class SemanticHead(PlaceHead):
             index = int(logits[:, region].mean(1).argmax())
             return [self._subject(scores, index, region, mask, request)]
         predicted = _best(logits).where(in_view(grid, geometry), -1)
-        indices = self._largest(predicted, request) if target is None else [self.index(request)]
+        indices = self._largest(scores, predicted, request) if target is None else [self.index(request)]
         drawn = winners(logits, geometry)
         return [self._subject(scores, index, predicted == index, drawn == index, request) for index in indices]
 
-    def _largest(self, predicted: Tensor, request: Request) -> list[int]:
+    def _largest(self, scores: Tensor, predicted: Tensor, request: Request) -> list[int]:
         indices, counts = predicted[predicted >= 0].unique(return_counts=True)
         order = counts.argsort(descending=True)
         found = [int(indices[i]) for i in order if counts[i] >= SMALL * predicted.numel()]
+        found = [i for i in found if scores[i][predicted == i].mean() >= self.kept_from(request)] or found[:1]
         things = [index for index in found if self.label(index, request).lower() not in BACKGROUND]
         return list(request.first(things or found[:1] or [0]))
 
     def _subject(self, scores: Tensor, index: int, region: Tensor, mask: np.ndarray, request: Request) -> Subject:
         present = bool(region.any())
+        score = float(scores[index][region].mean() if present else scores[index].max())
+        sure = score >= self.kept_from(request)
         return Subject(
             RegionLogit(index, region if present else None),
             self.label(index, request),
-            float(scores[index][region].mean() if present else scores[index].max()),
+            score,
             mask=mask,
-            flags=() if present else (NOT_PREDICTED,),
+            flags=(NOT_PREDICTED,) if not present else () if sure else (NOT_SURE,),
         )
 
 
 def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
     """The class of each pixel of the image, `[H, W]`: the highest logit after enlarging; -1 where there is none.
 
-    Only classes that are highest in some cell are enlarged: a photograph times 150 classes would not fit in memory.
+    Only classes that win some cell are enlarged: 150 classes at the size of a photograph would not fit in memory.
     """
     highest = torch.full(geometry.image_size, 0.0 if len(logits) == 1 else -torch.inf)
     found = torch.full(geometry.image_size, -1)
@@ -114,65 +110,67 @@ def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
 
 
 def _best(logits: Tensor) -> Tensor:
-    """The class of each cell; of a single class against the rest, 0 or -1."""
+    """The class of each cell; 0 or -1 for a single class against the rest."""
     return torch.where(logits[0] > 0, 0, -1) if len(logits) == 1 else logits.argmax(0)
 
 
 def in_view(grid: Size, geometry: Geometry) -> Tensor:
-    """The cells `[h, w]` of a grid over the model's input that lie in the image and not in the padding."""
+    """Booleans `[h, w]` for a grid over the model's input: True for cells in the image, False in the padding."""
     top, left, bottom, right = geometry.seen
     inside = torch.zeros(geometry.model_size)
     inside[top:bottom, left:right] = 1
     return torch.nn.functional.interpolate(inside[None, None], size=grid, mode="area")[0, 0] >= 0.5
 
 
+@register_head("text-detection", tasks=["OBJECT_DETECTION"], when=lambda traits: traits.declares("finds_text"))
 class TextHead(PlaceHead):
-    """Detectors of writing (PP-OCR): every connected part of their map of probabilities is a piece of text."""
+    """Text detectors (PP-OCR): each connected component of their probability map is a piece of text."""
 
     task: ClassVar[str] = "object-detection"
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.3
-    kept: ClassVar[float] = 0.6
+    threshold: ClassVar[float | None] = 0.6
+    written: ClassVar[float] = 0.3  # cells with a higher probability belong to a piece of text
 
     def classes(self, request: Request) -> Mapping[int, str]:
-        """There is one."""
+        """The only class, "text"."""
         del request
         return {0: "text"}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The pieces of text, surest first, the likeliest cell where there is none; or the one at a place."""
+        """The piece of text at the target; else all pieces, most confident first, or the most likely cell if none."""
         target = request.target
         if callable(target):
             return [custom(target)]
         shares = field_of(output, TEXT).detach().float().cpu().squeeze(0)
         grid = (shares.shape[0], shares.shape[1])
         if (mask := mask_of(target)) is not None:
-            return [self._subject(shares, mask_to_grid(mask, grid, geometry), geometry)]
-        count, parts = cv2.connectedComponents((shares > self.threshold).numpy().astype(np.uint8))
+            return [self._subject(shares, mask_to_grid(mask, grid, geometry), request, geometry)]
+        count, parts = cv2.connectedComponents((shares > self.written).numpy().astype(np.uint8))
         pieces = [torch.from_numpy(parts == part) for part in range(1, count)]
         if (pixel := numbers_of(target, 2)) is not None:
             row, column = pixel_to_grid(pixel, grid, geometry)
             pieces = [piece for piece in pieces if piece[row, column]]
             if not pieces:
                 raise TargetError(f"the model finds no text at the pixel ({pixel[0]:g}, {pixel[1]:g})")
-        found = [self._subject(shares, piece, geometry) for piece in pieces or [shares == shares.max()]]
+        found = [self._subject(shares, piece, request, geometry) for piece in pieces or [shares == shares.max()]]
         found.sort(key=lambda subject: -(subject.score or 0))
         return list(request.first([subject for subject in found if not subject.flags])) or found[:1]
 
-    def _subject(self, shares: Tensor, region: Tensor, geometry: Geometry) -> Subject:
+    def _subject(self, shares: Tensor, region: Tensor, request: Request, geometry: Geometry) -> Subject:
         score, mask = float(shares[region].mean()), region_to_image(region, geometry)
         rows, columns = mask.nonzero()
         box = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0) if len(rows) else None
-        return Subject(RegionText(region), "text", score, box, mask, () if score >= self.kept else (NOT_SURE,))
+        flags = () if score >= self.kept_from(request) else (NOT_SURE,)
+        return Subject(RegionText(region), "text", score, box, mask, flags)
 
 
 @dataclass(frozen=True)
 class Segments:
-    """What a mask-classification head found in one image.
+    """The segments that a mask-classification head found in one image.
 
     Args:
-        queries, classes, scores: One entry a segment, surest first.
-        regions: `[N, h, w]` booleans on the grid of the masks; a cell belongs to one segment at most.
+        queries, classes, scores: One entry per segment, most confident first.
+        regions: `[N, h, w]` booleans on the grid of the masks; a cell belongs to at most one segment.
         shares: `[N, h, w]`, the masks in [0, 1].
     """
 
@@ -183,15 +181,16 @@ class Segments:
     shares: Tensor
 
 
+@register_head("mask-segmentation", tasks=["UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"])
 class MaskHead(PlaceHead):
-    """A predicted segment: its query's class logit plus its mask logit over the segment (MaskFormer and its heirs)."""
+    """A segment: its query's class logit plus its mean mask logit over the segment (MaskFormer and its successors)."""
 
     task: ClassVar[str] = "universal-segmentation"
     method: ClassVar[str | None] = "hirescam"
-    threshold: ClassVar[float] = 0.5
+    threshold: ClassVar[float | None] = 0.5
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The predicted segments, surest first, of one label where the caller names it; or the one at a place."""
+        """The segment at the target, or those of its class; else all predicted segments, most confident first."""
         target = request.target
         if callable(target):
             return [custom(target)]
@@ -210,12 +209,12 @@ class MaskHead(PlaceHead):
             if not chosen:
                 raise TargetError(f"the model predicts no segment of the class {self.label(index, request)!r}")
         else:
-            sure = [i for i in places if found.scores[i] >= self.threshold and found.regions[i].any()]
+            sure = [i for i in places if found.scores[i] >= self.kept_from(request) and found.regions[i].any()]
             chosen = list(request.first(sure)) or [0]
         return [self._subject(found, i, request, geometry) for i in chosen]
 
     def segments(self, output: Any, request: Request) -> Segments:
-        """Every query that names a class, the surest first; a cell goes to the surest mask that covers it."""
+        """All queries as segments, most confident first; a cell goes to the most confident mask that covers it."""
         logits = field_of(output, LOGITS).detach().float().cpu()
         masks = field_of(output, MASKS).detach().float().cpu().sigmoid()
         classes = self.classes(request)
@@ -223,14 +222,14 @@ class MaskHead(PlaceHead):
         scores, indices = (logits.sigmoid() if sigmoid else logits.softmax(-1)[:, :-1]).max(-1)
         order = scores.argsort(descending=True)
         shares, kept = masks[order], scores[order]
-        counted = shares * torch.where(kept >= self.threshold, kept, 0)[:, None, None]
+        counted = shares * torch.where(kept >= self.kept_from(request), kept, 0)[:, None, None]
         owner = counted.argmax(0)
         regions = torch.stack([(owner == i) & (shares[i] >= 0.5) & (counted[i] > 0) for i in range(len(order))])
         return Segments(order.tolist(), indices[order].tolist(), kept.tolist(), regions, shares)
 
     def _subject(self, found: Segments, i: int, request: Request, geometry: Geometry) -> Subject:
         region = found.regions[i] if found.regions[i].any() else found.shares[i] >= 0.5
-        sure = found.scores[i] >= self.threshold
+        sure = found.scores[i] >= self.kept_from(request)
         return Subject(
             SegmentLogit(found.queries[i], found.classes[i], region if region.any() else None),
             self.label(found.classes[i], request),
@@ -240,21 +239,29 @@ class MaskHead(PlaceHead):
         )
 
 
+@register_head(
+    "task-mask-segmentation",
+    tasks=["UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION"],
+    when=lambda traits: traits.accepts("task_inputs"),
+)
 class TaskMaskHead(MaskHead):
-    """OneFormer: one network for three tasks, told by a sentence; `text` names the task, "panoptic" where not given."""
+    """OneFormer: one network for three tasks, selected by a sentence; `text` is the task, by default "panoptic"."""
 
     takes_text: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("panoptic", "instance", "semantic")
 
     def check(self, request: Request) -> None:
-        """Refuse what is no task."""
+        """Refuse a text that is not a task."""
         super().check(request)
         if request.text and (len(request.text) > 1 or request.text[0] not in self.tasks):
-            raise TargetError(f"{self.model_name} does one of {', '.join(self.tasks)}, not {', '.join(request.text)}")
+            raise TargetError(
+                f"{self.model_name} takes one of the tasks {', '.join(self.tasks)} as text=, "
+                f"not {', '.join(request.text)}"
+            )
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokens of the sentence, padded with zeros, once for each image."""
-        length = config_of(unwrap(self.loaded.model)).task_seq_len
+        """The tokens of the sentence, padded with zeros, once per image."""
+        length = self.loaded.traits.read("task_seq_len")
         sentence = f"the task is {request.text[0] if request.text else self.tasks[0]}"
         settings = {"padding": "max_length", "max_length": length, "truncation": True}
         encoded = self.loaded.text_processor([sentence], return_tensors="pt", **settings)

@@ -1,4 +1,4 @@
-"""Models that compare: an image with prompts (the CLIP family), an image with another image (any embedding model)."""
+"""Similarity of an image to prompts (the CLIP family) or to another image (any embedding model)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from hf_cam.cam import model_inputs_of
-from hf_cam.capture.capture import Shared, call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Request, Subject, behind_picture, custom
+from hf_cam.heads.base import Head, Subject, behind_picture, custom
+from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
-from hf_cam.images.videos import Video, moves
-from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target, embedding_of, rows, similarities_of
+from hf_cam.images.videos import Video, may_be_video
+from hf_cam.outputs import embedding_of, sample_of, similarities_of
+from hf_cam.request import Request
+from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target
 
 TEMPLATE = "a photo of a {}"
-"""What a bare word is put into, because the models were trained on captions."""
+"""Caption for a bare word, because the models were trained on captions."""
 
 
 def sentence(prompt: str) -> str:
-    """A prompt as it is; a bare word as a caption.
+    """The prompt unchanged, or a caption if it is a bare word.
 
     >>> sentence("kettle"), sentence("a red cup")
     ('a photo of a kettle', 'a red cup')
@@ -34,22 +36,23 @@ def sentence(prompt: str) -> str:
     return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
 
 
+@register_head("embedding")
 class EmbeddingHead(Head):
-    """A model without a head: how alike its embedding of the image is to that of another image."""
+    """A model without a head: the similarity of its embeddings of the image and of another image."""
 
     task: ClassVar[str] = "image-feature-extraction"
 
     def check(self, request: Request) -> None:
-        """Refuse a request without another image to compare with."""
+        """Refuse a request whose target is neither another image nor a callable."""
         super().check(request)
         if request.target is None:
             raise TargetError(
-                f"{self.model_name} has no classes, it embeds images: pass target= as another "
-                "image to compare with, or as a callable from one sample's output to a scalar"
+                f"{self.model_name} has no classes, it embeds images: pass as target= another image "
+                "to compare with, or a callable from one sample's output to a scalar"
             )
         if not is_image(request.target) and not callable(request.target):
             got = request.target if isinstance(request.target, str | int) else type(request.target).__name__
-            raise TargetError(f"a target is another image or a callable, not {got!r}")
+            raise TargetError(f"a target must be another image or a callable, not {got!r}")
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The similarity to the other image, or the caller's own target."""
@@ -59,47 +62,48 @@ class EmbeddingHead(Head):
         return [Subject(self.similarity(request), f"like {_name(request.target)}")]
 
     def similarity(self, request: Request) -> Target:
-        """The cosine similarity to the image that the caller gave."""
+        """The cosine similarity to the caller's image."""
         return EmbeddingSimilarity(self._embedding(request))
 
     def _embedding(self, request: Request) -> Tensor:
         inputs = {**self.loaded.inputs([self.loaded.opened(request.target)]), **self.inputs(request)}
         inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
-        module = unwrap(self.loaded.model)
+        module = self.loaded.module
         with borrowed(module), torch.no_grad():
             outputs = call(module, inputs)
-        return embedding_of(rows(outputs, 0, 1))
+        return embedding_of(sample_of(outputs, 0, 1))
 
 
+@register_head("prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"])
 class PromptHead(EmbeddingHead):
     """Image and text towers: how well each prompt fits the image."""
 
     task: ClassVar[str] = "zero-shot-image-classification"
-    # One class token asks for one place: the mean of the gradient over all patches says little about any of them.
+    # A class token attends to few patches, so the mean of the gradient over all patches hardly describes any of them.
     method: ClassVar[str | None] = "hirescam"
     takes_text: ClassVar[bool] = True
 
     def check(self, request: Request) -> None:
-        """Refuse a request without prompts, or with empty ones."""
+        """Refuse a request without prompts, or whose target is not one of them."""
         if is_image(request.target):
             Head.check(self, request)
             return
         if not request.text:
             raise TargetError(
                 f"{self.model_name} compares images with text: pass text= (prompts such as "
-                '"a red cup"), or target= as another image'
+                '"a red cup"), or another image as target='
             )
         Head.check(self, request)
         if request.target is not None and not callable(request.target):
             self._prompt(request)
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised prompts, for all images alike."""
+        """The tokenised prompts, shared by all images."""
         encoded = self.loaded.tokens([sentence(prompt) for prompt in request.text] or [TEMPLATE.format("thing")])
-        return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.model).items()}
+        return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.traits).items()}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """A subject a prompt, in the caller's order; the `top_k` that fit best where it is given."""
+        """One subject per prompt, in the caller's order, or the `top_k` that fit best."""
         if is_image(request.target) or (callable(request.target) and not isinstance(request.target, PromptSimilarity)):
             return super().subjects(output, request, geometry)
         scores = self._scores(output, request)
@@ -112,28 +116,28 @@ class PromptHead(EmbeddingHead):
         return [Subject(PromptSimilarity(index), request.text[index], scores[index]) for index in chosen]
 
     def _prompt(self, request: Request) -> int:
-        """Which prompt the caller's target means: its number or its text."""
+        """The index of the prompt that the caller's target gives by index or text."""
         if request.target in request.text:
             return request.text.index(request.target)
         try:
             index = int(request.target)
         except (TypeError, ValueError) as error:
             raise TargetError(
-                f"target= is one of the prompts in text= or its number, not {request.target!r}"
+                f"target= must be one of the prompts in text= or its index, not {request.target!r}"
             ) from error
         if not 0 <= index < len(request.text):
-            raise TargetError(f"no prompt {index}; text= holds {len(request.text)}, counted from 0")
+            raise TargetError(f"no prompt {index}; text= has {len(request.text)}, counted from 0")
         return index
 
     def _scores(self, output: Any, request: Request) -> list[float]:
-        """Each prompt's sigmoid where the model was trained with one (SigLIP), else the softmax over the prompts.
+        """The sigmoid of each prompt if the model was trained with one (SigLIP), else the softmax over the prompts.
 
-        A lone prompt has nothing to compete with: its cosine similarity, cut off at 0.
+        A single prompt has no competitors; its score is its cosine similarity, clipped at 0.
         """
         similarities = similarities_of(output).detach().float()
         if "video_embeds" in output:
             return [float(value.clamp(0)) for value in similarities]
-        module = unwrap(self.loaded.model)
+        module = self.loaded.module
         if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
             return [float(value) for value in similarities.sigmoid()]
         if len(similarities) > 1:
@@ -145,14 +149,15 @@ class PromptHead(EmbeddingHead):
         return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))]
 
 
+@register_head("video-prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"], when=lambda traits: traits.takes_videos)
 class VideoPromptHead(PromptHead):
     """VideoPrism: how well each prompt fits the video."""
 
-    alone: ClassVar[bool] = True  # its prompts' embeddings would pass for those of as many videos
+    alone: ClassVar[bool] = True  # in a batch, prompt embeddings could be mistaken for those of as many videos
 
 
 def is_image(target: Any) -> bool:
-    """Whether a target is another image or video: a picture, an array of one, or the path of a file."""
+    """Whether a target is another image or video: a picture, an array, a URL, or the path of a file."""
     if isinstance(target, Image.Image | Path | Video):
         return True
     if isinstance(target, np.ndarray | Tensor):
@@ -168,4 +173,6 @@ def _is_file(text: str) -> bool:
 
 
 def _name(target: Any) -> str:
-    return Path(target).name if isinstance(target, str | Path) else f"the other {'video' if moves(target) else 'image'}"
+    if isinstance(target, str | Path):
+        return Path(target).name
+    return f"the other {'video' if may_be_video(target) else 'image'}"

@@ -1,4 +1,4 @@
-"""Any video that a user may hand over, as upright RGB frames of one size; and how explained frames are shown."""
+"""Read any video that a user may pass, as upright RGB frames of one size."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from hf_cam.errors import ImageError
 from hf_cam.images.reading import existing, fetch, is_url, load_image, opened
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-"""Files that hold a video and nothing else. A `.gif` is one to a model of videos, and its first frame to others."""
-GAP, FRAME_MILLISECONDS = 4, 200
+"""Endings of files that can only be videos. A `.gif` is a video for a video model, and its first frame for others."""
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames in their order; what tells a video from a list of images.
+    """Frames in order; distinguishes a video from a list of images.
 
     Args:
-        frames: Pictures of one size, whatever `load_image` takes each; RGB afterwards.
+        frames: Pictures of one size, each of any kind that `load_image` takes; stored as RGB images.
 
     Raises:
-        ImageError: there is no frame, one is no picture, or their sizes differ.
+        ImageError: there are no frames, one is not a picture, or their sizes differ.
 
     >>> Video([np.zeros((48, 64, 3), np.uint8)] * 8)
     Video(8 frames of 64 x 48)
@@ -38,56 +37,56 @@ class Video:
     frames: Sequence[Any] = field(repr=False)
 
     def __post_init__(self) -> None:
-        """Make RGB pictures of the frames."""
+        """Convert the frames to RGB pictures."""
         if isinstance(self.frames, str | Path | Image.Image):
-            raise ImageError("a Video takes its frames in a list; pass a file's path without it")
+            raise ImageError("a Video takes a list of frames; pass the path of a file directly, without Video")
         if len(self.frames) == 0:
-            raise ImageError("the video holds no frame")
+            raise ImageError("the video has no frames")
         frames = tuple(load_image(frame) for frame in self.frames)
         if len(sizes := {frame.size for frame in frames}) > 1:
             listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
-            raise ImageError(f"the frames of a video have one size, got {listed}")
+            raise ImageError(f"the frames of a video must have one size, got {listed}")
         object.__setattr__(self, "frames", frames)
 
     def __repr__(self) -> str:
-        """Number and size."""
+        """The number of frames and their size."""
         return f"Video({len(self.frames)} frames of {self.width} x {self.height})"
 
     @property
     def width(self) -> int:
-        """Of every frame, in pixels."""
+        """Width of every frame, in pixels."""
         return int(self.frames[0].width)
 
     @property
     def height(self) -> int:
-        """Of every frame, in pixels."""
+        """Height of every frame, in pixels."""
         return int(self.frames[0].height)
 
     def sampled(self, count: int | None) -> Video:
-        """`count` frames, evenly spread; all of them where None.
+        """`count` evenly spread frames; all of them if None.
 
         Raises:
-            ImageError: the video has fewer.
+            ImageError: the video has fewer frames.
         """
         return self if count is None else Video([self.frames[i] for i in spread(len(self.frames), count)])
 
 
 def spread(total: int, count: int) -> list[int]:
-    """The middles of `count` equal parts of `total` frames.
+    """Indices of the middle frames of `count` equal parts of `total` frames.
 
     >>> spread(12, 4)
     [1, 4, 7, 10]
 
     Raises:
-        ImageError: there are fewer frames than that.
+        ImageError: there are fewer than `count` frames.
     """
     if total < count:
-        raise ImageError(f"the video has {total} frame{'s' * (total != 1)} and the model takes {count}")
+        raise ImageError(f"the video has {total} frame{'s' * (total != 1)}, but the model takes {count}")
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def is_video(source: Any) -> bool:
-    """Whether a source can be nothing but a video: a `Video`, an array `[T, H, W, C]`, a file of moving pictures."""
+    """Whether a source can only be a video: a `Video`, an array `[T, H, W, C]`, or the path of a video file."""
     if isinstance(source, np.ndarray | Tensor):
         return source.ndim == 4
     if isinstance(source, str | Path):
@@ -95,10 +94,10 @@ def is_video(source: Any) -> bool:
     return isinstance(source, Video)
 
 
-def moves(source: Any) -> bool:
-    """Whether a source can be a video: one that is nothing else, or a GIF.
+def may_be_video(source: Any) -> bool:
+    """Whether a source may be a video: it can only be one, or it is a GIF or an image with several frames.
 
-    >>> moves("clip.gif"), moves("clip.png"), moves(np.zeros((8, 48, 64, 3), np.uint8))
+    >>> may_be_video("clip.gif"), may_be_video("clip.png"), may_be_video(np.zeros((8, 48, 64, 3), np.uint8))
     (True, False, True)
     """
     gif = isinstance(source, str | Path) and str(source).split("?")[0].lower().endswith(".gif")
@@ -106,15 +105,15 @@ def moves(source: Any) -> bool:
 
 
 def load_video(source: Any, count: int | None = None) -> Video:
-    """A video's frames.
+    """The video at a source.
 
     Args:
         source: A path or URL (`.gif`, `.mp4`, `.webm`, ...), a `Video`, or an array or tensor `[T, H, W, C]` or
             `[T, C, H, W]`.
-        count: How many frames to take, evenly spread; all where None.
+        count: How many evenly spread frames to take; all if None.
 
     Raises:
-        ImageError: there is no such file, it cannot be decoded, is no video, or has no frame or too few of them.
+        ImageError: the video cannot be found or decoded, is not a video, or has too few frames.
     """
     if isinstance(source, Video):
         return source.sampled(count)
@@ -124,10 +123,10 @@ def load_video(source: Any, count: int | None = None) -> Video:
         return _of_gif(source, count)
     if isinstance(source, str | Path):
         return _of_file(source, count)
-    got = f"an array of the shape {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
+    got = f"an array of shape {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
     raise ImageError(
-        f"this model looks at videos: pass a file, hf_cam.Video(frames) or an array [T, H, W, 3], not {got} (a list "
-        "holds several videos)"
+        f"this model takes videos: pass a file, hf_cam.Video(frames) or an array [T, H, W, 3], not {got} (a list "
+        "is for several videos)"
     )
 
 
@@ -144,7 +143,7 @@ def _of_file(source: str | Path, count: int | None) -> Video:
 def _decoded(path: Path, name: str, count: int | None) -> Video:
     if not is_video(path):
         return opened(path, name, lambda image: _of_gif(image, count))
-    # Containers only estimate how many frames they hold: count them, and decode again what is wanted.
+    # Containers only estimate their number of frames, so count the frames first and then decode the wanted ones.
     with_frames = _read(path, name, None)
     wanted = set(range(with_frames) if count is None else spread(with_frames, count))
     frames: list[np.ndarray] = []
@@ -153,10 +152,10 @@ def _decoded(path: Path, name: str, count: int | None) -> Video:
 
 
 def _read(path: Path, name: str, see: Callable[[int, Any], None] | None) -> int:
-    """Run through a file; the number of its frames.
+    """Call `see` with the index of each frame of a file, and return their number.
 
     Raises:
-        ImageError: it has none that can be decoded.
+        ImageError: no frame can be decoded.
     """
     capture, total = cv2.VideoCapture(str(path)), 0
     try:
@@ -168,7 +167,7 @@ def _read(path: Path, name: str, see: Callable[[int, Any], None] | None) -> int:
         capture.release()
     if not total:
         raise ImageError(
-            f"{name!r} is no video, or is damaged" if path.stat().st_size else f"{name!r} is an empty file"
+            f"{name!r} is not a video, or is damaged" if path.stat().st_size else f"{name!r} is an empty file"
         )
     return total
 
@@ -176,25 +175,6 @@ def _read(path: Path, name: str, see: Callable[[int, Any], None] | None) -> int:
 def _of_gif(image: Image.Image, count: int | None) -> Video:
     total = getattr(image, "n_frames", 1)
     if total == 1:
-        raise ImageError("a single picture is no video; this model looks at several frames")
+        raise ImageError("this model takes a video of several frames, not a single picture")
     wanted = set(range(total) if count is None else spread(total, count))
     return Video([frame.convert("RGB") for i, frame in enumerate(ImageSequence.Iterator(image)) if i in wanted])
-
-
-# Showing --------------------------------------------------------------------------------------------------------------
-
-
-def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Frames of one size side by side, row by row, in a sheet that is about as wide as it is high."""
-    width, height = pictures[0].size
-    columns = min(len(pictures), max(1, round((len(pictures) * height / width) ** 0.5)))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return sheet
-
-
-def animation(others: Sequence[Image.Image]) -> dict[str, Any]:
-    """What Pillow's `save` takes to write a first frame with these behind it as one moving picture."""
-    return {"save_all": True, "append_images": list(others), "duration": FRAME_MILLISECONDS, "loop": 0}

@@ -1,8 +1,9 @@
-"""The command `hf-cam`. Heavy imports wait until a subcommand runs, so that `--help` answers at once."""
+"""The command `hf-cam`. Heavy imports are deferred until a subcommand runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import os
 import sys
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; 0 on success, 2 on a refusal (one line on stderr, no traceback)."""
+    """Run a subcommand; returns 0 on success and 2 on an error (one line on stderr, no traceback)."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except HFCamError as error:
         print(f"hf-cam: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except Exception as error:  # noqa: BLE001  (a command shows no traceback; in Python every error has its own)
+    except Exception as error:  # noqa: BLE001  (a command shows no traceback; calls from Python do)
         print(f"hf-cam: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -42,63 +43,105 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter):
+        add(commands)
+    return parser
 
+
+def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="explain images with a model")
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL, for some models of a video")
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL of an image (or of a video)")
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
     explain.add_argument(
         "--target",
-        help='class index, label text such as "tabby", pixel X,Y or box X0,Y0,X1,Y1 (default: what the model finds)',
+        help='class index, label such as "tabby", pixel X,Y or box X0,Y0,X1,Y1 (default: what the model finds)',
+    )
+    explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
+    explain.add_argument(
+        "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
     )
     explain.add_argument(
-        "--text", action="append", help="prompt for a model that compares images with text; repeatable"
+        "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: set by the model)"
     )
-    explain.add_argument(
-        "--top-k", type=int, help="how many classes, objects or segments (default: a classifier's best, else all)"
-    )
-    explain.add_argument(
-        "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: the family's)"
-    )
+    _add_option(explain)
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
-    explain.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    _add_device(explain)
     explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
     explain.set_defaults(run=_explain)
 
-    demo = commands.add_parser("demo", help="explain photographs that come with scikit-learn and scikit-image")
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="explain sample photographs from scikit-learn and scikit-image")
     demo.add_argument("--out", type=Path, default=Path("hf-cam-demo"), help="folder (default: hf-cam-demo)")
     demo.set_defaults(run=_demo)
 
+
+def _add_methods(commands: Any) -> None:
     methods = commands.add_parser("methods", help="list the methods")
     methods.set_defaults(run=_methods)
 
-    judge = commands.add_parser("evaluate", help="judge methods and layers by metrics, beside maps that see no model")
+
+def _add_evaluate(commands: Any) -> None:
+    judge = commands.add_parser("evaluate", help="measure methods and layers with metrics, beside baseline maps")
     judge.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
-    judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: the demo's)")
-    judge.add_argument("--method", help="a,b,c (default: all that run no forward a channel)")
-    judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: what asks the model)")
-    judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, one evaluation each")
-    judge.add_argument("--target", help="class index or label text; the model's own where not given")
+    judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: those of the demo)")
+    judge.add_argument("--method", help="a,b,c (default: all that do not run one forward per channel)")
+    _add_option(judge)
+    judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: those that query the model)")
+    judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, evaluated separately")
+    judge.add_argument("--target", help="class index or label (default: what the model finds)")
     judge.add_argument("--text", action="append", help="prompt; repeatable")
-    judge.add_argument("--seed", type=int, default=0, help="of noise and ties (default: 0)")
-    judge.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU where there is one)')
-    judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run goes on there")
+    judge.add_argument("--seed", type=int, default=0, help="seed for noise and ties (default: 0)")
+    _add_device(judge)
+    judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run resumes there")
     judge.set_defaults(run=_evaluate)
 
-    space = commands.add_parser("space", help="start the web page here, or push it to a Space")
-    space.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+
+def _add_space(commands: Any) -> None:
+    space = commands.add_parser("space", help="start the web page locally, or push it to a Space")
+    space.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     space.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
-    space.add_argument("--online", action="store_true", help="take any model of the Hub (default: demo models alone)")
-    space.add_argument("--deploy", metavar="USER/NAME", help="push the page to this Space in place of starting it")
+    space.add_argument("--online", action="store_true", help="allow any model on the Hub (default: demo models only)")
+    space.add_argument("--deploy", metavar="USER/NAME", help="push the page to this Space instead of starting it")
     space.add_argument("--private", action="store_true", help="with --deploy: make the Space private")
     space.set_defaults(run=_space)
 
+
+def _add_adapter(commands: Any) -> None:
     adapter = commands.add_parser("adapter", help="show where hf-cam looks in a model, as cam_config.json")
     adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
-    adapter.add_argument("--save", action="store_true", help="write cam_config.json into the model's folder")
+    adapter.add_argument("--save", action="store_true", help="write cam_config.json to the model's folder")
     adapter.set_defaults(run=_adapter)
-    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
+
+
+def _add_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--option", action="append", metavar="NAME=VALUE", help="option of the method, e.g. seed=3; repeatable"
+    )
+
+
+def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """`["seed=3", "base=layercam"]` as `{"seed": 3, "base": "layercam"}`; values are Python literals or else words.
+
+    Raises:
+        OptionError: one has no name or no value.
+    """
+    found: dict[str, Any] = {}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not equals or not name.strip():
+            raise OptionError(f"--option takes NAME=VALUE, e.g. seed=3, got {one[:60]!r}")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    return found
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -107,18 +150,18 @@ def _explain(options: argparse.Namespace) -> None:
     from hf_cam.comparison import method_ids
     from hf_cam.explainer import Explainer
     from hf_cam.images.reading import load_image
-    from hf_cam.images.videos import moves
+    from hf_cam.images.videos import may_be_video
     from hf_cam.models.loading import load
 
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
     methods = method_ids(options.method)
     if len(methods) > 1 and (options.top_k or 1) > 1:
-        raise OptionError("several methods are compared on one target: leave --top-k out, or name a single method")
-    moving = [image for image in options.images if moves(image)]
+        raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
+    moving = [image for image in options.images if may_be_video(image)]
     for image in options.images:
         if image not in moving:
-            load_image(image)  # a damaged one among many is told before anything is written; none is kept in memory
+            load_image(image)  # report a damaged image before anything is written, but keep none in memory
     loaded = load(options.model, device=options.device)
     for video in moving:
         loaded.opened(video)
@@ -142,7 +185,7 @@ def _explain(options: argparse.Namespace) -> None:
 def _explained(
     explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
 ) -> Iterator[Any]:
-    """What was found of each image; a chunk of them is decoded at a time."""
+    """The explanations of each image; images are decoded in chunks."""
     for start in range(0, len(sources), CHUNK):
         images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
@@ -152,7 +195,7 @@ def _explained(
 
 
 def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
-    """Save what was found of one image; the lines to print. A video becomes a GIF where the caller names no file."""
+    """Save the explanations of one image and return the lines to print. A video becomes a GIF if no file is named."""
     if grid:
         from hf_cam.comparison import Comparison
 
@@ -168,18 +211,18 @@ def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: 
 
 
 def _output_paths(images: Sequence[str], out: str) -> list[Path]:
-    """One picture an image: the file that was asked for, or one in the folder that is named like the image.
+    """One path per image: the requested file, or a file in the requested folder that is named like the image.
 
     Raises:
-        OptionError: a single file is asked for several images, or the file is no picture.
+        OptionError: a single file is requested for several images, or the file is not a picture.
     """
     path = Path(out).expanduser()
     if path.suffix.lower() in PICTURES and not path.is_dir() and not out.endswith("/"):
         if len(images) > 1:
-            raise OptionError(f"{out!r} is one file and there are {len(images)} images; name a folder with --out")
+            raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
         return [path]
     if len(images) == 1 and path.suffix and not path.is_dir() and not out.endswith("/"):
-        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); a folder ends in /")
+        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); for a folder, add a /")
     paths: list[Path] = []
     for image in images:
         stem = Path(image.split("?")[0].rstrip("/")).stem or "image"
@@ -201,12 +244,13 @@ def _demo(options: argparse.Namespace) -> None:
     from hf_cam.interfaces.demo import run_demo
 
     _silence_loading()
-    run_demo(options.out, say=print)
+    run_demo(options.out, report=print)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from hf_cam.evaluation.bench import Sample, evaluate, samples_of
+    from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.plots import draw_bars, draw_curves
+    from hf_cam.evaluation.samples import Sample, samples_of
     from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()
@@ -259,7 +303,7 @@ def _methods(options: argparse.Namespace) -> None:
 def _adapter(options: argparse.Namespace) -> None:
     import json
 
-    from hf_cam.models.loading import load_config, resolve_name
+    from hf_cam.models.checkpoints import load_config, resolve_name
     from hf_cam.target_layers.infer import infer_adapter
 
     _silence_loading()
@@ -269,9 +313,9 @@ def _adapter(options: argparse.Namespace) -> None:
     print(f"from: {adapter.origin}", file=sys.stderr)
     if options.save:
         if options.model.startswith("demo:"):
-            raise OptionError("a demo model belongs to the package; --save writes into a folder of your own")
+            raise OptionError("a demo model belongs to the package; --save needs a folder of your own")
         if not Path(name).is_dir():
-            raise HFCamError(f"{name!r} is no folder; --save writes beside a local config.json")
+            raise HFCamError(f"{name!r} is not a folder; --save writes beside a local config.json")
         print(f"written to {adapter.save_pretrained(name)}", file=sys.stderr)
 
 
@@ -282,7 +326,7 @@ def _silence_loading() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is told in one line, and by hf-cam
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # hf-cam itself reports a damaged video, in one line
 
 
 if __name__ == "__main__":

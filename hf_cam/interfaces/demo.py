@@ -1,4 +1,4 @@
-"""`hf-cam demo`: photographs that come with scikit-learn and scikit-image, explained without a network."""
+"""`hf-cam demo`: explain sample photographs from scikit-learn and scikit-image, without a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from PIL import Image
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import ModelError
 from hf_cam.explainer import Explainer
-from hf_cam.explanation import COLORMAPS, DEFAULT_COLORMAP, Explanation
+from hf_cam.explanation import Explanation
+from hf_cam.images.drawing import COLORMAPS, DEFAULT_COLORMAP
 from hf_cam.images.reading import load_image
 from hf_cam.methods import get_method
 from hf_cam.models.loading import load
@@ -28,7 +29,7 @@ MODEL = "demo:imagenet"
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture that an installed package ships, and what stands in it."""
+    """A picture that an installed package ships, with a description."""
 
     name: str
     description: str
@@ -72,11 +73,11 @@ PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class Showing:
-    """What one trained model of the zoo shows of the scene.
+    """One section of the page: the scene, explained with one trained model of the zoo.
 
     Args:
-        model: Its name, for `demo:NAME`.
-        heading: For the page.
+        model: The model's name, for `demo:NAME`.
+        heading: The heading of the section.
         note: What is explained.
         wanted: Keyword arguments of `explain`.
     """
@@ -88,24 +89,24 @@ class Showing:
 
 
 SHOWINGS = (
-    Showing("vit", "Classes", "the evidence of each of its three likeliest labels", {"top_k": 3}),
+    Showing("vit", "Classes", "the evidence for each of its three most likely labels", {"top_k": 3}),
     Showing(
         "clip",
         "Prompts",
-        "where each text fits; the figures are their shares among the three",
+        "where each text fits; the percentages are their shares among the three",
         {"text": ["a sneaker", "a yellow bag", "a blue trouser"]},
     ),
-    Showing("detr", "Boxes", "the evidence of each object that it finds", {}),
-    Showing("segformer", "Segments", "what each region is read from", {}),
+    Showing("detr", "Boxes", "the evidence for each object that it finds", {}),
+    Showing("segformer", "Segments", "the evidence for each region", {}),
 )
 
 
-def run_demo(out: Path, say: Callable[[str], None]) -> Path:
-    """Explain the scene with every kind of head, every photograph with every method; PNGs and an `index.html`.
+def run_demo(out: Path, report: Callable[[str], None]) -> Path:
+    """Explain the scene with four kinds of head and each photograph with several methods, as PNGs and an `index.html`.
 
     Args:
-        out: The folder to write; it is made where it does not exist.
-        say: Takes each line of the report.
+        out: The folder to write to; it is created if it does not exist.
+        report: Called with each line of the report.
 
     Returns:
         The path of the page.
@@ -113,7 +114,7 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     scene = load_image(SCENE)
     scene.save(out / "scene.png")
-    shown = [(showing, _show(showing, scene, out, say)) for showing in SHOWINGS]
+    shown = [(showing, _show(showing, scene, out, report)) for showing in SHOWINGS]
     explainer = Explainer(load(MODEL), "gradcam")
     rows, methods = [], list[str]()
     for photograph in PHOTOGRAPHS:
@@ -126,7 +127,7 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
             explanation.save(out / f"{photograph.name}-{explanation.method}.png")
         found = explanations[0]
         seconds = time.perf_counter() - started
-        say(
+        report(
             f"{photograph.name:<11} {found.label:<28} {found.score:6.1%}   "
             f"{len(explanations)} maps of {image.width} x {image.height} pixels in {seconds:.1f} s"
         )
@@ -134,16 +135,16 @@ def run_demo(out: Path, say: Callable[[str], None]) -> Path:
     _legend().save(out / "legend.png")
     page = out / "index.html"
     page.write_text(_page(shown, rows), encoding="utf-8")
-    say(f"Open {page} to see them.")
+    report(f"Open {page} to see them.")
     return page
 
 
-def _show(showing: Showing, scene: Image.Image, out: Path, say: Callable[[str], None]) -> list[Explanation]:
+def _show(showing: Showing, scene: Image.Image, out: Path, report: Callable[[str], None]) -> list[Explanation]:
     """Explain the scene with one trained model and save the pictures."""
     [found] = Explainer(load(f"demo:{showing.model}"))([scene], **showing.wanted)
     for i, explanation in enumerate(found):
         explanation.save(out / _scene_file(showing, i))
-    say(f"{showing.model:<11} {', '.join(f'{one.label} {one.score:.0%}' for one in found)}")
+    report(f"{showing.model:<11} {', '.join(f'{one.label} {one.score:.0%}' for one in found)}")
     return found
 
 
@@ -167,7 +168,7 @@ def _page(
 def _scene_section(showing: Showing, explanations: Sequence[Explanation]) -> str:
     figures = [_figure("scene.png", "A yellow bag, an orange sneaker and blue trousers", "The scene", "")]
     for i, explanation in enumerate(explanations):
-        alt = f"Where demo:{showing.model} finds the evidence for {explanation.label}"
+        alt = f"Where demo:{showing.model} finds evidence for {explanation.label}"
         figures.append(_figure(_scene_file(showing, i), alt, explanation.label, f"{explanation.score:.0%}"))
     return SCENE_SECTION.substitute(
         heading=html.escape(showing.heading),
@@ -183,7 +184,7 @@ def _section(photograph: Photograph, explanations: Sequence[Explanation]) -> str
     figures = [_figure(f"{photograph.name}.png", photograph.description, "The photograph", "")]
     for explanation in explanations:
         method = get_method(explanation.method)
-        alt = f"{photograph.description}: where {method.name} finds the evidence for {first.label}"
+        alt = f"{photograph.description}: where {method.name} finds evidence for {first.label}"
         figures.append(_figure(f"{photograph.name}-{explanation.method}.png", alt, method.name, method.summary))
     return SECTION.substitute(
         description=html.escape(photograph.description),
@@ -202,7 +203,7 @@ FIGURE = Template(
     "<figcaption><b>$name</b> <span>$note</span></figcaption></figure>\n"
 )
 SECTION = Template(
-    "<section><h2>$description <small>the model says “$label”, $score</small></h2>"
+    "<section><h2>$description <small>predicted: “$label”, $score</small></h2>"
     '<div class="maps">\n$figures</div></section>'
 )
 SCENE_SECTION = Template(
@@ -247,19 +248,18 @@ figcaption span { color: var(--soft); }
 <main>
 <header>
 <h1>What the model looked at</h1>
-<p>One scene and four small models that were trained on such scenes: each explains what it says in its own terms, and
-nobody told where to look. The scene was picked because all of them are right about it; how often they are stands on
-their model cards.</p>
+<p>One scene, explained with four small models that were trained on such scenes, each in its own terms; no layer was
+specified. The scene was chosen because all four models get it right; their accuracy is on their model cards.</p>
 <div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
 </header>
 $scenes
 <header>
 <h1 class="next">The same photograph, method by method</h1>
-<p>Each picture shows where <code>$model</code>, a classifier with its ImageNet weights, found the evidence for its own
-first guess. It reads the centre of a photograph only, so nothing lights up beside it.
-It sees it as 7 x 7 cells, so the heat is as coarse as that, and a thing narrower than a cell (the rocket) is lit beside
-as much as upon. On a network that ends in pooling and a linear layer, as this one does, several methods agree exactly;
-RandomCAM is the baseline: a method that looks no better than it shows nothing.</p>
+<p>Each picture shows where <code>$model</code>, a classifier with ImageNet weights, finds the evidence for its top
+class. It sees only the centre of a photograph, so nothing lights up outside.
+Its grid has 7 x 7 cells, so the maps are just as coarse, and around an object narrower than a cell (the rocket) they
+light up as much as on it. On a network that ends in pooling and a linear layer, as this one does, several methods agree
+exactly. RandomCAM is the baseline: a method that looks no better than it shows nothing.</p>
 </header>
 $sections
 </main>

@@ -12,17 +12,12 @@ from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_cam.errors import ImageError, ModelError, OptionError, nearest
-from hf_cam.explainer import Explainer, check_count
+from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
-from hf_cam.models.loading import (
-    LoadedModel,
-    explained,
-    labels,
-    load_pretrained,
-    processor_of,
-    resolve_name,
-)
-from hf_cam.target_layers.infer import check_takes_pictures
+from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
+from hf_cam.models.loading import LoadedModel, processor_of
+from hf_cam.models.traits import check_takes_pictures, traits_of
+from hf_cam.request import check_count
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
@@ -31,11 +26,11 @@ WHAT = ("target", "text", "top_k", "aug_smooth", "eigen_smooth")
 
 
 class HeadLoader:
-    """Loads a checkpoint as the class that its own config names (a list of auto classes would try heads in turn)."""
+    """Loads a checkpoint in the class that its own config names (a list of auto classes would be tried in turn)."""
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> nn.Module:
-        """What transformers calls in place of an auto class's `from_pretrained`."""
+        """Load a model; transformers calls this like the `from_pretrained` of an auto class."""
         kwargs.pop("_from_pipeline", None)
         kwargs.pop("code_revision", None)
         return load_pretrained(name, **kwargs)
@@ -44,12 +39,12 @@ class HeadLoader:
 class ImageCamPipeline(Pipeline):
     """Heatmaps of any vision model, as a transformers pipeline.
 
-    Called with one image (path, URL, PIL image or array) it returns a list of dicts `label`, `score`, `heatmap`
-    (`[H, W]` float32 in [0, 1], as large as the image), and `box` or `mask` where the head has them; with a list a list
-    of such lists; with a generator or dataset it yields one list an image. It takes `batch_size`, and the keyword
-    arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `method`, `layers`, `reshape`, `aug_smooth`,
-    `eigen_smooth`. With a model of videos it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` in place of an
-    image, and the heatmap is `[T, H, W]`, beside the `frames` that the model saw.
+    Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`, `heatmap`
+    (`[H, W]` float32 in [0, 1], as large as the image), and `box` or `mask` if the head has them. With a list, it
+    returns a list of such lists; with a generator or dataset, it yields one list per image. It takes `batch_size` and
+    these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `method`, `layers`, `reshape`, `aug_smooth`,
+    `eigen_smooth`. For a video model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an
+    image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -74,11 +69,11 @@ class ImageCamPipeline(Pipeline):
         if kwargs.get("image_processor") is None:
             kwargs["image_processor"] = processor_of(model)
         super().__init__(model, *args, **kwargs)
-        self._loaded = LoadedModel(self.model, self.image_processor, labels(self.model), self.tokenizer)
+        self._loaded = LoadedModel(self.model, self.image_processor, traits_of(self.model).id2label, self.tokenizer)
         self._explainer = lru_cache(maxsize=8)(self._make_explainer)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Explain one image, a list, a generator, a `datasets.Dataset` or its image column, or a `KeyDataset`."""
+        """Explain one image, or all in a list, generator, `datasets.Dataset`, image column or `KeyDataset`."""
         if kwargs.get("batch_size") is not None:
             check_count("batch_size", kwargs["batch_size"])
         if isinstance(inputs, tuple):
@@ -99,7 +94,7 @@ class ImageCamPipeline(Pipeline):
         return {}, kwargs, {}
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Decode; resizing and normalising wait for the batch, where images of one size go together."""
+        """Decode the image; resizing and normalising happen per batch, where images of one size are grouped."""
         return {"image": self._loaded.opened(image)}
 
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -114,7 +109,7 @@ class ImageCamPipeline(Pipeline):
         return {"explanations": list(explainer(images, batch_size=len(images), **kwargs))}
 
     def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
-        """One dict an explanation."""
+        """One dict per explanation."""
         found = outputs["explanations"]
         if found and isinstance(found[0], list):  # not unpacked from a batch
             found = found[0]
@@ -136,10 +131,10 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
 
 
 def _column_images(dataset: Any) -> Iterator[Any]:
-    """The images of a `datasets.Dataset`, row by row, from its only image column or the one called "image".
+    """The images of a `datasets.Dataset`, row by row, from the column "image" or the only image column.
 
     Raises:
-        ImageError: it has none, or several and none is called "image", or it is a dict of splits.
+        ImageError: it has no image column, or several but none called "image", or it is a dict of splits.
     """
     if isinstance(dataset, Mapping):
         raise ImageError(f"choose a split of the dataset first: {', '.join(map(repr, dataset))}")
@@ -161,24 +156,24 @@ def _rows(dataset: Iterable[Any]) -> Iterator[Any]:
 
 
 def register_tasks() -> None:
-    """Make `transformers.pipeline("image-cam")` and its alias known; harmless when they are."""
+    """Register `transformers.pipeline("image-cam")` and its alias, unless they are registered already."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(
             TASK, ImageCamPipeline, pt_model=(HeadLoader,), default={"model": DEFAULT_MODEL}, type="image"
         )
         PIPELINE_REGISTRY.task_aliases[ALIAS] = TASK
-        # With this mark `save_pretrained` would copy this file into the folder and name HeadLoader in its config, which
-        # transformers then fails to find.
+        # With this attribute, `save_pretrained` would copy this file to the folder and name HeadLoader in the config,
+        # where transformers could not find it.
         del ImageCamPipeline._registered_impl  # noqa: SLF001  (transformers offers no switch)
 
 
 def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
-    """`transformers.pipeline`, which also knows short names ("google/vit-base") and `demo:NAME`.
+    """`transformers.pipeline` that also accepts short names ("google/vit-base") and `demo:NAME`.
 
     Args:
-        task: "image-cam" or "explain"; any other task goes to transformers as it is.
+        task: "image-cam" or "explain"; any other task is passed on to transformers.
         model: A Hub id, short name, folder, `demo:NAME` or loaded transformers model.
-        kwargs: Everything that `transformers.pipeline` takes.
+        kwargs: Other arguments of `transformers.pipeline`.
 
     Raises:
         ModelError: the model cannot be found, reached or loaded.

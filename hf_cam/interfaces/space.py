@@ -1,4 +1,4 @@
-"""`hf-cam space`: the web page, on this machine or as a Space."""
+"""`hf-cam space`: serve the web page locally, or deploy it as a Space."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ NOT_PUSHED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 def space_folder() -> Path:
-    """The folder that a Space is made of."""
+    """The folder with the files of the Space."""
     package = Path(__file__).parents[1]
     return package / "spaces" if (package / "spaces").is_dir() else package.parent / "spaces"
 
 
 def serve(host: str, port: int | None, online: bool) -> None:
-    """Start the page and stay until it is stopped.
+    """Start the page and block until it is stopped.
 
     Args:
-        host: The address to listen at.
-        port: The first free one from 7860 where None.
-        online: Take any model of the Hub; else nothing is fetched.
+        host: The address to listen on.
+        port: The port; None for the first free one from 7860.
+        online: Allow any model on the Hub; otherwise nothing is downloaded.
 
     Raises:
         HFCamError: gradio is not installed.
@@ -52,17 +52,17 @@ def serve(host: str, port: int | None, online: bool) -> None:
 
 
 def deploy(repo: str, private: bool = False) -> str:
-    """Push the folder to a Space, which is made where there is none.
+    """Push the folder to a Space, which is created if it does not exist.
 
-    The folder goes as it is, and asks for hf-cam by name. From a checkout the library goes with it, and what the
-    library needs in its place: the Space then runs what is here, whether that was ever released or not.
+    From an installed package, the folder is pushed unchanged, and its requirements name hf-cam. From a checkout, the
+    library is pushed too, and its own requirements replace those: the Space then runs this code, released or not.
 
     Args:
         repo: `USER/NAME`.
-        private: For a Space that is made here.
+        private: Make a newly created Space private.
 
     Returns:
-        Its address.
+        The URL of the Space.
 
     Raises:
         OptionError: the name has no owner.
@@ -70,7 +70,7 @@ def deploy(repo: str, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     if repo.count("/") != 1 or not all(repo.split("/")):
-        raise OptionError(f"a Space is USER/NAME, got {repo!r}")
+        raise OptionError(f"the name of a Space must be USER/NAME, got {repo!r}")
     api = HfApi()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "space"
@@ -87,7 +87,7 @@ def deploy(repo: str, private: bool = False) -> str:
 
 
 def requirements(pyproject: Mapping[str, Any], extra: str) -> list[str]:
-    """What a project and one of its extras need from elsewhere, extras of extras included.
+    """The requirements of a project with one of its extras, including the extras that this extra refers to.
 
     >>> extras = {"a": ["it[b]"], "b": ["gradio>=6"]}
     >>> requirements({"project": {"name": "it", "dependencies": ["torch"], "optional-dependencies": extras}}, "a")

@@ -12,8 +12,9 @@ from torch import Tensor
 from hf_cam.errors import MethodError, TargetError
 from hf_cam.maps import fuse_product
 from hf_cam.methods.registry import Method, get_method, register
+from hf_cam.outputs import logits_of
 from hf_cam.target_layers.stages import stage_ends
-from hf_cam.targets import ClassLogit, Target, logits_of
+from hf_cam.targets import ClassLogit, Target
 
 BASIC = {"activations", "gradients"}
 

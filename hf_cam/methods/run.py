@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.attention import Attention, AttentionTrace, Readouts, recording, tail_after, trace_of
+from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.capture.biases import BiasWatch
-from hf_cam.capture.capture import Capture, call, first_tensor
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.capture import Capture, first_tensor
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call
 from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.recorder import recording
 from hf_cam.capture.replay import Tail, tail_of
+from hf_cam.capture.routes import tail_after, trace_of
 from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError, SlowWarning, TargetError
 from hf_cam.layouts import AnyLayout, Size
 from hf_cam.maps import normalize, resize
+from hf_cam.models.traits import unwrap
+from hf_cam.outputs import sample_of
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.targets import Target, rows
+from hf_cam.targets import Target
 
 CHUNK_BYTES = 16 * 2**20
 CHUNK_ON_CPU, CHUNK = 4, 64
@@ -366,7 +371,7 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
     Raises:
         TargetError: a target does not fit the output, or is no scalar.
     """
-    return torch.stack([_value(target, rows(outputs, i, len(targets))) for i, target in enumerate(targets)])
+    return torch.stack([_value(target, sample_of(outputs, i, len(targets))) for i, target in enumerate(targets)])
 
 
 def _value(target: Target, output: Any) -> Tensor:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.guard import lock_of, unwrap
+from hf_cam.capture.guard import lock_of
 from hf_cam.metrics.coherence import correlation
 from hf_cam.metrics.registry import metric
+from hf_cam.models.traits import unwrap
 
 PAPER = "Adebayo et al., NeurIPS 2018, arXiv:1810.03292"
 

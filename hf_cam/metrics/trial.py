@@ -11,24 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_cam.capture.capture import call
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call
 from hf_cam.errors import OptionError
 from hf_cam.methods.run import in_chunks, target_values
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.perturbation import kept_above, ranks
 from hf_cam.metrics.registry import EVIDENCE, get_metric
 from hf_cam.metrics.sanity import shuffled_weights
-from hf_cam.targets import (
-    SIMILARITIES,
-    BinaryLogit,
-    ClassLogit,
-    PromptSimilarity,
-    Target,
-    field_of,
-    logits_of,
-    probabilities,
-)
+from hf_cam.models.traits import unwrap
+from hf_cam.outputs import SIMILARITIES, field_of, logits_of, probabilities
+from hf_cam.targets import BinaryLogit, ClassLogit, PromptSimilarity, Target
 
 CHUNK, CPU_CHUNK = 64, 4  # processors lose more by leaving their caches than they win by a large batch
 PERCENTILES = (20, 40, 60, 80)

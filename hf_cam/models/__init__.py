@@ -1,1 +1,1 @@
-"""A model with what prepares its inputs, its files, and what it reports about itself."""
+"""Models: loading them with their preprocessing, finding their files, and reading what they report about themselves."""

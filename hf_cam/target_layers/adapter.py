@@ -1,4 +1,4 @@
-"""Where a model looks: its target layers, how they lie in space, and the method that serves it."""
+"""Where to look in a model: its target layers, their spatial layouts, and the default method."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Adapter:
 
     Args:
         layers: Dotted names of the target layers, as `model.named_modules()` spells them.
-        layouts: How each layer's output lies in space, one a layer.
-        method: Id of the method that serves this family best.
-        origin: Who says so: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
-        reason: Why this layer, for the person who reads `hf-cam adapter MODEL`.
+        layouts: The spatial layout of each layer's output, one per layer.
+        method: Id of the default method for this family.
+        origin: The source: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
+        reason: Why this layer was chosen, as shown by `hf-cam adapter MODEL`.
 
     >>> import torch
     >>> adapter = Adapter(layers=("blocks.11",), layouts=(Layout("b (h w) c", prefix=1),))
@@ -42,13 +42,13 @@ class Adapter:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a record that names no layer, or a layout count that differs."""
+        """Refuse a record without layers, or without exactly one layout per layer."""
         if not self.layers or len(self.layers) != len(self.layouts):
-            raise LayoutError(f"an adapter needs a layout for each layer, got {self.layers} and {self.layouts}")
+            raise LayoutError(f"an adapter needs one layout per layer, got {self.layers} and {self.layouts}")
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """Counts of tokens that can stand in front of a grid in this model, the likeliest first."""
+        """Possible numbers of tokens before a grid in this model, most likely first."""
         own = (layout.prefix for layout in self.layouts if isinstance(layout, Layout))
         return tuple(dict.fromkeys((*own, 0)))
 
@@ -58,11 +58,11 @@ class Adapter:
         Args:
             activations: What the layer returned.
             image_size: Height and width of the model's input, in pixels.
-            layer: Which layer it came from; the first where not given.
+            layer: The layer that returned them; by default the first.
 
         Raises:
             LayerError: this adapter has no such layer.
-            LayoutError: the shape does not fit; the message names the layer and says how to repair it.
+            LayoutError: the shape does not fit; the message names the layer and the remedy.
         """
         layer = self.layers[0] if layer is None else layer
         if layer not in self.layers:
@@ -71,15 +71,15 @@ class Adapter:
             return self.layouts[self.layers.index(layer)].to_spatial(activations, image_size)
         except LayoutError as error:
             raise LayoutError(
-                f"the output of {layer!r}, {tuple(activations.shape)}, does not lie in space as expected: {error}. "
-                "Pass reshape= (a function that returns [B, C, h, w]) or another layers="
+                f"the output of {layer!r}, of shape {tuple(activations.shape)}, does not have the expected spatial "
+                f"layout: {error}. Pass reshape= (a function that returns [B, C, h, w]) or a different layers="
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form that `cam_config.json` holds.
+        """The contents of `cam_config.json`.
 
         Raises:
-            LayoutError: the layout is a function of the caller's and cannot be written down.
+            LayoutError: a layout is a function, which cannot be saved.
         """
         written = [asdict(layout) for layout in self.layouts if isinstance(layout, Layout)]
         if len(written) != len(self.layouts):
@@ -91,7 +91,7 @@ class Adapter:
         """The inverse of `to_dict`.
 
         Raises:
-            LayoutError: keys are missing or unknown.
+            LayoutError: keys are missing, unknown or of the wrong type.
         """
         try:
             layouts = tuple(
@@ -100,13 +100,13 @@ class Adapter:
             )
             layers = data["layers"]
             if not isinstance(layers, list | tuple):
-                raise TypeError(f"layers is a list of names, not {layers!r}")
+                raise TypeError(f"layers must be a list of names, not {layers!r}")
             return cls(tuple(layers), layouts, data.get("method", "gradcam"), origin, data.get("reason", ""))
         except (KeyError, TypeError) as error:
             raise LayoutError(f"not a valid {CONFIG_NAME}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `cam_config.json` into a model's folder and return its path."""
+        """Write `cam_config.json` to a model's folder and return its path."""
         path = Path(folder) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -117,7 +117,7 @@ class Adapter:
         """Read `cam_config.json` from a folder or a Hub repo.
 
         Raises:
-            ModelError: there is none, or the Hub cannot be reached.
+            ModelError: there is no such file, or the Hub cannot be reached.
         """
         name = str(name_or_path)
         path = find_cam_config(name) if Path(name).is_dir() else _downloaded_cam_config(name, revision)
@@ -126,7 +126,7 @@ class Adapter:
         return read_cam_config(path)
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, commit_message: str | None = None) -> str:
-        """Upload `cam_config.json` beside the model's `config.json`; returns the commit's address."""
+        """Upload `cam_config.json` to the model's repo and return the URL of the commit."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
@@ -142,16 +142,16 @@ class Adapter:
 
 
 def union(adapters: Sequence[Adapter]) -> Adapter:
-    """The layers of all of them, each once, and otherwise the first."""
+    """The first adapter with the layers of all adapters, each layer once."""
     layouts = {layer: layout for one in adapters for layer, layout in zip(one.layers, one.layouts, strict=True)}
     return replace(adapters[0], layers=tuple(layouts), layouts=tuple(layouts.values()))
 
 
 def read_cam_config(path: Path) -> Adapter:
-    """The adapter that a `cam_config.json` holds.
+    """The adapter in a `cam_config.json`.
 
     Raises:
-        LayoutError: the file is no JSON object of the right form.
+        LayoutError: the file is not a JSON object of the right form.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def read_cam_config(path: Path) -> Adapter:
 
 
 def find_cam_config(name: str) -> Path | None:
-    """The path of a model's `cam_config.json`, in its folder or fetched from its Hub repo; None where there is none."""
+    """The path of a model's `cam_config.json`, in its folder or fetched from its Hub repo; None if there is none."""
     folder = Path(name)
     if folder.is_dir():
         return folder / CONFIG_NAME if (folder / CONFIG_NAME).is_file() else None
@@ -170,7 +170,7 @@ def find_cam_config(name: str) -> Path | None:
 
 @functools.lru_cache(maxsize=256)
 def _hub_cam_config(repo_id: str) -> Path | None:
-    """The cached file where there is one; asks the Hub once per repo and process, and takes "no" for an answer."""
+    """The cached file if there is one; else asks the Hub, once per repo and process, and remembers a "no"."""
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import build_hf_headers, httpx
@@ -179,17 +179,17 @@ def _hub_cam_config(repo_id: str) -> Path | None:
         cached = try_to_load_from_cache(repo_id, CONFIG_NAME)
         if cached is not None:
             return Path(cached) if isinstance(cached, str) else None
-        # One quick question first: the client's own download retries for half a minute where there is no network.
+        # Send a quick HEAD request first: without a network, the client's own download retries for half a minute.
         url = hf_hub_url(repo_id, CONFIG_NAME)
         answer = get_session().head(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
         found = answer.status_code == 200
         return Path(hf_hub_download(repo_id, CONFIG_NAME)) if found else None
     except (OSError, ValueError, HFValidationError, httpx.HTTPError):
-        return None  # no network, or the name is no repo id: there is nothing to read
+        return None  # no network, or the name is not a repo id
 
 
 def _downloaded_cam_config(repo_id: str, revision: str | None) -> Path | None:
-    """The file as the Hub has it now (the cached one where the Hub cannot be reached); None where the repo has none.
+    """The current file on the Hub (or the cached one if the Hub cannot be reached); None if the repo has none.
 
     Raises:
         ModelError: there is no such repo, or the Hub cannot be reached.
@@ -203,6 +203,6 @@ def _downloaded_cam_config(repo_id: str, revision: str | None) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(f"{repo_id!r} is neither a folder nor a repo that the Hub knows") from error
+        raise ModelError(f"{repo_id!r} is neither a folder nor a repo on the Hub") from error
     except (OSError, httpx.HTTPError) as error:
         raise ModelError(f"{CONFIG_NAME} of {repo_id!r} cannot be fetched: {str(error).splitlines()[0]}") from error

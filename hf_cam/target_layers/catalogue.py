@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hf_cam.errors import LayerError, LayoutError, UnknownArchitecture
-from hf_cam.layouts import MAPS, Layout, Size
+from hf_cam.layouts import MAPS, Layout
+from hf_cam.models.families import tables
+from hf_cam.models.traits import config_of, count_of, timm_traits, traits_of
 from hf_cam.target_layers.adapter import Adapter
 
 
@@ -51,11 +51,7 @@ class Refusal:
 @functools.cache
 def refusals() -> tuple[Refusal, ...]:
     """Every refusal of `adapters/*.toml`."""
-    return tuple(
-        Refusal(tuple(table["model_types"]), table["reason"])
-        for path in sorted(_catalogue_folder().glob("*.toml"))
-        for table in _tables(path).get("refusal", [])
-    )
+    return tuple(Refusal(tuple(table["model_types"]), table["reason"]) for _, table in tables("refusal"))
 
 
 def check_not_refused(module: nn.Module) -> None:
@@ -64,14 +60,10 @@ def check_not_refused(module: nn.Module) -> None:
     Raises:
         UnknownArchitecture: with the reason.
     """
-    model_type = getattr(config_of(module), "model_type", "")
+    traits = traits_of(module)
     for refusal in refusals():
-        if model_type in refusal.model_types:
-            raise UnknownArchitecture(f"{type(module).__name__} ({model_type}) has no map to draw: {refusal.reason}")
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+        if traits.model_type in refusal.model_types:
+            raise UnknownArchitecture(f"{traits.class_name} ({traits.model_type}) has no map to draw: {refusal.reason}")
 
 
 @functools.cache
@@ -82,15 +74,14 @@ def catalogue() -> tuple[Entry, ...]:
         LayoutError: a file has unknown keys, or two entries claim the same model type and head.
     """
     entries: list[Entry] = []
-    for path in sorted(_catalogue_folder().glob("*.toml")):
-        for table in _tables(path).get("adapter", []):
-            try:
-                listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-                entry = Entry(family=path.stem, **listed)  # type: ignore[arg-type]
-            except TypeError as error:
-                raise LayoutError(f"{path.name}: {error}") from error
-            _refuse_duplicate(entry, entries)
-            entries.append(entry)
+    for path, table in tables("adapter"):
+        try:
+            listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+            entry = Entry(family=path.stem, **listed)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise LayoutError(f"{path.name}: {error}") from error
+        _refuse_duplicate(entry, entries)
+        entries.append(entry)
     return tuple(entries)
 
 
@@ -101,23 +92,19 @@ def _refuse_duplicate(entry: Entry, entries: Iterable[Entry]) -> None:
             raise LayoutError(f"{entry.family}.toml and {other.family}.toml both describe {sorted(shared)}")
 
 
-def _catalogue_folder() -> Path:
-    package = Path(__file__).parents[1]
-    return package / "adapters" if (package / "adapters").is_dir() else package.parent / "adapters"
-
-
 def from_catalogue(module: nn.Module) -> Adapter | None:
     """What the catalogue says of this model; None where it has no entry."""
-    net = timm_model(module)
-    config: Any = config_of(module) if net is None else net  # timm keeps its counts on the network
-    model_type = "timm" if net is not None else getattr(config, "model_type", "")
-    names = (type(module if net is None else net).__name__, getattr(net, "pretrained_cfg", {}).get("architecture", ""))
+    traits = traits_of(module)
+    net = traits.timm
+    config: Any = traits.config if net is None else net  # timm keeps its counts on the network
+    model_type = traits.model_type if net is None else "timm"
+    names = (traits.class_name,) if net is None else (type(net).__name__, timm_traits(net).architecture)
     entry = next((entry for entry in catalogue() if entry.matches(model_type, *names)), None)
     if entry is None:
         return None
     layers = tuple(resolve_layer(module, pattern) for pattern in entry.layers)
     suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
-    patch = None if entry.axes in MAPS or net is not None else patch_of(config)
+    patch = None if entry.axes in MAPS or net is not None else traits.patch
     layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch, entry.square)
     return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason)
 
@@ -169,32 +156,4 @@ def _count(value: int | str, config: Any) -> int:
     """A number of tokens: an integer, or a sum such as "1 + num_register_tokens" of integers and config fields."""
     if isinstance(value, int):
         return value
-    vision = getattr(config, "vision_config", config)
-    return sum(int(term) if term.strip().isdigit() else getattr(vision, term.strip()) for term in value.split("+"))
-
-
-def config_of(module: nn.Module) -> Any:
-    """The model's config, None where it has none."""
-    return getattr(module, "config", None)
-
-
-def patch_of(config: Any) -> Size | None:
-    """Height and width in pixels of the patches that a config names."""
-    vision = getattr(config, "vision_config", None) or config
-    size = getattr(vision, "patch_size", None)
-    tubelet = getattr(vision, "tubelet_size", None)
-    if size is None and isinstance(tubelet, list | tuple) and len(tubelet) == 3:
-        size = tubelet[1:]
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        return size[0], size[1]
-    return None
-
-
-def timm_model(module: nn.Module) -> nn.Module | None:
-    """The timm network inside `TimmWrapper...`, the model itself if it is timm's, else None."""
-    inner = getattr(module, "timm_model", None)
-    if isinstance(inner, nn.Module):
-        return inner
-    return module if hasattr(module, "pretrained_cfg") and hasattr(module, "forward_features") else None
+    return sum(int(term) if term.strip().isdigit() else count_of(config, term.strip()) for term in value.split("+"))

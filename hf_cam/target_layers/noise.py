@@ -1,4 +1,4 @@
-"""Whether a layer lies in space as claimed: disturb squares of the picture and look where its output changes."""
+"""Check the claimed layout of a layer: disturb squares of the picture and see where the layer's output changes."""
 
 from __future__ import annotations
 
@@ -9,49 +9,52 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import call, first_tensor, picture_name, picture_size
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, picture_name, picture_size
 from hf_cam.errors import LayoutError
+from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import MAPS, Layout, Size, Spatial
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.trace import hooked
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
-# Begin, top and left of the disturbed boxes, as shares of the video (a picture has one frame); each is half of it long,
-# a quarter of it high and wide. A swap of the
-# axes moves every one of them. One touches the right border and one the left: there tokens that are shifted by one
-# wrap into another row, which tells a shift from the half cell by which strided convolutions miss the centre.
+# Start, top and left of the disturbed boxes, as shares of the video (a picture has one frame). Each box is half as long
+# as the video and a quarter as high and wide. Swapping the axes would move all of them. One touches the right border
+# and one the left: tokens shifted by one wrap into another row there, which distinguishes a shift from the half cell by
+# which strided convolutions are off centre.
 _PLACES = ((0.0, 0.125, 0.75), (0.5, 0.625, 0.375), (0.5, 0.375, 0.0))
 _SIDES = (0.5, 0.25, 0.25)
 _MARGIN = 0.9
-_NOISE = 0.3  # what matches less than this matches by chance: the network spread the change all over
+_NOISE = 0.3  # a weaker match is chance: the network spread the change over the whole layer
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Disturbance:
     places: tuple[tuple[float, float, float], ...]
     strength: float  # of the noise, in standard deviations of the picture
 
 
-# Golden sections spread further boxes evenly, every other one at the left or right border.
+# Low-discrepancy sequences spread further boxes evenly, every other one at the left or right border.
 _MORE = tuple(
     (0.5 * (i % 2), 0.75 * (0.618 * i % 1), (0.0, 0.75 * (0.755 * i % 1), 0.75, 0.75 * (0.57 * i % 1))[i % 4])
     for i in range(15)
 )
-_FIRST_LOOK, _SECOND_LOOK = _Look(_PLACES, strength=2), _Look(_PLACES + _MORE, strength=0.5)
+_STRONG, _WEAK = _Disturbance(_PLACES, strength=2), _Disturbance(_PLACES + _MORE, strength=0.5)
 
 
 def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[tuple[str, Spatial]]) -> list[Verdict]:
-    """Whether layers' outputs lie in space as claimed: one clean forward, and one for each of three disturbed places.
+    """Whether layers have the layouts claimed: one clean forward, and one for each of three disturbed places.
 
-    What changed, laid out as claimed, must match the disturbed places better than the same change read with its tokens
-    shifted, with the axes swapped, or window by window. The comparison is relative: a network spreads a change as it
-    pleases. What that leaves undecided gets a second look by the same rules, at eighteen places, disturbed less:
-    what matches by chance at three does not at eighteen, and a weak disturbance does not draw all attention to itself.
+    Read in the claimed layout, the change must match the disturbed places better than the same change with its tokens
+    shifted, with the axes swapped, or window by window. The comparison is relative, because networks differ in how far
+    they spread a change. Undecided claims are checked again by the same rules at eighteen places with weaker noise: a
+    chance match at three places does not last over eighteen, and weak noise does not attract all the attention.
 
     Args:
         model: Any module.
-        inputs: Its named inputs with the picture `(B, C, H, W)`, a video `(B, T, C, H, W)`, or patches cut and padded.
+        inputs: Its named inputs with a picture `(B, C, H, W)`, a video `(B, T, C, H, W)`, or padded patches.
         claims: Layers and the layout claimed for each.
 
     Raises:
@@ -59,32 +62,32 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
     """
     module, size = unwrap(model), picture_size(inputs)
     with borrowed(module), torch.no_grad():
-        clean, drawn = _clean(module, inputs, {layer for layer, _ in claims})
-        verdicts: list[Verdict] = ["refuted" if layer in drawn else "undecided" for layer, _ in claims]
-        for look in (_FIRST_LOOK, _SECOND_LOOK):
+        clean, random = _clean(module, inputs, {layer for layer, _ in claims})
+        verdicts: list[Verdict] = ["refuted" if layer in random else "undecided" for layer, _ in claims]
+        for disturbance in (_STRONG, _WEAK):
             unsure = {layer for (layer, _), verdict in zip(claims, verdicts, strict=True) if verdict == "undecided"}
-            changes = _changes(module, inputs, {layer: clean[layer] for layer in unsure}, look) if unsure else {}
+            changes = _changes(module, inputs, {layer: clean[layer] for layer in unsure}, disturbance) if unsure else {}
             verdicts = [
-                _verdict(changes[layer], look, layout, size) if verdict == "undecided" else verdict
+                _verdict(changes[layer], disturbance, layout, size) if verdict == "undecided" else verdict
                 for (layer, layout), verdict in zip(claims, verdicts, strict=True)
             ]
     return verdicts
 
 
 def _changes(
-    module: nn.Module, inputs: Mapping[str, Any], clean: Mapping[str, Tensor], look: _Look
+    module: nn.Module, inputs: Mapping[str, Any], clean: Mapping[str, Tensor], disturbance: _Disturbance
 ) -> dict[str, list[Tensor]]:
-    """By layer: what each disturbed place changed."""
+    """For each layer, the change of its output for each disturbed place."""
     name, layers = picture_name(inputs, (3, 4, 5)), set(clean)
     changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for disturbed in _disturbed(inputs[name].detach(), inputs.get("spatial_shapes"), look):
+    for disturbed in _disturbed(inputs, name, disturbance):
         for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
             changes[layer].append((activation - clean[layer]).float())
     return changes
 
 
 def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
-    """The layers' outputs, and those among the layers that the model draws at random (masked or shuffled patches)."""
+    """The outputs of the layers, and the layers whose output is random (masked or shuffled patches)."""
     before = _random_states()
     clean = _activations(module, inputs, layers)
     if all(map(torch.equal, before, _random_states())):
@@ -107,23 +110,26 @@ def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str])
     def record(layer: str, output: Any) -> None:
         tensor = first_tensor(output)
         if tensor is not None:
-            seen[layer] = tensor.clone()  # what follows may work in place
+            seen[layer] = tensor.clone()  # later modules may change it in place
 
     with hooked(module, record, layers):
         call(module, inputs)
     return seen
 
 
-def _disturbed(picture: Tensor, grids: Tensor | None, look: _Look) -> Iterator[Tensor]:
+def _disturbed(inputs: Mapping[str, Any], name: str, disturbance: _Disturbance) -> Iterator[Tensor]:
+    picture, cut = inputs[name].detach(), CutPictures.of(inputs) if are_cut(inputs) else None
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(picture.shape[1:], generator=generator).to(picture) * (picture.std() + 0.1) * look.strength
-    rows, columns = grids[0].tolist() if grids is not None else picture.shape[-2:]
+    noise = (
+        torch.randn(picture.shape[1:], generator=generator).to(picture) * (picture.std() + 0.1) * disturbance.strength
+    )
+    rows, columns = picture.shape[-2:] if cut is None else cut.grid
     frames = len(picture[0]) if picture.ndim == 5 else 1
-    for place in look.places:
+    for place in disturbance.places:
         where = torch.zeros(frames, rows, columns, dtype=torch.bool, device=picture.device)
         where[tuple(map(_span, place, _SIDES, where.shape))] = True
-        if grids is not None:  # cut patches, with padding behind them
-            where = torch.nn.functional.pad(where.flatten(), (0, picture.shape[1] - rows * columns))[:, None]
+        if cut is not None:
+            where = cut.marked(where)
         elif picture.ndim == 5:
             where = where[:, None]
         yield picture + noise * where
@@ -135,16 +141,18 @@ def _span(start: float, length: float, cells: int) -> slice:
     return slice(round(start * cells), round((start + length) * cells))
 
 
-def _verdict(changes: Sequence[Tensor], look: _Look, layout: Spatial, size: Size) -> Verdict:
-    claimed, others = _matches(changes, look, layout, size)
+def _verdict(changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size) -> Verdict:
+    claimed, others = _matches(changes, disturbance, layout, size)
     rival = max(others, default=0.0)
     if claimed > _NOISE and rival <= _MARGIN * claimed:
         return "confirmed"
     return "refuted" if rival > _NOISE and claimed < _MARGIN * rival else "undecided"
 
 
-def _matches(changes: Sequence[Tensor], look: _Look, layout: Spatial, size: Size) -> tuple[float, list[float]]:
-    """How well the change matches the disturbed places, as claimed and in the other readings."""
+def _matches(
+    changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size
+) -> tuple[float, list[float]]:
+    """How well the change matches the disturbed places in the claimed layout, and in each of the rivals."""
     try:
         laid = [layout.to_spatial(change, size).square().sum((0, 1)).sqrt().cpu() for change in changes]
     except LayoutError:
@@ -152,12 +160,12 @@ def _matches(changes: Sequence[Tensor], look: _Look, layout: Spatial, size: Size
     spatial = torch.stack(laid).unflatten(1, (1, -1)) if laid[0].ndim == 2 else torch.stack(laid)  # [places, t, h, w]
     raster = not isinstance(layout, Layout) or layout.axes not in MAPS
     readings = torch.stack([spatial, *_rivals(spatial, raster)])
-    claimed, *others = (_centred(readings) @ _centred(_expected(look, *spatial.shape[1:])[None])[0]).tolist()
+    claimed, *others = (_centred(readings) @ _centred(_expected(disturbance, *spatial.shape[1:])[None])[0]).tolist()
     return claimed, others
 
 
-def _expected(look: _Look, *grid: int) -> Tensor:
-    """The share of each cell that was disturbed: `(places, frames, rows, columns)`."""
+def _expected(disturbance: _Disturbance, *grid: int) -> Tensor:
+    """The share of each cell that was disturbed, `(places, frames, rows, columns)`."""
 
     def overlap(start: float, length: float, cells: int) -> Tensor:
         if cells == 1:
@@ -165,18 +173,18 @@ def _expected(look: _Look, *grid: int) -> Tensor:
         edges = torch.arange(cells + 1) / cells
         return (edges[1:].clamp(max=start + length) - edges[:-1].clamp(min=start)).clamp(min=0) * cells
 
-    boxes = ([overlap(*side) for side in zip(place, _SIDES, grid, strict=True)] for place in look.places)
+    boxes = ([overlap(*side) for side in zip(place, _SIDES, grid, strict=True)] for place in disturbance.places)
     return torch.stack([frames[:, None, None] * rows[:, None] * columns for frames, rows, columns in boxes])
 
 
 def _centred(maps: Tensor) -> Tensor:
-    """Unit vectors of `(count, places, t, h, w)`, without what the places share: some cells always react."""
+    """Maps `(count, places, t, h, w)` as unit vectors, less the mean over places, since some cells always react."""
     maps = maps / maps.sum((2, 3, 4), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
     return torch.nn.functional.normalize((maps - maps.mean(1, keepdim=True)).flatten(1), dim=1)
 
 
 def _rivals(spatial: Tensor, tokens: bool) -> Iterator[Tensor]:
-    """The same cells `(places, t, h, w)` in the orders they could have instead."""
+    """The same cells `(places, t, h, w)` in the other orders that they could have."""
     count, frames, rows, columns = spatial.shape
     yield spatial.flip(2)
     yield spatial.flip(3)

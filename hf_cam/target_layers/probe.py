@@ -1,4 +1,4 @@
-"""The structural probe: where to look in a model that nobody described, from one traced forward."""
+"""The structural probe: find the target layer of an undescribed model from one traced forward."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
+from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.noise import Verdict, check_layouts
 from hf_cam.target_layers.trace import Produced, Trace, path_shares, trace
 
@@ -30,10 +31,11 @@ class Finding:
 
     Args:
         layer: Dotted module name.
-        layout: How its output lies in space.
-        coverage: Share of its cells that get a nonzero gradient of the target.
-        share: Share of the autograd graph's paths from target to picture that run through it.
-        verdict: Of the noise check: "undecided" also where it was not run, "refuted" only where no candidate held.
+        layout: The spatial layout of its output.
+        coverage: Share of its cells with a nonzero gradient of the target.
+        share: Share of the paths in the autograd graph from target to picture that run through it.
+        verdict: The verdict of the noise check; "undecided" also if it was not run, "refuted" only if it refuted every
+            candidate.
     """
 
     layer: str
@@ -46,7 +48,7 @@ class Finding:
 @dataclass(frozen=True)
 class _Candidate:
     layer: str
-    side: bool  # what a projection or some part of a side branch returns: nobody's idea of a layer's output
+    side: bool  # the output of a projection or of a part of a side branch, the last to be chosen
     layout: Layout
     grid: Size
     channels: int
@@ -59,18 +61,18 @@ class _Candidate:
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = None, check: bool = True) -> Finding:
-    """The deepest layer whose output is spatial and whose every cell can still influence the target.
+    """The deepest layer whose output is spatial and nearly all of whose cells can still influence the target.
 
-    One forward is traced with a graph from the picture on; one backward fetches the gradients of the best candidates.
-    Nothing about an architecture is assumed, and the model comes back untouched.
+    One forward is traced with a graph from the picture on; one backward computes the gradients of the best candidates.
+    Nothing about the architecture is assumed, and the model is left unchanged.
 
     Args:
         model: Any module that maps a picture to scores.
-        inputs: Its named inputs, among them the picture `(B, C, H, W)`; at the real input size, because grids and
+        inputs: Its named inputs, among them the picture `(B, C, H, W)`, at the real input size because grids and
             windows depend on it.
-        patch: Height and width of the model's patch in pixels, where its config tells.
-        check: Also disturb the picture (four more forwards without gradients) and see whether the layer's output
-            changes where its layout says.
+        patch: Height and width of the model's patch in pixels, if the config gives them.
+        check: Also disturb the picture (four more forwards without gradients) and check that the layer's output
+            changes where the layout predicts.
 
     Raises:
         UnknownArchitecture: no layer qualifies.
@@ -100,9 +102,9 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
 def _why_nothing(module: nn.Module, traced: Trace) -> str:
     height, width = traced.image_size
     return (
-        f"no layer of {type(module).__name__} returns a map or a token grid of the {height} x {width} input that the "
-        f"output depends on in at least {MIN_COVERAGE:.0%} of its cells ({len(traced.produced)} outputs looked at); "
-        "name the layer and its layout yourself (layers=, reshape=)"
+        f"no layer of {type(module).__name__} returns a map or a token grid of the {height} x {width} input with at "
+        f"least {MIN_COVERAGE:.0%} of its cells influencing the output ({len(traced.produced)} outputs examined); "
+        "pass the layer and its layout yourself (layers=, reshape=)"
     )
 
 
@@ -120,7 +122,7 @@ def _likeliest(name: str) -> int:
 
 
 def _fields(output: Any) -> list[Tensor]:
-    """The tensors of an output that can be a score, the likeliest first; the next serves where one is constant."""
+    """The tensors of an output that can serve as scores, most likely first; the next is used if one is constant."""
     if isinstance(output, Mapping):
         names = sorted(output, key=_likeliest)
         values: Sequence[Any] = [output[name] for name in names]
@@ -137,12 +139,12 @@ def _fields(output: Any) -> list[Tensor]:
 
 
 def scores(output: Any) -> Iterator[Tensor]:
-    """What an output can be differentiated by, of any head: the sum of the best classes' scores, field by field."""
+    """Scalars to differentiate, for any head: for each field of the output, the sum of the best classes' scores."""
     return (_score(field) for field in _fields(output))
 
 
 def _score(scores: Tensor) -> Tensor:
-    """The best class's score, summed over everything else; entries that mask a class (infinite) are left out."""
+    """The score of the best class, summed over all other axes; infinite entries, which mask a class, are left out."""
     finite = scores.where(scores.isfinite(), torch.finfo(scores.dtype).min)
     best = finite.amax(dim=1 if scores.ndim >= 4 else -1)
     return best.where(best > torch.finfo(scores.dtype).min, 0).float().sum()
@@ -152,7 +154,7 @@ def _score(scores: Tensor) -> Tensor:
 
 
 def _covered(traced: Trace) -> Iterator[list[Finding]]:
-    """Layers whose cells reach the target, the best first, a round at a time: of the first field that reaches any."""
+    """Rounds of layers whose cells influence the target, best first, for the first output field that has any."""
     for field in _fields(traced.output):
         score = _score(field)
         ranked = iter(_ranked(traced, field, score))
@@ -181,7 +183,7 @@ def _with_gradients(score: Tensor, candidates: list[_Candidate], image_size: Siz
 
 
 def _ranked(traced: Trace, field: Tensor, score: Tensor) -> list[_Candidate]:
-    """Candidates in the order of preference, before any gradient is known."""
+    """Candidates in order of preference, before any gradient is computed."""
     share = path_shares(score, traced.picture)
     target = get_gradient_edge(field)
     readable = [
@@ -209,9 +211,9 @@ def _aside(one: Produced, share: float) -> bool:
 
 
 def _in_scope(readable: list[_Candidate]) -> list[_Candidate]:
-    """Named layers at the coarsest grid where the trunk ends there; else (decoders) before a map gets finer again.
+    """Named layers on the coarsest grid if the trunk ends there; else (decoders) those before the maps get finer again.
 
-    A grid at which no layer has a name but the target is one that the model only puts its answer on.
+    A grid on which no layer has a name is skipped: only the model's answer lies on it.
     """
     scope: list[_Candidate] = []
     while readable and not scope:
@@ -234,9 +236,9 @@ def _scope(readable: list[_Candidate], coarsest: int) -> list[_Candidate]:
 
 
 def _without_class_maps(pool: list[_Candidate], classes: int) -> list[_Candidate]:
-    """Drop the end of the pool whose channels are classes already: the target itself, spread out in space.
+    """Drop the last candidates if their channels are already classes: they are the target itself, before pooling.
 
-    A short end only; else the network is one that pools its last stage and returns that.
+    Only a short run is dropped; a long one means that the network pools its last stage and returns the result.
     """
     end = len(pool)
     while end and pool[end - 1].channels == classes:
@@ -249,9 +251,9 @@ def _channels(one: Produced, layout: Layout) -> int:
 
 
 def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
-    """Every layout in which a shape is one of the grids that the forward explained."""
+    """Every layout under which a shape is one of the grids found in the forward."""
     if shape[0] != traced.picture.shape[0]:
-        return  # windows, tiles or frames in the batch
+        return  # windows, tiles or frames in the batch axis
     if len(shape) == 4:
         oblong = next((patch for patch in traced.patches if patch[0] != patch[1]), None)
         for axes, grid in ((NCHW, (shape[2], shape[3])), (NHWC, (shape[1], shape[2]))):

@@ -1,4 +1,4 @@
-"""Where a method of several layers looks: the end of every stage of a network, not of its last alone."""
+"""Target layers for methods that read several layers: the end of each stage of a network, not only of the last."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hf_cam.capture.capture import first_tensor
-from hf_cam.capture.guard import borrowed, unwrap
+from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Layout, Size, read_layouts
+from hf_cam.models.traits import traits_of, unwrap
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.target_layers.catalogue import config_of, patch_of
 from hf_cam.target_layers.trace import Trace, hooked, path_shares, trace
 
 STAGES = 4
@@ -22,7 +22,7 @@ TRUNK = 0.99
 
 
 def target_layers(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Adapter:
-    """The adapter's own layers."""
+    """The adapter unchanged."""
     del model, inputs
     return adapter
 
@@ -31,13 +31,13 @@ def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) ->
     """The target layer and the ends of the stages before it, four layers at most, the target layer first.
 
     A stage is the part of a network that works on one grid; its end is the last layer there through which every path
-    from the picture to the target layer runs, and the coarsest are taken. Where nothing before the target layer is
-    finer than it, as in a plain ViT, a stage is a quarter of those layers. One traced forward of one image finds them.
-    An adapter of several layers stays as it is, and so does one whose model takes something else than a picture.
+    from the picture to the target layer runs. The coarsest stages are taken. If no grid before the target layer is
+    finer, as in a plain ViT, a stage is a quarter of those layers. One traced forward of one image finds them. An
+    adapter with several layers is returned unchanged, as is one for a model whose input is not a picture.
 
     Args:
-        model: What the adapter describes; it comes back untouched.
-        adapter: As inferred.
+        model: The model that the adapter describes; it is left unchanged.
+        adapter: The inferred adapter.
         inputs: The named inputs of one image.
 
     >>> import torch
@@ -60,15 +60,15 @@ def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) ->
 
 
 def layer_choices(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers that somebody may want to look at: the adapter's own, then the blocks before, the deepest first.
+    """Layers to choose from: the adapter's own, then the blocks before the target layer, deepest first.
 
     A block is a member of a list through which every path from the picture to the target layer runs, and whose output
-    lies in space. Of an adapter of several layers, and of one whose model takes something else than a picture, only its
-    own layers are known.
+    is spatial. For an adapter with several layers, or a model whose input is not a picture, only the adapter's own
+    layers are returned.
 
     Args:
-        model: What the adapter describes; it comes back untouched.
-        adapter: As inferred.
+        model: The model that the adapter describes; it is left unchanged.
+        adapter: The inferred adapter.
         inputs: The named inputs of one image.
 
     >>> import torch
@@ -91,7 +91,7 @@ class _Stop:
     layer: str
     layout: Layout
     grid: Size
-    whole: bool  # a member of a list of blocks, and no norm
+    whole: bool  # a member of a list of blocks, not a norm
 
     @property
     def cells(self) -> int:
@@ -99,7 +99,7 @@ class _Stop:
 
 
 def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> list[_Stop]:
-    """From one traced forward; none where the model takes something else than a picture."""
+    """The trunk from one traced forward; empty if the model's input is not a picture."""
     [target], module = adapter.layers, unwrap(model)
     found: list[GradientEdge] = []
 
@@ -111,14 +111,14 @@ def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any])
     with borrowed(module):
         try:
             with hooked(module, record, {target}):
-                traced = trace(module, inputs, patch_of(config_of(module)))
+                traced = trace(module, inputs, traits_of(module).patch)
         except UnknownArchitecture:
             return []
         return _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []
 
 
 def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
-    """In the order in which they run, up to the target layer; none where that cannot be read."""
+    """The stops in the order in which they run, up to the target layer; empty if its output is not spatial."""
     share = path_shares(target, traced.picture)
     trunk = []
     for one in traced.produced:
@@ -126,7 +126,7 @@ def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge
         if is_target or (one.layer and share(one.edge) >= TRUNK):
             patch = getattr(adapter.layouts[0], "patch", None)
             layouts = read_layouts(one.shape, traced.image_size, prefixes=adapter.prefixes, patch=patch)
-            # Channels last is read as channels first where the numbers allow it: what the target layer does goes first.
+            # Numbers alone can make channels-last look like channels-first, so the target layer's axes are tried first.
             layouts.sort(key=lambda layout: layout.axes != getattr(adapter.layouts[0], "axes", None))
             whole = one.landmark and "norm" not in type(modules[one.layer]).__name__.lower()
             if layouts:
@@ -137,7 +137,7 @@ def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge
 
 
 def _ends(trunk: list[_Stop]) -> list[_Stop]:
-    """The last layer of each stage but the target's own, deepest first."""
+    """The last layer of each stage before the target's own, deepest first."""
     *before, target = trunk
     blocks = [stop for stop in before if stop.whole] or before
     finer = {stop.grid: stop for stop in blocks if stop.cells > target.cells}
@@ -149,5 +149,5 @@ def _ends(trunk: list[_Stop]) -> list[_Stop]:
 
 
 def _outer(blocks: list[_Stop], trunk: list[_Stop]) -> list[_Stop]:
-    """Those that lie in no other layer of the trunk."""
+    """The blocks that are not inside another layer of the trunk."""
     return [stop for stop in blocks if not any(stop.layer.startswith(f"{other.layer}.") for other in trunk)]

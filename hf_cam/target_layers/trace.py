@@ -1,4 +1,4 @@
-"""One forward of a model, watched: what its modules returned, how tokens were joined, where the paths run."""
+"""Trace one forward of a model: what its modules returned, how tokens were joined, and the paths between them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.capture import call, first_tensor, picture_name
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.inputs import call, picture_name
 from hf_cam.layouts import Size, same_stride, token_grids
 
-SMALLEST = 3  # cells along a side: below that a map says nothing, and too many shapes look like a grid
+SMALLEST = 3  # cells per side; smaller maps are meaningless, and too many shapes look like such a grid
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
 _POOLS = (torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
@@ -30,11 +31,12 @@ class Produced:
     """A tensor that modules returned in the traced forward and that depends on the picture.
 
     Args:
-        layer: Dotted name of the module that stands for it; "" where no module may: it ran twice, is a bare linear map.
-        landmark: True where that module is a member of a list or a norm.
-        projection: True where the tensor is what a bare linear map returned.
-        shape: Of the tensor.
-        edge: Where the autograd graph holds it.
+        layer: Dotted name of the module to name it after; "" if there is none, because each ran more than once or is
+            of a kind that names nothing, such as a bare linear map.
+        landmark: True if that module is a norm or a member of a list.
+        projection: True if a bare linear map returned the tensor.
+        shape: Shape of the tensor.
+        edge: The tensor's edge in the autograd graph.
     """
 
     layer: str
@@ -46,15 +48,15 @@ class Produced:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward told.
+    """The record of one forward.
 
     Args:
         output: The model's output.
         picture: The leaf that the forward started from, `(B, C, H, W)`.
-        produced: Tensors in the order in which they came to be.
-        patches: Strides of the cuts through the picture, the likeliest first.
-        grids: Rows and columns of the grids that strides or convolutions explain.
-        joins: Tokens in front of and behind the grid, for each length that a `torch.cat` gave a token sequence.
+        produced: Tensors in the order in which they were returned.
+        patches: Strides with which the picture was cut, most likely first.
+        grids: Rows and columns of the grids that strides or convolutions account for.
+        joins: For each length of a token sequence made by `torch.cat`, the tokens before and after the grid.
     """
 
     output: Any
@@ -71,19 +73,19 @@ class Trace:
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None) -> Trace:
-    """Run the model once on a picture that requires grad; the caller holds it with frozen parameters.
+    """Run the model once on a picture that requires grad.
 
     Args:
-        model: In evaluation mode, its parameters frozen.
+        model: In evaluation mode, with frozen parameters.
         inputs: Keyword arguments of the forward, among them a picture `(B, C, H, W)`.
-        patch: The model's patch in pixels, where it is known.
+        patch: The model's patch in pixels, if known.
 
     Raises:
         UnknownArchitecture: there is no picture among the inputs.
     """
     name = picture_name(inputs)
     leaf = inputs[name].detach().clone().requires_grad_(True)
-    watch = _Watch(leaf, patch)
+    shapes = _ShapeRecorder(leaf, patch)
     seen: dict[tuple[Node, int], _Seen] = {}
     calls: dict[str, int] = {}
     bare: set[str] = set()
@@ -97,15 +99,15 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None
             edge = get_gradient_edge(tensor)
             seen.setdefault((edge.node, edge.output_nr), _Seen(tuple(tensor.shape), edge)).layers.append(layer)
 
-    with torch.enable_grad(), hooked(model, record), watch:
-        # The clone may be changed in place by the model; a leaf that requires grad may not.
+    with torch.enable_grad(), hooked(model, record), shapes:
+        # A clone, because the model may change its input in place, which a leaf that requires grad does not allow.
         output = call(model, {**inputs, name: leaf.clone()})
     modules = dict(model.named_modules())
     produced = tuple(
-        Produced(*_speaker([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
+        Produced(*_named_by([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
         for one in seen.values()
     )
-    return Trace(output, leaf, produced, tuple(watch.patches), frozenset(watch.grids), watch.joins)
+    return Trace(output, leaf, produced, tuple(shapes.patches), frozenset(shapes.grids), shapes.joins)
 
 
 @dataclass
@@ -115,12 +117,12 @@ class _Seen:
     layers: list[str] = field(default_factory=list)  # innermost first
 
 
-def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> tuple[str, bool, bool]:
-    """The module that stands for a tensor which several returned; whether it is a landmark, whether a projection.
+def _named_by(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> tuple[str, bool, bool]:
+    """Which of the modules that returned a tensor names it, whether that is a landmark, and whether a projection did.
 
-    A member of a list is better than a norm, that than another module that returns the bare tensor, and that than one
-    that returns a record. The outermost of a kind stands for it, the innermost where records hide it: the outermost of
-    those is the model.
+    In order of preference: a member of a list, a norm, another module that returns the bare tensor, a module that
+    returns it within a record. Among equals the outermost is chosen, but the innermost of those that return records,
+    since the outermost of them is the model itself.
     """
 
     def rank(layer: str) -> tuple[bool, bool, bool, int]:
@@ -135,8 +137,8 @@ def _speaker(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]
     return layer, bool(layer) and not all(rank(layer)[:2]), projection
 
 
-class _Watch(TorchFunctionMode):
-    """Listens to convolutions, pools and joins during one forward, and keeps autograd recording."""
+class _ShapeRecorder(TorchFunctionMode):
+    """Record the shapes that convolutions, pools and joins produce in one forward, and keep autograd enabled."""
 
     def __init__(self, picture: Tensor, patch: Size | None) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _set_grad_enabled and args and not args[0]:
-            return None  # CLIPSeg runs its towers under no_grad; without a graph nothing could be said about them
+            return None  # CLIPSeg runs its towers under no_grad, but paths can be traced only in a graph
         result = func(*args, **kwargs)
         if func in _CONVOLUTIONS:
             self._convolution(result, args, kwargs)
@@ -178,14 +180,14 @@ class _Watch(TorchFunctionMode):
             rows, columns = 2 * rows, 2 * columns
 
     def _grid(self, result: Any) -> None:
-        """Without padding a border is lost, and the grid leaves the series of strides (Inception): so believe it."""
+        """Accept the grid as it is: convolutions without padding (Inception) lose a border that no stride explains."""
         if isinstance(result, Tensor) and result.ndim == 4 and result.shape[0] == self.batch:
             grid = (result.shape[2], result.shape[3])
             if min(grid) >= SMALLEST and same_stride(grid, self.image_size):
                 self.grids.add(grid)
 
     def _join(self, result: Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
-        """The piece that is a grid long, or was itself joined earlier, is the picture; the others stand around it."""
+        """Note the tokens around the one piece that is the picture: a grid long, or itself the result of a join."""
         if result.ndim != 3 or dim not in (1, -2):
             return
         lengths = [piece.shape[1] for piece in tensors]
@@ -206,10 +208,10 @@ class _Watch(TorchFunctionMode):
 
 
 def path_shares(score: Tensor | GradientEdge, picture: Tensor) -> Callable[[GradientEdge], float]:
-    """For a place in the autograd graph: the share of all paths from `score` to `picture` that run through it.
+    """A function from an edge of the autograd graph to the share of all paths from `score` to `picture` through it.
 
-    Exact: the number of paths above a node times the number below it, over all of them. 1 on the trunk of a network,
-    less on a side branch, 0 off the way.
+    The share is exact: the number of paths from the score to the edge times that from the edge to the picture, over
+    the total. It is 1 on the trunk of a network, less on a side branch, and 0 elsewhere.
 
     >>> x = torch.ones(2, requires_grad=True)
     >>> branch = x.exp()
@@ -262,7 +264,7 @@ def _children_first(root: Node) -> list[Node]:
 
 @contextmanager
 def hooked(model: nn.Module, record: Callable[[str, Any], None], layers: set[str] | None = None) -> Iterator[None]:
-    """Call `record(layer, output)` after every module (or those in `layers`), until the block ends."""
+    """Call `record(layer, output)` after every module (or those in `layers`) inside the `with` block."""
     with ExitStack() as stack:
         for layer, module in model.named_modules():
             if layers is None or layer in layers:

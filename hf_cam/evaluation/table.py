@@ -1,0 +1,158 @@
+"""The results of an evaluation: one record per map, one row per method and layer, and the table of rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_cam.errors import OptionError
+from hf_cam.metrics import BASELINES, get_metric
+
+
+@dataclass(frozen=True)
+class Record:
+    """One map of one image: the id of its method or baseline, its layers, scores, seconds and curves."""
+
+    image: str
+    map: str
+    layers: tuple[str, ...]
+    scores: Mapping[str, float]
+    seconds: float
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...]]:
+        """What identifies the record within an evaluation."""
+        return self.image, self.map, self.layers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a method on its layers, with the mean and standard error of each metric."""
+
+    map: str
+    layers: tuple[str, ...]
+    count: int
+    means: Mapping[str, float]
+    errors: Mapping[str, float]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    Args:
+        records: One per map and image.
+        metrics: The ids of the metrics, in the order of the columns.
+        skipped: Methods that are not defined for this model, with the reason.
+    """
+
+    records: tuple[Record, ...] = field(repr=False)
+    metrics: tuple[str, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row per method and layer, sorted by the first metric that has a direction, best first."""
+        groups: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
+        for record in self.records:
+            groups.setdefault((record.map, record.layers), []).append(record)
+        found = [_row(*key, members, self.metrics) for key, members in groups.items()]
+        return sorted(found, key=self._order) if self.metrics else found
+
+    def _order(self, row: Row) -> float:
+        judge = next((name for name in self.metrics if get_metric(name).higher_is_better is not None), self.metrics[0])
+        sign = -1 if get_metric(judge).higher_is_better else 1
+        return sign * row.means.get(judge, float("nan")) if judge in row.means else float("inf")
+
+    def best(self, metric: str) -> Row:
+        """The best row by one metric, baselines excluded.
+
+        Raises:
+            OptionError: the metric was not measured.
+        """
+        judge = get_metric(metric)
+        candidates = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
+        if not candidates:
+            raise OptionError(f"{metric!r} was not measured; measured were: {', '.join(self.metrics)}")
+        sign = 1 if judge.higher_is_better else -1
+        return max(candidates, key=lambda row: sign * row.means[metric])
+
+    def to_markdown(self) -> str:
+        """The table as Markdown: mean ± standard error, with an arrow at each metric for which direction is better."""
+        several = len({row.layers for row in self.rows if row.layers}) > 1
+        heads = ["map", *(["layers"] if several else []), *map(_heading, self.metrics), "ms per map"]
+        lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * several + "--:|" * (len(self.metrics) + 1)]
+        for row in self.rows:
+            cells = [_cell(row, metric) for metric in self.metrics]
+            names = [", ".join(row.layers)] if several else []
+            lines.append("| " + " | ".join([row.map, *names, *cells, f"{row.milliseconds:.0f}"]) + " |")
+        return "\n".join(lines)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The table as CSV; also written to `path` if given."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._dicts()[0]) if self.records else ["map"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._dicts())
+        if path is not None:
+            Path(path).write_text(text.getvalue(), encoding="utf-8")
+        return text.getvalue()
+
+    def to_pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise OptionError('to_pandas() needs pandas; install it with: pip install "hf-cam[evaluate]"') from error
+        return pd.DataFrame(self._dicts())
+
+    def _dicts(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "map": row.map,
+                "layers": " ".join(row.layers),
+                "images": row.count,
+                **{
+                    name: value
+                    for metric in self.metrics
+                    for name, value in (
+                        (metric, row.means.get(metric)),
+                        (f"{metric} error", row.errors.get(metric)),
+                    )
+                },
+                "milliseconds": row.milliseconds,
+            }
+            for row in self.rows
+        ]
+
+
+def _row(name: str, layers: tuple[str, ...], members: Sequence[Record], metrics: Sequence[str]) -> Row:
+    means, errors = {}, {}
+    for metric in metrics:
+        values = np.array([record.scores[metric] for record in members if metric in record.scores])
+        if len(values):
+            means[metric] = float(values.mean())
+            errors[metric] = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    milliseconds = float(np.median([record.seconds for record in members])) * 1000
+    return Row(name, layers, len(members), means, errors, milliseconds)
+
+
+def _heading(metric: str) -> str:
+    better = get_metric(metric).higher_is_better
+    return metric + ("" if better is None else " ↑" if better else " ↓")
+
+
+def _cell(row: Row, metric: str) -> str:
+    return f"{row.means[metric]:.3f} ± {row.errors[metric]:.3f}" if metric in row.means else ""

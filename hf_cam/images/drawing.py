@@ -1,0 +1,106 @@
+"""Draw heatmaps: overlays, outlines, contact sheets of frames, and picture files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hf_cam.errors import ImageError, OptionError, nearest
+from hf_cam.images.reading import load_image
+
+GAP, FRAME_MILLISECONDS = 4, 200
+
+COLORMAPS = {
+    name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")
+}
+
+DEFAULT_COLORMAP = "turbo"
+
+
+def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
+    """The heatmap in colours over the image.
+
+    Args:
+        image: Anything that `hf_cam.explain` takes as an image.
+        heatmap: `[H, W]` in [0, 1], as large as the image.
+        alpha: Opacity of the colours in [0, 1]; below 0.5 in the heatmap it falls linearly to 0, so that irrelevant
+            parts of the image keep their own colours.
+        colormap: Name of an OpenCV colour map, such as "turbo", "jet", "viridis" or "inferno".
+
+    Raises:
+        OptionError: the sizes differ, alpha is not in [0, 1], or there is no such colour map.
+
+    >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
+    (0, 0, 0)
+    """
+    picture, heatmap = load_image(image), np.asarray(heatmap)
+    if heatmap.shape != (picture.height, picture.width):
+        raise OptionError(
+            f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, "
+            f"but the image is {picture.height} x {picture.width}"
+        )
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha must lie in [0, 1], got {alpha}")
+    if colormap not in COLORMAPS:
+        raise OptionError(f"no colour map {colormap!r}; nearest: {nearest(colormap, COLORMAPS)}")
+    levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    opacity = alpha * np.clip(2 * heatmap, 0, 1)[..., None]
+    mixed = (1 - opacity) * np.asarray(picture, np.float32) + opacity * colours
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None) -> Image.Image:
+    """The picture with a box, or else the edge of a mask, drawn as a white line with a dark rim."""
+    if box is None and mask is None:
+        return picture
+    canvas = np.array(picture)
+    thickness = max(1, round(min(picture.size) / 200))
+    for colour, width in (((20, 20, 20), 3 * thickness), ((255, 255, 255), thickness)):
+        if box is not None:
+            x0, y0, x1, y1 = (round(value) for value in box)
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, width)
+        elif mask is not None:
+            edges, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, edges, -1, colour, width)
+    return Image.fromarray(canvas)
+
+
+def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Path:
+    """Save a picture, creating the folders above it; `settings` go to Pillow's `save`.
+
+    Raises:
+        ImageError: the path is a folder, cannot be written, or does not end in a picture format.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ImageError(f"{str(path)!r} is a folder; pass the path of a file, such as {str(path / 'map.png')!r}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, **settings)
+    except OSError as error:
+        raise ImageError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ImageError(f"{path.name!r} does not end in a picture format (.png, .jpg, .webp) or .npy") from error
+    return path
+
+
+def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Frames of one size, arranged row by row on a roughly square sheet."""
+    width, height = pictures[0].size
+    columns = min(len(pictures), max(1, round((len(pictures) * height / width) ** 0.5)))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * (width + GAP), i // columns * (height + GAP)))
+    return sheet
+
+
+def animation(others: Sequence[Image.Image]) -> dict[str, Any]:
+    """Settings for Pillow's `save` that write an animation: the first frame, followed by these others."""
+    return {"save_all": True, "append_images": list(others), "duration": FRAME_MILLISECONDS, "loop": 0}

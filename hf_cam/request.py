@@ -1,0 +1,93 @@
+"""The settings of one call, which say what to explain and how; checked once, and passed down as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hf_cam.errors import OptionError, TargetError, nearest
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings of one call, from any of the interfaces.
+
+    Args:
+        target: A class index, a label, a position in the image, a box, a mask, another image or any callable; None for
+            what the model itself finds.
+        text: Prompts or questions; empty if there are none.
+        top_k: How many things to explain; None for all that the head finds (for a classifier, one).
+        threshold: Lowest score in [0, 1] at which a detector or segmenter shows what it finds; None for the head's own.
+        aug_smooth: Average over six views of the image.
+        eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
+        method_options: Options of particular methods, such as `{"seed": 3}`.
+
+    Raises:
+        OptionError: a setting has an invalid value.
+    """
+
+    target: Any = None
+    text: tuple[str, ...] = ()
+    top_k: int | None = None
+    threshold: float | None = None
+    aug_smooth: bool = False
+    eigen_smooth: bool = False
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse invalid values."""
+        options = self.method_options
+        if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+            raise OptionError(f"method_options must be a dict such as {{'seed': 3}}, got {options!r}")
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if self.threshold is not None and not _is_share(self.threshold):
+            raise OptionError(f"threshold must be a score in [0, 1], got {self.threshold!r}")
+
+    @classmethod
+    def of(
+        cls, *, text: str | Sequence[str] | None = None, method_options: Mapping[str, Any] | None = None, **others: Any
+    ) -> Request:
+        """A request from a caller's arguments; `text` may be one text, several or None.
+
+        Raises:
+            TargetError: `text` is empty, or one of the texts is.
+            OptionError: there is no such setting, or it has an invalid value.
+
+        >>> Request.of(text="a kettle").text
+        ('a kettle',)
+        """
+        known = [field.name for field in fields(cls)]
+        for name in others:
+            if name not in known:
+                raise OptionError(f"there is no setting {name!r}; nearest: {nearest(name, known)}")
+        return cls(text=_texts(text), method_options={} if method_options is None else method_options, **others)
+
+    def first(self, found: Sequence[Any], default: int | None = None) -> Sequence[Any]:
+        """The best `top_k` of what was found, or the default number if `top_k` is None."""
+        return found[: self.top_k or default or len(found)]
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse a count that is not a positive integer.
+
+    Raises:
+        OptionError: the value is not a whole number, or less than 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a whole number from 1, got {value!r}")
+
+
+def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
+    if text is not None and not texts:
+        raise TargetError("text= contains no prompt")
+    for one in texts:
+        if not isinstance(one, str) or not one.strip():
+            raise TargetError(f"a prompt must be a text that is not empty, not {one!r}")
+    return texts
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

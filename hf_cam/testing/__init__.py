@@ -1,0 +1,21 @@
+"""The laws that adapters, methods, metrics and heads obey, as checks that anyone can run on their own.
+
+The package's tests run these very checks over its registries.
+"""
+
+from hf_cam.testing.adapters import AdapterCheck, check_adapter
+from hf_cam.testing.heads import check_head
+from hf_cam.testing.laws import LawError
+from hf_cam.testing.methods import check_method
+from hf_cam.testing.metrics import check_metric
+from hf_cam.testing.models import check_model_untouched
+
+__all__ = [
+    "AdapterCheck",
+    "LawError",
+    "check_adapter",
+    "check_head",
+    "check_method",
+    "check_metric",
+    "check_model_untouched",
+]

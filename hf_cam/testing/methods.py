@@ -1,0 +1,103 @@
+"""The laws of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.cam import CAM
+from hf_cam.errors import MethodError, OptionError
+from hf_cam.methods import Method, get_method
+from hf_cam.testing.laws import CLASSES, PICTURES, convolutional, pictures, require, transformer
+from hf_cam.testing.models import check_model_untouched
+
+TOLERANCE = 1e-4
+
+
+def check_method(method: str | Method, models: Sequence[nn.Module] | None = None) -> list[nn.Module]:
+    """Check a registered method against the laws that all of them obey.
+
+    - Its record is whole: a name, a paper, a sentence, and options that all have a default; others are refused.
+    - Its maps are `[B, H, W]`, finite and in [0, 1], on pictures that are not square.
+    - A batch gives the maps of its images, and a second call the same maps again.
+    - Every target gets the same map exactly where the record says so.
+    - Activations without any difference in space are no evidence: zeros, never NaN.
+    - The model comes back as it was.
+
+    Args:
+        method: Its id, or the record.
+        models: Classifiers of pictures `[2, 3, 64, 96]` to try it on; a tiny ResNet and a tiny ViT where not given.
+
+    Returns:
+        The models for which the method is defined.
+
+    Raises:
+        LawError: a law does not hold.
+        MethodError: there is no such method, or it is defined for none of the models.
+
+    >>> [type(model).__name__ for model in check_method("gradcam")]
+    ['ResNetForImageClassification', 'ViTForImageClassification']
+    """
+    record = get_method(method) if isinstance(method, str) else method
+    _check_record(record)
+    _check_flat(record)
+    defined, refusals = [], []
+    for model in models or (convolutional(), transformer()):
+        try:
+            CAM(model, record.id)(pictures(), 0)
+        except MethodError as error:
+            refusals.append(str(error))
+            continue
+        _check_maps(record, model)
+        defined.append(model)
+    if not defined:
+        raise MethodError(f"{record.id!r} is defined for none of the models: {'; '.join(refusals)}")
+    return defined
+
+
+def _check_record(method: Method) -> None:
+    require(get_method(method.id) == method, method.id, "the registry must hold this record under its id")
+    require(method.name.isidentifier(), method.id, "its name must be one of a class")
+    require(
+        method.paper and method.summary.endswith("."),
+        method.id,
+        "it must name its paper, and say in a sentence what it shows",
+    )
+    try:
+        method.check_options({"no such option": 0})
+    except OptionError:
+        return
+    require(False, method.id, "it must refuse options that it does not have")
+
+
+def _check_flat(method: Method) -> None:
+    """Where the method is a function of tensors on the layer's grid alone."""
+    if not method.reads_layer:
+        return
+    shape = (2, 5, 4, 6)
+    flat: dict[str, Any] = {name: torch.zeros(shape) for name in method.needs}
+    for case, activations in (("zeros", torch.zeros(shape)), ("one value", torch.ones(shape))):
+        found = method.map(**{**flat, "activations": activations} if "activations" in flat else flat)
+        require(found.isfinite().all(), method.id, f"activations of {case} must not make it NaN")
+        require(not found.any() or "activations" not in flat or case != "zeros", method.id, "zeros are no evidence")
+
+
+def _check_maps(method: Method, model: nn.Module) -> None:
+    where = f"{method.id} on {type(model).__name__}"
+    batch, cam = pictures(), CAM(model, method.id)
+    maps = check_model_untouched(model, lambda: cam(batch, [0, 1]))
+    require(maps.shape == (PICTURES[0], *PICTURES[2:]), where, f"maps must be [B, H, W], got {tuple(maps.shape)}")
+    require(maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1, where, "maps must be finite and in [0, 1]")
+    require(_close(cam(batch, [0, 1]), maps), where, "a second call must give the same maps")
+    alone = torch.cat([cam(batch[i : i + 1], i) for i in range(len(batch))])
+    require(_close(alone, maps), where, "a batch must give the maps of its images")
+    by_target = [cam(batch, target) for target in range(CLASSES)]
+    same = all(_close(other, by_target[0]) for other in by_target[1:])
+    require(same == method.ignores_class, where, "targets must share a map exactly where the record says so")
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= TOLERANCE)
