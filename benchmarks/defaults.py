@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import LABELS, Scene, phrase, scenes
-from hf_cam.evaluation.bench import evaluate, every_quick_method
+from hf_cam.comparison import every_quick_method
+from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.samples import Sample
 from hf_cam.evaluation.table import Evaluation, Row
 from hf_cam.explainer import Explainer

@@ -35,7 +35,6 @@ from transformers.utils import logging
 
 from benchmarks.scenes import LABELS, Scene, scenes
 from hf_cam import list_methods
-from hf_cam.comparison import RERUNS
 from hf_cam.errors import MethodError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
@@ -76,7 +75,7 @@ def main() -> None:
 def print_methods(
     models: Sequence[str], methods: Sequence[str], truth: Sequence[Case], few: Sequence[Case], slow_scenes: int
 ) -> None:
-    slow = [method for method in methods if RERUNS in get_method(method).needs]
+    slow = [method for method in methods if not get_method(method).is_quick]
     print("| model | map | energy inside | peak inside | average precision | CPU ms a map |")
     print("|---|---|--:|--:|--:|--:|")
     share = share_of(truth)

@@ -261,10 +261,10 @@ def decompositions(model_name: str, model: nn.Module, repeats: int, clock: Clock
     layers, reshape = looks(model, "gradcam", None)
     with capture(model, layers, {"pixel_values": pictures(1)}) as captured:
         [gradient] = captured.gradients(captured.outputs.logits[0, TARGET])
-        evidence = {"activations": reshape(captured.activations[0].detach()), "gradients": reshape(gradient)}
+        signals = {"activations": reshape(captured.activations[0].detach()), "gradients": reshape(gradient)}
     for method, projection in EIGEN.items():
         record = get_method(method)
-        needed = {name: evidence[name].contiguous() for name in record.needs}
+        needed = {name: signals[name].contiguous() for name in record.needs}
 
         def ours(_: Tensor, record: Any = record, needed: dict[str, Tensor] = needed) -> object:
             return record.map(**needed)

@@ -23,7 +23,8 @@ from torch import Tensor
 from hf_cam import CAM
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.metrics import Scorer, Trial, area, confidence, impute, ranks
-from hf_cam.metrics.trial import PERCENTILES, blur
+from hf_cam.metrics.measurements import blur
+from hf_cam.metrics.trial import PERCENTILES
 from hf_cam.models.loading import load
 from hf_cam.targets import ClassLogit
 

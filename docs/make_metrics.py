@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_cam.metrics import get_metric, list_metrics
-from hf_cam.metrics.registry import EVIDENCE, Metric
+from hf_cam.metrics.registry import MEASUREMENTS, Metric
 
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
 Written by `python docs/make_metrics.py` from the registry that `hf_cam.evaluate(metrics=...)` reads. Each metric is a
-pure function of the evidence that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
-.measure("road", "insertion")` makes that evidence, in batches, seeded, on the model's device. The confidence is the
-probability of a class, a prompt's share among several prompts, and of any other target (a lone prompt, a detection, a
-segment) the target's own value, which a range below may not hold.
+pure function of the measurements that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
+.measure("road", "insertion")` makes them, in batches, seeded, on the model's device. A function of your own is
+registered by `@hf_cam.metric(id, name, paper=...)`. The confidence is the probability of a class, a prompt's share
+among several prompts, and of any other target (a lone prompt, a detection, a segment) the target's own value, which a
+range below may not hold.
 
 """
 SANITY = """## Sanity of the methods
@@ -33,8 +34,8 @@ START, END = "<!-- sanity -->", "<!-- end of sanity -->"
 def page() -> str:
     lines = [HEAD + "| id | range | better | what it measures | needs | paper |", "|---|---|---|---|---|---|"]
     lines += [line(get_metric(name)) for name in list_metrics()]
-    lines += ["", "## Evidence", "", "| name | |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in EVIDENCE.items()]
+    lines += ["", "## Measurements", "", "| name | what it is |", "|---|---|"]
+    lines += [f"| `{one.name}` | {one.meaning} |" for one in MEASUREMENTS.records().values()]
     lines += ["", "Beside every score stand maps that see no model: `noise`, `centred-gaussian` and `sobel`."]
     lines += ["`grid_mosaics` and `grid_pointing_game` play the grid pointing game (chance 1/4), arXiv:2205.10435."]
     lines += ["", SANITY + measured()]

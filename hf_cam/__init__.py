@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
-    from hf_cam.methods import list_methods
+    from hf_cam.methods import list_methods, method
+    from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
@@ -110,6 +111,8 @@ _HOMES = {
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
+    "method": "methods",
+    "metric": "metrics",
     "load_image": "images.reading",
     "overlay": "images.drawing",
     "pipeline": "interfaces.pipelines",
@@ -169,7 +172,9 @@ __all__ = [
     "list_methods",
     "load",
     "load_image",
+    "method",
     "methods",
+    "metric",
     "metrics",
     "overlay",
     "pipeline",

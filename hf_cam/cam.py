@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -11,10 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.biases import BiasWatch
-from hf_cam.capture.capture import capture
+from hf_cam.capture.capture import Capture, capture
 from hf_cam.capture.inputs import model_inputs_of, one_image, picture_size
-from hf_cam.capture.recorder import recording
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -28,9 +27,10 @@ from hf_cam.errors import (
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
-from hf_cam.methods.run import SECOND_ORDER, WHOLE_MODEL, Run, twice_differentiable
-from hf_cam.models.traits import traits_of, unwrap
+from hf_cam.methods.run import Run
+from hf_cam.models.traits import traits_of
 from hf_cam.outputs import class_logits, map_tensors, sample_of
+from hf_cam.request import Request, check_count
 from hf_cam.target_layers.adapter import Adapter, union
 from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_adapter, probed_adapter
 from hf_cam.target_layers.stages import target_layers
@@ -39,7 +39,9 @@ from hf_cam.targets import Target, as_target
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
-MASKED = "masked_scores"
+UNDEFINED = (MethodError, LayoutError, NoGradientError)
+"""What is raised where a method is not defined for a model, a picture or a target."""
+
 AUG_FACTORS = (1.0, 0.9, 1.1)
 
 
@@ -64,6 +66,22 @@ class Saliency:
     method: Method
 
 
+@dataclass(frozen=True)
+class Saliencies:
+    """The maps of several methods from one forward; iterating over it gives those of one method after the other.
+
+    Args:
+        found: One record per method that is defined.
+        skipped: The ids of the other methods, each with the reason.
+    """
+
+    found: tuple[Saliency, ...]
+    skipped: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Saliency]:
+        return iter(self.found)
+
+
 class CAM:
     """A class activation map of any registered method, on an unmodified model.
 
@@ -72,7 +90,8 @@ class CAM:
         method: An id of `hf_cam.list_methods()`, or "auto" for the one that serves the model's family best.
         layers: Dotted names of the target layers, inferred where not given; several are averaged.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
-        batch_size: Forwards at once for methods that rerun the model; chosen for the device where not given.
+        rerun_batch_size: Variants of an image per forward, for methods that rerun the model; chosen for the device
+            where not given.
         options: Of the method, such as `seed` for "randomcam".
 
     Raises:
@@ -94,14 +113,16 @@ class CAM:
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
-        batch_size: int | None = None,
+        rerun_batch_size: int | None = None,
         **options: Any,
     ) -> None:
+        if rerun_batch_size is not None:
+            check_count("rerun_batch_size", rerun_batch_size)
         if not isinstance(model, nn.Module):
             raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
         self.model = model
         self.outputs: Any = None
-        self._layers, self._reshape, self._batch_size = layers, reshape, batch_size
+        self._layers, self._reshape, self._rerun_batch_size = layers, reshape, rerun_batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
         self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
         self._looked: dict[tuple[str, Adapter], Adapter] = {}
@@ -149,8 +170,7 @@ class CAM:
         saliency = self.saliency(
             pixel_values,
             selector_of(targets, len(_checked(pixel_values, model_inputs))),
-            aug_smooth=aug_smooth,
-            eigen_smooth=eigen_smooth,
+            Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth),
             **model_inputs,
         )
         self.outputs = saliency.outputs
@@ -160,15 +180,11 @@ class CAM:
         self,
         pixel_values: Tensor,
         select: Selector,
-        *,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
+        request: Request | None = None,
         **model_inputs: Any,
     ) -> Saliency:
-        """Maps for several targets an image from one forward; `select` chooses them from the model's output."""
-        [found] = self.saliencies(
-            [self.method], pixel_values, select, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, **model_inputs
-        )
+        """Maps for several targets per image from one forward; see `saliencies`."""
+        [found] = self.saliencies([self.method], pixel_values, select, request, **model_inputs)
         return found
 
     def saliencies(
@@ -176,14 +192,29 @@ class CAM:
         methods: Sequence[Method],
         pixel_values: Tensor,
         select: Selector,
+        request: Request | None = None,
         *,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
+        skip_undefined: bool = False,
         **model_inputs: Any,
-    ) -> list[Saliency]:
-        """Maps of several methods and several targets an image, all from one forward; one record a method."""
+    ) -> Saliencies:
+        """Maps of several methods and several targets per image, all from one forward.
+
+        Args:
+            methods: Their records.
+            pixel_values, model_inputs: As in a call.
+            select: Chooses the targets from the model's output.
+            request: Smoothing and method options; what is explained is told by `select`.
+            skip_undefined: Leave out methods that are not defined here, in place of raising the error of the first.
+
+        Raises:
+            MethodError: a method is not defined for the model, the pictures or the targets; with `skip_undefined`
+                where none is.
+            LayoutError, NoGradientError: the target layer does not serve.
+        """
         _checked(pixel_values, model_inputs)
-        run = partial(self._saliencies, methods, pixel_values, select, aug_smooth, eigen_smooth, model_inputs)
+        wanted = request or Request()
+        check_options(methods, wanted.method_options)
+        run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
         try:
             return run()
         except (LayoutError, NoGradientError, DetachedError, LayerError) as error:
@@ -204,70 +235,95 @@ class CAM:
         methods: Sequence[Method],
         pixel_values: Tensor,
         select: Selector,
-        aug_smooth: bool,
-        eigen_smooth: bool,
+        request: Request,
+        skip_undefined: bool,
         model_inputs: Mapping[str, Any],
-    ) -> list[Saliency]:
+    ) -> Saliencies:
         batch = len(pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
-        if are_cut(inputs):
-            _check_takes_patches(methods)
         size = picture_size(inputs) if are_cut(inputs) else _space(self.model, pixel_values)
-        adapters = [self._looks(method, inputs) for method in methods]
-        adapter = union(adapters)
-        views = len(AUG_FACTORS) * 2 if aug_smooth else 1
-        if aug_smooth:
+        tried, skipped = self._places(methods, inputs, skip_undefined)
+        adapter = union([own for _, own in tried])
+        views = len(AUG_FACTORS) * 2 if request.aug_smooth else 1
+        if request.aug_smooth:
             inputs = _augmented(inputs, batch)
-        needed = {name for method in methods for name in method.needs}
-        second_order = SECOND_ORDER in needed
-        biases = BiasWatch(unwrap(self.model)) if WHOLE_MODEL in needed else None
-        if biases:
-            inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
-        with (
-            twice_differentiable(second_order),
-            capture(
-                self.model,
-                adapter.layers,
-                inputs,
-                gradients=not needed.isdisjoint(("gradients", WHOLE_MODEL)),
-                second_order=second_order,
-                hooks=biases.hooks if biases else None,
-                watch=recording if any(method.needs_attention for method in methods) else None,
-            ) as captured,
-        ):
+        made: list[tuple[Method, Adapter, list[list[Tensor]]]] = []
+        with self._captured([method for method, _ in tried], adapter.layers, inputs) as captured:
             clean = sample_of(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
                 raise TargetError("no target was selected for these images")
             runs = [
-                Run(self.model, inputs, captured, adapter, column, size, second_order, self._batch_size, biases)
-                for column in columns
+                Run(self.model, inputs, captured, adapter, column, size, self._rerun_batch_size) for column in columns
             ]
-            found = [
-                [self._raw_maps(method, own.layers, run, eigen_smooth) for run in runs]
-                for method, own in zip(methods, adapters, strict=True)
-            ]
+            for method, own in tried:
+                try:
+                    made.append((method, own, [self._raw_maps(method, own, run, request) for run in runs]))
+                except UNDEFINED as error:
+                    if not skip_undefined or self._blames_layer(error, method, own):
+                        raise
+                    skipped[method.id] = str(error)
             scores = torch.stack([run.scores.detach()[:batch] for run in runs])
+        _check_any(made, skipped)
         outputs, records = map_tensors(clean, Tensor.detach), []
-        for method, own, by_target in zip(methods, adapters, found, strict=True):
+        for method, own, by_target in made:
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
-            raw = tuple(_unaugmented(maps, batch) if aug_smooth else maps for maps in raw)
+            raw = tuple(_unaugmented(maps, batch) if request.aug_smooth else maps for maps in raw)
             records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, own, method))
-        return records
+        return Saliencies(tuple(records), skipped)
 
-    def _raw_maps(self, method: Method, layers: Sequence[str], run: Run, eigen_smooth: bool) -> list[Tensor]:
-        """One raw map `[B, h, w]` a layer."""
-        options = {name: value for name, value in self.options.items() if name in method.options}
+    def _places(
+        self, methods: Sequence[Method], inputs: Mapping[str, Any], skip_undefined: bool
+    ) -> tuple[list[tuple[Method, Adapter]], dict[str, str]]:
+        """Where each method looks; and the methods of which that is no question, with the reason."""
+        self._resolve_adapter(inputs)
+        found, skipped = list[tuple[Method, Adapter]](), dict[str, str]()
+        for method in methods:
+            try:
+                if are_cut(inputs):
+                    _check_takes_patches(method)
+                found.append((method, self._looks(method, inputs)))
+            except UNDEFINED as error:
+                if not skip_undefined:
+                    raise
+                skipped[method.id] = str(error)
+        _check_any(found, skipped)
+        return found, skipped
+
+    def _captured(
+        self, methods: Sequence[Method], layers: Sequence[str], inputs: Mapping[str, Any]
+    ) -> AbstractContextManager[Capture]:
+        """The one forward, recorded as far as the signals of the methods ask for."""
+        signals = [signal for method in methods for signal in method.signals]
+        if any(signal.pixels and signal.gradients for signal in signals):
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
+        return capture(
+            self.model,
+            layers,
+            inputs,
+            gradients=any(method.needs_gradients for method in methods),
+            second_order=any(signal.second_order for signal in signals),
+            watches=tuple(dict.fromkeys(signal.watch for signal in signals if signal.watch is not None)),
+        )
+
+    def _raw_maps(self, method: Method, own: Adapter, run: Run, request: Request) -> list[Tensor]:
+        """One raw map `[B, h, w]` per layer."""
+        given_options = {**self.options, **request.method_options}
+        options = {name: value for name, value in given_options.items() if name in method.options}
         if method.retarget is not same_target:
             run = replace(run, targets=method.targets(run.targets, **options))
         maps = []
-        for layer in layers:
+        for layer in own.layers:
             try:
-                evidence = run.collect(method.needs, layer)
+                given = {signal.name: signal.provide(run, layer) for signal in method.signals}
             except (LayoutError, NoGradientError) as error:
-                raise type(error)(f"{error}{self._better_layer(run.adapter)}") from error
-            maps.append(method.map(eigen_smooth=eigen_smooth, **evidence, **options))
+                raise type(error)(f"{error}{self._better_layer(own)}") from error
+            maps.append(method.map(eigen_smooth=request.eigen_smooth, **given, **options))
         return maps
+
+    def _blames_layer(self, error: HFCamError, method: Method, own: Adapter) -> bool:
+        """Whether the target layer does not serve, so that no method that looks there is defined."""
+        return not isinstance(error, MethodError) and method.reads_layer and own == self._adapter
 
     def _better_layer(self, adapter: Adapter) -> str:
         """The end of an error message that names the layer to use, where one is known."""
@@ -307,6 +363,20 @@ class CAM:
         if self._adapter is not None and self.method.layers is target_layers:
             return self._adapter
         return self._looks(self.method, example_inputs(self.model))
+
+
+def check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None:
+    """Refuse options that none of the methods has.
+
+    Raises:
+        OptionError: naming the option and those that there are.
+    """
+    known = {name for method in methods for name in method.options}
+    for name in options:
+        if name not in known:
+            ids = ", ".join(repr(method.id) for method in methods[:3]) + (", ..." if len(methods) > 3 else "")
+            listed = f"; known: {', '.join(sorted(known))}" if known else " or any other"
+            raise OptionError(f"{ids} has no option {name!r}{listed}")
 
 
 def selector_of(targets: Any, batch: int) -> Selector:
@@ -375,12 +445,17 @@ def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
     return {**others, "pixel_values": torch.cat(views)}
 
 
-def _check_takes_patches(methods: Sequence[Method]) -> None:
-    for method in methods:
-        if not {WHOLE_MODEL, MASKED}.isdisjoint(method.needs):
-            raise MethodError(
-                f"{method.id!r} works on pixels, and this model gets its pictures cut into patches; 'gradcam' does not"
-            )
+def _check_takes_patches(method: Method) -> None:
+    if method.works_on_pixels:
+        raise MethodError(
+            f"{method.id!r} works on pixels, and this model gets its pictures cut into patches; 'gradcam' does not"
+        )
+
+
+def _check_any(defined: Sequence[Any], skipped: Mapping[str, str]) -> None:
+    if not defined:
+        reasons = "; ".join(dict.fromkeys(skipped.values())) or "none is named"
+        raise MethodError(f"no method is defined here: {reasons}")
 
 
 def _mirrored(inputs: Mapping[str, Any]) -> Tensor:

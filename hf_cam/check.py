@@ -99,9 +99,9 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0) -> Check:
     scorer = Scorer(origin.model, origin.inputs, [confidence(origin.target, problem)])
     maps = origin.map[None].to(scorer.pixels.device).float()
     trial = Trial(maps, scorer, percentiles=(100 - TOP,), seed=seed)
-    scores, most = (float(trial.evidence(name).mean()) for name in ("scores", "most_first"))
+    scores, most = (float(trial.value(name).mean()) for name in ("scores", "most_first"))
     moved = [Trial(elsewhere, scorer, percentiles=(100 - TOP,), seed=seed) for elsewhere in _moved(maps, seed)]
-    at_random = [float(trial.evidence("most_first").mean()) for trial in moved]
+    at_random = [float(trial.value("most_first").mean()) for trial in moved]
     drop, chance = scores - most, scores - float(np.mean(at_random))
     flags = [CONSTANT] if not normalize(maps).any() else []
     if not np.any(raw):

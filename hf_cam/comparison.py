@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
-from hf_cam.methods import Method, get_method, list_methods
-from hf_cam.methods.registry import same_target
-from hf_cam.models.loading import Picture, load
+from hf_cam.methods import get_method, list_methods
+from hf_cam.models.loading import load
+from hf_cam.request import Request
 
 TILE, MARGIN, TITLE = 320, 8, 28
-RERUNS = "masked_scores"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +30,14 @@ class Comparison:
     """One image explained by several methods from one forward.
 
     Args:
-        explanations: One a method, for the same target.
+        explanations: One per method, for the same target.
         image: The caller's image, upright and in RGB; a sheet of frames, of a video.
+        skipped: The ids of methods that are not defined for the model, the image or the target, with the reason.
     """
 
     explanations: list[Explanation]
     image: Image.Image = field(repr=False)
+    skipped: dict[str, str] = field(default_factory=dict, repr=False)
 
     def grid(self, columns: int | None = None, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
         """The image and each method's overlay under its name, row by row; about square where `columns` is not given."""
@@ -78,8 +79,10 @@ def compare(
     text: str | Sequence[str] | None = None,
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
+    threshold: float | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    method_options: Mapping[str, Any] | None = None,
     processor: Any = None,
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -89,9 +92,11 @@ def compare(
     Args:
         image: A path, URL, PIL image or array.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
-        methods: Ids of `hf_cam.list_methods()`; where not given, all that are defined for the model but
-            Score-CAM, which takes a forward a channel.
-        target, text, layers, reshape, aug_smooth, eigen_smooth, processor, device, dtype: As in `hf_cam.explain`.
+        methods: Ids of `hf_cam.list_methods()`; where not given, all that are defined here but those that take
+            hundreds of forwards, as Score-CAM does with one per channel.
+        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, device, dtype: As in
+            `hf_cam.explain`.
+        method_options: As there; an option reaches the methods that have it.
 
     Raises:
         MethodError: a method does not exist, none is named, or one is not defined for the target.
@@ -101,15 +106,23 @@ def compare(
     >>> [explanation.method for explanation in found.explanations]
     ['gradcam', 'layercam']
     """
+    request = Request.of(
+        target=target,
+        text=text,
+        threshold=threshold,
+        aug_smooth=aug_smooth,
+        eigen_smooth=eigen_smooth,
+        method_options=method_options,
+    )
     source = image if may_be_video(image) else load_image(image)
     explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
     picture = explainer.loaded.opened(source)
-    chosen = quick_methods(explainer, picture, target, text) if methods is None else method_ids(methods)
-    found = explainer.compare(
-        picture, chosen, target=target, text=text, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
-    )
+    if methods is None:
+        found, skipped = explainer.compare_defined(picture, every_quick_method(), request)
+    else:
+        found, skipped = explainer.compare(picture, method_ids(methods), request), {}
     firsts = [explanations[0] for explanations in found]
-    return Comparison(firsts, firsts[0].picture)
+    return Comparison(firsts, firsts[0].picture, skipped)
 
 
 def method_ids(methods: str | Sequence[str]) -> list[str]:
@@ -127,32 +140,11 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
     return [get_method(method).id for method in named]
 
 
-def _particular(method: Method) -> bool:
-    """Whether a method is not defined for every target and network: it contrasts classes, or takes biases apart."""
-    return method.retarget is not same_target or "gradient_terms" in method.needs
+def every_quick_method() -> list[str]:
+    """The ids of all methods that take few forwards, also of those that only some models define."""
+    return [method.id for method in list_methods().values() if method.is_quick]
 
 
-def quick_methods(
-    explainer: Explainer | None = None, image: Picture | None = None, target: Any = None, text: Any = None
-) -> list[str]:
-    """The methods that run no forward a channel, as Score-CAM does for minutes.
-
-    Without a model those that are defined for every one; with a model those made for attention too, where a try on this
-    image shows that they are defined.
-    """
-
-    def is_defined(method: str) -> bool:
-        assert explainer is not None
-        assert image is not None
-        try:
-            explainer.compare(image, [method], target=target, text=text)
-        except MethodError:
-            return False
-        return True
-
-    quick = [method for method in list_methods() if RERUNS not in get_method(method).needs]
-    if explainer is not None and image is not None:
-        quick = [method for method in quick if not _particular(get_method(method)) or is_defined(method)]
-    if explainer is None or image is None or not is_defined("rollout"):
-        return [method for method in quick if not get_method(method).needs_attention]
-    return quick if is_defined("legrad") else [method for method in quick if method != "legrad"]
+def quick_methods() -> list[str]:
+    """The ids of the methods that take few forwards and need no attention: a choice for any model."""
+    return [method.id for method in list_methods().values() if method.is_quick and not method.needs_attention]

@@ -15,7 +15,7 @@ from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
-from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
+from hf_cam.errors import MethodError, ModelError, OptionError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.heads import Head, Subject, head_of
 from hf_cam.images.geometry import Geometry
@@ -26,9 +26,12 @@ from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import LoadedModel, Picture, load
 from hf_cam.outputs import sample_of
-from hf_cam.request import Request
+from hf_cam.request import Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.targets import Target
+
+BATCH = 8
+"""Images per forward where the caller does not say."""
 
 
 def explain(
@@ -41,8 +44,10 @@ def explain(
     layers: Sequence[str] | str | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     top_k: int | None = None,
+    threshold: float | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    method_options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     processor: Any = None,
     device: str | torch.device | int | None = None,
@@ -64,9 +69,13 @@ def explain(
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
         top_k: How many of the classes, detections, segments or prompts to explain, the surest first; where not given, a
             classifier's first and everything that other heads find.
+        threshold: Score in [0, 1] from which detectors and segmenters show what they found; the head's own where not
+            given.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
-        batch_size: Images a forward, 8 where not given; also the forwards at once of methods that rerun the model.
+        method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
+        batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
+            variants of an image per forward; a number that suits the device where not given.
         processor: The image processor, where it does not come with the model.
         device, dtype: For a model that is loaded here.
 
@@ -83,23 +92,24 @@ def explain(
     >>> flower.heatmap.shape
     (427, 640)
     """
+    request = Request.of(
+        target=target,
+        text=text,
+        top_k=top_k,
+        threshold=threshold,
+        aug_smooth=aug_smooth,
+        eigen_smooth=eigen_smooth,
+        method_options=method_options,
+    )
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
     sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     images = [loaded.opened(source) for source in sources]
-    explainer = Explainer(loaded, method, layers, reshape, batch_size)
-    found = list(
-        explainer(
-            images,
-            target=target,
-            text=text,
-            top_k=top_k,
-            aug_smooth=aug_smooth,
-            eigen_smooth=eigen_smooth,
-            batch_size=8 if batch_size is None else batch_size,
-        )
-    )
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
+    found = list(explainer(images, request, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
@@ -109,7 +119,9 @@ class Explainer:
     Args:
         loaded: From `hf_cam.models.loading.load`.
         method, layers, reshape: As in `explain`.
-        batch_size: Forwards at once for methods that rerun the model.
+        rerun_batch_size: Variants of an image per forward, for methods that rerun the model; chosen for the device
+            where not given.
+        head: An id of `hf_cam.heads.list_heads()` or a class, in place of the head that the model's class gets.
     """
 
     def __init__(
@@ -118,66 +130,91 @@ class Explainer:
         method: str = "auto",
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
-        batch_size: int | None = None,
+        *,
+        rerun_batch_size: int | None = None,
+        head: str | type[Head] | None = None,
     ) -> None:
-        if batch_size is not None:
-            check_count("batch_size", batch_size)
         self.loaded = loaded
-        self.head = head_of(loaded)
+        self.head = head_of(loaded, head)
         if method == "auto" and self.head.method and not _measured(loaded.model):
             method = self.head.method
-        self.cam = CAM(loaded.model, method, layers, reshape, batch_size=1 if self.head.alone else batch_size)
+        self.cam = CAM(
+            loaded.model, method, layers, reshape, rerun_batch_size=1 if self.head.alone else rerun_batch_size
+        )
 
     def __call__(
-        self,
-        images: Sequence[Picture],
-        *,
-        target: Any = None,
-        text: str | Sequence[str] | None = None,
-        top_k: int | None = None,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
-        batch_size: int = 8,
+        self, images: Sequence[Picture], request: Request | None = None, *, batch_size: int = BATCH, **settings: Any
     ) -> Iterator[list[Explanation]]:
-        """Explanations image by image; `images` are as `LoadedModel.opened` returns them."""
-        request = self.request(target, text, top_k)
+        """Explanations image by image.
+
+        Args:
+            images: As `LoadedModel.opened` returns them.
+            request: What is wanted.
+            batch_size: Images per forward.
+            settings: Fields of a `Request` in place of one, such as `target="tabby"`.
+
+        Raises:
+            TargetError, OptionError, MethodError: the request does not fit the model, before it runs.
+        """
+        wanted = self.checked(request, settings)
         check_count("batch_size", batch_size)
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             for inputs, members in self._batches(chunk):
-                with texts_read_once(self.loaded.model, readers) if request.text else nullcontext():
-                    [found] = self._explained([self.cam.method], inputs, members, request, aug_smooth, eigen_smooth)
+                with texts_read_once(self.loaded.model, readers) if wanted.text else nullcontext():
+                    [found], _ = self._explained([self.cam.method], inputs, members, wanted)
                 yield from found
 
     def compare(
-        self,
-        image: Picture,
-        methods: Sequence[str],
-        *,
-        target: Any = None,
-        text: str | Sequence[str] | None = None,
-        top_k: int | None = None,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
+        self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> list[list[Explanation]]:
-        """One image by several methods, all from one forward: a list a method, best target first."""
-        records = [get_method(method) for method in methods]
-        request = self.request(target, text, top_k)
-        inputs = self.loaded.inputs([image])
-        return [found for [found] in self._explained(records, inputs, [image], request, aug_smooth, eigen_smooth)]
+        """One image by several methods, all from one forward: a list per method, best target first.
 
-    def request(self, target: Any, text: str | Sequence[str] | None, top_k: int | None) -> Request:
-        """What the caller wants, checked against the model's head before the model runs.
+        Args:
+            image: As `LoadedModel.opened` returns it.
+            methods: Ids of `hf_cam.list_methods()`.
+            request, settings: As in a call.
+
+        Raises:
+            MethodError: a method does not exist, or is not defined here.
+        """
+        found, _ = self._compared(image, methods, self.checked(request, settings))
+        return found
+
+    def compare_defined(
+        self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
+    ) -> tuple[list[list[Explanation]], dict[str, str]]:
+        """As `compare`, of those methods alone that are defined here; and the ids of the others with the reason.
+
+        Raises:
+            MethodError: a method does not exist, or none is defined.
+        """
+        return self._compared(image, methods, self.checked(request, settings), skip_undefined=True)
+
+    def checked(self, request: Request | None, settings: Mapping[str, Any]) -> Request:
+        """A request that was checked against the model's head before the model runs.
+
+        Args:
+            request: What is wanted.
+            settings: Fields of a `Request` in place of one.
 
         Raises:
             TargetError: the target does not exist, a text is missing, or the model has no use for one.
+            OptionError: a setting does not exist, or both a request and settings are given.
         """
-        if top_k is not None:
-            check_count("top_k", top_k)
-        request = Request(target, _texts(text), top_k)
-        self.head.check(request)
-        return request
+        if request is not None and settings:
+            raise OptionError(f"the request holds all settings; put {min(settings)!r} into it")
+        wanted = Request.of(**settings) if request is None else request
+        self.head.check(wanted)
+        return wanted
+
+    def _compared(
+        self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
+    ) -> tuple[list[list[Explanation]], dict[str, str]]:
+        records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
+        found, skipped = self._explained(records, inputs, [image], request, skip_undefined=skip_undefined)
+        return [explanations for [explanations] in found], skipped
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
         """One batch where every image comes out as it would alone, else one image at a time."""
@@ -207,29 +244,34 @@ class Explainer:
         inputs: Mapping[str, Tensor],
         images: Sequence[Picture],
         request: Request,
-        aug_smooth: bool,
-        eigen_smooth: bool,
-    ) -> list[list[list[Explanation]]]:
-        """By method, image and subject."""
+        *,
+        skip_undefined: bool = False,
+    ) -> tuple[list[list[list[Explanation]]], dict[str, str]]:
+        """By method, image and subject; and the methods that are not defined, with the reason."""
+        skipped: dict[str, str] = {}
         if any(isinstance(image, Video) for image in images):
-            _check_sees_frames(methods)
+            skipped = {method.id: reason for method in methods if (reason := _blind_to_frames(method))}
+            if skipped and not (skip_undefined and len(skipped) < len(methods)):
+                raise MethodError(next(iter(skipped.values())))
         geometries = [self.loaded.geometry((image.height, image.width)) for image in images]
-        found: list[list[list[Explanation]]] = [[[] for _ in images] for _ in methods]
+        found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
         for part in self.head.rounds(request, inputs):
             chosen = _Chosen(self.head, part, geometries)
             full = {**inputs, **self.head.inputs(part)}
             saliencies = self.cam.saliencies(
-                methods,
+                [method for method in methods if method.id not in skipped],
                 **full,
                 select=chosen,
-                aug_smooth=aug_smooth,
-                eigen_smooth=eigen_smooth,
+                request=part,
+                skip_undefined=skip_undefined,
             )
-            for by_image, saliency in zip(found, saliencies, strict=True):
+            skipped |= saliencies.skipped
+            for saliency in saliencies:
                 for i, image in enumerate(images):
                     origins = self._origins(saliency, i, full, chosen.subjects[i])
-                    by_image[i] += _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
-        return found
+                    own = _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
+                    found[saliency.method.id][i] += own
+        return [found[method.id] for method in methods if method.id not in skipped], skipped
 
     def _origins(
         self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
@@ -290,41 +332,17 @@ def _explanations(
     ]
 
 
-def _check_sees_frames(methods: Sequence[Method]) -> None:
-    """Refuse what works on the pixels of one picture, or on attention between the cells of one grid.
-
-    Raises:
-        MethodError: a method is not defined over frames.
-    """
-    for method in methods:
-        if method.needs_attention or not {"gradient_terms", "masked_scores"}.isdisjoint(method.needs):
-            raise MethodError(f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are")
+def _blind_to_frames(method: Method) -> str:
+    """Why a method is not defined over frames: the pixels of one picture, or attention in one grid; empty if it is."""
+    if method.needs_attention or method.works_on_pixels:
+        return f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are"
+    return ""
 
 
 def _measured(model: nn.Module) -> bool:
     """Whether the catalogue or the model's own file names the method that serves it best."""
     declared = declared_adapter(model)
     return declared is not None and declared.origin in ("catalogue", "cam_config")
-
-
-def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
-    texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
-    if text is not None and not texts:
-        raise TargetError("text= holds no prompt")
-    for one in texts:
-        if not isinstance(one, str) or not one.strip():
-            raise TargetError(f"a prompt is a text with words in it, not {one!r}")
-    return texts
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse a number of things that is none.
-
-    Raises:
-        OptionError: it is no whole number from 1.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} is a whole number from 1, got {value!r}")
 
 
 def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> np.ndarray:

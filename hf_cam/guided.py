@@ -16,9 +16,8 @@ from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
-from hf_cam.methods.run import target_values
 from hf_cam.models.traits import unwrap
-from hf_cam.targets import Target
+from hf_cam.targets import Target, target_values
 
 GATES = {
     F.relu,

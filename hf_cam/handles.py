@@ -32,10 +32,10 @@ class NamedCAM(CAM):
         layers: Sequence[str] | str | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
-        batch_size: int | None = None,
+        rerun_batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, self.method_id, layers, reshape, batch_size=batch_size, **options)
+        super().__init__(model, self.method_id, layers, reshape, rerun_batch_size=rerun_batch_size, **options)
 
 
 class GradCAM(NamedCAM, method_id="gradcam"): ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from hf_cam.outputs import (
     field_of,
     logits_of,
     row_of,
+    sample_of,
     similarities_of,
     upright,
 )
@@ -290,6 +291,30 @@ def as_target(target: int | Target) -> Target:
     if callable(target) and not isinstance(target, bool):
         return target
     raise TargetError(f"a target must be a class index or a callable, not {type(target).__name__}")
+
+
+def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
+    """The value of each sample's target, `[B]`, from a batch's output.
+
+    >>> target_values(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [ClassLogit(1), ClassLogit(0)])
+    tensor([2., 3.])
+
+    Raises:
+        TargetError: a target does not fit the output, or is no scalar.
+    """
+    return torch.stack([_value(target, sample_of(outputs, i, len(targets))) for i, target in enumerate(targets)])
+
+
+def _value(target: Target, output: Any) -> Tensor:
+    name = getattr(target, "__name__", None) or repr(target)
+    try:
+        value = target(output)
+    except (IndexError, AttributeError, KeyError) as error:
+        raise TargetError(f"the target {name} does not fit the model's output: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(f"a target must return a scalar tensor, {name} returned {got}")
+    return value.reshape(())
 
 
 def index_of(target: Any) -> int | None:

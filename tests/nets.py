@@ -192,7 +192,19 @@ def blip2() -> LoadedModel:
     )
 
 
-# A net that reads one patch ------------------------------------------------------------------------------------------
+# Nets whose maps can be computed by hand ----------------------------------------------------------------------------
+
+
+class Cubic(nn.Module):
+    """Class 0 is the sum of the features' cubes, `[B, 4, h, w]`, class 1 the sum of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Conv2d(3, 4, 16, stride=16)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return torch.stack([self.features(pixel_values).pow(3).sum((1, 2, 3)), pixel_values.sum((1, 2, 3))], 1)
 
 
 class Reader(nn.Module):

@@ -483,14 +483,6 @@ def test_a_target_that_attention_does_not_reach_is_refused():
         CAM(make("vit"), "chefer")(pictures(1), lambda output: output.logits.sum() * 0)
 
 
-def test_several_methods_share_one_forward():
-    net, x = make("vit"), pictures(2)
-    cam = CAM(net)
-    together = cam.saliencies([get_method(m) for m in ("gradcam", *METHODS)], x, lambda _: [[cam_target(1)] * 2])
-    for method, found in zip(("gradcam", *METHODS), together, strict=True):
-        torch.testing.assert_close(found.maps[0], CAM(net, method)(x, 1), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_views_are_averaged_and_half_precision_ranks_the_cells_alike(method):
     net, x = make("vit"), pictures(2)

@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, DetrImageProcessor, ViTForImageClassification
+from transformers import AutoImageProcessor, DetrImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import hf_cam
 from hf_cam.cam import CAM
-from hf_cam.errors import OptionError, TargetError
+from hf_cam.errors import MethodError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, Explanation
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.outputs import sample_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
 from hf_cam.zoo import demo_model, timm_key
+from nets import WHOLE, make
 from pictures import noise, resized
 
 
@@ -180,6 +181,38 @@ def test_compare_takes_one_forward_and_gives_what_explain_gives(vit_folder: Path
     assert found._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(hf_cam.HFCamError, match="'gradcam'"):
         hf_cam.compare(noise(), model, methods=["gradcam", "grad-cam"])
+
+
+def test_compare_runs_the_model_once_and_beside_it_only_what_methods_run_themselves(vit_folder: Path) -> None:
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    hf_cam.explain(noise(), model)  # measures the processor's geometry, which runs no model
+    whole: list[int] = []  # a tail that is run alone takes what the embeddings made from memory
+    with model.vit.embeddings.patch_embeddings.register_forward_hook(lambda *_: whole.append(1)):
+        found = hf_cam.compare(noise(), model)
+    of_their_own = {
+        "attnlrp": 1,  # by its own rules
+        "libragrad": 1,  # by its own rules; LibraCAM takes the same one
+        "refinecam": 1,  # traced, to find the ends of the stages
+        "ablationcam": 1,  # recorded, so that its 33 variants are runs of the tail alone
+    }
+    assert len(whole) == 1 + sum(of_their_own.values())
+    quick = [name for name, method in hf_cam.list_methods().items() if method.is_quick]
+    assert [explanation.method for explanation in found.explanations] == quick
+    assert found.skipped == {}
+
+
+def test_compare_says_why_it_leaves_methods_out_and_refuses_those_that_are_named() -> None:
+    model, processor = make("convnext"), ViTImageProcessor(size=WHOLE)
+    runs: list[int] = []
+    with model.register_forward_hook(lambda *_: runs.append(1)):
+        found = hf_cam.compare(noise(), model, processor=processor)
+    assert len(runs) <= 6  # RefineCAM's, Ablation-CAM's and its tails
+    attention = {name for name, method in hf_cam.list_methods().items() if method.needs_attention}
+    assert set(found.skipped) == attention
+    assert all("no attention over the picture's cells" in reason for reason in found.skipped.values())
+    assert not attention & {explanation.method for explanation in found.explanations}
+    with pytest.raises(MethodError, match="no attention over the picture's cells"):
+        hf_cam.compare(noise(), model, processor=processor, methods=["gradcam", "rollout"])
 
 
 def test_a_label_is_found_by_any_of_its_names_and_only_where_it_is_the_one() -> None:

@@ -47,9 +47,13 @@ def level_of(source: str) -> int:
 
 
 def imported(source: str) -> set[str]:
-    """Files of the package that a file imports anywhere in it, also inside functions."""
+    """Files of the package that a file imports anywhere in it, also inside functions, but not for types alone."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+    tree = ast.parse((ROOT / source).read_text(encoding="utf-8"))
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

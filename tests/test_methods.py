@@ -20,8 +20,9 @@ from hf_cam.errors import MethodError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.reductions import first_component
+from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
-from nets import OF_EVERY_LAYOUT, make, tiny
+from nets import OF_EVERY_LAYOUT, Cubic, make, tiny
 from pictures import SIZE, pictures
 from reference import Logits, class_targets, let_go, package
 
@@ -45,7 +46,7 @@ REFERENCE = {
 SIGN_IS_OURS = {"eigencam", "eigengradcam", "kpcacam"}  # the reference leaves it to the decomposition
 
 
-def evidence_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     batch, channels = activations.shape[:2]
     everything = {
         "activations": activations,
@@ -96,8 +97,8 @@ def _both_signs(cam: CAM, x: Tensor, targets: list[int]) -> np.ndarray:
     with capture(cam.model, cam.adapter.layers, {"pixel_values": x}) as captured:
         [gradient] = captured.gradients(sum(captured.outputs.logits[i, target] for i, target in enumerate(targets)))
         tensors = {"activations": captured.activations[0].detach(), "gradients": gradient}
-        evidence = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
-    component = cam.method.reduce(cam.method.contributions(**evidence))
+        signals = {name: cam.adapter.to_spatial(tensors[name], SIZE) for name in cam.method.needs}
+    component = cam.method.reduce(cam.method.contributions(**signals))
     both = torch.stack([component, -component], 1).clamp_min(0)
     return normalize(resize(normalize(both), SIZE)).numpy()
 
@@ -203,7 +204,7 @@ def test_aug_smooth_is_the_mean_over_six_views() -> None:
             view = x.flip(-1) * factor if flip else x * factor
             raw = cam.saliency(view, lambda outputs: [[2]]).raw[0][0]
             views.append(raw.flip(-1) if flip else raw)
-    smoothed = cam.saliency(x, lambda outputs: [[2]], aug_smooth=True).raw[0][0]
+    smoothed = cam.saliency(x, lambda outputs: [[2]], Request(aug_smooth=True)).raw[0][0]
     torch.testing.assert_close(smoothed, torch.stack(views).mean(0), atol=1e-6, rtol=1e-4)
 
 
@@ -218,7 +219,7 @@ def test_eigen_smooth_is_the_first_component_of_the_contributions() -> None:
 @pytest.mark.parametrize("method", LAYERED)
 def test_constant_activations_are_no_evidence_and_never_nan(method: str) -> None:
     record = get_method(method)
-    found = record.map(**evidence_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
+    found = record.map(**signals_of(record, torch.zeros(1, 4, 3, 5), torch.zeros(1, 4, 3, 5)))
     assert torch.equal(found, torch.zeros(1, 3, 5))
 
 
@@ -267,16 +268,16 @@ def test_every_method_has_its_class_and_a_paper() -> None:
         assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
 
 
-def test_registration_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
-    def needs_tea(activations: Tensor, tea: Tensor) -> Tensor:
-        return activations * tea
+def test_registration_refuses_strangers_of_a_taken_id_and_bad_names() -> None:
+    def squared(activations: Tensor) -> Tensor:
+        return activations.square()
 
-    with pytest.raises(MethodError, match="registered already"):
-        register(get_method("gradcam"))
+    with pytest.raises(
+        MethodError, match=r"registered already, from hf_cam\.methods\.gradient\.gradcam;.*replace=True"
+    ):
+        register(Method("gradcam", "GradCAM", squared, "-", "-"))
     with pytest.raises(MethodError, match="no method id"):
-        register(Method("Grad CAM", "GradCAM", needs_tea, "-", "-"))
-    with pytest.raises(MethodError, match="tea"):
-        register(Method("teacam", "TeaCAM", needs_tea, "-", "-"))
+        register(Method("Grad CAM", "GradCAM", squared, "-", "-"))
 
 
 def brute_force_ablation(net: nn.Module, layer: str, axis: int, x: Tensor, target: int) -> np.ndarray:
@@ -312,7 +313,7 @@ def test_ablation_replays_what_brute_force_finds(name: str) -> None:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = (weights[:, None, None] * activations[0]).sum(0).clamp_min(0)
     for batch_size in (None, 5):
-        found = CAM(net, "ablationcam", batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
+        found = CAM(net, "ablationcam", rerun_batch_size=batch_size).saliency(x, lambda outputs: [[3]]).raw[0][0, 0]
         torch.testing.assert_close(found, expected, atol=2e-5 * expected.max().item(), rtol=1e-3)
 
 
@@ -360,7 +361,7 @@ def slow_scorecam(net: nn.Module, activations: Tensor, x: Tensor, target: int) -
 @pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_scorecam_masks_one_channel_after_the_other(name: str) -> None:
     net, x = make(name), pictures(1)
-    cam = CAM(net, "scorecam", batch_size=7)
+    cam = CAM(net, "scorecam", rerun_batch_size=7)
     with capture(net, cam.adapter.layers, {"pixel_values": x}, gradients=False) as captured:
         activations = cam.adapter.to_spatial(captured.activations[0], SIZE)
     expected = slow_scorecam(net, activations[0], x, 3)
@@ -375,16 +376,7 @@ def test_shapleycams_second_order_term_vanishes_on_a_linear_tail() -> None:
     assert not torch.allclose(CAM(bent, "shapleycam")(x, [1, 2]), CAM(bent, "gradcam")(x, [1, 2]), atol=1e-3)
 
 
-def test_curvature_is_the_hessian_times_the_activations() -> None:
-    class Cubic(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Conv2d(3, 4, 16, stride=16)
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return torch.stack([self.features(pixel_values).pow(3).sum((1, 2, 3)), pixel_values.sum((1, 2, 3))], 1)
-
-    torch.manual_seed(0)
+def test_shapleycam_takes_half_the_curvature_off_the_gradient() -> None:
     net, x = Cubic(), pictures(1)
     with torch.no_grad():
         a = net.features(x)
@@ -502,7 +494,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse):
-        found = CAM(net, method, batch_size=16)(x, [1, 4])
+        found = CAM(net, method, rerun_batch_size=16)(x, [1, 4])
     assert max(sizes) == 16
     assert 2 in sizes
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -512,7 +504,7 @@ def test_reruns_are_halved_until_they_fit_in_memory(method: str, error: RuntimeE
             raise error
 
     with net.classifier.register_forward_pre_hook(refuse_all), pytest.raises(RuntimeError, match="memory"):
-        CAM(net, method, batch_size=1)(x, [1, 4])
+        CAM(net, method, rerun_batch_size=1)(x, [1, 4])
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
@@ -524,7 +516,7 @@ def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with net.classifier.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="mat1"):
-        CAM(net, "scorecam", batch_size=16)(pictures(2), [1, 4])
+        CAM(net, "scorecam", rerun_batch_size=16)(pictures(2), [1, 4])
     assert len(tried) == 1
 
 

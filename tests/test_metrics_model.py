@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import hf_cam
 from hf_cam.errors import OptionError
 from hf_cam.metrics import (
     BASELINES,
@@ -24,8 +25,8 @@ from hf_cam.metrics import (
     ranks,
     shuffled_weights,
 )
-from hf_cam.metrics.registry import Metric, register
-from hf_cam.metrics.trial import blur
+from hf_cam.metrics.measurements import blur
+from hf_cam.metrics.registry import METRICS, Metric, metric, register
 from hf_cam.targets import BinaryLogit, ClassLogit, PromptSimilarity
 
 SIZE = (24, 32)
@@ -75,7 +76,7 @@ def map_of(quality: str) -> torch.Tensor:
     return found.expand(2, *SIZE)
 
 
-def evidence_of(name: str, quality: str) -> dict[str, torch.Tensor]:
+def measured(name: str, quality: str) -> dict[str, torch.Tensor]:
     """What a metric judges: maps of this quality, and of the sanity checks a method that reads the model this well."""
     maps = map_of(quality)
     unlike = {"best": 1 - maps, "between": torch.rand(2, *SIZE), "worst": maps}[quality]
@@ -96,7 +97,7 @@ def evidence_of(name: str, quality: str) -> dict[str, torch.Tensor]:
         return seen / seen.amax((1, 2), keepdim=True)
 
     own = Trial(maps, scorer, masks=patch().expand(2, *SIZE), explain=explain)
-    return {need: given[need] if need in given else own.evidence(need) for need in get_metric(name).needs}
+    return {need: given[need] if need in given else own.value(need) for need in get_metric(name).needs}
 
 
 ORDERED = [name for name in list_metrics() if get_metric(name).higher_is_better is not None]
@@ -106,7 +107,7 @@ ORDERED = [name for name in list_metrics() if get_metric(name).higher_is_better 
 def test_the_perfect_map_scores_best_its_inverse_worst_and_noise_between(name: str) -> None:
     record = get_metric(name)
     best, between, worst = (
-        record.compute(**evidence_of(name, quality)).mean().item() for quality in ("best", "between", "worst")
+        record.compute(**measured(name, quality)).mean().item() for quality in ("best", "between", "worst")
     )
     sign = 1 if record.higher_is_better else -1
     assert sign * best > sign * worst, (best, between, worst)
@@ -126,15 +127,43 @@ def test_every_metric_of_the_registry_is_described_and_in_range() -> None:
         assert record.paper
 
 
-def test_the_registry_refuses_duplicates_bad_names_and_unknown_evidence() -> None:
-    with pytest.raises(OptionError, match="registered already"):
-        register(get_metric("road"))
+def test_the_registry_refuses_strangers_of_a_taken_id_bad_names_and_unknown_measurements() -> None:
+    with pytest.raises(OptionError, match=r"registered already, from hf_cam\.metrics\.perturbation\.road_combined"):
+        register(Metric("road", "x", correlation_of_maps, (0, 1), True, "x"))
     with pytest.raises(OptionError, match="no metric id"):
-        register(Metric("Road!", "x", correlation, (0, 1), True, "x"))
-    with pytest.raises(OptionError, match="needs"):
-        register(Metric("new", "x", lambda tea: tea, (0, 1), True, "x"))
+        register(Metric("Road!", "x", correlation_of_maps, (0, 1), True, "x"))
+    with pytest.raises(OptionError, match=r"'new' needs 'score'.*nearest: 'scores'"):
+        register(Metric("new", "x", lambda score: score, (0, 1), True, "x"))
     with pytest.raises(OptionError, match="nearest: 'insertion'"):
         get_metric("insertions")
+
+
+def correlation_of_maps(maps: torch.Tensor, kept_maps: torch.Tensor) -> torch.Tensor:
+    return correlation(maps, kept_maps)
+
+
+def test_a_users_metric_is_measured_by_what_its_parameters_name(monkeypatch) -> None:
+    monkeypatch.setattr(METRICS, "_records", dict(METRICS._records))
+
+    @metric("relief", "relief", paper="none")
+    def relief(scores: torch.Tensor, kept_scores: torch.Tensor) -> torch.Tensor:
+        """The confidence that is left."""
+        return kept_scores / scores
+
+    found = trial(torch.ones(2, *SIZE)).measure("relief")
+    torch.testing.assert_close(found["relief"], torch.ones(2))
+    assert hf_cam.metric is metric
+    assert list_metrics()[-1] == "relief"
+
+
+def test_what_is_made_together_is_made_once(monkeypatch) -> None:
+    sweeps = []
+    inner = Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, variants: (sweeps.append(1), inner(self, variants))[1])
+    own = trial(torch.rand(2, *SIZE))
+    own.measure("insertion", "deletion", "insertion-deletion")
+    assert len(sweeps) == 1
+    assert set(own.curves()) == {"inserted", "deleted"}
 
 
 def test_what_a_metric_needs_and_did_not_get_is_named() -> None:
@@ -145,7 +174,7 @@ def test_what_a_metric_needs_and_did_not_get_is_named() -> None:
         Trial(maps).measure("iou")
     with pytest.raises(OptionError, match="pass explain="):
         trial(maps).measure("arcc")
-    with pytest.raises(OptionError, match="comes from the method"):
+    with pytest.raises(OptionError, match="come from the method"):
         trial(maps).measure("completeness-error")
 
 
@@ -299,8 +328,8 @@ def test_a_linear_model_has_known_insertion_and_deletion_curves() -> None:
     maps = torch.rand(1, *SIZE)
     ones = Scorer(Sum(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
     found = Trial(maps, ones, steps=8)
-    torch.testing.assert_close(found.evidence("deleted")[0], torch.linspace(1, 0, 9))
-    torch.testing.assert_close(found.evidence("inserted")[0], torch.ones(9))  # an even image is its own blur
+    torch.testing.assert_close(found.value("deleted")[0], torch.linspace(1, 0, 9))
+    torch.testing.assert_close(found.value("inserted")[0], torch.ones(9))  # an even image is its own blur
     scores = found.measure("deletion", "perturbation-positive", "insertion")
     assert scores["deletion"] == pytest.approx(0.5)
     assert scores["perturbation-positive"] == pytest.approx(1 - 7 / 8 / 2)

@@ -28,8 +28,8 @@ def inputs(loaded):
 
 
 def defined(loaded, method: str, inputs) -> tuple[float, float]:
-    if "masked_scores" in get_method(method).needs or "ablated_scores" in get_method(method).needs:
-        inputs = {"pixel_values": inputs["pixel_values"][:1]}  # a forward a channel
+    if get_method(method).reruns:
+        inputs = {"pixel_values": inputs["pixel_values"][:1]}
     return correlations(loaded.model, method, inputs)
 
 

@@ -19,7 +19,7 @@ from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.images.videos import load_video, spread
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import LoadedModel
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.models.traits import traits_of
 from pictures import resized
 
@@ -244,6 +244,17 @@ def test_what_is_no_video_is_refused(videomae, tmp_path, source, message):
 def test_a_method_that_sees_no_frames_is_refused(videomae, method):
     with pytest.raises(MethodError, match="not defined over the frames"):
         hf_cam.explain(frames(), videomae, method=method)
+
+
+def test_a_comparison_of_a_video_leaves_out_what_sees_no_frames(videomae):
+    found = hf_cam.compare(frames(), videomae)
+    assert {"gradcam", "eigencam"} <= {explanation.method for explanation in found.explanations}
+    blind = {"fullgrad", *(name for name, method in hf_cam.list_methods().items() if method.needs_attention)}
+    assert blind <= set(found.skipped)
+    assert all("over the frames of a video" in found.skipped[name] for name in blind)
+    loaded = load(videomae)
+    with pytest.raises(MethodError, match="'rollout' is not defined over the frames"):
+        Explainer(loaded).compare_defined(loaded.opened(frames()), ["rollout", "fullgrad"])
 
 
 def written(path: Path, content: bytes) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError, TargetError
-from hf_cam.models.traits import unwrap
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)
@@ -40,46 +39,31 @@ class FullGradients:
 
 
 @dataclass(frozen=True)
-class BiasWatch:
-    """What every module with a bias returns in one forward.
+class BiasedOutputs:
+    """What every module with a bias returned in one forward.
 
     Args:
-        module: The model.
-        outputs: By dotted name, once the forward has run under `hooks`.
+        modules: Those that add something, by dotted name.
+        outputs: What each returned, in the order of the forward.
+        repeated: The names of those that ran more than once.
     """
 
-    module: nn.Module
+    modules: dict[str, nn.Module]
     outputs: dict[str, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def biased(self) -> dict[str, nn.Module]:
-        """The modules that add something, by dotted name."""
-        return {name: child for name, child in self.module.named_modules() if _bias(child) is not None}
-
-    @property
-    def hooks(self) -> dict[str, Callable[..., Tensor]]:
-        """For `hf_cam.capture.capture.capture`, on a picture that requires grad.
-
-        They raise a MethodError where a module runs more than once, so that its terms cannot be told apart.
-        """
-
-        def recorder(name: str) -> Callable[..., Tensor]:
-            def record(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-                if name in self.outputs:
-                    raise MethodError(f"{name!r} runs more than once, so its bias has no single gradient")
-                self.outputs[name] = output
-                return output.clone()  # what follows may work in place
-
-            return record
-
-        return {name: recorder(name) for name in self.biased}
+    repeated: list[str] = field(default_factory=list)
 
     def decompose(self, score: Tensor, pixels: Tensor) -> FullGradients:
         """One backward through the whole model.
 
         Raises:
+            MethodError: a module with a bias ran more than once, so that its terms cannot be told apart.
             TargetError: the score does not depend on the picture.
         """
+        if self.repeated:
+            raise MethodError(
+                f"{self.repeated[0]!r} runs more than once, so its bias has no single gradient, and the full-gradient "
+                "decomposition is not defined; 'gradcam' and 'layercam' are"
+            )
         if not score.requires_grad:
             raise TargetError("the target does not depend on the picture")
         # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
@@ -90,12 +74,36 @@ class BiasWatch:
         scaled = torch.autograd.grad(score * scale, leaves, allow_unused=True, retain_graph=True)
         wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
         terms = {
-            name: gradient * _broadcast(self.biased[name], gradient)
+            name: gradient * _broadcast(self.modules[name], gradient)
             for name, gradient in zip(outputs, wide[1:], strict=True)
             if gradient is not None
         }
         gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
         return FullGradients(_wide(score.detach()), gradient * _wide(pixels.detach()), terms)
+
+
+@contextmanager
+def biased_outputs(module: nn.Module) -> Iterator[BiasedOutputs]:
+    """Record what every module with a bias returns in a forward of `module` inside the block."""
+    record = BiasedOutputs({name: child for name, child in module.named_modules() if _bias(child) is not None})
+
+    def recorder(name: str) -> Callable[..., Tensor | None]:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+            if name in record.outputs:
+                record.repeated.append(name)
+                return None
+            record.outputs[name] = output
+            return output.clone()  # what follows may work in place
+
+        return keep
+
+    # In front, so that a target layer's own recorder gets what goes on from here.
+    handles = [child.register_forward_hook(recorder(name), prepend=True) for name, child in record.modules.items()]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[[Any], Tensor]) -> FullGradients:
@@ -110,9 +118,10 @@ def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[
         TargetError: the score does not depend on the picture.
         MethodError: a module with a bias runs more than once.
     """
-    watch, pixels = BiasWatch(unwrap(model)), inputs["pixel_values"].detach().requires_grad_()
-    with capture(model, (), {**inputs, "pixel_values": pixels}, hooks=watch.hooks) as captured:
-        return watch.decompose(score(captured.outputs), pixels)
+    with capture(model, (), inputs, watches=(biased_outputs,)) as captured:
+        assert captured.pixels is not None
+        record: BiasedOutputs = captured.watched[biased_outputs]
+        return record.decompose(score(captured.outputs), captured.pixels)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from hf_cam.capture.linear import by_tokens
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
 
+Watch = Callable[[nn.Module], AbstractContextManager[Any]]
+"""Records what goes on in a module's forward while its block lasts, and yields the record."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -24,19 +27,19 @@ class Capture:
     Args:
         outputs: The model's output, connected to `activations` where gradients were asked for.
         activations: One tensor a layer, batch first, as the layer returned it.
-        watched: What the watch saw, where one was set.
-        pixels: The picture that a watched forward got, which required grad.
+        second_order: True keeps the gradients differentiable.
+        watched: What each watch yielded.
+        pixels: The picture that the forward got, where it required grad.
     """
 
     outputs: Any
     activations: tuple[Tensor, ...]
-    watched: Any = None
+    second_order: bool = False
+    watched: Mapping[Watch, Any] = field(default_factory=dict)
     pixels: Tensor | None = None
 
-    def gradients(self, score: Tensor, *, second_order: bool = False) -> tuple[Tensor, ...]:
+    def gradients(self, score: Tensor) -> tuple[Tensor, ...]:
         """Of a scalar, with respect to each layer's output; zeros where it does not depend on it. Repeatable.
-
-        `second_order` keeps the gradients differentiable.
 
         Raises:
             TargetError: the score is no scalar, or depends on none of the layers.
@@ -49,7 +52,7 @@ class Capture:
                 "lies after it"
             )
         found = torch.autograd.grad(
-            score.reshape(()), self.activations, retain_graph=True, create_graph=second_order, allow_unused=True
+            score.reshape(()), self.activations, retain_graph=True, create_graph=self.second_order, allow_unused=True
         )
         return tuple(
             torch.zeros_like(activation) if gradient is None else gradient
@@ -65,8 +68,7 @@ def capture(
     *,
     gradients: bool = True,
     second_order: bool = False,
-    hooks: Mapping[str, Callable[..., Any]] | None = None,
-    watch: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
+    watches: Sequence[Watch] = (),
 ) -> Iterator[Capture]:
     """Run the model on `inputs` and yield what its target layers returned.
 
@@ -80,41 +82,57 @@ def capture(
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.
         second_order: True where the gradients are to be differentiable.
-        hooks: Further forward hooks, by dotted name, for this forward alone.
-        watch: Sees the whole forward, from the picture on, for evidence that is not a target layer's.
+        watches: Each sees the whole forward; with one, autograd records from the picture on.
 
     Raises:
         LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
     """
     module = unwrap(model)
-    known = {layer: _submodule(module, layer) for layer in (*layers, *(hooks or {}))}
+    known = [_submodule(module, layer) for layer in layers]
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
+    recorded = gradients or bool(watches)
     with borrowed(module):
         try:
+            if watches:
+                inputs = {**inputs, "pixel_values": _leaf(inputs["pixel_values"])}
             # Before all other hooks: transformers collects hidden states by hooks of its own, for heads that read every
             # stage, and would hand them a tensor that gradients do not reach. The last that is put in front runs first.
-            recorders = [(layer, _recorder(layer, seen, gradients)) for layer in layers]
-            for layer, hook in (*recorders, *(hooks or {}).items()):
-                handles.append(known[layer].register_forward_hook(hook, prepend=True))
-            pixels = None
-            if watch is not None:
-                pixels = inputs["pixel_values"]
-                pixels = pixels if pixels.requires_grad else pixels.detach().requires_grad_()
-                inputs = {**inputs, "pixel_values": pixels}
-            recorded = gradients or watch is not None
-            with (
-                torch.set_grad_enabled(recorded),
-                forwards(by_tokens(module) if recorded and not second_order else {}),
-                (watch or nullcontext)(module) as watched,
-            ):
+            for layer, child in zip(layers, known, strict=True):
+                handles.append(child.register_forward_hook(_recorder(layer, seen, gradients), prepend=True))
+            with ExitStack() as stack:
+                stack.enter_context(torch.set_grad_enabled(recorded))
+                if second_order:
+                    stack.enter_context(twice_differentiable())
+                elif recorded:
+                    stack.enter_context(forwards(by_tokens(module)))
+                watched = {watch: stack.enter_context(watch(module)) for watch in watches}
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again
             if silent := [layer for layer in layers if layer not in seen]:
                 raise LayerError(f"the layer {silent[0]!r} did not run in the model's forward")
-            yield Capture(outputs, tuple(seen[layer] for layer in layers), watched, pixels)
+            activations = tuple(seen[layer] for layer in layers)
+            yield Capture(outputs, activations, second_order, watched, _requiring_grad(inputs))
         finally:
             _remove(handles)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run attention with the kernel that has a second derivative (the fused ones have none)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _leaf(pixels: Tensor) -> Tensor:
+    return pixels if pixels.requires_grad else pixels.detach().requires_grad_()
+
+
+def _requiring_grad(inputs: Mapping[str, Any]) -> Tensor | None:
+    pixels = inputs.get("pixel_values")
+    return pixels if isinstance(pixels, Tensor) and pixels.requires_grad else None
 
 
 def _submodule(module: nn.Module, layer: str) -> nn.Module:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM
+from hf_cam.cam import CAM, check_options
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
-from hf_cam.comparison import RERUNS, method_ids
+from hf_cam.comparison import every_quick_method, method_ids
 from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
@@ -21,11 +21,12 @@ from hf_cam.evaluation.table import Evaluation, Record
 from hf_cam.explainer import Explainer
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import load_image
-from hf_cam.methods import Method, get_method, list_methods
+from hf_cam.methods import Method, get_method
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.models.loading import load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
+from hf_cam.request import Request
 from hf_cam.targets import Target
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
@@ -44,7 +45,8 @@ def evaluate(
     baselines: bool = True,
     resume: str | Path | None = None,
     seed: int = 0,
-    batch_size: int | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    rerun_batch_size: int | None = None,
     progress: bool = True,
     on_record: Callable[[Record], None] | None = None,
     processor: Any = None,
@@ -61,8 +63,8 @@ def evaluate(
         images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and
             optionally "mask" (or "segmentation"; nonzero inside), "box" (or "bbox"; x0, y0, x1, y1), "target" and
             "text".
-        methods: Ids from `hf_cam.list_methods()`; by default all that do not run one forward per channel. Methods that
-            are not defined for the model are left out, with the reason in `skipped`.
+        methods: Ids from `hf_cam.list_methods()`; by default all that take fewer than 100 forwards. Methods that are
+            not defined for the model are left out, with the reason in `skipped`.
         metrics: Ids from `hf_cam.metrics.list_metrics()`; by default those that query the model and, if all samples
             have masks, the localisation metrics.
         layers: Entries to evaluate separately: a layer's dotted name, or several names to fuse; by default the default
@@ -71,7 +73,8 @@ def evaluate(
         baselines: Also measure baseline maps, which do not depend on the model.
         resume: A JSONL file, to which each record is added as it is made; records that it already holds are skipped.
         seed: Seed for noise, ties and shuffled weights.
-        batch_size: Number of variants per forward.
+        method_options: What only some methods take, such as `{"seed": 3}`.
+        rerun_batch_size: Number of variants per forward.
         progress: Show a progress bar.
         on_record: Called with each record as soon as it is made.
         processor, device, dtype: As in `hf_cam.explain`.
@@ -92,29 +95,30 @@ def evaluate(
     chosen = [get_method(name) for name in (every_quick_method() if methods is None else method_ids(methods))]
     judges = _metrics(metrics, samples)
     loaded = load(model, processor=processor, device=device, dtype=dtype)
-    bench = _Bench(Explainer(loaded, "gradcam"), chosen, _layer_sets(layers), judges, baselines, seed, batch_size)
+    request = Request.of(target=target, text=text, method_options=method_options)
+    check_options(chosen, request.method_options)
+    bench = _Bench(
+        Explainer(loaded, "gradcam"), request, chosen, _layer_sets(layers), judges, baselines, seed, rerun_batch_size
+    )
     for sample in samples:
-        bench.explainer.request(*_asked(sample, target, text), None)
-    settings = {"model": _name(model), "metrics": list(judges), "target": repr(target), "text": text, "seed": seed}
+        bench.asked(sample)
+    settings = {
+        "model": _name(model),
+        "metrics": list(judges),
+        "target": repr(target),
+        "text": text,
+        "options": repr(dict(request.method_options)),
+        "seed": seed,
+    }
     log = Log(resume, settings)
     for sample in _bar(samples, progress):
-        for record in bench.records(sample, target, text, log.done):
+        for record in bench.records(sample, log.done):
             log.add(record)
             if on_record is not None:
                 on_record(record)
     if not log.records:
         raise MethodError("; ".join(bench.skipped.values()) or "nothing was measured")
     return Evaluation(tuple(log.records), judges, dict(bench.skipped))
-
-
-def _asked(sample: Sample, target: Any, text: Any) -> tuple[Any, Any]:
-    """The target and text of the caller, or else of the sample."""
-    return sample.target if target is None else target, sample.text if text is None else text
-
-
-def every_quick_method() -> list[str]:
-    """The ids of all methods that do not run one forward per channel, including those not defined for every model."""
-    return [name for name in list_methods() if RERUNS not in get_method(name).needs]
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -145,29 +149,38 @@ class _Bench:
     def __init__(
         self,
         explainer: Explainer,
+        request: Request,
         methods: Sequence[Method],
         layer_sets: Sequence[Sequence[str] | str | None],
         metrics: tuple[str, ...],
         baselines: bool,
         seed: int,
-        batch_size: int | None,
+        rerun_batch_size: int | None,
     ) -> None:
-        self.explainer, self.methods, self.metrics, self.seed = explainer, methods, metrics, seed
-        self.batch_size, self.baselines = batch_size, baselines
-        model = explainer.loaded.model
-        self.cams = [[CAM(model, method.id, layers) for method in methods] for layers in layer_sets]
+        self.explainer, self.request, self.metrics, self.seed = explainer, request, metrics, seed
+        self.rerun_batch_size, self.baselines = rerun_batch_size, baselines
+        self.cams = [
+            [CAM(explainer.loaded.model, method.id, layers, **self._options(method)) for method in methods]
+            for layers in layer_sets
+        ]
         self.skipped: dict[str, str] = {}
 
-    def records(
-        self, sample: Sample, target: Any, text: Any, done: Callable[[str, str, tuple[str, ...]], bool]
-    ) -> Iterator[Record]:
+    def _options(self, method: Method) -> dict[str, Any]:
+        return {name: value for name, value in self.request.method_options.items() if name in method.options}
+
+    def asked(self, sample: Sample) -> Request:
+        """What to explain: the caller's target and text, or else the sample's; checked against the model's head."""
+        target = sample.target if self.request.target is None else self.request.target
+        return self.explainer.checked(None, {"target": target, "text": self.request.text or sample.text})
+
+    def records(self, sample: Sample, done: Callable[[str, str, tuple[str, ...]], bool]) -> Iterator[Record]:
+        """The records of one image that are not done yet."""
         image = load_image(sample.image)
         loaded = self.explainer.loaded
         geometry = loaded.geometry((image.height, image.width))
-        request = self.explainer.request(*_asked(sample, target, text), None)
         pictures = loaded.inputs([image])
         head = self.explainer.head
-        request = head.rounds(request, pictures)[0]
+        request = head.rounds(self.asked(sample), pictures)[0]
         inputs = model_inputs_of(
             loaded.model, pictures["pixel_values"], {**others_of(pictures), **head.inputs(request)}
         )
@@ -176,7 +189,7 @@ class _Bench:
         subject = head.subjects(sample_of(outputs, 0, 1), request, geometry)[0]
         problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))
-        scorer = Scorer(loaded.model, inputs, [measured], self.batch_size)
+        scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)
         for name, layers, explain in self._maps(inputs, subject.target):
             if not done(sample.name, name, layers):
                 try:

@@ -169,6 +169,7 @@ def _explain(options: argparse.Namespace) -> None:
     settings = {
         "target": options.target,
         "text": options.text,
+        "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
     }
@@ -268,6 +269,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
+        method_options=_method_options(options.option),
         device=options.device,
         resume=options.out / "records.jsonl",
     )
@@ -292,12 +294,14 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
+    from hf_cam.methods.registry import WIDTH
 
     methods = list_methods()
     width = max(map(len, methods))
     for method in methods.values():
+        forwards = f"about {method.cost(WIDTH):.2g} forwards"
         print(f"{method.id:<{width}}  {method.description}")
-        print(f"{'':<{width}}  needs {', '.join(method.needs)}; {method.paper}")
+        print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
 
 
 def _adapter(options: argparse.Namespace) -> None:

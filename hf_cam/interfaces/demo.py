@@ -116,13 +116,13 @@ def run_demo(out: Path, report: Callable[[str], None]) -> Path:
     scene.save(out / "scene.png")
     shown = [(showing, _show(showing, scene, out, report)) for showing in SHOWINGS]
     explainer = Explainer(load(MODEL), "gradcam")
-    rows, methods = [], list[str]()
+    rows = []
     for photograph in PHOTOGRAPHS:
         image = photograph.image()
         image.save(out / f"{photograph.name}.png")
-        methods = methods or quick_methods(explainer, image)
         started = time.perf_counter()
-        explanations = [found[0] for found in explainer.compare(image, methods)]
+        compared, _ = explainer.compare_defined(image, quick_methods())
+        explanations = [found[0] for found in compared]
         for explanation in explanations:
             explanation.save(out / f"{photograph.name}-{explanation.method}.png")
         found = explanations[0]

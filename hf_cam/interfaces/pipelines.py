@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from hf_cam.explanation import Explanation
 from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
 from hf_cam.models.loading import LoadedModel, processor_of
 from hf_cam.models.traits import check_takes_pictures, traits_of
-from hf_cam.request import check_count
+from hf_cam.request import Request, check_count
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
 WHERE = ("method", "layers", "reshape")
-WHAT = ("target", "text", "top_k", "aug_smooth", "eigen_smooth")
+WHAT = tuple(field.name for field in fields(Request))
 
 
 class HeadLoader:

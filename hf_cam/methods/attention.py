@@ -9,14 +9,28 @@ from torch import Tensor
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.errors import MethodError
-from hf_cam.methods.registry import Method, register
+from hf_cam.methods.registry import method
 
 
+@method(
+    "raw-attention",
+    name="RawAttention",
+    tokens_only=True,
+    paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
+    summary="Where the last attention looks; says nothing of what for.",
+)
 def raw_attention(attention: AttentionTrace) -> Tensor:
     """The last layer's weights in the rows that the target reads, `mean_h A`."""
     return _on_cells(attention, _rows(attention.readers, attention.last.weights.mean(1)))
 
 
+@method(
+    "rollout",
+    name="AttentionRollout",
+    tokens_only=True,
+    paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
+    summary="Attention followed through all layers; says nothing of what for.",
+)
 def rollout(attention: AttentionTrace) -> Tensor:
     """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; they sum to one over all tokens."""
     rows = attention.readers
@@ -27,6 +41,12 @@ def rollout(attention: AttentionTrace) -> Tensor:
     return _on_cells(attention, rows)
 
 
+@method(
+    "chefer",
+    name="Chefer",
+    paper="Chefer et al., Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679",
+    summary="Attention times its gradient, followed through all layers; one detection's own map in DETR.",
+)
 def chefer(attention_gradients: AttentionTrace) -> Tensor:
     """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows that the target reads of `R - I`.
 
@@ -45,6 +65,12 @@ def chefer(attention_gradients: AttentionTrace) -> Tensor:
     return _on_cells(trace, rows - start)
 
 
+@method(
+    "legrad",
+    name="LeGrad",
+    paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
+    summary="Gradient of every layer's own reading of the target with respect to its attention.",
+)
 def legrad(readouts: Readouts) -> Tensor:
     """`mean_h mean_rows relu(ds_l / dA_l)` for every layer l, `s_l` the target read out of that layer's output.
 
@@ -58,6 +84,12 @@ def legrad(readouts: Readouts) -> Tensor:
     return torch.stack([readouts.cells(strength(call)) for call in readouts.calls], 1)
 
 
+@method(
+    "gradeclip",
+    name="GradECLIP",
+    paper="Zhao et al., Grad-ECLIP, ICML 2024, arXiv:2502.18816",
+    summary="What each cell's value adds to the target in the last attention, where its key fits the query.",
+)
 def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own", spatial: bool = True) -> Tensor:
     """`relu(sum_c g_c v_ic w_i)` of the last attention, g the target's gradient at its output in the row that is read.
 
@@ -85,16 +117,34 @@ def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own"
     return _on_cells(attention, _rows(read, strength.sum(1)))
 
 
+@method(
+    "attnlrp",
+    name="AttnLRP",
+    paper="Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602",
+    summary="Input times gradient at the first block's tokens, by rules that hand the score on undiminished.",
+)
 def attnlrp(halved_terms: Tensor) -> Tensor:
     """`x g` at the tokens that enter the first block, g by the rules of AttnLRP."""
     return halved_terms[:, :1]
 
 
+@method(
+    "libragrad",
+    name="LibraGrad",
+    paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
+    summary="Gradient times token at every block, with attention, norms and gates frozen.",
+)
 def libragrad(frozen_terms: Tensor) -> Tensor:
     """`sum_c x_c g_c` at the tokens between all blocks, g by the rules of LibraGrad: HiResCAM, summed over layers."""
     return frozen_terms
 
 
+@method(
+    "libracam",
+    name="LibraCAM",
+    paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
+    summary="HiResCAM at the last tokens that the target depends on, with attention, norms and gates frozen.",
+)
 def libracam(frozen_terms: Tensor) -> Tensor:
     """`sum_c x_c g_c` at the last tokens that the target depends on, g by the rules of LibraGrad.
 
@@ -151,79 +201,3 @@ def _stretched(cosine: Tensor, trace: AttentionTrace) -> Tensor:
     cells = trace.cells(cosine).flatten(-2)
     low, high = cells.amin(-1, keepdim=True), cells.amax(-1, keepdim=True)
     return (cosine - low) / (high - low).clamp_min(torch.finfo(cosine.dtype).eps)
-
-
-RAW_ATTENTION = register(
-    Method(
-        id="raw-attention",
-        name="RawAttention",
-        contributions=raw_attention,
-        paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
-        summary="Where the last attention looks; says nothing of what for.",
-        tokens_only=True,
-    )
-)
-ROLLOUT = register(
-    Method(
-        id="rollout",
-        name="AttentionRollout",
-        contributions=rollout,
-        paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
-        summary="Attention followed through all layers; says nothing of what for.",
-        tokens_only=True,
-    )
-)
-CHEFER = register(
-    Method(
-        id="chefer",
-        name="Chefer",
-        contributions=chefer,
-        paper="Chefer et al., Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679",
-        summary="Attention times its gradient, followed through all layers; one detection's own map in DETR.",
-    )
-)
-LEGRAD = register(
-    Method(
-        id="legrad",
-        name="LeGrad",
-        contributions=legrad,
-        paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
-        summary="Gradient of every layer's own reading of the target with respect to its attention.",
-    )
-)
-GRADECLIP = register(
-    Method(
-        id="gradeclip",
-        name="GradECLIP",
-        contributions=gradeclip,
-        paper="Zhao et al., Grad-ECLIP, ICML 2024, arXiv:2502.18816",
-        summary="What each cell's value adds to the target in the last attention, where its key fits the query.",
-    )
-)
-ATTNLRP = register(
-    Method(
-        id="attnlrp",
-        name="AttnLRP",
-        contributions=attnlrp,
-        paper="Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602",
-        summary="Input times gradient at the first block's tokens, by rules that hand the score on undiminished.",
-    )
-)
-LIBRAGRAD = register(
-    Method(
-        id="libragrad",
-        name="LibraGrad",
-        contributions=libragrad,
-        paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
-        summary="Gradient times token at every block, with attention, norms and gates frozen.",
-    )
-)
-LIBRACAM = register(
-    Method(
-        id="libracam",
-        name="LibraCAM",
-        contributions=libracam,
-        paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
-        summary="HiResCAM at the last tokens that the target depends on, with attention, norms and gates frozen.",
-    )
-)

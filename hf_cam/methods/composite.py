@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_cam.errors import MethodError, TargetError
+from hf_cam.errors import MethodError
 from hf_cam.maps import fuse_product
-from hf_cam.methods.registry import Method, get_method, register
+from hf_cam.methods.registry import Method, get_method, method
 from hf_cam.outputs import logits_of
 from hf_cam.target_layers.stages import stage_ends
 from hf_cam.targets import ClassLogit, Target
-
-BASIC = {"activations", "gradients"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ class ContrastedLogit:
         distances[self.index] = torch.inf
         count = min(self.references, len(logits) - 1)
         if count < 1:
-            raise TargetError("a model with a single class has none to compare it with")
+            raise MethodError(
+                "'finercam' contrasts classes, and this model has a single one; 'gradcam' takes any target"
+            )
         return [int(index) for index in distances.topk(count, largest=False).indices]
 
 
@@ -66,41 +66,33 @@ def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[in
     return ContrastedLogit(target.index, alpha, references)
 
 
+@method(
+    "finercam",
+    name="FinerCAM",
+    retarget=contrasted,
+    paper="Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309",
+    summary="What tells a class from the classes most like it.",
+)
 def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> Tensor:
     """The base method's contributions; the contrast lies in the target."""
-    return _basic("finercam", base).contributions(activations, gradients)
+    return _base_of("finercam", base).contributions(activations=activations, gradients=gradients)
 
 
+@method(
+    "refinecam",
+    name="RefineCAM",
+    fuse=fuse_product,
+    layers=stage_ends,
+    paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
+    summary="Product of the maps of every stage's end: as fine as the early ones, as clean as the late ones.",
+)
 def refinecam(activations: Tensor, gradients: Tensor, base: str = "gradcam++") -> Tensor:
     """The base method's contributions; the maps of the ends of the network's stages are multiplied."""
-    return _basic("refinecam", base).contributions(activations, gradients)
+    return _base_of("refinecam", base).contributions(activations=activations, gradients=gradients)
 
 
-def _basic(method: str, base: str) -> Method:
+def _base_of(composite: str, base: str) -> Method:
     found = get_method(base)
-    if set(found.needs) != BASIC:
-        raise MethodError(f"{method!r} builds on a method of activations and gradients alone, and {base!r} is none")
+    if set(found.needs) != set(get_method(composite).needs):
+        raise MethodError(f"{composite!r} builds on a method of activations and gradients alone, and {base!r} is none")
     return found
-
-
-FINERCAM = register(
-    Method(
-        id="finercam",
-        name="FinerCAM",
-        contributions=finercam,
-        retarget=contrasted,
-        paper="Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309",
-        summary="What tells a class from the classes most like it.",
-    )
-)
-REFINECAM = register(
-    Method(
-        id="refinecam",
-        name="RefineCAM",
-        contributions=refinecam,
-        fuse=fuse_product,
-        layers=stage_ends,
-        paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
-        summary="Product of the maps of every stage's end: as fine as the early ones, as clean as the late ones.",
-    )
-)

@@ -5,77 +5,65 @@ from __future__ import annotations
 from torch import Tensor
 
 from hf_cam.methods.reductions import first_component, first_component_by_extreme, first_kernel_component
-from hf_cam.methods.registry import Method, register
+from hf_cam.methods.registry import method
 
 
+@method(
+    "eigencam",
+    name="EigenCAM",
+    reduce=first_component,
+    paper="Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, arXiv:2008.00299",
+    summary="First principal component of the activations.",
+)
 def eigencam(activations: Tensor) -> Tensor:
     """`a_c`, whose first principal component is the map; the target plays no part."""
     return activations
 
 
+@method(
+    "eigengradcam",
+    name="EigenGradCAM",
+    reduce=first_component,
+    paper="Eigen-CAM (arXiv:2008.00299) on gradient times activation; no paper of its own",
+    summary="First principal component of gradient times activation.",
+)
 def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`g_c a_c`, whose first principal component is the map."""
     return gradients * activations
 
 
+@method(
+    "segeigencam",
+    name="SegEigenCAM",
+    reduce=first_component_by_extreme,
+    paper="Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025, 15(13), 7562, doi:10.3390/app15137562",
+    summary="First principal component of absolute gradient times activation.",
+)
 def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`|g_c| a_c`, whose first principal component is the map, its larger extreme positive (eqs. 10 and 13)."""
     return gradients.abs() * activations
 
 
+@method(
+    "kpcacam",
+    name="KPCACAM",
+    reduce=first_kernel_component,
+    paper="Karmani et al., KPCA-CAM, MMSP 2024, arXiv:2410.00267",
+    summary="First component of a kernel principal component analysis of the activations.",
+)
+def kpcacam(activations: Tensor) -> Tensor:
+    """`a_c`, whose first kernel principal component is the map; the target plays no part."""
+    return activations
+
+
+@method(
+    "fem",
+    name="FEM",
+    paper="Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, doi:10.1109/IPTA50016.2020.9286629",
+    summary="Channels weighed by how many of their cells stand out; no gradient.",
+)
 def fem(activations: Tensor, k: float = 2.0) -> Tensor:
     """`w_c a_c`, w the share of the channel's cells above its mean plus k standard deviations; no gradient."""
     space = tuple(range(2, activations.ndim))
     mean, deviation = activations.mean(space, keepdim=True), activations.std(space, correction=0, keepdim=True)
     return (activations > mean + k * deviation).to(activations.dtype).mean(space, keepdim=True) * activations
-
-
-EIGENCAM = register(
-    Method(
-        id="eigencam",
-        name="EigenCAM",
-        contributions=eigencam,
-        reduce=first_component,
-        paper="Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, arXiv:2008.00299",
-        summary="First principal component of the activations.",
-    )
-)
-EIGENGRADCAM = register(
-    Method(
-        id="eigengradcam",
-        name="EigenGradCAM",
-        contributions=eigengradcam,
-        reduce=first_component,
-        paper="Eigen-CAM (arXiv:2008.00299) on gradient times activation; no paper of its own",
-        summary="First principal component of gradient times activation.",
-    )
-)
-SEGEIGENCAM = register(
-    Method(
-        id="segeigencam",
-        name="SegEigenCAM",
-        contributions=segeigencam,
-        reduce=first_component_by_extreme,
-        paper="Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025, 15(13), 7562, doi:10.3390/app15137562",
-        summary="First principal component of absolute gradient times activation.",
-    )
-)
-KPCACAM = register(
-    Method(
-        id="kpcacam",
-        name="KPCACAM",
-        contributions=eigencam,
-        reduce=first_kernel_component,
-        paper="Karmani et al., KPCA-CAM, MMSP 2024, arXiv:2410.00267",
-        summary="First component of a kernel principal component analysis of the activations.",
-    )
-)
-FEM = register(
-    Method(
-        id="fem",
-        name="FEM",
-        contributions=fem,
-        paper="Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, doi:10.1109/IPTA50016.2020.9286629",
-        summary="Channels weighed by how many of their cells stand out; no gradient.",
-    )
-)

@@ -5,29 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_cam.methods.registry import Method, register
+from hf_cam.methods.registry import method
 
 
+@method(
+    "gradcam",
+    name="GradCAM",
+    paper="Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391",
+    summary="Channels weighed by the spatial mean of their gradient.",
+)
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`mean(g_c) a_c`: each channel weighed by its gradient's mean over space."""
     return _spatial_mean(gradients) * activations
 
 
+@method(
+    "hirescam",
+    name="HiResCAM",
+    paper="Draelos and Carin, HiResCAM, arXiv:2011.08891",
+    summary="Gradient times activation, cell by cell; exact on pooling and linear heads.",
+)
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`g_c a_c`: no averaging, so on a pooling and linear head the contributions sum to the logit less its bias."""
     return gradients * activations
 
 
-def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`relu(g_c) a_c`: each cell weighed by its own positive gradient, good in early layers too."""
-    return gradients.clamp_min(0) * activations
-
-
+@method(
+    "gradcam-elementwise",
+    name="GradCAMElementWise",
+    paper="a variant of Grad-CAM without the average; no paper",
+    summary="Positive part of gradient times activation, summed over channels.",
+)
 def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     """`relu(g_c a_c)`: only what speaks for the target, cell by cell and channel by channel."""
     return (gradients * activations).clamp_min(0)
 
 
+@method(
+    "gradcam++",
+    name="GradCAMPlusPlus",
+    paper="Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063",
+    summary="Channels weighed by their positive gradients, so that several instances count alike.",
+)
 def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(alpha relu(g_c))` and `alpha = g^2 / (2 g^2 + sum(a_c) g^3)` (eq. 19).
 
@@ -40,11 +59,12 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     return _spatial_sum(alpha * gradients.clamp_min(0)) * activations
 
 
-def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Tensor:
-    """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`: the target's second-order expansion at the activations."""
-    return _spatial_mean(gradients - curvature / 2) * activations
-
-
+@method(
+    "xgradcam",
+    name="XGradCAM",
+    paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
+    summary="Channels weighed by their gradient's mean, weighted by the activation itself.",
+)
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
     total = _spatial_sum(activations)
@@ -52,11 +72,45 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.where(total == 0, torch.zeros_like(weights), weights) * activations
 
 
+@method(
+    "shapleycam",
+    name="ShapleyCAM",
+    paper="Cai, CAMs as Shapley Value-based Explainers, The Visual Computer 2025, arXiv:2501.06261",
+    summary="Grad-CAM with the curvature of the score taken into account.",
+)
+def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Tensor:
+    """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`: the target's second-order expansion at the activations."""
+    return _spatial_mean(gradients - curvature / 2) * activations
+
+
+@method(
+    "fullgrad",
+    name="FullGrad",
+    paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
+    summary="Input and every bias, each times its gradient; looks at all layers, whichever is the target layer.",
+)
 def fullgrad(gradient_terms: Tensor) -> Tensor:
     """The terms of the full-gradient decomposition, one a layer, already in the model's pixels."""
     return gradient_terms
 
 
+@method(
+    "layercam",
+    name="LayerCAM",
+    paper="Jiang et al., LayerCAM, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
+    summary="Cells weighed by their own positive gradient; fit for early layers.",
+)
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`relu(g_c) a_c`: each cell weighed by its own positive gradient, good in early layers too."""
+    return gradients.clamp_min(0) * activations
+
+
+@method(
+    "randomcam",
+    name="RandomCAM",
+    paper="a baseline; no paper",
+    summary="Random channel weights: what any method must beat.",
+)
 def randomcam(activations: Tensor, seed: int = 0) -> Tensor:
     """`w_c a_c`, w uniform in [-1, 1]: the same weights for each image of a batch, and for each run of one seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,86 +124,3 @@ def _spatial_mean(tensor: Tensor) -> Tensor:
 
 def _spatial_sum(tensor: Tensor) -> Tensor:
     return tensor.sum(tuple(range(2, tensor.ndim)), keepdim=True)
-
-
-GRADCAM = register(
-    Method(
-        id="gradcam",
-        name="GradCAM",
-        contributions=gradcam,
-        paper="Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391",
-        summary="Channels weighed by the spatial mean of their gradient.",
-    )
-)
-HIRESCAM = register(
-    Method(
-        id="hirescam",
-        name="HiResCAM",
-        contributions=hirescam,
-        paper="Draelos and Carin, HiResCAM, arXiv:2011.08891",
-        summary="Gradient times activation, cell by cell; exact on pooling and linear heads.",
-    )
-)
-GRADCAM_ELEMENTWISE = register(
-    Method(
-        id="gradcam-elementwise",
-        name="GradCAMElementWise",
-        contributions=gradcam_elementwise,
-        paper="a variant of Grad-CAM without the average; no paper",
-        summary="Positive part of gradient times activation, summed over channels.",
-    )
-)
-GRADCAM_PLUSPLUS = register(
-    Method(
-        id="gradcam++",
-        name="GradCAMPlusPlus",
-        contributions=gradcam_plusplus,
-        paper="Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063",
-        summary="Channels weighed by their positive gradients, so that several instances count alike.",
-    )
-)
-XGRADCAM = register(
-    Method(
-        id="xgradcam",
-        name="XGradCAM",
-        contributions=xgradcam,
-        paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
-        summary="Channels weighed by their gradient's mean, weighted by the activation itself.",
-    )
-)
-SHAPLEYCAM = register(
-    Method(
-        id="shapleycam",
-        name="ShapleyCAM",
-        contributions=shapleycam,
-        paper="Cai, CAMs as Shapley Value-based Explainers, The Visual Computer 2025, arXiv:2501.06261",
-        summary="Grad-CAM with the curvature of the score taken into account.",
-    )
-)
-FULLGRAD = register(
-    Method(
-        id="fullgrad",
-        name="FullGrad",
-        contributions=fullgrad,
-        paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
-        summary="Input and every bias, each times its gradient; looks at all layers, whichever is the target layer.",
-    )
-)
-LAYERCAM = register(
-    Method(
-        id="layercam",
-        name="LayerCAM",
-        contributions=layercam,
-        paper="Jiang et al., LayerCAM, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
-        summary="Cells weighed by their own positive gradient; fit for early layers.",
-    )
-)
-RANDOMCAM = register(
-    Method(
-        id="randomcam",
-        name="RandomCAM",
-        contributions=randomcam,
-        paper="a baseline; no paper",
-        summary="Random channel weights: what any method must beat.",
-    )
-)

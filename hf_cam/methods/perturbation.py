@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_cam.methods.registry import Method, register
+from hf_cam.methods.registry import method
 
 
+@method(
+    "ablationcam",
+    name="AblationCAM",
+    paper="Desai and Ramaswamy, Ablation-CAM, WACV 2020, pp. 972-980",
+    summary="Channels weighed by how far the score falls without them; only the tail of the model is rerun.",
+)
 def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, y the target's value; 0 where y is.
 
@@ -20,6 +26,12 @@ def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     return _per_channel(torch.where(value == 0, torch.zeros_like(weights), weights), activations) * activations
 
 
+@method(
+    "scorecam",
+    name="ScoreCAM",
+    paper="Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279",
+    summary="Channels weighed by the score of the image seen through them alone.",
+)
 def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
     """`w_c a_c`, w the softmax over channels of the target's value on the image masked by the channel.
 
@@ -32,23 +44,3 @@ def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
 
 def _per_channel(weights: Tensor, activations: Tensor) -> Tensor:
     return weights.reshape(*weights.shape, *[1] * (activations.ndim - 2))
-
-
-ABLATIONCAM = register(
-    Method(
-        id="ablationcam",
-        name="AblationCAM",
-        contributions=ablationcam,
-        paper="Desai and Ramaswamy, Ablation-CAM, WACV 2020, pp. 972-980",
-        summary="Channels weighed by how far the score falls without them; only the tail of the model is rerun.",
-    )
-)
-SCORECAM = register(
-    Method(
-        id="scorecam",
-        name="ScoreCAM",
-        contributions=scorecam,
-        paper="Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279",
-        summary="Channels weighed by the score of the image seen through them alone.",
-    )
-)

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_cam.errors import MethodError, OptionError, nearest
+from hf_cam.errors import MethodError, OptionError
 from hf_cam.maps import fuse_mean
 from hf_cam.methods.reductions import channel_sum, first_component
+from hf_cam.methods.signals import SIGNALS, Signal
+from hf_cam.registry import Registry
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
 
-ATTENTION = ("attention", "attention_gradients", "readouts", "halved_terms", "frozen_terms")
-"""Evidence that only attention over the picture's cells gives."""
-EVIDENCE = {
-    "activations": "what the target layer returns, `[B, C, h, w]`; one forward",
-    "gradients": "of the target with respect to it; the tail of the model backwards",
-    "curvature": "the target's Hessian there times the activations; the tail's gradient differentiated again",
-    "ablated_scores": "the target without each channel, `[B, 1 + C]`; a run of the tail a channel",
-    "masked_scores": "the target of the image seen through each channel alone, `[B, C]`; a forward a channel",
-    "gradient_terms": "the terms of the full gradient, `[B, 1 + biases, H, W]`; the whole model backwards",
-    "attention": "what each attention did; the target's gradient at the last",
-    "attention_gradients": "the same with the target's gradients at all; the whole model backwards",
-    "readouts": "each layer's own reading of the target by the model's head",
-    "halved_terms": "token times gradient at each block by the rules of AttnLRP; one more forward and backward",
-    "frozen_terms": "token times gradient at each block by the rules of LibraGrad; one more forward and backward",
-}
-"""What methods are functions of, by the names of their parameters, and what making it takes."""
+WIDTH, PATIENCE = 768, 100.0
+"""Channels of a typical target layer, and the forwards from which on a method takes its time there."""
 
-_registry: dict[str, Method] = {}
+Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
 
 def same_target(target: Target) -> Target:
@@ -51,8 +38,8 @@ class Method:
     Args:
         id: The name in `explain(method=...)`.
         name: The class name, as the paper writes it.
-        contributions: Pure function of the evidence, `[B, C, *space] -> [B, C, *space]`; its parameters without a
-            default name the evidence that it needs, the others are options.
+        contributions: Pure function of signals, `[B, C, *space] -> [B, C, *space]`; its parameters without a default
+            name the signals that it needs, the others are options.
         paper: Authors, title or venue, and arXiv id.
         summary: One sentence.
         reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or a principal component of them; its parameters
@@ -75,9 +62,19 @@ class Method:
     tokens_only: bool = False
 
     @property
+    def source(self) -> Callable[..., Any]:
+        """The function that it is registered for."""
+        return self.contributions
+
+    @property
     def needs(self) -> tuple[str, ...]:
-        """The evidence that it needs, by the names in `EVIDENCE`."""
+        """The names of the signals that it is a function of."""
         return _required(self.contributions)
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that it is a function of."""
+        return tuple(SIGNALS.get(name) for name in self.needs)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -85,14 +82,44 @@ class Method:
         return {**_defaults(self.contributions), **_defaults(self.reduce), **_defaults(self.retarget)}
 
     @property
+    def needs_gradients(self) -> bool:
+        """True where the part of the model behind the target layer is recorded and differentiated."""
+        return any(signal.gradients or signal.second_order for signal in self.signals)
+
+    @property
     def needs_attention(self) -> bool:
         """True where it is defined for models alone that attend over all of the picture's cells."""
-        return not set(self.needs).isdisjoint(ATTENTION)
+        return any(signal.attention for signal in self.signals)
+
+    @property
+    def works_on_pixels(self) -> bool:
+        """True where it is defined for the pixels of one picture alone: neither for cut patches nor for frames."""
+        return any(signal.pixels for signal in self.signals)
+
+    @property
+    def reruns(self) -> bool:
+        """True where the model, or the part behind the target layer, runs once per channel."""
+        return any(signal.reruns for signal in self.signals)
+
+    @property
+    def reads_layer(self) -> bool:
+        """True where the target layer's output and the gradients there are all that it is a function of."""
+        return not any(signal.watch or signal.attention or signal.pixels or signal.reruns for signal in self.signals)
+
+    def cost(self, channels: int) -> float:
+        """How many forwards of the model it takes for one target, backward passes included; see `Signal`."""
+        own = (signal.forwards + channels * signal.forwards_per_channel for signal in self.signals)
+        return 1 + sum(own)
+
+    @property
+    def is_quick(self) -> bool:
+        """True where it takes fewer than 100 forwards on a layer of 768 channels."""
+        return self.cost(WIDTH) < PATIENCE
 
     @property
     def ignores_target(self) -> bool:
         """True where every target gets the same map."""
-        return self.needs == ("activations",)
+        return all(signal.ignores_target for signal in self.signals)
 
     @property
     def ignores_class(self) -> bool:
@@ -124,31 +151,30 @@ class Method:
         """
         return [self.retarget(target, **_pick(options, self.retarget)) for target in targets]
 
-    def map(self, *, eigen_smooth: bool = False, **evidence: Any) -> Tensor:
+    def map(self, *, eigen_smooth: bool = False, **given: Any) -> Tensor:
         """The map `[B, *space]` in float32 or better, non-negative.
 
         Cells whose value is within the rounding error of the sum that made it are zero: noise is not evidence.
 
         Raises:
-            MethodError: the evidence is not finite.
+            MethodError: a signal is not finite.
 
         Args:
             eigen_smooth: Take the first principal component of the contributions in place of their sum.
-            evidence: `activations` and `gradients`, `[B, C, *space]` each, as far as the method needs them; options.
+            given: The signals that the method needs, `[B, C, *space]` each where they are tensors; and its options.
         """
-        given = {name: evidence[name] for name in self.needs}
-        for name, tensor in given.items():
+        signals = {name: given[name] for name in self.needs}
+        for name, tensor in signals.items():
             if isinstance(tensor, Tensor) and not _is_finite(tensor):
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
         tensors = {
-            name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in given.items()
+            name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
-        options = {name: value for name, value in evidence.items() if name not in EVIDENCE}
         reduce = first_component if eigen_smooth else self.reduce
-        contributions = self.contributions(**tensors, **_pick(options, self.contributions))
-        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in given.values())
-        reduced = reduce(contributions, **_pick(options, reduce)).clamp_min(0)
+        contributions = self.contributions(**tensors, **_pick(given, self.contributions))
+        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        reduced = reduce(contributions, **_pick(given, reduce)).clamp_min(0)
         # Independent errors of one rounding a term add up like the terms' Euclidean norm.
         error = rounding * contributions.norm(dim=1)
         return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
@@ -185,20 +211,63 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def register(method: Method) -> Method:
-    """Add a method to the registry.
+def _check_signals(method: Method) -> None:
+    """Refuse a function with a parameter that is neither a signal nor an option."""
+    if not method.needs:
+        raise MethodError(f"{method.id!r} is a function of no signal: its parameters without a default name some")
+    for name in method.needs:
+        try:
+            SIGNALS.get(name)
+        except MethodError as error:
+            raise MethodError(f"{method.id!r} needs {name!r}: {error}; an option has a default") from error
+
+
+METHODS = Registry[Method]("method", MethodError, r"[a-z][a-z0-9+-]*", _check_signals)
+
+
+def register(method: Method, replace: bool = False) -> Method:
+    """Add a method to the registry and return it; a method that is registered again from the same place is replaced.
+
+    Args:
+        method: The record.
+        replace: Take the place of a method of the same id that comes from elsewhere.
 
     Raises:
-        MethodError: the id is taken or malformed, or the function needs evidence that does not exist.
+        MethodError: the id is malformed or taken, or the function needs a signal that does not exist.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9+-]*", method.id):
-        raise MethodError(f"{method.id!r} is no method id: lower-case letters, digits, '+' and '-' only")
-    if method.id in _registry:
-        raise MethodError(f"a method {method.id!r} is registered already")
-    if unknown := set(method.needs) - set(EVIDENCE):
-        raise MethodError(f"{method.id!r} needs {sorted(unknown)}; evidence is one of {', '.join(EVIDENCE)}")
-    _registry[method.id] = method
-    return method
+    return METHODS.add(method, replace)
+
+
+def method(
+    method_id: str,
+    *,
+    name: str,
+    paper: str,
+    summary: str,
+    reduce: Callable[..., Tensor] = channel_sum,
+    retarget: Callable[..., Target] = same_target,
+    fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = fuse_mean,
+    layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = target_layers,
+    tokens_only: bool = False,
+    replace: bool = False,
+) -> Callable[[Contributions], Contributions]:
+    """Register a pure function of signals as a method; the function itself stays as it is.
+
+    Args:
+        method_id: The name in `explain(method=...)`.
+        name, paper, summary, reduce, retarget, fuse, layers, tokens_only: See `Method`.
+        replace: Take the place of a method of the same id that comes from elsewhere.
+
+    Raises:
+        MethodError: the id is malformed or taken, or the function needs a signal that does not exist.
+    """
+
+    def add(contributions: Contributions) -> Contributions:
+        record = Method(method_id, name, contributions, paper, summary, reduce, retarget, fuse, layers, tokens_only)
+        register(record, replace)
+        return contributions
+
+    return add
 
 
 def get_method(method_id: str) -> Method:
@@ -207,9 +276,7 @@ def get_method(method_id: str) -> Method:
     Raises:
         MethodError: there is none; the nearest ids are named.
     """
-    if not isinstance(method_id, str) or method_id not in _registry:
-        raise MethodError(f"no method {method_id!r}; nearest: {nearest(str(method_id), _registry)}")
-    return _registry[method_id]
+    return METHODS.get(method_id)
 
 
 def list_methods() -> dict[str, Method]:
@@ -220,4 +287,4 @@ def list_methods() -> dict[str, Method]:
     >>> list_methods()["eigencam"].needs, list_methods()["eigencam"].ignores_target
     (('activations',), True)
     """
-    return dict(_registry)
+    return METHODS.records()

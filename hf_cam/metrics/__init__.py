@@ -5,7 +5,8 @@
 
 from hf_cam.metrics.baselines import BASELINES, centred_gaussian, noise, sobel_edges
 
-# The order of these imports is the order of `list_metrics()`.
+# The order of these imports is the order of the tables: a measurement stands before the metrics that need it.
+from hf_cam.metrics.measurements import shuffled_weights  # isort: skip
 from hf_cam.metrics.confidence import confidence_change, confidence_drop, confidence_increase  # isort: skip
 from hf_cam.metrics.perturbation import (  # isort: skip
     area,
@@ -14,7 +15,6 @@ from hf_cam.metrics.perturbation import (  # isort: skip
     insertion_less_deletion,
     perturbation_negative,
     perturbation_positive,
-    ranks,
     road_combined,
     road_least,
     road_most,
@@ -41,15 +41,16 @@ from hf_cam.metrics.localization import (  # isort: skip
 from hf_cam.metrics.sanity import (  # isort: skip
     model_randomization,
     rank_correlation,
-    shuffled_weights,
     target_randomization,
 )
 from hf_cam.metrics.imputation import impute
-from hf_cam.metrics.registry import Metric, get_metric, list_metrics, register
+from hf_cam.metrics.order import ranks
+from hf_cam.metrics.registry import Measurement, Metric, get_metric, list_metrics, measurement, metric, register
 from hf_cam.metrics.trial import Scorer, Trial, confidence
 
 __all__ = [
     "BASELINES",
+    "Measurement",
     "Metric",
     "Scorer",
     "Trial",
@@ -77,6 +78,8 @@ __all__ = [
     "intersection_over_union",
     "list_metrics",
     "max_sensitivity",
+    "measurement",
+    "metric",
     "model_randomization",
     "noise",
     "peak_inside",

@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from hf_cam.errors import OptionError, nearest
+from hf_cam.errors import OptionError
+from hf_cam.registry import Registry
 
-EVIDENCE = {
-    "maps": "the map `[B, H, W]` in [0, 1]",
-    "masks": "where the thing is, `[B, H, W]` booleans",
-    "scores": "the model's confidence in the target, `[B]`",
-    "kept_scores": "the same of the image multiplied by the map, `[B]`",
-    "most_first": "the same with the most relevant pixels imputed, one a percentile, `[B, P]`",
-    "least_first": "the same with the least relevant pixels imputed, `[B, P]`",
-    "inserted": "the same while pixels are uncovered, the most relevant first, `[B, S + 1]`",
-    "deleted": "the same while pixels are blanked, the most relevant first, `[B, S + 1]`",
-    "deleted_last": "the same while pixels are blanked, the least relevant first, `[B, S + 1]`",
-    "group_relevance": "the map's sum over each of K groups of pixels of falling relevance, `[B, K]`",
-    "group_scores": "the same confidence with each group replaced alone, `[B, K]`",
-    "kept_maps": "the map of the image multiplied by the map, `[B, H, W]`",
-    "noisy_maps": "maps of the image with noise added, `[N, B, H, W]`",
-    "randomized_maps": "the map after the model's weights were shuffled, `[B, H, W]`",
-    "other_maps": "the map of another target, `[B, H, W]`",
-    "attributions": "signed attributions, `[B, ...]`",
-    "difference": "the target's value less its value on the baseline, `[B]`",
-}
-"""What metrics are functions of, by the names of their parameters."""
+if TYPE_CHECKING:
+    from hf_cam.metrics.trial import Trial
 
-_registry: dict[str, Metric] = {}
+Compute = TypeVar("Compute", bound=Callable[..., Tensor])
+Provider = TypeVar("Provider", bound="Callable[[Trial], Mapping[str, Tensor]]")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What metrics are functions of: a metric's parameter of this name gets it.
+
+    Args:
+        name: Of the parameter.
+        meaning: What it is, with its shape, for the tables.
+        provide: From a trial to this measurement and those that are made with it, by name.
+    """
+
+    name: str
+    meaning: str
+    provide: Callable[[Trial], Mapping[str, Tensor]] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def source(self) -> Callable[..., Any]:
+        """The function that provides it."""
+        return self.provide
+
+
+MEASUREMENTS = Registry[Measurement]("measurement", OptionError, r"[a-z][a-z0-9_]*")
+
+
+def measurement(**meanings: str) -> Callable[[Provider], Provider]:
+    """Register a function of a `Trial` that returns measurements by name; the function itself stays as it is.
+
+    Args:
+        meanings: What each of them is, with its shape, by its name.
+
+    >>> MEASUREMENTS.get("scores").meaning
+    "the model's confidence in the target, `[B]`"
+    """
+
+    def add(provide: Provider) -> Provider:
+        for name, meaning in meanings.items():
+            MEASUREMENTS.add(Measurement(name, meaning, provide))
+        return provide
+
+    return add
 
 
 @dataclass(frozen=True)
@@ -43,7 +72,7 @@ class Metric:
     Args:
         id: The name in `evaluate(metrics=...)`.
         name: As a table's heading.
-        compute: Pure function of the evidence to one score a map, `[B]`; its parameters name the evidence.
+        compute: Pure function of measurements to one score per map, `[B]`; its parameters without a default name them.
         range: Lowest and highest score, for a confidence in [0, 1].
         higher_is_better: None where neither is better.
         paper: Authors, venue and arXiv id.
@@ -57,8 +86,13 @@ class Metric:
     paper: str
 
     @property
+    def source(self) -> Callable[..., Any]:
+        """The function that it is registered for."""
+        return self.compute
+
+    @property
     def needs(self) -> tuple[str, ...]:
-        """The evidence that it needs, by the names in `EVIDENCE`."""
+        """The names of the measurements that it is a function of."""
         parameters = inspect.signature(self.compute).parameters.values()
         return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
 
@@ -68,6 +102,17 @@ class Metric:
         return " ".join((inspect.getdoc(self.compute) or "").split("\n\n")[0].split())
 
 
+def _check_measurements(metric: Metric) -> None:
+    for name in metric.needs:
+        try:
+            MEASUREMENTS.get(name)
+        except OptionError as error:
+            raise OptionError(f"{metric.id!r} needs {name!r}: {error}") from error
+
+
+METRICS = Registry[Metric]("metric", OptionError, r"[a-z][a-z0-9-]*", _check_measurements)
+
+
 def metric(
     metric_id: str,
     name: str,
@@ -75,30 +120,37 @@ def metric(
     range: tuple[float, float] = (0, 1),  # noqa: A002  (the field's own name)
     higher_is_better: bool | None = True,
     paper: str,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a pure function as a metric; the function itself stays as it is."""
+    replace: bool = False,
+) -> Callable[[Compute], Compute]:
+    """Register a pure function of measurements as a metric; the function itself stays as it is.
 
-    def add(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        register(Metric(metric_id, name, compute, range, higher_is_better, paper))
+    Args:
+        metric_id: The name in `evaluate(metrics=...)`.
+        name, range, higher_is_better, paper: See `Metric`.
+        replace: Take the place of a metric of the same id that comes from elsewhere.
+
+    Raises:
+        OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
+    """
+
+    def add(compute: Compute) -> Compute:
+        register(Metric(metric_id, name, compute, range, higher_is_better, paper), replace)
         return compute
 
     return add
 
 
-def register(record: Metric) -> Metric:
-    """Add a metric to the registry.
+def register(record: Metric, replace: bool = False) -> Metric:
+    """Add a metric to the registry and return it; a metric that is registered again from the same place is replaced.
+
+    Args:
+        record: The record.
+        replace: Take the place of a metric of the same id that comes from elsewhere.
 
     Raises:
-        OptionError: the id is taken or malformed, or the function needs evidence that does not exist.
+        OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", record.id):
-        raise OptionError(f"{record.id!r} is no metric id: lower-case letters, digits and '-' only")
-    if record.id in _registry:
-        raise OptionError(f"a metric {record.id!r} is registered already")
-    if unknown := set(record.needs) - set(EVIDENCE):
-        raise OptionError(f"{record.id!r} needs {sorted(unknown)}; evidence is one of {', '.join(EVIDENCE)}")
-    _registry[record.id] = record
-    return record
+    return METRICS.add(record, replace)
 
 
 def get_metric(metric_id: Any) -> Metric:
@@ -107,9 +159,7 @@ def get_metric(metric_id: Any) -> Metric:
     Raises:
         OptionError: there is none; the nearest ids are named.
     """
-    if not isinstance(metric_id, str) or metric_id not in _registry:
-        raise OptionError(f"no metric {metric_id!r}; nearest: {nearest(str(metric_id), _registry)}")
-    return _registry[metric_id]
+    return METRICS.get(metric_id)
 
 
 def list_metrics() -> list[str]:
@@ -118,4 +168,4 @@ def list_metrics() -> list[str]:
     >>> "insertion" in list_metrics()
     True
     """
-    return list(_registry)
+    return list(METRICS.records())

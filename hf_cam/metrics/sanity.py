@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_cam.capture.guard import lock_of
 from hf_cam.metrics.coherence import correlation
 from hf_cam.metrics.registry import metric
-from hf_cam.models.traits import unwrap
 
 PAPER = "Adebayo et al., NeurIPS 2018, arXiv:1810.03292"
 
@@ -38,27 +33,6 @@ def model_randomization(maps: Tensor, randomized_maps: Tensor) -> Tensor:
 def target_randomization(maps: Tensor, other_maps: Tensor) -> Tensor:
     """The rank correlation of the map with the map of another target; 1 says that the target does not matter."""
     return rank_correlation(maps, other_maps)
-
-
-@contextmanager
-def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The model with the values of every parameter shuffled within it; they come back when the block ends.
-
-    Each parameter keeps its distribution, so that activations stay in their usual range, and loses what it learnt.
-    """
-    module = unwrap(model)
-    with lock_of(module):
-        parameters = list(module.parameters())
-        kept = [parameter.detach().clone() for parameter in parameters]
-        generator = torch.Generator().manual_seed(seed)
-        try:
-            for parameter in parameters:
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
-            yield
-        finally:
-            for parameter, values in zip(parameters, kept, strict=True):
-                parameter.data = values
 
 
 def _mean_ranks(maps: Tensor) -> Tensor:

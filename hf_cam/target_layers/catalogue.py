@@ -1,20 +1,23 @@
-"""The catalogue of `adapters/`: one data file a family of architectures, and how its layer patterns are read."""
+"""The catalogue of `adapters/`: one data file per family of architectures, and how its layer patterns are read."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hf_cam.errors import LayerError, LayoutError, UnknownArchitecture
+from hf_cam.errors import LayerError, LayoutError, PluginWarning, UnknownArchitecture
 from hf_cam.layouts import MAPS, Layout
 from hf_cam.models.families import tables
 from hf_cam.models.traits import config_of, count_of, timm_traits, traits_of
+from hf_cam.plugins import data_files
 from hf_cam.target_layers.adapter import Adapter
 
 
@@ -48,10 +51,18 @@ class Refusal:
     reason: str
 
 
-@functools.cache
 def refusals() -> tuple[Refusal, ...]:
-    """Every refusal of `adapters/*.toml`."""
-    return tuple(Refusal(tuple(table["model_types"]), table["reason"]) for _, table in tables("refusal"))
+    """Every refusal of `adapters/*.toml` and of plug-ins."""
+    return _refusals(data_files())
+
+
+@functools.cache
+def _refusals(others: tuple[Path, ...]) -> tuple[Refusal, ...]:
+    del others
+    return tuple(
+        Refusal(tuple(table["model_types"]), table.get("reason", f"{path.name} refuses it"))
+        for path, table in tables("refusal")
+    )
 
 
 def check_not_refused(module: nn.Module) -> None:
@@ -66,23 +77,39 @@ def check_not_refused(module: nn.Module) -> None:
             raise UnknownArchitecture(f"{traits.class_name} ({traits.model_type}) has no map to draw: {refusal.reason}")
 
 
-@functools.cache
 def catalogue() -> tuple[Entry, ...]:
-    """Every entry of `adapters/*.toml`, file by file.
+    """Every entry of `adapters/*.toml`, file by file, then those of plug-ins.
+
+    An entry of a plug-in that is wrong is left out with a `PluginWarning`.
 
     Raises:
         LayoutError: a file has unknown keys, or two entries claim the same model type and head.
     """
+    return _entries(data_files())
+
+
+@functools.cache
+def _entries(others: tuple[Path, ...]) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     for path, table in tables("adapter"):
         try:
-            listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-            entry = Entry(family=path.stem, **listed)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise LayoutError(f"{path.name}: {error}") from error
-        _refuse_duplicate(entry, entries)
-        entries.append(entry)
+            entry = _entry(path, table)
+            _refuse_duplicate(entry, entries)
+        except LayoutError as error:
+            if path not in others:
+                raise
+            warnings.warn(f"an entry of the plug-in's file {path} is left out: {error}", PluginWarning, stacklevel=2)
+        else:
+            entries.append(entry)
     return tuple(entries)
+
+
+def _entry(path: Path, table: Mapping[str, Any]) -> Entry:
+    try:
+        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        return Entry(family=path.stem, **listed)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise LayoutError(f"{path.name}: {error}") from error
 
 
 def _refuse_duplicate(entry: Entry, entries: Iterable[Entry]) -> None:

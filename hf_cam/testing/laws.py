@@ -39,7 +39,8 @@ def convolutional() -> nn.Module:
 
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=CLASSES)
-    return ResNetForImageClassification(config).eval()
+    model: nn.Module = ResNetForImageClassification(config).eval()
+    return model
 
 
 def transformer() -> nn.Module:
@@ -56,4 +57,5 @@ def transformer() -> nn.Module:
         initializer_range=0.3,
         num_labels=CLASSES,
     )
-    return ViTForImageClassification(config).eval()
+    model: nn.Module = ViTForImageClassification(config).eval()
+    return model

@@ -1,0 +1,219 @@
+"""Signals that only attention over all cells of the picture gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call
+from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.recorder import Recording, recording
+from hf_cam.capture.replay import Tail
+from hf_cam.capture.routes import tail_after, trace_of
+from hf_cam.errors import DetachedError, MethodError, NoGradientError
+from hf_cam.layouts import AnyLayout, Size
+from hf_cam.methods.run import Run
+from hf_cam.methods.signals import activations, signal
+from hf_cam.models.traits import unwrap
+from hf_cam.targets import target_values
+
+
+@signal(
+    "what each attention did, with the target's gradient at the last",
+    cost="the part behind the last attention backwards",
+    attention=True,
+    watch=recording,
+    forwards=0.1,
+)
+def attention(run: Run, layer: str) -> AttentionTrace:
+    """The trace with a gradient at its last call alone; the target layer plays no part."""
+    del layer
+    return run.once(_read)
+
+
+@signal(
+    "the same with the target's gradient at each attention",
+    cost="the whole model backwards",
+    attention=True,
+    watch=recording,
+    forwards=1.2,
+)
+def attention_gradients(run: Run, layer: str) -> AttentionTrace:
+    """The trace with a gradient at each of its calls; the target layer plays no part."""
+    del layer
+    return run.once(_differentiated)
+
+
+@signal(
+    "each layer's own reading of the target by the model's head",
+    cost="the head once per layer, forwards and backwards",
+    attention=True,
+    watch=recording,
+    forwards=0.8,
+)
+def readouts(run: Run, layer: str) -> Readouts:
+    """LeGrad's: each layer of the encoder, read by the model's own head; the target layer plays no part.
+
+    Raises:
+        MethodError: there is no such reading.
+    """
+    del layer
+    return run.once(_readouts)
+
+
+@signal(
+    "token times gradient at each block by the rules of AttnLRP, `[B, blocks + 1, h, w]`",
+    cost="one more forward, and backwards through it",
+    attention=True,
+    watch=recording,
+    forwards=2.3,
+)
+def halved_terms(run: Run, layer: str) -> Tensor:
+    """See `terms`; the target layer plays no part."""
+    del layer
+    return run.once(terms, "halved")
+
+
+@signal(
+    "token times gradient at each block by the rules of LibraGrad, `[B, blocks + 1, h, w]`",
+    cost="one more forward, and backwards through it",
+    attention=True,
+    watch=recording,
+    forwards=2.3,
+)
+def frozen_terms(run: Run, layer: str) -> Tensor:
+    """See `terms`; the target layer plays no part."""
+    del layer
+    return run.once(terms, "frozen")
+
+
+def traced(run: Run) -> AttentionTrace:
+    """What attention did, without gradients.
+
+    Raises:
+        MethodError: it does not run over all of the picture's cells.
+    """
+    grids: list[Size] = []
+    for layer in run.adapter.layers:
+        rows, columns = activations(run, layer).shape[-2:]
+        grids.append((rows, columns))
+    assert run.captured.pixels is not None
+    layouts = (*run.adapter.layouts, AnyLayout(run.adapter.prefixes))
+    return trace_of(_recorded(run), run.captured.pixels, run.scores.sum(), layouts, grids, run.picture_size)
+
+
+def terms(run: Run, attend: Attend) -> Tensor:
+    """`[B, blocks + 1, h, w]`: token times gradient by local rules, before the first block and after each.
+
+    Runs the model once more, under those rules.
+    """
+    module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
+    blocks = list(dict.fromkeys(record.block_of(one) for one in trace.encoder))
+    tokens: list[Tensor] = []
+    handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
+    handles += [
+        module.get_submodule(block).register_forward_hook(lambda _, __, output: _keep(tokens, output))
+        for block in blocks
+    ]
+    with borrowed(module), torch.enable_grad():
+        pixels = run.inputs["pixel_values"].detach().requires_grad_()
+        try:
+            with LocalRules(attend):
+                outputs = call(module, {**run.inputs, "pixel_values": pixels})
+                score = target_values(outputs, run.targets).sum()
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = torch.autograd.grad(_connected(score), tokens, allow_unused=True)
+    return torch.stack(
+        [
+            trace.cells((token.detach() * (0 if gradient is None else gradient)).sum(-1))
+            for token, gradient in zip(tokens, found, strict=True)
+        ],
+        1,
+    )
+
+
+def _recorded(run: Run) -> Recording:
+    record: Recording = run.captured.watched[recording]
+    return record
+
+
+def _read(run: Run) -> AttentionTrace:
+    trace = run.once(traced)
+    [gradient] = _gradients_at(run, [trace.last.output])
+    return trace.with_gradients([None] * (len(trace.calls) - 1) + [gradient])
+
+
+def _differentiated(run: Run) -> AttentionTrace:
+    trace = run.once(traced)
+    return trace.with_gradients(_gradients_at(run, [one.output for one in trace.calls]))
+
+
+def _gradients_at(run: Run, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        _connected(run.scores.sum()), outputs, retain_graph=True, allow_unused=True
+    )
+    if found[-1] is None or not found[-1].any():
+        raise NoGradientError("the target's gradient is zero at the last attention: nothing there influences it")
+    return found
+
+
+def _connected(score: Tensor) -> Tensor:
+    if not score.requires_grad:
+        raise DetachedError("the target does not depend on the model's attention: it is a constant or was detached")
+    return score
+
+
+def _readouts(run: Run) -> Readouts:
+    trace, record = run.once(traced), _recorded(run)
+    if trace.decoder:
+        raise MethodError("'legrad' is not defined where queries read the cells by cross-attention; 'chefer' is")
+    blocks = [record.block_of(one) for one in trace.encoder]
+    if len(set(blocks)) != len(blocks):
+        raise MethodError("'legrad' needs one attention a block; 'chefer' is defined here")
+    outputs = {record.names[done.module]: done.output for done in record.finished}
+    tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
+    return Readouts(
+        tuple(
+            _readout(run, one, first_tensor(outputs[block]), tail)
+            for one, block in zip(trace.encoder, blocks, strict=True)
+        ),
+        trace.cells,
+    )
+
+
+def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Attention:
+    assert tokens is not None
+    pool = run.once(traced).pool
+    if pool is None:
+        reading = tail.together(tokens.mean(1, keepdim=True).expand_as(tokens))
+    else:
+        with recording(unwrap(run.model)) as again:
+            reading = tail.together(tokens)
+        one = next(other for other in again.calls if other.layer == pool.layer)
+    score = _connected(target_values(reading, run.targets).sum())
+    [gradient] = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
+    return replace(one, gradient=gradient)
+
+
+def _collector(tokens: list[Tensor]) -> Callable[..., None]:
+    def collect(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = first_tensor(args) if args else first_tensor(kwargs)
+        assert given is not None
+        tokens.append(given)
+
+    return collect
+
+
+def _keep(tokens: list[Tensor], output: Any) -> None:
+    found = first_tensor(output)
+    assert found is not None
+    tokens.append(found)

@@ -1,0 +1,102 @@
+"""Signals for which the model, or the part behind the target layer, runs once per channel."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hf_cam.capture.chunks import images_at_once, in_chunks
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call
+from hf_cam.capture.replay import tail_of
+from hf_cam.errors import LayoutError, SlowWarning
+from hf_cam.maps import normalize, resize
+from hf_cam.methods.run import Run
+from hf_cam.methods.signals import activations, signal
+from hf_cam.models.traits import unwrap
+from hf_cam.targets import target_values
+
+CHUNK_BYTES = 16 * 2**20
+
+
+@signal(
+    "the target without each channel, `[B, 1 + C]`",
+    cost="a forward, then the part behind the target layer once per channel",
+    forwards=1.0,
+    forwards_per_channel=0.08,
+)
+def ablated_scores(run: Run, layer: str) -> Tensor:
+    """The targets' values `[B, 1 + C]`: as they are, then without one channel of the layer each.
+
+    Only the tail is rerun, in float32 or better: what a channel does is a small difference of large values.
+    """
+    activation = run.activation(layer).detach()
+    axis = _channel_axis(activation, activations(run, layer))
+    channels = activation.shape[axis]
+    gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
+    size = run.rerun_batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
+    with tail_of(run.model, layer, run.inputs) as tail:
+        if not tail.exact:
+            warnings.warn(
+                f"the model behind {layer!r} cannot be rerun alone, so each of its {channels} channels takes a "
+                "whole forward; a layer nearer to the output may be replayed",
+                SlowWarning,
+                stacklevel=2,
+            )
+
+        def without(sample: int, start: int, stop: int) -> Tensor:
+            lost = gone[start:stop].unflatten(1, [channels if i == axis else 1 for i in range(1, activation.ndim)])
+            variants = activation[sample : sample + 1].masked_fill(lost, 0)
+            return target_values(tail(variants, sample), [run.targets[sample]] * (stop - start))
+
+        return torch.stack(
+            [in_chunks(1 + channels, size, partial(without, sample)) for sample in range(len(activation))]
+        )
+
+
+@signal(
+    "the target of the image seen through each channel alone, `[B, C]`",
+    cost="a forward per channel",
+    pixels=True,
+    forwards_per_channel=0.9,
+)
+def masked_scores(run: Run, layer: str) -> Tensor:
+    """The targets' values `[B, C]` of the images masked by one channel each, enlarged and stretched to [0, 1].
+
+    A constant channel masks nothing out and nothing in: its image is black, never NaN.
+    """
+    channels = activations(run, layer)
+    pixels = run.inputs["pixel_values"]
+
+    def masked(sample: int, start: int, stop: int) -> Tensor:
+        masks = normalize(resize(channels[sample, start:stop].float(), run.size), len(run.size))[:, None]
+        inputs = {
+            name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
+            if isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1]
+            else value
+            for name, value in run.inputs.items()
+        }
+        inputs["pixel_values"] = pixels[sample] * masks.to(pixels)
+        outputs = call(unwrap(run.model), inputs)
+        return target_values(outputs, [run.targets[sample]] * (stop - start))
+
+    with borrowed(unwrap(run.model)), torch.no_grad():
+        size = run.rerun_batch_size or images_at_once(pixels.device)
+        return torch.stack(
+            [in_chunks(channels.shape[1], size, partial(masked, sample)) for sample in range(len(channels))]
+        )
+
+
+def _channel_axis(activation: Tensor, spatial: Tensor) -> int:
+    """Where the channels lie in a layer's output, told by their number.
+
+    Raises:
+        LayoutError: nowhere, because a reshape function changed their number.
+    """
+    for axis in (1, activation.ndim - 1) if activation.ndim == spatial.ndim else (activation.ndim - 1,):
+        if activation.shape[axis] == spatial.shape[1]:
+            return axis
+    raise LayoutError(f"no axis of {tuple(activation.shape)} has the {spatial.shape[1]} channels that reshape returns")

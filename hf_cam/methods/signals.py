@@ -1,0 +1,229 @@
+"""What methods are functions of, by the names of their parameters: each signal's function, what it takes, its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_cam.capture.biases import BiasedOutputs, biased_outputs
+from hf_cam.capture.capture import Watch
+from hf_cam.errors import LayoutError, MethodError, NoGradientError
+from hf_cam.layouts import AnyLayout
+from hf_cam.maps import normalize, resize
+from hf_cam.methods.run import Run
+from hf_cam.registry import Registry
+
+Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What methods are functions of: a method's parameter of this name gets it.
+
+    The cost is in forwards of the model beside the one that is captured, backward passes included, as measured on
+    ViT-B/16 (docs/methods.md, docs/transformers.md).
+
+    Args:
+        name: Of the parameter.
+        meaning: What it is, with its shape, for the tables.
+        provide: From a run and the name of a target layer to a tensor `[B, ...]` or a record.
+        cost: Why it costs what it does, for the tables.
+        gradients: The part of the model behind the target layers is recorded and differentiated.
+        second_order: The gradients themselves are differentiated.
+        pixels: Works on the pixels of one picture: not defined for pictures that come cut into patches, nor for the
+            frames of a video. With `gradients` the picture itself requires grad.
+        attention: Defined only where attention runs over all cells of one picture.
+        ignores_target: The same for every target.
+        watch: Sees the captured forward; what it yields is `run.captured.watched[watch]`.
+        forwards: Of each target.
+        forwards_per_channel: Of each target, times the channels of the target layer.
+    """
+
+    name: str
+    meaning: str
+    provide: Callable[[Run, str], Any] = field(repr=False)
+    cost: str = ""
+    gradients: bool = False
+    second_order: bool = False
+    pixels: bool = False
+    attention: bool = False
+    ignores_target: bool = False
+    watch: Watch | None = field(default=None, repr=False)
+    forwards: float = 0.0
+    forwards_per_channel: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def source(self) -> Callable[..., Any]:
+        """The function that provides it."""
+        return self.provide
+
+    @property
+    def reruns(self) -> bool:
+        """True where the model, or the part behind the target layer, runs once per channel."""
+        return self.forwards_per_channel > 0
+
+
+SIGNALS = Registry[Signal]("signal", MethodError, r"[a-z][a-z0-9_]*")
+
+
+def signal(
+    meaning: str,
+    *,
+    cost: str = "",
+    gradients: bool = False,
+    second_order: bool = False,
+    pixels: bool = False,
+    attention: bool = False,
+    ignores_target: bool = False,
+    watch: Watch | None = None,
+    forwards: float = 0.0,
+    forwards_per_channel: float = 0.0,
+    replace: bool = False,
+) -> Callable[[Provider], Provider]:
+    """Register a function of `(run, layer)` as the signal of its own name; the function itself stays as it is.
+
+    Args:
+        meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, forwards,
+            forwards_per_channel: See `Signal`.
+        replace: Take the place of a signal that another module registered.
+
+    >>> SIGNALS.get("curvature").second_order
+    True
+    """
+
+    def add(provide: Provider) -> Provider:
+        record = Signal(
+            provide.__name__,
+            meaning,
+            provide,
+            cost,
+            gradients,
+            second_order,
+            pixels,
+            attention,
+            ignores_target,
+            watch,
+            forwards,
+            forwards_per_channel,
+        )
+        SIGNALS.add(record, replace)
+        return provide
+
+    return add
+
+
+@signal("what the target layer returns, `[B, C, h, w]`", cost="the captured forward alone", ignores_target=True)
+def activations(run: Run, layer: str) -> Tensor:
+    """`[B, C, *space]`."""
+    return run.to_spatial(run.activation(layer), layer)
+
+
+@signal(
+    "the target's gradient with respect to the activations, `[B, C, h, w]`",
+    cost="the part behind the target layer backwards",
+    gradients=True,
+    forwards=0.1,
+)
+def gradients(run: Run, layer: str) -> Tensor:
+    """`[B, C, *space]`.
+
+    Raises:
+        NoGradientError: it is zero on every cell of every image.
+    """
+    spatial = run.to_spatial(run.gradient(layer), layer)
+    if not spatial.any():
+        raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it")
+    return spatial
+
+
+@signal(
+    "the target's Hessian there times the activations, `[B, C, h, w]`",
+    cost="that gradient differentiated again",
+    gradients=True,
+    second_order=True,
+    forwards=0.5,
+)
+def curvature(run: Run, layer: str) -> Tensor:
+    """The Hessian of the targets' sum times the activations, `[B, C, *space]`; zero on a linear tail.
+
+    Raises:
+        MethodError: an operation behind the layer has no second derivative.
+    """
+    gradient, activation = run.gradient(layer), run.activation(layer)
+    product = None
+    if gradient.requires_grad:
+        try:
+            _check_twice_differentiable(gradient)
+            [product] = torch.autograd.grad(
+                gradient, activation, activation.detach(), retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "derivative" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise MethodError(
+                f"the model behind {layer!r} has no second derivative ({reason}); 'gradcam' needs none"
+            ) from error
+    return run.to_spatial(torch.zeros_like(activation) if product is None else product, layer)
+
+
+@signal(
+    "the terms of the full-gradient decomposition, `[B, 1 + biases, H, W]`",
+    cost="the whole model backwards",
+    gradients=True,
+    pixels=True,
+    watch=biased_outputs,
+    forwards=1.6,
+)
+def gradient_terms(run: Run, layer: str) -> Tensor:
+    """`[B, 1 + biases, H, W]`: the full-gradient terms that lie in space, as FullGrad shows them.
+
+    Absolute, stretched to [0, 1] over each image and layer, enlarged, and summed over channels. The target layer
+    plays no part.
+    """
+    del layer
+    record: BiasedOutputs = run.captured.watched[biased_outputs]
+    assert run.captured.pixels is not None
+    found = record.decompose(run.scores.sum(), run.captured.pixels)
+    layout = AnyLayout(run.adapter.prefixes)
+    terms = [_shown(found.pixels, run.size)]
+    for term in found.biases.values():
+        if len(term) != len(found.pixels):
+            continue  # windows in the batch, of which a square one would pass for a small picture
+        try:
+            terms.append(_shown(layout.to_spatial(term, run.picture_size), run.size))
+        except LayoutError:
+            continue  # behind the pooling: of no place in the picture
+    return torch.stack(terms, 1)
+
+
+def _check_twice_differentiable(gradient: Tensor) -> None:
+    """Refuse what autograd passes over in silence: functions marked as once differentiable end its graph.
+
+    Raises:
+        RuntimeError: a gradient's graph holds such an end.
+    """
+    waiting, known = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in known:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("the derivative of a function that is marked as once differentiable")
+        known.add(node)
+        waiting += [earlier for earlier, _ in node.next_functions]
+
+
+def _shown(term: Tensor, size: Sequence[int]) -> Tensor:
+    """`[B, C, *space]` to `[B, *size]`: absolute, stretched to [0, 1] over channels and cells, enlarged, summed."""
+    strength = normalize(term.float().abs().reshape(len(term), 1, -1)).reshape(term.shape)
+    return resize(strength.sum(1), size)

@@ -1,0 +1,192 @@
+"""What metrics are functions of: maps, the model's confidence in the images that they make, and further maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_cam.capture.guard import lock_of
+from hf_cam.errors import OptionError
+from hf_cam.metrics.imputation import impute
+from hf_cam.metrics.order import kept_above
+from hf_cam.metrics.registry import measurement
+from hf_cam.metrics.trial import Trial
+from hf_cam.models.traits import unwrap
+
+BLUR = 5.0
+EXPLAIN = "a method that explains again"
+
+
+@measurement(maps="the map `[B, H, W]` in [0, 1]")
+def given_maps(trial: Trial) -> Mapping[str, Tensor]:
+    """Those under judgement."""
+    return {"maps": trial.maps}
+
+
+@measurement(masks="where the thing is, `[B, H, W]` booleans")
+def given_masks(trial: Trial) -> Mapping[str, Tensor]:
+    """Those that came with the maps."""
+    return {"masks": trial.given("masks", "a mask of the thing")}
+
+
+@measurement(scores="the model's confidence in the target, `[B]`")
+def scored(trial: Trial) -> Mapping[str, Tensor]:
+    """Of the images themselves."""
+    return {"scores": trial.model(trial.model.pixels[:, None])[:, 0]}
+
+
+@measurement(kept_scores="the same of the image multiplied by the map, `[B]`")
+def scored_kept(trial: Trial) -> Mapping[str, Tensor]:
+    """Of the images multiplied by their maps."""
+    return {"kept_scores": trial.model(_kept(trial)[:, None])[:, 0]}
+
+
+@measurement(
+    most_first="the same with the most relevant pixels imputed, one per percentile, `[B, P]`",
+    least_first="the same with the least relevant pixels imputed, `[B, P]`",
+)
+def imputed(trial: Trial) -> Mapping[str, Tensor]:
+    """Both orders, all percentiles and images in one system and one sweep."""
+    pixels, total = trial.model.pixels, trial.places[0].numel()
+    counts = total - torch.tensor(kept_above(trial.percentiles, total), device=pixels.device)
+    counts = counts[None, :, None, None]
+    missing = torch.cat([trial.places[:, None] < counts, trial.places[:, None] >= total - counts], 1)
+    batch, variants = missing.shape[:2]
+    repeated = pixels[:, None].expand(batch, variants, *pixels.shape[1:]).flatten(0, 1)
+    filled = impute(repeated.float(), missing.flatten(0, 1), trial.noise, trial.seed).to(pixels)
+    scores = trial.model(filled.unflatten(0, (batch, variants)))
+    most, least = scores.chunk(2, dim=1)
+    return {"most_first": most, "least_first": least}
+
+
+@measurement(
+    inserted="the same while pixels are uncovered, the most relevant first, `[B, S + 1]`",
+    deleted="the same while pixels are blanked, the most relevant first, `[B, S + 1]`",
+)
+def swept(trial: Trial) -> Mapping[str, Tensor]:
+    """Insertion and deletion in one sweep; the curves' ends are shared."""
+    pixels, total = trial.model.pixels, trial.places[0].numel()
+    first = (trial.places[:, None] < _counts(trial, total, pixels.device))[:, :, None]
+    sharp, blurred, blank = pixels[:, None], blur(pixels)[:, None], torch.zeros_like(pixels)[:, None]
+    variants = [sharp, blurred, blank, torch.where(first, sharp, blurred), torch.where(first, blank, sharp)]
+    scores = trial.model(torch.cat(variants, 1))
+    [clean, dim, empty, uncovered, blanked] = scores.split([1, 1, 1] + [trial.steps - 1] * 2, dim=1)
+    return {"inserted": torch.cat([dim, uncovered, clean], 1), "deleted": torch.cat([clean, blanked, empty], 1)}
+
+
+@measurement(deleted_last="the same while pixels are blanked, the least relevant first, `[B, S + 1]`")
+def swept_last(trial: Trial) -> Mapping[str, Tensor]:
+    """Deletion in the reverse order."""
+    pixels, total = trial.model.pixels, trial.places[0].numel()
+    last = (trial.places[:, None] >= total - _counts(trial, total, pixels.device))[:, :, None]
+    sharp, blank = pixels[:, None], torch.zeros_like(pixels)[:, None]
+    return {"deleted_last": trial.model(torch.cat([sharp, torch.where(last, blank, sharp), blank], 1))}
+
+
+@measurement(
+    group_relevance="the map's sum over each of K groups of pixels of falling relevance, `[B, K]`",
+    group_scores="the same confidence with each group replaced alone, `[B, K]`",
+)
+def grouped(trial: Trial) -> Mapping[str, Tensor]:
+    """Groups of equal size in the order of relevance; each is replaced by the image's own mean."""
+    pixels, total = trial.model.pixels, trial.places[0].numel()
+    group = trial.places * trial.groups // total
+    members = torch.stack([group == k for k in range(trial.groups)], 1)
+    means = pixels.mean((-2, -1), keepdim=True)[:, None]
+    scores = trial.model(torch.where(members[:, :, None], means, pixels[:, None]))
+    return {"group_relevance": (trial.maps[:, None] * members).sum((-2, -1)), "group_scores": scores}
+
+
+@measurement(kept_maps="the map of the image multiplied by the map, `[B, H, W]`")
+def explained_kept(trial: Trial) -> Mapping[str, Tensor]:
+    """Of the images multiplied by their maps."""
+    return {"kept_maps": trial.given("explain", EXPLAIN)(_kept(trial))}
+
+
+@measurement(noisy_maps="maps of the image with noise added, `[N, B, H, W]`")
+def explained_noisy(trial: Trial) -> Mapping[str, Tensor]:
+    """Of the images with uniform noise."""
+    explain, pixels = trial.given("explain", EXPLAIN), trial.model.pixels
+    generator = torch.Generator().manual_seed(trial.seed)
+    spread = trial.radius * pixels.float().std().item()
+    noises = (2 * torch.rand((trial.samples, *pixels.shape), generator=generator) - 1) * spread
+    return {"noisy_maps": torch.stack([explain(pixels + one.to(pixels)) for one in noises])}
+
+
+@measurement(randomized_maps="the map after the model's weights were shuffled, `[B, H, W]`")
+def explained_randomized(trial: Trial) -> Mapping[str, Tensor]:
+    """With the model's weights shuffled."""
+    explain = trial.given("explain", EXPLAIN)
+    with shuffled_weights(trial.model.model, trial.seed):
+        return {"randomized_maps": explain(trial.model.pixels)}
+
+
+@measurement(other_maps="the map of another target, `[B, H, W]`")
+def explained_other(trial: Trial) -> Mapping[str, Tensor]:
+    """Of the other target."""
+    explain = trial.given("explain_other", "a method that explains another target")
+    return {"other_maps": explain(trial.model.pixels)}
+
+
+@measurement(
+    attributions="signed attributions, `[B, ...]`",
+    difference="the target's value less its value on the baseline, `[B]`",
+)
+def attributed(trial: Trial) -> Mapping[str, Tensor]:
+    """Of no trial.
+
+    Raises:
+        OptionError: always.
+    """
+    del trial
+    raise OptionError(
+        "signed attributions, and the difference that they explain, come from the method itself; call "
+        "the metric's function with them"
+    )
+
+
+@contextmanager
+def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The model with the values of every parameter shuffled within it; they come back when the block ends.
+
+    Each parameter keeps its distribution, so that activations stay in their usual range, and loses what it learnt.
+    """
+    module = unwrap(model)
+    with lock_of(module):
+        parameters = list(module.parameters())
+        kept = [parameter.detach().clone() for parameter in parameters]
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for parameter in parameters:
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
+            yield
+        finally:
+            for parameter, values in zip(parameters, kept, strict=True):
+                parameter.data = values
+
+
+def blur(pixels: Tensor, sigma: float = BLUR) -> Tensor:
+    """A Gaussian blur, `[B, C, H, W]`."""
+    radius = min(int(3 * sigma), min(pixels.shape[-2:]) - 1)
+    line = torch.arange(-radius, radius + 1, device=pixels.device, dtype=torch.float32)
+    kernel = torch.exp(-(line**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(pixels)
+    flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
+    flat = functional.conv2d(functional.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel.reshape(1, 1, -1, 1))
+    flat = functional.conv2d(functional.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel.reshape(1, 1, 1, -1))
+    return flat.reshape(pixels.shape)
+
+
+def _kept(trial: Trial) -> Tensor:
+    """The images multiplied by their maps."""
+    return trial.model.pixels * trial.maps[:, None].to(trial.model.pixels)
+
+
+def _counts(trial: Trial, total: int, device: torch.device) -> Tensor:
+    """How many pixels each inner step has taken, `[1, S - 1, 1, 1]`."""
+    return (torch.arange(1, trial.steps, device=device) * total // trial.steps)[None, :, None, None]
