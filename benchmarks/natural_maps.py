@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
-from benchmarks.tiny_models import Case
+from benchmarks.tiny_models import Case, words_tokenizer
 from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError
@@ -23,7 +21,6 @@ from hf_cam.request import Request
 from hf_cam.targets import EmbeddingSimilarity, Target
 
 PROMPTS = ("a red cup", "a kettle")
-WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", "red", "cup", "kettle", "thing", "detect", ".", ",")
 PICTURES = 4  # with random weights, a picture may hold no evidence for the target
 PROMPTED = {"zero-shot-image-classification": 2, "zero-shot-object-detection": 2, "visual-question-answering": 1}
 EMBEDS = "image-feature-extraction"
@@ -61,7 +58,7 @@ def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Sali
     """
     pictures = {name: value for name, value in inputs.items() if not _from_text(name)}
     asked = ASKED.get(case.model_type)
-    explainer = None if asked else Explainer(LoadedModel(model, None, _labels(model), _tokenizer()))
+    explainer = None if asked else Explainer(LoadedModel(model, None, _labels(model), words_tokenizer()))
     for noise in (pictures["pixel_values"], *(_noise(pictures["pixel_values"], seed) for seed in range(1, PICTURES))):
         given = {**pictures, "pixel_values": noise}
         found = (
@@ -115,10 +112,3 @@ def _from_text(name: str) -> bool:
 def _labels(model: nn.Module) -> dict[int, str]:
     count = getattr(model.config, "num_labels", None) or 0
     return {index: f"class {index}" for index in range(count)}
-
-
-def _tokenizer() -> hf.PreTrainedTokenizerFast:
-    """A tokenizer with one token per word."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -37,8 +38,8 @@ TASKS = {
 }
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-    "intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": 64, "projection_dim": 16, "embed_dim": 16,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99,
+    "max_position_embeddings": 64, "projection_dim": 16, "embed_dim": 16,
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 12, "fusion_hidden_size": 16,
     "reassemble_hidden_size": 32, "head_hidden_size": 16, "feature_size": 32, "mask_feature_size": 32,
@@ -57,8 +58,6 @@ PER_STAGE = {
     "stage_mid_channels": (8,) * 4, "stage_out_channels": (16, 32, 32, 32), "stage_num_blocks": (1,) * 4,
     "stage_numb_of_layers": (1,) * 4,
 }  # fmt: skip
-BLOCK = {name: SMALL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-"""Settings common to plain transformers."""
 TOKEN_SIZE, STAGED_SIZE = (64, 96), (128, 192)
 
 
@@ -298,10 +297,10 @@ OWN: dict[str, Any] = {
 }
 
 
-def settings(model_type: str, config_class: type | None = None) -> dict[str, Any]:
-    """Settings that make a config of this type tiny."""
+def settings(model_type: str, config_class: type | None = None, **more: Any) -> dict[str, Any]:
+    """Settings that make a config of this type tiny; `more` overrides them."""
     own = {name: value() if callable(value) else value for name, value in OWN.get(model_type, {}).items()}
-    return shrunk(config_class or CONFIG_MAPPING[model_type], **own)
+    return shrunk(config_class or CONFIG_MAPPING[model_type], **own | more)
 
 
 SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
@@ -464,6 +463,28 @@ def cases(*tasks: str) -> Iterator[Case]:
         names: Mapping[str, Any] = getattr(modeling_auto, f"MODEL_FOR_{TASKS[task]}_MAPPING_NAMES")
         for model_type, classes in names.items():
             yield Case(task, model_type, classes if isinstance(classes, str) else classes[0])
+
+
+def case_of(task: str, model_type: str) -> Case:
+    """This architecture with the head of this task."""
+    return next(case for case in cases(task) if case.model_type == model_type)
+
+
+VOCABULARY = (
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "a", "photo", "of", "cat", "dog", "red", "cup", "kettle", "detect",
+    "what",
+)  # fmt: skip
+
+
+def words_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token per word of `VOCABULARY`, between a class token and a separator."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    around = [(word, VOCABULARY.index(word)) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=around)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
 
 
 def _set_image_size(config: Any, case: Case) -> None:
