@@ -407,29 +407,29 @@ def top_5_over_top_1(figures: Figures, model: str) -> float | None:
 
 NEVER_SLOWER = 0.95  # within the noise of a shared machine
 GOALS = (
-    Goal("AblationCAM: times grad-cam's speed", grad_cam_over_ours("ablationcam"), 10, models=("ViT-B/16",)),
+    Goal("AblationCAM: speed relative to grad-cam", grad_cam_over_ours("ablationcam"), 10, models=("ViT-B/16",)),
     Goal(
-        "AblationCAM: times grad-cam's speed",
+        "AblationCAM: speed relative to grad-cam",
         grad_cam_over_ours("ablationcam"),
         100,
         models=("ConvNeXt-T", "ResNet-50"),
     ),
     *(
         Goal(
-            f"{get_method(method).name}, the decomposition: times grad-cam's speed",
+            f"{get_method(method).name}, decomposition only: speed relative to grad-cam",
             faster(f"{method}, decomposition"),
             10,
         )
         for method in EIGEN
     ),
     Goal(f"{FIVE}: forwards", own_forwards(FIVE), 1.3, least=False),
-    Goal("ScoreCAM: times the others' speed", faster("scorecam"), NEVER_SLOWER),
-    Goal("ScoreCAM: share of grad-cam's memory", share_of_memory("scorecam"), 0.2, least=False),
+    Goal("ScoreCAM: speed relative to the fastest other library", faster("scorecam"), NEVER_SLOWER),
+    Goal("ScoreCAM: memory relative to grad-cam", share_of_memory("scorecam"), 0.2, least=False),
     *(
-        Goal(f"{get_method(method).name}: times the others' speed", faster(method), NEVER_SLOWER)
+        Goal(f"{get_method(method).name}: speed relative to the fastest other library", faster(method), NEVER_SLOWER)
         for method in ("kpcacam", "fem", "shapleycam", "finercam", "refinecam", "fullgrad")
     ),
-    Goal("top 5 classes: times the top class", top_5_over_top_1, 1.6, least=False),
+    Goal("top 5 classes: time relative to the top class", top_5_over_top_1, 1.6, least=False),
 )
 
 
@@ -453,7 +453,7 @@ def report(figures: Figures) -> Iterator[str]:
     methods = [method for method in known if any(key[1] == method for key in figures)]
     models = [name for name in MODELS if any(key[0] == name for key in figures)]
     yield "### Overview\n"
-    yield "Time of hf-cam in plain forwards (in brackets: the quickest other library's, in times of hf-cam's)\n"
+    yield "Time of hf-cam in plain forwards (in brackets: the fastest other library's time as a multiple of hf-cam's)\n"
     yield overview(figures, models, methods) + "\n"
     for model in models:
         rows = []
@@ -473,7 +473,7 @@ def report(figures: Figures) -> Iterator[str]:
     yield table(["target", "model", "measured", "verdict"], rows) + "\n"
     failures = sorted({(key[2], key[1], key[0], case["fails"]) for key, case in figures.items() if "fails" in case})
     if failures:
-        yield "### What does not run\n"
+        yield "### Failures\n"
         yield "\n".join(f"- {library}, {method}, {model}: `{why}`" for library, method, model, why in failures) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/methods.md from the registry: python docs/make_methods.py. What was measured stays below."""
+"""Write docs/methods.md from the registry, keeping its measured figures: `python docs/make_methods.py`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ FIGURES = "## Figures\n"
 HEAD = f"""# Methods
 
 Written by `python docs/make_methods.py` from the registry that `explain(method=...)`, the classes, the pipeline and the
-command read. A method is a pure function of the signals that its parameters name; a signal is computed only where a
-method needs it. `@hf_cam.method(id, name=..., paper=..., summary=...)` registers a function of your own, and
-`@hf_cam.methods.signal(meaning)` a new signal, as a function of the run and a layer's name. Methods of attention are
-defined where attention runs over all cells of the picture: see [transformers.md](transformers.md).
-`hf_cam.DeepFeatureFactorization` and `hf_cam.GuidedBackprop` are classes of their own: they give concepts, and a
-picture in colours.
+command read. Each method is a pure function of the signals that its parameters name; a signal is computed only if a
+method needs it. To register a function of your own, use `@hf_cam.method(id, name=..., paper=..., summary=...)`; for a
+new signal, which is a function of the run and a layer's name, use `@hf_cam.methods.signal(meaning)`. The methods for
+transformers are defined only where attention runs over all cells of the picture: see
+[transformers.md](transformers.md). Two explanations of other kinds have their own classes:
+`hf_cam.DeepFeatureFactorization` finds concepts, and `hf_cam.GuidedBackprop` returns a picture in colour.
 
-How well each lies on the thing it explains is in [localization.md](localization.md), whether the model loses what it
-shows in [defaults.md](defaults.md).
+[localization.md](localization.md) compares how well the maps lie on the objects that they explain, and
+[defaults.md](defaults.md) how the model's confidence changes when the pixels that they mark are removed.
 
-The cost is in forwards of the model, for one image and one target: the forward that is explained, and what the signals
-take beside it; C is the number of the target layer's channels. The figures are those of a ViT-B/16. RefineCAM's first
-call takes one more, to find its layers. Where no method is named, `hf_cam.compare` and `hf_cam.evaluate` leave out
-those that take {PATIENCE:.0f} forwards or more on {WIDTH} channels.
+The cost is counted in forwards of the model for one image and one target: the captured forward plus the cost of the
+signals. C is the number of channels of the target layer. The figures are those of a ViT-B/16. The first call of
+RefineCAM takes one more forward, to find its layers. By default, `hf_cam.compare` and `hf_cam.evaluate` leave out
+methods that take {PATIENCE:.0f} forwards or more on {WIDTH} channels.
 
 """
 COSTS = """
-Below: `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`. One image, one class, every library at the
-layer that hf-cam takes; a call in times of one plain forward that was timed beside it, and the peak of memory above the
-weights. Score-CAM was timed on 32 channels and multiplied up. "Decomposition" is the principal component alone, from
-the same activations and gradients. These figures were taken in pieces, which `--records` puts together, on a machine
-with other work on it: differences of a tenth mean nothing. A dash was not measured, or nobody else has it.
+The figures below are written by `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`, for one image
+and one class, with every library at hf-cam's target layer. The time of a call is given as a multiple of a plain forward
+timed next to it; memory is the peak above the weights. Score-CAM was timed on 32 channels and scaled up.
+"Decomposition" is the principal component alone, from the same activations and gradients. The figures were measured
+piece by piece and merged with `--records`, on a machine with other work on it, so differences of a tenth are not
+significant. A dash means that the figure was not measured, or that no other library has the method.
 
 """
 
@@ -42,7 +43,7 @@ with other work on it: differences of a tenth mean nothing. A dash was not measu
 def page(figures: str) -> str:
     lines = [HEAD + "| id | what it shows | needs | forwards | options | paper |", "|---|---|---|--:|---|---|"]
     lines += [line(method) for method in list_methods().values()]
-    lines += ["", "## Signals", "", "| name | what it is | forwards | for |", "|---|---|--:|---|"]
+    lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
     return "\n".join(lines) + "\n" + COSTS + FIGURES + figures
 

@@ -31,8 +31,8 @@ class Comparison:
 
     Args:
         explanations: One per method, for the same target.
-        image: The caller's image, upright and in RGB; a sheet of frames, of a video.
-        skipped: The ids of methods that are not defined for the model, the image or the target, with the reason.
+        image: The caller's image, upright and in RGB; for a video, a sheet of frames.
+        skipped: The ids of methods that are not defined for the model, the image or the target, each with the reason.
     """
 
     explanations: list[Explanation]
@@ -40,7 +40,7 @@ class Comparison:
     skipped: dict[str, str] = field(default_factory=dict, repr=False)
 
     def grid(self, columns: int | None = None, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
-        """The image and each method's overlay under its name, row by row; about square where `columns` is not given."""
+        """The image and each method's overlay under its name, row by row, in an almost square grid by default."""
         pictures = [("image", self.image)]
         pictures += [(get_method(e.method).name, e.overlay(alpha, colormap)) for e in self.explanations]
         columns = columns or min(len(pictures), max(2, round((len(pictures) * 1.5) ** 0.5)))
@@ -59,12 +59,12 @@ class Comparison:
         """Write the grid as a picture.
 
         Raises:
-            ImageError: the ending is no picture format.
+            ImageError: the file extension is not a picture format.
         """
         return save_picture(self.grid(columns), path)
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The grid as PNG, for notebooks."""
         buffer = io.BytesIO()
         self.grid().save(buffer, format="PNG")
         return buffer.getvalue()
@@ -92,11 +92,11 @@ def compare(
     Args:
         image: A path, URL, PIL image or array.
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
-        methods: Ids of `hf_cam.list_methods()`; where not given, all that are defined here but those that take
-            hundreds of forwards, as Score-CAM does with one per channel.
+        methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here, except those that take
+            hundreds of forwards (Score-CAM takes one per channel).
         target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, device, dtype: As in
             `hf_cam.explain`.
-        method_options: As there; an option reaches the methods that have it.
+        method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
         MethodError: a method does not exist, none is named, or one is not defined for the target.
@@ -126,7 +126,7 @@ def compare(
 
 
 def method_ids(methods: str | Sequence[str]) -> list[str]:
-    """The ids in "a,b,c" or a list, each once; a lone "auto" stays as it is.
+    """The ids in "a,b,c" or a list, without duplicates; "auto" is allowed as the only entry.
 
     Raises:
         MethodError: none is named, or one does not exist.
@@ -141,10 +141,10 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
 
 
 def every_quick_method() -> list[str]:
-    """The ids of all methods that take few forwards, also of those that only some models define."""
+    """The ids of all methods that take few forwards, including those that are defined only for some models."""
     return [method.id for method in list_methods().values() if method.is_quick]
 
 
 def quick_methods() -> list[str]:
-    """The ids of the methods that take few forwards and need no attention: a choice for any model."""
+    """The ids of the methods that take few forwards and need no attention, so that they suit any model."""
     return [method.id for method in list_methods().values() if method.is_quick and not method.needs_attention]

@@ -1,4 +1,4 @@
-"""A class for each method: `GradCAM(model, layers, reshape)` is `CAM(model, "gradcam", layers, reshape)`."""
+"""One class per method: `GradCAM(model, layers, reshape)` is `CAM(model, "gradcam", layers, reshape)`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NamedCAM(CAM):
     method_id: ClassVar[str]
 
     def __init_subclass__(cls, method_id: str) -> None:
-        """Take name and paper from the registry.
+        """Take the summary and the paper from the registry.
 
         Raises:
             MethodError: there is no such method.

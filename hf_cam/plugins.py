@@ -15,7 +15,7 @@ GROUP = "hf_cam"
 
 
 class Plugins:
-    """The plug-ins of one group of entry points, each imported once; importing one runs its decorators.
+    """The plug-ins of one group of entry points. Each is imported once, which runs its decorators.
 
     Args:
         group: The name of the group.
@@ -25,12 +25,12 @@ class Plugins:
         self.group = group
         self._begun = False
         self._files: tuple[Path, ...] = ()
-        self._lock = threading.RLock()  # re-entrant: a plug-in may ask a registry while it is imported
+        self._lock = threading.RLock()  # re-entrant: a plug-in may query a registry while it is imported
 
     def load(self) -> None:
-        """Import every plug-in at the first call; later calls, and those that a plug-in itself makes, do nothing.
+        """Import every plug-in on the first call; later calls, and calls by a plug-in itself, do nothing.
 
-        A plug-in that fails is left out with a `PluginWarning`.
+        A plug-in that cannot be imported is left out with a `PluginWarning`.
         """
         with self._lock:
             if self._begun:
@@ -41,7 +41,7 @@ class Plugins:
             for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value)):
                 try:
                     point.load()
-                except Exception as error:  # noqa: BLE001  (whatever a stranger's module raises)
+                except Exception as error:  # noqa: BLE001  (a third-party module can raise anything)
                     failed.append(f"{_name(point)} cannot be loaded: {type(error).__name__}: {error}")
                 else:
                     loaded.append(sys.modules[point.module])
@@ -50,7 +50,7 @@ class Plugins:
             warnings.warn(message, PluginWarning, stacklevel=2)
 
     def data_files(self) -> tuple[Path, ...]:
-        """The `*.toml` files beside the plug-ins' modules: in the module's folder and in `adapters/` there."""
+        """The `*.toml` files next to the plug-ins' modules: in the module's folder and in its `adapters/`."""
         self.load()
         return self._files
 

@@ -1,4 +1,4 @@
-"""The registry that methods, metrics, signals and measurements share: records by id, in order, refused by name."""
+"""The registry that methods, signals, metrics, measurements and heads share: records by id, in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_cam.plugins import load_plugins
 
 
 class Registrable(Protocol):
-    """What a registry holds."""
+    """A record that a registry can hold."""
 
     @property
     def id(self) -> str:
@@ -29,15 +29,15 @@ Record = TypeVar("Record", bound=Registrable)
 
 
 class Registry(Generic[Record]):
-    """Records of one kind by their ids, in the order in which the ids were first registered.
+    """Records of one kind by id, in the order in which the ids were first registered.
 
-    Plug-ins are loaded before all records are listed, and before an id is refused as unknown.
+    Plug-ins are loaded before the records are listed, and before an id is refused as unknown.
 
     Args:
-        kind: What a record is called in messages, such as "method".
-        error: What is raised.
-        pattern: A regular expression that every id matches from end to end.
-        check: Refuses a record whose id is right but which is wrong otherwise.
+        kind: The name of a record in messages, such as "method".
+        error: The type of error to raise.
+        pattern: A regular expression that every id must match in full.
+        check: Raises an error for a record that is invalid in any other respect.
 
     >>> from hf_cam.errors import OptionError
     >>> Registry("colour", OptionError).get("teal")
@@ -59,23 +59,23 @@ class Registry(Generic[Record]):
     def add(self, record: Record, replace: bool = False) -> Record:
         """Register a record and return it.
 
-        A record of an id that is taken replaces the former one where both come from one place, as from a notebook's
-        cell that is run again. It keeps the former one's position.
+        A record whose id is taken replaces the former one if both come from the same place, such as a notebook cell
+        that is run again. It keeps the former one's position.
 
         Args:
             record: The record.
-            replace: Take the place of a record that comes from elsewhere too.
+            replace: Also replace a record that comes from elsewhere.
 
         Raises:
             HFCamError: of the registry's type: the id is malformed, or taken by a record from another place.
         """
         if not re.fullmatch(self._pattern, record.id):
-            raise self._error(f"{record.id!r} is no {self.kind} id, which has the form {self._pattern}")
+            raise self._error(f"{record.id!r} is not a valid {self.kind} id, which must match {self._pattern}")
         known = self._records.get(record.id)
         if known is not None and not replace and place_of(known.source) != place_of(record.source):
             raise self._error(
-                f"the {self.kind} {record.id!r} is registered already, from {place_of(known.source)}; "
-                f"pass replace=True to put {place_of(record.source)} in its place"
+                f"the {self.kind} {record.id!r} is already registered, from {place_of(known.source)}; "
+                f"pass replace=True to replace it with {place_of(record.source)}"
             )
         self._check(record)
         self._records[record.id] = record
@@ -85,7 +85,7 @@ class Registry(Generic[Record]):
         """The record of this id.
 
         Raises:
-            HFCamError: of the registry's type: there is none; the nearest ids are named.
+            HFCamError: of the registry's type: there is none; the message names the nearest ids.
         """
         if not isinstance(record_id, str) or record_id not in self._records:
             load_plugins()
@@ -95,13 +95,13 @@ class Registry(Generic[Record]):
         return self._records[record_id]
 
     def records(self) -> dict[str, Record]:
-        """All records by their ids."""
+        """All records by id."""
         load_plugins()
         return dict(self._records)
 
 
 def place_of(source: Callable[..., Any]) -> str:
-    """Where a function or class was defined; of any other callable, where its class was.
+    """Where a function or class was defined; for any other callable, where its class was defined.
 
     >>> place_of(functools.partial(nearest, count=1))
     'hf_cam.errors.nearest'

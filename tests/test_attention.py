@@ -426,7 +426,7 @@ def test_relevance_matches_a_vit_written_out_with_the_rules(method, attend):
 @pytest.mark.parametrize("name", NETS)
 def test_a_batch_gets_the_maps_of_its_images_one_by_one(name, method):
     if (name, method) == ("detr", "legrad"):
-        with pytest.raises(MethodError, match="'chefer' is"):
+        with pytest.raises(MethodError, match="use 'chefer'"):
             CAM(make(name), method)(pictures(), target_of(name))
         return
     net, x = make(name, torch.float64), pictures(2, dtype=torch.float64)

@@ -128,9 +128,9 @@ def test_every_metric_of_the_registry_is_described_and_in_range() -> None:
 
 
 def test_the_registry_refuses_strangers_of_a_taken_id_bad_names_and_unknown_measurements() -> None:
-    with pytest.raises(OptionError, match=r"registered already, from hf_cam\.metrics\.perturbation\.road_combined"):
+    with pytest.raises(OptionError, match=r"already registered, from hf_cam\.metrics\.perturbation\.road_combined"):
         register(Metric("road", "x", correlation_of_maps, (0, 1), True, "x"))
-    with pytest.raises(OptionError, match="no metric id"):
+    with pytest.raises(OptionError, match="not a valid metric id"):
         register(Metric("Road!", "x", correlation_of_maps, (0, 1), True, "x"))
     with pytest.raises(OptionError, match=r"'new' needs 'score'.*nearest: 'scores'"):
         register(Metric("new", "x", lambda score: score, (0, 1), True, "x"))

@@ -49,7 +49,7 @@ def test_a_record_from_the_same_place_takes_its_predecessors_position(colours) -
 
 
 def test_a_record_from_another_place_is_refused_by_both_names_unless_it_shall_replace(colours) -> None:
-    expected = rf"'red' is registered already, from {__name__}\.red;.*replace=True.*{__name__}\.green"
+    expected = rf"'red' is already registered, from {__name__}\.red;.*replace=True.*{__name__}\.green"
     with pytest.raises(OptionError, match=expected):
         colours.add(Colour("red", green))
     assert colours.get("red").source is red
@@ -60,7 +60,7 @@ def test_a_record_from_another_place_is_refused_by_both_names_unless_it_shall_re
 
 @pytest.mark.parametrize("name", ["Red", "re d", "", "red\n"])
 def test_a_malformed_id_is_refused(colours, name: str) -> None:
-    with pytest.raises(OptionError, match="is no colour id"):
+    with pytest.raises(OptionError, match="is not a valid colour id"):
         colours.add(Colour(name, red))
 
 

@@ -64,7 +64,7 @@ def test_a_misspelt_signal_is_refused_by_the_nearest() -> None:
             return activations * gradient
 
     assert "mine" not in list_methods()
-    with pytest.raises(MethodError, match="no signal: its parameters without a default name some"):
+    with pytest.raises(MethodError, match="no signal: at least one parameter without a default must name a signal"):
         method("mine", **ANY)(lambda seed=0: torch.zeros(1))
 
 

@@ -1,9 +1,9 @@
-"""CAM methods: pure functions of signals, and the registries of both that every door reads.
+"""CAM methods, which are pure functions of signals, and the registries of methods and signals.
 
-`@method(...)` registers a function by the signals that its parameters name, `@signal(...)` a new signal.
+`@method(...)` registers a function whose parameters name the signals that it needs, `@signal(...)` a new signal.
 """
 
-# The order of these imports is the order of the tables: a signal stands before the methods that need it.
+# The order of these imports is the order of the tables: signals come before the methods that need them.
 from hf_cam.methods import signals  # isort: skip
 from hf_cam.methods import reruns  # isort: skip
 from hf_cam.methods import attending  # isort: skip

@@ -1,4 +1,4 @@
-"""Signals that only attention over all cells of the picture gives."""
+"""Signals that are defined only where attention runs over all cells of the picture."""
 
 from __future__ import annotations
 
@@ -26,79 +26,79 @@ from hf_cam.targets import target_values
 
 
 @signal(
-    "what each attention did, with the target's gradient at the last",
-    cost="the part behind the last attention backwards",
+    "all attention calls, with the target's gradient at the last one",
+    cost="a backward pass from the target to the last attention call",
     attention=True,
     watch=recording,
     forwards=0.1,
 )
 def attention(run: Run, layer: str) -> AttentionTrace:
-    """The trace with a gradient at its last call alone; the target layer plays no part."""
+    """The trace with a gradient only at its last call; it does not depend on the target layer."""
     del layer
     return run.once(_read)
 
 
 @signal(
-    "the same with the target's gradient at each attention",
-    cost="the whole model backwards",
+    "all attention calls, with the target's gradient at each",
+    cost="a backward pass through the whole model",
     attention=True,
     watch=recording,
     forwards=1.2,
 )
 def attention_gradients(run: Run, layer: str) -> AttentionTrace:
-    """The trace with a gradient at each of its calls; the target layer plays no part."""
+    """The trace with a gradient at each of its calls; it does not depend on the target layer."""
     del layer
     return run.once(_differentiated)
 
 
 @signal(
-    "each layer's own reading of the target by the model's head",
-    cost="the head once per layer, forwards and backwards",
+    "each layer's own readout of the target by the model's head",
+    cost="a forward and a backward pass of the head per layer",
     attention=True,
     watch=recording,
     forwards=0.8,
 )
 def readouts(run: Run, layer: str) -> Readouts:
-    """LeGrad's: each layer of the encoder, read by the model's own head; the target layer plays no part.
+    """LeGrad's readouts of each encoder layer by the model's own head; they do not depend on the target layer.
 
     Raises:
-        MethodError: there is no such reading.
+        MethodError: the model has no such readouts.
     """
     del layer
     return run.once(_readouts)
 
 
 @signal(
-    "token times gradient at each block by the rules of AttnLRP, `[B, blocks + 1, h, w]`",
-    cost="one more forward, and backwards through it",
+    "token times gradient at each block under the rules of AttnLRP, `[B, blocks + 1, h, w]`",
+    cost="one more forward, and a backward pass through it",
     attention=True,
     watch=recording,
     forwards=2.3,
 )
 def halved_terms(run: Run, layer: str) -> Tensor:
-    """See `terms`; the target layer plays no part."""
+    """See `terms`; it does not depend on the target layer."""
     del layer
     return run.once(terms, "halved")
 
 
 @signal(
-    "token times gradient at each block by the rules of LibraGrad, `[B, blocks + 1, h, w]`",
-    cost="one more forward, and backwards through it",
+    "token times gradient at each block under the rules of LibraGrad, `[B, blocks + 1, h, w]`",
+    cost="one more forward, and a backward pass through it",
     attention=True,
     watch=recording,
     forwards=2.3,
 )
 def frozen_terms(run: Run, layer: str) -> Tensor:
-    """See `terms`; the target layer plays no part."""
+    """See `terms`; it does not depend on the target layer."""
     del layer
     return run.once(terms, "frozen")
 
 
 def traced(run: Run) -> AttentionTrace:
-    """What attention did, without gradients.
+    """The trace of the captured forward's attention, without gradients.
 
     Raises:
-        MethodError: it does not run over all of the picture's cells.
+        MethodError: attention does not run over all cells of the picture.
     """
     grids: list[Size] = []
     for layer in run.adapter.layers:
@@ -110,9 +110,9 @@ def traced(run: Run) -> AttentionTrace:
 
 
 def terms(run: Run, attend: Attend) -> Tensor:
-    """`[B, blocks + 1, h, w]`: token times gradient by local rules, before the first block and after each.
+    """`[B, blocks + 1, h, w]`: token times gradient under local rules, before the first block and after each.
 
-    Runs the model once more, under those rules.
+    Runs the model once more under these rules.
     """
     module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
     blocks = list(dict.fromkeys(record.block_of(one) for one in trace.encoder))
@@ -162,7 +162,7 @@ def _gradients_at(run: Run, outputs: Sequence[Tensor]) -> Sequence[Tensor | None
         _connected(run.scores.sum()), outputs, retain_graph=True, allow_unused=True
     )
     if found[-1] is None or not found[-1].any():
-        raise NoGradientError("the target's gradient is zero at the last attention: nothing there influences it")
+        raise NoGradientError("the target's gradient is zero at the last attention: the target ignores its output")
     return found
 
 
@@ -175,10 +175,10 @@ def _connected(score: Tensor) -> Tensor:
 def _readouts(run: Run) -> Readouts:
     trace, record = run.once(traced), _recorded(run)
     if trace.decoder:
-        raise MethodError("'legrad' is not defined where queries read the cells by cross-attention; 'chefer' is")
+        raise MethodError("'legrad' is not defined for models whose queries cross-attend to the cells; use 'chefer'")
     blocks = [record.block_of(one) for one in trace.encoder]
     if len(set(blocks)) != len(blocks):
-        raise MethodError("'legrad' needs one attention a block; 'chefer' is defined here")
+        raise MethodError("'legrad' needs exactly one attention call per block; use 'chefer'")
     outputs = {record.names[done.module]: done.output for done in record.finished}
     tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
     return Readouts(

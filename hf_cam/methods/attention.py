@@ -1,4 +1,4 @@
-"""Methods made for transformers: `A` are attention's weights `[B, heads, N, M]`, `dA` the target's gradients there."""
+"""Methods for transformers: `A` are attention weights `[B, heads, N, M]`, `dA` the target's gradients at them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_cam.methods.registry import method
     name="RawAttention",
     tokens_only=True,
     paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
-    summary="Where the last attention looks; says nothing of what for.",
+    summary="Attention weights of the last layer, from the tokens that the target reads.",
 )
 def raw_attention(attention: AttentionTrace) -> Tensor:
     """The last layer's weights in the rows that the target reads, `mean_h A`."""
@@ -29,10 +29,10 @@ def raw_attention(attention: AttentionTrace) -> Tensor:
     name="AttentionRollout",
     tokens_only=True,
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
-    summary="Attention followed through all layers; says nothing of what for.",
+    summary="Attention weights of all layers, multiplied, from the tokens that the target reads.",
 )
 def rollout(attention: AttentionTrace) -> Tensor:
-    """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; they sum to one over all tokens."""
+    """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; each sums to one over all tokens."""
     rows = attention.readers
     if attention.decoder or attention.pool is not None:
         rows = _rows(rows, attention.last.weights.mean(1))
@@ -45,13 +45,13 @@ def rollout(attention: AttentionTrace) -> Tensor:
     "chefer",
     name="Chefer",
     paper="Chefer et al., Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679",
-    summary="Attention times its gradient, followed through all layers; one detection's own map in DETR.",
+    summary="Attention weights times their gradients, accumulated over all layers; in DETR, for a single detection.",
 )
 def chefer(attention_gradients: AttentionTrace) -> Tensor:
-    """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows that the target reads of `R - I`.
+    """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows of `R - I` that the target reads.
 
-    Queries of a decoder attend to each other, `R_qq <- R_qq + a R_qq` and `R_qi <- R_qi + a R_qi`, and to the cells,
-    `R_qi <- R_qi + n(R_qq)^T a n(R_ii)` with `n(R) = (R - I) / its rows' sums + I` (eqs. 8 to 11).
+    The queries of a decoder attend to each other, `R_qq <- R_qq + a R_qq` and `R_qi <- R_qi + a R_qi`, and to the
+    cells, `R_qi <- R_qi + n(R_qq)^T a n(R_ii)` with `n(R) = (R - I) / rowsum(R - I) + I` (eqs. 8 to 11).
     """
     trace = attention_gradients
     if trace.decoder:
@@ -69,13 +69,13 @@ def chefer(attention_gradients: AttentionTrace) -> Tensor:
     "legrad",
     name="LeGrad",
     paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
-    summary="Gradient of every layer's own reading of the target with respect to its attention.",
+    summary="Gradient of each layer's own readout of the target with respect to its attention weights.",
 )
 def legrad(readouts: Readouts) -> Tensor:
-    """`mean_h mean_rows relu(ds_l / dA_l)` for every layer l, `s_l` the target read out of that layer's output.
+    """`mean_h mean_rows relu(ds_l / dA_l)` for each layer l, where `s_l` is the target read from that layer's output.
 
-    The head reads the layer's mean token in place of the last layer's tokens. A head that pools by attention reads the
-    layer's own tokens, and it is the pool's weights that are differentiated.
+    The head gets the layer's mean token in place of the last layer's tokens. A head that pools by attention gets the
+    layer's own tokens, and the gradient is taken with respect to the pool's weights.
     """
 
     def strength(call: Attention) -> Tensor:
@@ -88,23 +88,23 @@ def legrad(readouts: Readouts) -> Tensor:
     "gradeclip",
     name="GradECLIP",
     paper="Zhao et al., Grad-ECLIP, ICML 2024, arXiv:2502.18816",
-    summary="What each cell's value adds to the target in the last attention, where its key fits the query.",
+    summary="What each cell's value adds to the target in the last attention, weighted by key-query similarity.",
 )
 def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own", spatial: bool = True) -> Tensor:
-    """`relu(sum_c g_c v_ic w_i)` of the last attention, g the target's gradient at its output in the row that is read.
+    """`relu(sum_c g_c v_ic w_i)` for the last attention, where g is the target's gradient at the output row read.
 
-    `w_i` is the cosine of that row's query and the key of cell i, stretched to [0, 1] over the cells.
+    `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells.
 
     Args:
-        attention: What attention did.
-        heads: "own" takes the cosine head by head, as the model attends; "merged" over all heads' channels together.
-        spatial: False leaves `w` out.
+        attention: The trace, with a gradient at its last call.
+        heads: "own" computes the cosine per head, as the model attends; "merged" over the channels of all heads.
+        spatial: False omits `w`.
 
     Raises:
-        MethodError: `heads` is neither.
+        MethodError: `heads` has another value.
     """
     if heads not in ("own", "merged"):
-        raise MethodError(f"heads is 'own' or 'merged', not {heads!r}")
+        raise MethodError(f"heads must be 'own' or 'merged', not {heads!r}")
     last = attention.last
     strength = last.weight_gradients  # g . v, [B, heads, N, M]
     if spatial:
@@ -121,10 +121,10 @@ def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own"
     "attnlrp",
     name="AttnLRP",
     paper="Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602",
-    summary="Input times gradient at the first block's tokens, by rules that hand the score on undiminished.",
+    summary="Token times gradient at the input of the first block, under rules that conserve the score.",
 )
 def attnlrp(halved_terms: Tensor) -> Tensor:
-    """`x g` at the tokens that enter the first block, g by the rules of AttnLRP."""
+    """`x g` at the tokens that enter the first block, where g follows the rules of AttnLRP."""
     return halved_terms[:, :1]
 
 
@@ -132,10 +132,10 @@ def attnlrp(halved_terms: Tensor) -> Tensor:
     "libragrad",
     name="LibraGrad",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
-    summary="Gradient times token at every block, with attention, norms and gates frozen.",
+    summary="Token times gradient, summed over all blocks, with attention, norms and gates frozen.",
 )
 def libragrad(frozen_terms: Tensor) -> Tensor:
-    """`sum_c x_c g_c` at the tokens between all blocks, g by the rules of LibraGrad: HiResCAM, summed over layers."""
+    """`sum_c x_c g_c` at the tokens between all blocks, g under LibraGrad's rules: HiResCAM, summed over layers."""
     return frozen_terms
 
 
@@ -143,12 +143,12 @@ def libragrad(frozen_terms: Tensor) -> Tensor:
     "libracam",
     name="LibraCAM",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
-    summary="HiResCAM at the last tokens that the target depends on, with attention, norms and gates frozen.",
+    summary="HiResCAM at the last tokens on which the target depends, with attention, norms and gates frozen.",
 )
 def libracam(frozen_terms: Tensor) -> Tensor:
-    """`sum_c x_c g_c` at the last tokens that the target depends on, g by the rules of LibraGrad.
+    """`sum_c x_c g_c` at the last tokens on which the target depends, where g follows the rules of LibraGrad.
 
-    Behind the last block where the head reads the cells themselves, before it where it reads a class token.
+    These tokens are the last block's output if the head reads the cells, and its input if the head reads a class token.
     """
     depends = [bool(term.any()) for term in frozen_terms.unbind(1)]
     last = max((index for index, found in enumerate(depends) if found), default=0)
@@ -197,7 +197,7 @@ def _on_cells(trace: AttentionTrace, tokens: Tensor) -> Tensor:
 
 
 def _stretched(cosine: Tensor, trace: AttentionTrace) -> Tensor:
-    """Each row to [0, 1] by its extremes over the cells."""
+    """Each row, scaled to [0, 1] by its extremes over the cells."""
     cells = trace.cells(cosine).flatten(-2)
     low, high = cells.amin(-1, keepdim=True), cells.amax(-1, keepdim=True)
     return (cosine - low) / (high - low).clamp_min(torch.finfo(cosine.dtype).eps)

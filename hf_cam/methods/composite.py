@@ -1,4 +1,4 @@
-"""Methods made of another method: on a contrasted target, or over several layers."""
+"""Methods that build on another method, with a contrasted target or over several layers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hf_cam.targets import ClassLogit, Target
 
 @dataclass(frozen=True)
 class ContrastedLogit:
-    """`y_t - alpha sum(p_k y_k) / sum(p_k)`: a class logit against those of its rivals, weighed by their softmax.
+    """`y_t - alpha sum(p_k y_k) / sum(p_k)`: a class logit contrasted with its rivals', which are weighted by softmax.
 
     The weights are differentiated too, as in the paper's own code.
 
     Args:
         index: The class t.
-        alpha: How much the rivals count; 0 is the class logit.
-        references: The rivals k: their indices, or how many of the classes whose logits are nearest to the target's.
+        alpha: Weight of the rivals; 0 gives the plain class logit.
+        references: The rivals k: their indices, or how many to take of the classes with the nearest logits.
     """
 
     index: int
@@ -49,20 +49,18 @@ class ContrastedLogit:
         distances[self.index] = torch.inf
         count = min(self.references, len(logits) - 1)
         if count < 1:
-            raise MethodError(
-                "'finercam' contrasts classes, and this model has a single one; 'gradcam' takes any target"
-            )
+            raise MethodError("'finercam' contrasts classes, but this model has only one; 'gradcam' takes any target")
         return [int(index) for index in distances.topk(count, largest=False).indices]
 
 
 def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[int] = 3) -> Target:
-    """A class logit against its rivals.
+    """A class logit contrasted with its rivals'.
 
     Raises:
-        MethodError: the target is no class.
+        MethodError: the target is not a class.
     """
     if not isinstance(target, ClassLogit):
-        raise MethodError("'finercam' contrasts classes, so its target is a class index or label; 'gradcam' takes any")
+        raise MethodError("'finercam' contrasts classes, so it needs a class index or label; 'gradcam' takes any")
     return ContrastedLogit(target.index, alpha, references)
 
 
@@ -71,7 +69,7 @@ def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[in
     name="FinerCAM",
     retarget=contrasted,
     paper="Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309",
-    summary="What tells a class from the classes most like it.",
+    summary="What distinguishes a class from the most similar classes.",
 )
 def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> Tensor:
     """The base method's contributions; the contrast lies in the target."""
@@ -84,15 +82,15 @@ def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> T
     fuse=fuse_product,
     layers=stage_ends,
     paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
-    summary="Product of the maps of every stage's end: as fine as the early ones, as clean as the late ones.",
+    summary="Product of the maps from the ends of all stages: as fine as the early ones and as clean as the late ones.",
 )
 def refinecam(activations: Tensor, gradients: Tensor, base: str = "gradcam++") -> Tensor:
-    """The base method's contributions; the maps of the ends of the network's stages are multiplied."""
+    """The base method's contributions; the maps from the ends of the network's stages are multiplied."""
     return _base_of("refinecam", base).contributions(activations=activations, gradients=gradients)
 
 
 def _base_of(composite: str, base: str) -> Method:
     found = get_method(base)
     if set(found.needs) != set(get_method(composite).needs):
-        raise MethodError(f"{composite!r} builds on a method of activations and gradients alone, and {base!r} is none")
+        raise MethodError(f"{composite!r} needs a base method of activations and gradients only, which {base!r} is not")
     return found

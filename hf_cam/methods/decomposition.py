@@ -16,7 +16,7 @@ from hf_cam.methods.registry import method
     summary="First principal component of the activations.",
 )
 def eigencam(activations: Tensor) -> Tensor:
-    """`a_c`, whose first principal component is the map; the target plays no part."""
+    """`a_c`, whose first principal component is the map; it does not depend on the target."""
     return activations
 
 
@@ -40,7 +40,7 @@ def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     summary="First principal component of absolute gradient times activation.",
 )
 def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`|g_c| a_c`, whose first principal component is the map, its larger extreme positive (eqs. 10 and 13)."""
+    """`|g_c| a_c`, whose first principal component is the map, with its larger extreme positive (eqs. 10 and 13)."""
     return gradients.abs() * activations
 
 
@@ -52,7 +52,7 @@ def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
     summary="First component of a kernel principal component analysis of the activations.",
 )
 def kpcacam(activations: Tensor) -> Tensor:
-    """`a_c`, whose first kernel principal component is the map; the target plays no part."""
+    """`a_c`, whose first kernel principal component is the map; it does not depend on the target."""
     return activations
 
 
@@ -60,10 +60,10 @@ def kpcacam(activations: Tensor) -> Tensor:
     "fem",
     name="FEM",
     paper="Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, doi:10.1109/IPTA50016.2020.9286629",
-    summary="Channels weighed by how many of their cells stand out; no gradient.",
+    summary="Channels weighted by the share of their cells that stand out, without gradients.",
 )
 def fem(activations: Tensor, k: float = 2.0) -> Tensor:
-    """`w_c a_c`, w the share of the channel's cells above its mean plus k standard deviations; no gradient."""
+    """`w_c a_c`, where w is the share of a channel's cells that exceed its mean by k standard deviations."""
     space = tuple(range(2, activations.ndim))
     mean, deviation = activations.mean(space, keepdim=True), activations.std(space, correction=0, keepdim=True)
     return (activations > mean + k * deviation).to(activations.dtype).mean(space, keepdim=True) * activations

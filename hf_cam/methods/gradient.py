@@ -1,4 +1,4 @@
-"""Methods that weigh the activations by the target's gradient. Activations and gradients are `[B, C, *space]`."""
+"""Methods that weight the activations by the target's gradient. Activations and gradients are `[B, C, *space]`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hf_cam.methods.registry import method
     "gradcam",
     name="GradCAM",
     paper="Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391",
-    summary="Channels weighed by the spatial mean of their gradient.",
+    summary="Channels weighted by the spatial mean of their gradient.",
 )
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`mean(g_c) a_c`: each channel weighed by its gradient's mean over space."""
+    """`mean(g_c) a_c`: each channel weighted by the spatial mean of its gradient."""
     return _spatial_mean(gradients) * activations
 
 
@@ -23,10 +23,10 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     "hirescam",
     name="HiResCAM",
     paper="Draelos and Carin, HiResCAM, arXiv:2011.08891",
-    summary="Gradient times activation, cell by cell; exact on pooling and linear heads.",
+    summary="Gradient times activation, cell by cell; exact if pooling and a linear head follow.",
 )
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`g_c a_c`: no averaging, so on a pooling and linear head the contributions sum to the logit less its bias."""
+    """`g_c a_c`: if pooling and a linear head follow, the contributions sum to the logit minus its bias."""
     return gradients * activations
 
 
@@ -37,7 +37,7 @@ def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     summary="Positive part of gradient times activation, summed over channels.",
 )
 def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`relu(g_c a_c)`: only what speaks for the target, cell by cell and channel by channel."""
+    """`relu(g_c a_c)`: only contributions in favour of the target, for each cell and channel."""
     return (gradients * activations).clamp_min(0)
 
 
@@ -45,13 +45,13 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     "gradcam++",
     name="GradCAMPlusPlus",
     paper="Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063",
-    summary="Channels weighed by their positive gradients, so that several instances count alike.",
+    summary="Channels weighted by their positive gradients, so that several instances count equally.",
 )
 def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(alpha relu(g_c))` and `alpha = g^2 / (2 g^2 + sum(a_c) g^3)` (eq. 19).
 
-    The equation stands for an exponential of the score, whose higher derivatives are powers of the first. `alpha` is 0
-    where the gradient is, and the small term that keeps the quotient finite is the reference implementation's.
+    The equation assumes an exponential of the score, whose higher derivatives are powers of the first. `alpha` is 0
+    where the gradient is 0; the small term that keeps the quotient finite comes from the reference implementation.
     """
     squared = gradients.square()
     denominator = 2 * squared + _spatial_sum(activations) * squared * gradients + 1e-6
@@ -63,7 +63,7 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     "xgradcam",
     name="XGradCAM",
     paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
-    summary="Channels weighed by their gradient's mean, weighted by the activation itself.",
+    summary="Channels weighted by the mean of their gradient, which is itself weighted by the activation.",
 )
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
@@ -79,7 +79,7 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     summary="Grad-CAM with the curvature of the score taken into account.",
 )
 def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Tensor:
-    """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`: the target's second-order expansion at the activations."""
+    """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`, from the target's second-order expansion at the activations."""
     return _spatial_mean(gradients - curvature / 2) * activations
 
 
@@ -87,10 +87,10 @@ def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Ten
     "fullgrad",
     name="FullGrad",
     paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
-    summary="Input and every bias, each times its gradient; looks at all layers, whichever is the target layer.",
+    summary="Input and every bias, each times its gradient; covers all layers, regardless of the target layer.",
 )
 def fullgrad(gradient_terms: Tensor) -> Tensor:
-    """The terms of the full-gradient decomposition, one a layer, already in the model's pixels."""
+    """The terms of the full-gradient decomposition: the input's and one per bias, as large as the model's input."""
     return gradient_terms
 
 
@@ -98,10 +98,10 @@ def fullgrad(gradient_terms: Tensor) -> Tensor:
     "layercam",
     name="LayerCAM",
     paper="Jiang et al., LayerCAM, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
-    summary="Cells weighed by their own positive gradient; fit for early layers.",
+    summary="Cells weighted by their own positive gradient; suits early layers too.",
 )
 def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`relu(g_c) a_c`: each cell weighed by its own positive gradient, good in early layers too."""
+    """`relu(g_c) a_c`: each cell weighted by its own positive gradient, which suits early layers too."""
     return gradients.clamp_min(0) * activations
 
 
@@ -109,10 +109,10 @@ def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
     "randomcam",
     name="RandomCAM",
     paper="a baseline; no paper",
-    summary="Random channel weights: what any method must beat.",
+    summary="Random channel weights, the baseline that any method must beat.",
 )
 def randomcam(activations: Tensor, seed: int = 0) -> Tensor:
-    """`w_c a_c`, w uniform in [-1, 1]: the same weights for each image of a batch, and for each run of one seed."""
+    """`w_c a_c` with w uniform in [-1, 1], the same for every image of a batch and every run with the same seed."""
     generator = torch.Generator().manual_seed(seed)
     weights = 2 * torch.rand(activations.shape[1], generator=generator, dtype=torch.float64) - 1
     return weights.to(activations).reshape(1, -1, *[1] * (activations.ndim - 2)) * activations

@@ -1,4 +1,4 @@
-"""Methods that take channels away or show them alone, and see what becomes of the score."""
+"""Methods that remove channels, or mask the image by a single channel, and measure the score."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_cam.methods.registry import method
     "ablationcam",
     name="AblationCAM",
     paper="Desai and Ramaswamy, Ablation-CAM, WACV 2020, pp. 972-980",
-    summary="Channels weighed by how far the score falls without them; only the tail of the model is rerun.",
+    summary="Channels weighted by how far the score falls without them; reruns only the part behind the target layer.",
 )
 def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
-    """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, y the target's value; 0 where y is.
+    """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, where y is the target's value; 0 if y is 0.
 
-    The paper divides by y, which is positive there. A logit may be negative, and then that sign would turn every weight
-    round: what speaks against the class would light up. The method is made for activations that are not negative;
-    on signed ones (behind a layer norm, in ConvNeXt) it localises no better than random weights.
+    The paper divides by y, which is positive there. A logit may be negative, and its sign would then invert every
+    weight, so that the map would show evidence against the class. The method assumes non-negative activations; on
+    signed ones (behind a layer norm, in ConvNeXt) it localises no better than random weights.
     """
     value = ablated_scores[:, :1]
     weights = (value - ablated_scores[:, 1:]) / torch.where(value == 0, torch.ones_like(value), value.abs())
@@ -30,12 +30,12 @@ def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     "scorecam",
     name="ScoreCAM",
     paper="Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279",
-    summary="Channels weighed by the score of the image seen through them alone.",
+    summary="Channels weighted by the score of the image masked by each of them.",
 )
 def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
-    """`w_c a_c`, w the softmax over channels of the target's value on the image masked by the channel.
+    """`w_c a_c`, where w is the softmax over channels of the target's value for the image masked by each channel.
 
-    A channel that is the same everywhere shows nothing and counts for nothing.
+    A constant channel shows nothing of the image and gets weight 0.
     """
     constant = activations.flatten(2).amax(2) == activations.flatten(2).amin(2)
     weights = masked_scores.softmax(1)

@@ -1,4 +1,4 @@
-"""How channels become one map: `[B, C, *space] -> [B, *space]`."""
+"""Reductions of channels to one map: `[B, C, *space] -> [B, *space]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 FEW_CELLS = 8
-"""Of which ARPACK finds no component."""
+"""Up to this many cells, ARPACK finds no component."""
 
 
 def channel_sum(contributions: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ def first_component(contributions: Tensor) -> Tensor:
     """Each cell's coordinate on the first principal component of the cells' channel vectors.
 
     The vectors `[cells, C]` are centred, as in the reference implementation. A singular vector's sign is arbitrary;
-    here the strongest cells (by Euclidean norm, before centring) are positive, or the few where all are equally strong.
-    The decomposition is that of the smaller Gram matrix, [cells, cells] or [C, C].
+    here the strongest cells (by Euclidean norm before centring) are positive or, if all are equally strong, the few
+    that stand out. The smaller Gram matrix is decomposed, `[cells, cells]` or `[C, C]`.
 
     >>> first_component(torch.zeros(1, 3, 2, 2)).abs().max()
     tensor(0.)
@@ -40,14 +40,14 @@ def first_component_by_extreme(contributions: Tensor) -> Tensor:
 
 
 def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
-    """The first component of scikit-learn's `KernelPCA` of the cells' centred channel vectors, image by image.
+    """The first component of scikit-learn's `KernelPCA` of the cells' centred channel vectors, for each image.
 
-    A kernel's coordinates have no unit: they are scaled to the length of the cells' own vectors.
+    A kernel's coordinates have no unit, so they are scaled to the norm of the cells' own vectors.
 
     Args:
         contributions: `[B, C, *space]`.
         kernel: "linear", "poly", "rbf", "sigmoid" or "cosine".
-        gamma: Of the kernel; 1 / C where not given.
+        gamma: Coefficient of the kernel; 1 / C by default.
     """
     from sklearn.decomposition import KernelPCA
 
@@ -55,7 +55,7 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
     found = []
     for cells in centred:
-        # ARPACK finds one component without all the others; it starts from a vector that the seed fixes.
+        # ARPACK computes one component without the others; the seed fixes the vector that it starts from.
         solver = "arpack" if len(cells) > FEW_CELLS else "dense"
         analysis = KernelPCA(n_components=1, kernel=kernel, gamma=gamma, eigen_solver=solver, random_state=0)
         found.append(analysis.fit_transform(cells)[:, 0] if cells.any() else np.zeros(len(cells)))
@@ -67,7 +67,7 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
 
 
 def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
-    """The cells' coordinates on the first principal component, of either sign, and their norms, `[B, cells]` both."""
+    """The cells' coordinates on the first principal component, of either sign, and their norms, both `[B, cells]`."""
     vectors = contributions.flatten(2).transpose(1, 2)
     centred = vectors - vectors.mean(1, keepdim=True)
     if centred.shape[1] < centred.shape[2]:
@@ -83,9 +83,9 @@ def _signed(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Te
 
 
 def _is_upside_down(projected: Tensor, strength: Tensor) -> Tensor:
-    """`[B, 1]`: whether the weak cells are positive in `[B, cells]`, or the many where all are equally strong."""
+    """`[B, 1]`: whether the weak cells of `[B, cells]` are positive or, if all are equally strong, the majority."""
     strength = strength - strength.mean(1, keepdim=True)
     agreement = torch.nn.functional.cosine_similarity(strength, projected, dim=1, eps=0).nan_to_num()
-    # Behind a LayerNorm all cells are equally strong; what stands out is then what few cells share.
+    # Behind a LayerNorm all cells are equally strong; the cells that stand out are then the minority.
     skewness = projected.pow(3).sum(1)
     return torch.where(agreement.abs() > 0.2, agreement, skewness).lt(0)[:, None]

@@ -1,4 +1,4 @@
-"""The one table of methods: the class handles, the pipeline, the command and the Space all read it."""
+"""The registry of methods, which the classes, the pipeline, the command and the Space all read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
 
 WIDTH, PATIENCE = 768, 100.0
-"""Channels of a typical target layer, and the forwards from which on a method takes its time there."""
+"""Channels of a typical target layer, and the number of forwards on it from which a method counts as slow."""
 
 Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
 
 def same_target(target: Target) -> Target:
-    """The caller's own target."""
+    """The caller's target, unchanged."""
     return target
 
 
@@ -44,10 +44,12 @@ class Method:
         summary: One sentence.
         reduce: `[B, C, *space] -> [B, *space]`: the sum over channels or a principal component of them; its parameters
             with a default are options too.
-        retarget: From the caller's target to the one that is differentiated; its parameters with a default are options.
-        fuse: The raw maps of several layers, `[..., h, w]` each, and a size, to one map in [0, 1].
-        layers: From a model, its inferred adapter and the named inputs of one image to where the method looks, if the
-            caller does not say.
+        retarget: Maps the caller's target to the one that is differentiated; its parameters with a default are options
+            too.
+        fuse: Combines the raw maps of several layers, `[..., h, w]` each, into one map in [0, 1] of a given size.
+        layers: Chooses the adapter from a model, its inferred adapter and the named inputs of one image, unless the
+            caller names layers.
+        tokens_only: Whether the map depends on the target only through the tokens that the target reads.
     """
 
     id: str
@@ -63,17 +65,17 @@ class Method:
 
     @property
     def source(self) -> Callable[..., Any]:
-        """The function that it is registered for."""
+        """The registered function."""
         return self.contributions
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names of the signals that it is a function of."""
+        """The names of the signals that it needs."""
         return _required(self.contributions)
 
     @property
     def signals(self) -> tuple[Signal, ...]:
-        """The signals that it is a function of."""
+        """The signals that it needs."""
         return tuple(SIGNALS.get(name) for name in self.needs)
 
     @property
@@ -83,52 +85,52 @@ class Method:
 
     @property
     def needs_gradients(self) -> bool:
-        """True where the part of the model behind the target layer is recorded and differentiated."""
+        """Whether the part of the model behind the target layer is recorded and differentiated."""
         return any(signal.gradients or signal.second_order for signal in self.signals)
 
     @property
     def needs_attention(self) -> bool:
-        """True where it is defined for models alone that attend over all of the picture's cells."""
+        """Whether it is defined only for models that attend over all cells of the picture."""
         return any(signal.attention for signal in self.signals)
 
     @property
     def works_on_pixels(self) -> bool:
-        """True where it is defined for the pixels of one picture alone: neither for cut patches nor for frames."""
+        """Whether it is defined only for the pixels of one picture, not for cut patches or frames."""
         return any(signal.pixels for signal in self.signals)
 
     @property
     def reruns(self) -> bool:
-        """True where the model, or the part behind the target layer, runs once per channel."""
+        """Whether the model, or the part behind the target layer, runs once per channel."""
         return any(signal.reruns for signal in self.signals)
 
     @property
     def reads_layer(self) -> bool:
-        """True where the target layer's output and the gradients there are all that it is a function of."""
+        """Whether it uses only the target layer's output and the gradients there."""
         return not any(signal.watch or signal.attention or signal.pixels or signal.reruns for signal in self.signals)
 
     def cost(self, channels: int) -> float:
-        """How many forwards of the model it takes for one target, backward passes included; see `Signal`."""
+        """The number of forwards of the model that it takes for one target, including backward passes; see `Signal`."""
         own = (signal.forwards + channels * signal.forwards_per_channel for signal in self.signals)
         return 1 + sum(own)
 
     @property
     def is_quick(self) -> bool:
-        """True where it takes fewer than 100 forwards on a layer of 768 channels."""
+        """Whether it takes fewer than 100 forwards on a layer of 768 channels."""
         return self.cost(WIDTH) < PATIENCE
 
     @property
     def ignores_target(self) -> bool:
-        """True where every target gets the same map."""
+        """Whether every target gets the same map."""
         return all(signal.ignores_target for signal in self.signals)
 
     @property
     def ignores_class(self) -> bool:
-        """True where every class gets the same map; what reads a query's or a prompt's own tokens may still differ."""
+        """Whether every class gets the same map; queries and prompts that read different tokens may still differ."""
         return self.ignores_target or self.tokens_only
 
     @property
     def description(self) -> str:
-        """The summary, and what the map does not depend on."""
+        """The summary, followed by what the map does not depend on."""
         shared = "target" if self.ignores_target else "class" if self.ignores_class else ""
         return f"{self.summary} Same map for every {shared}." if shared else self.summary
 
@@ -136,7 +138,7 @@ class Method:
         """Refuse options that the method does not have.
 
         Raises:
-            OptionError: naming the option and the known ones.
+            OptionError: there is no such option; the message names the known ones.
         """
         for option in options:
             if option not in self.options:
@@ -144,7 +146,7 @@ class Method:
                 raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}")
 
     def targets(self, targets: Sequence[Target], **options: Any) -> list[Target]:
-        """What is differentiated for these targets.
+        """The targets that are differentiated in place of these.
 
         Raises:
             MethodError: the method is not defined for such a target.
@@ -154,14 +156,14 @@ class Method:
     def map(self, *, eigen_smooth: bool = False, **given: Any) -> Tensor:
         """The map `[B, *space]` in float32 or better, non-negative.
 
-        Cells whose value is within the rounding error of the sum that made it are zero: noise is not evidence.
+        A cell whose value is within the rounding error of its sum is set to zero, because noise is not evidence.
+
+        Args:
+            eigen_smooth: Take the first principal component of the contributions instead of their sum.
+            given: The signals that the method needs, `[B, C, *space]` if they are tensors, and its options.
 
         Raises:
             MethodError: a signal is not finite.
-
-        Args:
-            eigen_smooth: Take the first principal component of the contributions in place of their sum.
-            given: The signals that the method needs, `[B, C, *space]` each where they are tensors; and its options.
         """
         signals = {name: given[name] for name in self.needs}
         for name, tensor in signals.items():
@@ -175,7 +177,7 @@ class Method:
         contributions = self.contributions(**tensors, **_pick(given, self.contributions))
         rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
         reduced = reduce(contributions, **_pick(given, reduce)).clamp_min(0)
-        # Independent errors of one rounding a term add up like the terms' Euclidean norm.
+        # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
         error = rounding * contributions.norm(dim=1)
         return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
 
@@ -197,13 +199,13 @@ def _pick(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, An
 
 
 def _rounding(dtype: torch.dtype) -> float:
-    """The relative error to reckon with in a gradient: 16-bit kernels sum in 32 bits and round once at their end."""
+    """The relative error to expect in a gradient: 16-bit kernels sum in 32 bits and round once at the end."""
     finfo = torch.finfo(dtype)
     return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """By the extremes, which a NaN passes on: one look at the values in place of three."""
+    """Checked on the extremes, which propagate NaN: one pass over the values instead of three."""
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
@@ -214,23 +216,23 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 def _check_signals(method: Method) -> None:
     """Refuse a function with a parameter that is neither a signal nor an option."""
     if not method.needs:
-        raise MethodError(f"{method.id!r} is a function of no signal: its parameters without a default name some")
+        raise MethodError(f"{method.id!r} needs no signal: at least one parameter without a default must name a signal")
     for name in method.needs:
         try:
             SIGNALS.get(name)
         except MethodError as error:
-            raise MethodError(f"{method.id!r} needs {name!r}: {error}; an option has a default") from error
+            raise MethodError(f"{method.id!r} needs {name!r}: {error}; an option must have a default") from error
 
 
 METHODS = Registry[Method]("method", MethodError, r"[a-z][a-z0-9+-]*", _check_signals)
 
 
 def register(method: Method, replace: bool = False) -> Method:
-    """Add a method to the registry and return it; a method that is registered again from the same place is replaced.
+    """Add a method to the registry and return it; registering it again from the same place replaces it.
 
     Args:
         method: The record.
-        replace: Take the place of a method of the same id that comes from elsewhere.
+        replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
         MethodError: the id is malformed or taken, or the function needs a signal that does not exist.
@@ -251,12 +253,12 @@ def method(
     tokens_only: bool = False,
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
-    """Register a pure function of signals as a method; the function itself stays as it is.
+    """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
         name, paper, summary, reduce, retarget, fuse, layers, tokens_only: See `Method`.
-        replace: Take the place of a method of the same id that comes from elsewhere.
+        replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
         MethodError: the id is malformed or taken, or the function needs a signal that does not exist.
@@ -274,13 +276,13 @@ def get_method(method_id: str) -> Method:
     """The method of this id.
 
     Raises:
-        MethodError: there is none; the nearest ids are named.
+        MethodError: there is none; the message names the nearest ids.
     """
     return METHODS.get(method_id)
 
 
 def list_methods() -> dict[str, Method]:
-    """All methods by their ids, in the order of registration: what each needs, its paper, what it ignores.
+    """All methods by id, in the order of registration.
 
     >>> [*list_methods()][:2]
     ['gradcam', 'hirescam']

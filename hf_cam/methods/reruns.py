@@ -23,15 +23,15 @@ CHUNK_BYTES = 16 * 2**20
 
 
 @signal(
-    "the target without each channel, `[B, 1 + C]`",
-    cost="a forward, then the part behind the target layer once per channel",
+    "the target's value with all channels, then without each channel, `[B, 1 + C]`",
+    cost="one forward, then one of the part behind the target layer per channel",
     forwards=1.0,
     forwards_per_channel=0.08,
 )
 def ablated_scores(run: Run, layer: str) -> Tensor:
-    """The targets' values `[B, 1 + C]`: as they are, then without one channel of the layer each.
+    """The targets' values `[B, 1 + C]`: with all channels of the layer, then with each channel set to zero.
 
-    Only the tail is rerun, in float32 or better: what a channel does is a small difference of large values.
+    Only the tail is rerun, in float32 or better, because a channel's effect is a small difference of large values.
     """
     activation = run.activation(layer).detach()
     axis = _channel_axis(activation, activations(run, layer))
@@ -41,8 +41,8 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
     with tail_of(run.model, layer, run.inputs) as tail:
         if not tail.exact:
             warnings.warn(
-                f"the model behind {layer!r} cannot be rerun alone, so each of its {channels} channels takes a "
-                "whole forward; a layer nearer to the output may be replayed",
+                f"the model behind {layer!r} cannot be rerun separately, so each of its {channels} channels takes a "
+                "whole forward; a layer nearer to the output may be faster",
                 SlowWarning,
                 stacklevel=2,
             )
@@ -58,15 +58,15 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
 
 
 @signal(
-    "the target of the image seen through each channel alone, `[B, C]`",
-    cost="a forward per channel",
+    "the target's value for the image masked by each channel, `[B, C]`",
+    cost="one forward per channel",
     pixels=True,
     forwards_per_channel=0.9,
 )
 def masked_scores(run: Run, layer: str) -> Tensor:
-    """The targets' values `[B, C]` of the images masked by one channel each, enlarged and stretched to [0, 1].
+    """The targets' values `[B, C]` for the images masked by each channel, which is enlarged and scaled to [0, 1].
 
-    A constant channel masks nothing out and nothing in: its image is black, never NaN.
+    A constant channel becomes a mask of zeros, so its image is black, never NaN.
     """
     channels = activations(run, layer)
     pixels = run.inputs["pixel_values"]
@@ -91,10 +91,10 @@ def masked_scores(run: Run, layer: str) -> Tensor:
 
 
 def _channel_axis(activation: Tensor, spatial: Tensor) -> int:
-    """Where the channels lie in a layer's output, told by their number.
+    """The axis of the channels in a layer's output, found by their number.
 
     Raises:
-        LayoutError: nowhere, because a reshape function changed their number.
+        LayoutError: there is none, because a reshape function changed the number of channels.
     """
     for axis in (1, activation.ndim - 1) if activation.ndim == spatial.ndim else (activation.ndim - 1,):
         if activation.shape[axis] == spatial.shape[1]:

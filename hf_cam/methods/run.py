@@ -1,4 +1,4 @@
-"""One captured forward with one target per image: where the signals of methods come from."""
+"""One captured forward with one target per image, from which the signals of methods are computed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Run:
     """One captured forward with one target per image.
 
     Args:
-        model: What ran.
-        inputs: Its named inputs, B images.
-        captured: What the target layers returned, and what the watches saw.
-        adapter: Which layers, and how they lie in space.
+        model: The model that ran.
+        inputs: Its named inputs for B images.
+        captured: The outputs of the target layers, and what the watches recorded.
+        adapter: The target layers and their layouts.
         targets: One per image.
-        size: Height and width of the model's input; behind its depth, for volumes.
-        rerun_batch_size: Forwards at once for signals that rerun the model; chosen where None.
+        size: Height and width of the model's input; for volumes, its depth comes first.
+        rerun_batch_size: Variants per forward for signals that rerun the model; chosen automatically by default.
     """
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Run:
     _made: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, make: Callable[[Run, *Arguments], Result], *arguments: *Arguments) -> Result:
-        """`make(run, *arguments)`, computed at the first call and remembered for all signals of this run."""
+        """`make(run, *arguments)`, computed on the first call and cached for all signals of this run."""
         key = (make, *arguments)
         if key not in self._made:
             self._made[key] = make(self, *arguments)
@@ -60,17 +60,19 @@ class Run:
         values = target_values(self.captured.outputs, self.targets)
         if not values.isfinite().all():
             raise TargetError(
-                f"the target's value is not finite ({values.tolist()}): the images or the weights hold such values, "
+                f"the target's value is not finite ({values.tolist()}): the images or the weights contain such values, "
                 "or the model's dtype is too narrow"
             )
         return values
 
     def activation(self, layer: str) -> Tensor:
-        """What a target layer returned, as it returned it; a part of the graph where one was recorded."""
+        """The output of a target layer in its own layout, connected to the graph if one was recorded."""
         return self.captured.activations[self.adapter.layers.index(layer)]
 
     def gradient(self, layer: str) -> Tensor:
-        """Of the targets' sum with respect to `activation(layer)`; differentiable where the capture is of second order.
+        """The gradient of the targets' sum with respect to `activation(layer)`.
+
+        It is itself differentiable if the capture is of second order.
 
         Raises:
             DetachedError: the targets depend on none of the layers.
@@ -82,14 +84,14 @@ class Run:
         return self.captured.gradients(self.scores.sum())
 
     def to_spatial(self, tensor: Tensor, layer: str) -> Tensor:
-        """A tensor of the shape of a layer's output as `[B, C, *space]`, cut off from the graph.
+        """A tensor in the layout of a layer's output, as `[B, C, *space]` and detached from the graph.
 
         Raises:
-            LayoutError: it does not lie in space as the adapter says.
+            LayoutError: it does not fit the adapter's layout.
         """
         return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer)
 
     @property
     def picture_size(self) -> Size:
-        """Height and width alone."""
+        """Height and width, without the depth."""
         return self.size[-2], self.size[-1]

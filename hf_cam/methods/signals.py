@@ -1,4 +1,4 @@
-"""What methods are functions of, by the names of their parameters: each signal's function, what it takes, its cost."""
+"""Signals, which are the arguments of methods: the function that computes each, its requirements and its cost."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
 
 @dataclass(frozen=True)
 class Signal:
-    """What methods are functions of: a method's parameter of this name gets it.
+    """An argument of methods, passed to each method with a parameter of this name.
 
-    The cost is in forwards of the model beside the one that is captured, backward passes included, as measured on
-    ViT-B/16 (docs/methods.md, docs/transformers.md).
+    The cost is counted in forwards of the model in addition to the captured one, including backward passes, as measured
+    on ViT-B/16 (docs/methods.md, docs/transformers.md).
 
     Args:
-        name: Of the parameter.
-        meaning: What it is, with its shape, for the tables.
-        provide: From a run and the name of a target layer to a tensor `[B, ...]` or a record.
-        cost: Why it costs what it does, for the tables.
-        gradients: The part of the model behind the target layers is recorded and differentiated.
-        second_order: The gradients themselves are differentiated.
-        pixels: Works on the pixels of one picture: not defined for pictures that come cut into patches, nor for the
-            frames of a video. With `gradients` the picture itself requires grad.
-        attention: Defined only where attention runs over all cells of one picture.
-        ignores_target: The same for every target.
-        watch: Sees the captured forward; what it yields is `run.captured.watched[watch]`.
-        forwards: Of each target.
-        forwards_per_channel: Of each target, times the channels of the target layer.
+        name: Name of the parameter.
+        meaning: A description with the shape, for the tables.
+        provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record.
+        cost: What causes the cost, for the tables.
+        gradients: Whether the part of the model behind the target layers is recorded and differentiated.
+        second_order: Whether the gradients themselves are differentiated.
+        pixels: Whether it works on the pixels of one picture, and so is not defined for pictures cut into patches or
+            the frames of a video. With `gradients`, the picture itself requires grad.
+        attention: Whether it is defined only where attention runs over all cells of one picture.
+        ignores_target: Whether it is the same for every target.
+        watch: Observes the captured forward; its result is `run.captured.watched[watch]`.
+        forwards: Cost per target.
+        forwards_per_channel: Cost per target and channel of the target layer.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Signal:
 
     @property
     def source(self) -> Callable[..., Any]:
-        """The function that provides it."""
+        """The function that computes it."""
         return self.provide
 
     @property
     def reruns(self) -> bool:
-        """True where the model, or the part behind the target layer, runs once per channel."""
+        """Whether the model, or the part behind the target layer, runs once per channel."""
         return self.forwards_per_channel > 0
 
 
@@ -89,12 +89,12 @@ def signal(
     forwards_per_channel: float = 0.0,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
-    """Register a function of `(run, layer)` as the signal of its own name; the function itself stays as it is.
+    """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
         meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, forwards,
             forwards_per_channel: See `Signal`.
-        replace: Take the place of a signal that another module registered.
+        replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
     True
@@ -121,33 +121,33 @@ def signal(
     return add
 
 
-@signal("what the target layer returns, `[B, C, h, w]`", cost="the captured forward alone", ignores_target=True)
+@signal("the output of the target layer, `[B, C, h, w]`", cost="none beyond the captured forward", ignores_target=True)
 def activations(run: Run, layer: str) -> Tensor:
-    """`[B, C, *space]`."""
+    """The output of the target layer, `[B, C, *space]`."""
     return run.to_spatial(run.activation(layer), layer)
 
 
 @signal(
     "the target's gradient with respect to the activations, `[B, C, h, w]`",
-    cost="the part behind the target layer backwards",
+    cost="a backward pass from the target to the target layer",
     gradients=True,
     forwards=0.1,
 )
 def gradients(run: Run, layer: str) -> Tensor:
-    """`[B, C, *space]`.
+    """The gradient of the targets' sum with respect to the activations, `[B, C, *space]`.
 
     Raises:
         NoGradientError: it is zero on every cell of every image.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
     if not spatial.any():
-        raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: nothing there influences it")
+        raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
 
 
 @signal(
-    "the target's Hessian there times the activations, `[B, C, h, w]`",
-    cost="that gradient differentiated again",
+    "the target's Hessian at the activations, times the activations, `[B, C, h, w]`",
+    cost="a second backward pass, through that gradient",
     gradients=True,
     second_order=True,
     forwards=0.5,
@@ -178,17 +178,17 @@ def curvature(run: Run, layer: str) -> Tensor:
 
 @signal(
     "the terms of the full-gradient decomposition, `[B, 1 + biases, H, W]`",
-    cost="the whole model backwards",
+    cost="a backward pass through the whole model",
     gradients=True,
     pixels=True,
     watch=biased_outputs,
     forwards=1.6,
 )
 def gradient_terms(run: Run, layer: str) -> Tensor:
-    """`[B, 1 + biases, H, W]`: the full-gradient terms that lie in space, as FullGrad shows them.
+    """`[B, 1 + biases, H, W]`: the full-gradient terms that have spatial positions, as FullGrad shows them.
 
-    Absolute, stretched to [0, 1] over each image and layer, enlarged, and summed over channels. The target layer
-    plays no part.
+    Absolute values are scaled to [0, 1] per image and layer, enlarged, and summed over channels. The terms do not
+    depend on the target layer.
     """
     del layer
     record: BiasedOutputs = run.captured.watched[biased_outputs]
@@ -198,19 +198,19 @@ def gradient_terms(run: Run, layer: str) -> Tensor:
     terms = [_shown(found.pixels, run.size)]
     for term in found.biases.values():
         if len(term) != len(found.pixels):
-            continue  # windows in the batch, of which a square one would pass for a small picture
+            continue  # windows in the batch; a square one could be mistaken for a small picture
         try:
             terms.append(_shown(layout.to_spatial(term, run.picture_size), run.size))
         except LayoutError:
-            continue  # behind the pooling: of no place in the picture
+            continue  # behind the pooling, so without a place in the picture
     return torch.stack(terms, 1)
 
 
 def _check_twice_differentiable(gradient: Tensor) -> None:
-    """Refuse what autograd passes over in silence: functions marked as once differentiable end its graph.
+    """Refuse functions marked as once differentiable, which autograd silently treats as the end of the graph.
 
     Raises:
-        RuntimeError: a gradient's graph holds such an end.
+        RuntimeError: the gradient's graph contains such a function.
     """
     waiting, known = [gradient.grad_fn], set()
     while waiting:
@@ -224,6 +224,6 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
 
 
 def _shown(term: Tensor, size: Sequence[int]) -> Tensor:
-    """`[B, C, *space]` to `[B, *size]`: absolute, stretched to [0, 1] over channels and cells, enlarged, summed."""
+    """`[B, C, *space]` to `[B, *size]`: absolute, scaled to [0, 1] over channels and cells, enlarged and summed."""
     strength = normalize(term.float().abs().reshape(len(term), 1, -1)).reshape(term.shape)
     return resize(strength.sum(1), size)
