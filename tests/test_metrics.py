@@ -53,11 +53,11 @@ def test_average_precision_is_that_of_scikit_learn() -> None:
 
 @pytest.mark.parametrize("metric", [energy_inside, peak_inside, average_precision])
 def test_wrong_shapes_kinds_and_values_are_refused(metric) -> None:
-    with pytest.raises(OptionError, match="one shape"):
+    with pytest.raises(OptionError, match="the same shape"):
         metric(torch.zeros(6, 9), torch.zeros(9, 6, dtype=torch.bool))
     with pytest.raises(OptionError, match="boolean"):
         metric(torch.zeros(6, 9), torch.zeros(6, 9))
-    with pytest.raises(OptionError, match="not negative"):
+    with pytest.raises(OptionError, match="non-negative"):
         metric(torch.full((6, 9), -1.0), mask())
     with pytest.raises(OptionError, match="finite"):
         metric(torch.full((6, 9), torch.nan), mask())

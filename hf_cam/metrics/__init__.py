@@ -1,11 +1,11 @@
-"""Judges of maps: pure functions, each with its range, its direction and its paper, and the registry of them.
+"""Metrics of maps, which are pure functions with a range, a direction and a paper, and their registry.
 
-`Trial(maps, Scorer(model, inputs, targets)).measure("road", "insertion")` makes what they are functions of.
+`Trial(maps, Scorer(model, inputs, targets)).measure("road", "insertion")` computes them and the measurements they need.
 """
 
 from hf_cam.metrics.baselines import BASELINES, centred_gaussian, noise, sobel_edges
 
-# The order of these imports is the order of the tables: a measurement stands before the metrics that need it.
+# The order of these imports is the order of the tables: measurements come before the metrics that need them.
 from hf_cam.metrics.measurements import shuffled_weights  # isort: skip
 from hf_cam.metrics.confidence import confidence_change, confidence_drop, confidence_increase  # isort: skip
 from hf_cam.metrics.perturbation import (  # isort: skip

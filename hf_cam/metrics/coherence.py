@@ -1,4 +1,4 @@
-"""Coherence of a map with itself: ARCC and its parts, stability under noise, and attributions that add up."""
+"""Coherence of a map: ARCC and its parts, stability under noise, and completeness of attributions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAPER = "Domeniconi et al. (RefineCAM), arXiv:2605.14641, after Poppi et al., CV
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of two maps, `[..., H, W]` to `[...]` in [-1, 1]; 0 where one of them is constant.
+    """Pearson's correlation of two maps, `[..., H, W]` to `[...]` in [-1, 1]; 0 if one of them is constant.
 
     >>> correlation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]]))
     tensor(1.0000)
@@ -24,7 +24,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @metric("coherency", "coherency", paper=PAPER)
 def coherency(maps: Tensor, kept_maps: Tensor) -> Tensor:
-    """How much the map of the image multiplied by the map correlates with the map, from [-1, 1] to [0, 1]."""
+    """The correlation of the map with the map of the image multiplied by it, rescaled from [-1, 1] to [0, 1]."""
     return (correlation(maps, kept_maps) + 1) / 2
 
 
@@ -42,9 +42,9 @@ def complexity(maps: Tensor) -> Tensor:
     paper="Bhatt et al., IJCAI 2020, arXiv:2005.00631",
 )
 def entropy(maps: Tensor) -> Tensor:
-    """The entropy of the pixels' shares of the map's sum, in nats: 0 for one pixel, log(H W) for an even map.
+    """The entropy of the pixels' shares of the map's sum, in nats: 0 for one pixel, log(H W) for a uniform map.
 
-    A map of zeros shows nothing and gets 0.
+    A map of zeros scores 0.
 
     >>> entropy(torch.tensor([[[0.0, 3.0]], [[2.0, 2.0]]]))
     tensor([0.0000, 0.6931])
@@ -57,9 +57,9 @@ def entropy(maps: Tensor) -> Tensor:
 
 @metric("arcc", "ARCC", paper=PAPER)
 def arcc(maps: Tensor, kept_maps: Tensor, most_first: Tensor, least_first: Tensor) -> Tensor:
-    """The harmonic mean of coherency, 1 - complexity and ROAD (twice it, at least 0); 0 where one of them is 0.
+    """The harmonic mean of coherency, 1 - complexity and twice ROAD (0 if negative); 0 if any of them is 0.
 
-    Report the parts beside it.
+    Report the parts as well.
     """
     road = (2 * road_combined(most_first, least_first)).clamp(0, 1)
     parts = torch.stack([coherency(maps, kept_maps), 1 - complexity(maps), road]).clamp_min(0)
@@ -74,7 +74,7 @@ def arcc(maps: Tensor, kept_maps: Tensor, most_first: Tensor, least_first: Tenso
     paper="Yeh et al., NeurIPS 2019, arXiv:1901.09392",
 )
 def max_sensitivity(maps: Tensor, noisy_maps: Tensor) -> Tensor:
-    """The largest change of the map under small noise, `max_n |m_n - m| / |m|`, of the maps' Euclidean norms."""
+    """The largest change of the map under small noise, `max_n |m_n - m| / |m|`, in Euclidean norms."""
     change: Tensor = (noisy_maps - maps).flatten(2).norm(dim=2).amax(0)
     size = maps.flatten(1).norm(dim=1)
     return torch.div(change, size.clamp_min(1e-12))
@@ -88,9 +88,9 @@ def max_sensitivity(maps: Tensor, noisy_maps: Tensor) -> Tensor:
     paper="Sundararajan et al., ICML 2017, arXiv:1703.01365",
 )
 def completeness_error(attributions: Tensor, difference: Tensor) -> Tensor:
-    """How far the attributions' sum misses the change of the target that they explain, relative to it.
+    """The error of the attributions' sum, as a share of the change in the target that they explain.
 
-    `|sum(a) - d| / |d|` of signed attributions that were not normalised, d the target's value less its value on the
-    baseline that the method's axiom names.
+    `|sum(a) - d| / |d|` for signed attributions without normalisation, where d is the target's value minus its value
+    on the baseline that the method's axiom names.
     """
     return (attributions.flatten(1).sum(1) - difference).abs() / difference.abs().clamp_min(1e-12)

@@ -1,8 +1,8 @@
 """Noisy linear imputation: missing pixels become the weighted mean of their neighbours, plus a little noise.
 
-Every image and mask of a call is a linear system on one grid. All of them are solved together, by conjugate gradients
-with a multigrid cycle as preconditioner; on the CPU a few at a time, because what leaves its cache costs more than the
-arithmetic.
+Each image and mask of a call gives a linear system on the same grid. All systems are solved together by conjugate
+gradients with a multigrid cycle as preconditioner; on the CPU a few at a time, because data that leave the cache cost
+more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ STEPS = 100
 TOLERANCE = 1e-5
 SWEEPS = 3
 COARSEST = 64
-"""Cells of a grid on which the system is inverted outright."""
+"""Largest number of cells of a grid on which the system is inverted directly."""
 CPU_VALUES = 2**19
-"""Pixel values that are solved for together on the CPU."""
+"""Number of pixel values that are solved for together on the CPU."""
 
 
 def impute(pixels: Tensor, missing: Tensor, noise: float = 0.01, seed: int = 0) -> Tensor:
-    """Fill missing pixels from their surroundings, so that their place carries no information of its own.
+    """Fill missing pixels from their surroundings, so that their positions carry no information of their own.
 
-    Each missing pixel `x_i` solves `sum_j w_ij (x_i - x_j) = 0` over its eight neighbours, w = 1/6 along an edge and
-    1/12 across a corner: Rong et al. (ROAD), arXiv:2202.00449. Where a whole image is missing, its mean stays.
+    Each missing pixel `x_i` solves `sum_j w_ij (x_i - x_j) = 0` over its eight neighbours, with w = 1/6 along an edge
+    and 1/12 across a corner: Rong et al. (ROAD), arXiv:2202.00449. An image that is missing entirely becomes its mean.
 
     Args:
         pixels: `[N, C, H, W]`.
         missing: `[N, H, W]` booleans.
-        noise: Standard deviation of what is added to missing pixels.
-        seed: Of the noise.
+        noise: Standard deviation of the noise added to missing pixels.
+        seed: Seed of the noise.
 
     >>> row = torch.tensor([[[[0.0, 9.0, 1.0]]]])
     >>> impute(row, torch.tensor([[[False, True, False]]]), noise=0)
@@ -39,7 +39,7 @@ def impute(pixels: Tensor, missing: Tensor, noise: float = 0.01, seed: int = 0) 
     unknown = missing[:, None].to(pixels.dtype)
     means = pixels.mean((-2, -1), keepdim=True)
     known = torch.where(missing[:, None], means, pixels)
-    # The solution is looked for as a difference to the mean, which is what stays where nothing is known.
+    # Solving for the difference from the mean leaves the mean where nothing is known.
     right = _around((known - means) * (1 - unknown)) * unknown
     filled = means + solve(right.float(), unknown.float()).to(pixels)
     if noise:
@@ -49,9 +49,9 @@ def impute(pixels: Tensor, missing: Tensor, noise: float = 0.01, seed: int = 0) 
 
 
 def solve(right: Tensor, unknown: Tensor) -> Tensor:
-    """The `x` with `(D - W) x = right` on unknown pixels and 0 elsewhere, D the sum of each pixel's weights.
+    """The `x` with `(D - W) x = right` on unknown pixels and 0 elsewhere, where D is the sum of each pixel's weights.
 
-    The residual falls to `TOLERANCE` of the right side's norm; where nothing is known, `right` is 0 and so is `x`.
+    The residual falls to `TOLERANCE` of the right side's norm; where nothing is known, both `right` and `x` are 0.
 
     Args:
         right: `[N, C, H, W]`, 0 on known pixels; in units of 1/12, so that an edge weighs 2 and a corner 1.
@@ -63,7 +63,7 @@ def solve(right: Tensor, unknown: Tensor) -> Tensor:
 
 
 def _around(values: Tensor) -> Tensor:
-    """Twice the sum of the four neighbours at an edge and once that of the four at a corner; 0 beyond the border."""
+    """Twice the sum of the four neighbours at edges plus the sum of the four at corners; 0 beyond the border."""
     padded = functional.pad(values, (1, 1, 1, 1))
     columns = (padded[..., :-2, :] + padded[..., 2:, :]).add_(padded[..., 1:-1, :], alpha=2)
     found = (columns[..., :-2] + columns[..., 2:]).add_(columns[..., 1:-1], alpha=2)
@@ -71,7 +71,7 @@ def _around(values: Tensor) -> Tensor:
 
 
 def _solved(right: Tensor, unknown: Tensor) -> Tensor:
-    """Conjugate gradients from 0. Every buffer is this function's own, so it is reused in place."""
+    """Conjugate gradients, starting from 0. All buffers are local, so they are reused in place."""
     levels = _levels(unknown)
     weights = _weights(unknown)
     x, residual = torch.zeros_like(right), right.clone()
@@ -92,15 +92,15 @@ def _solved(right: Tensor, unknown: Tensor) -> Tensor:
 
 
 def _weights(unknown: Tensor) -> Tensor:
-    """The sum of each pixel's weights, `[1, 1, H, W]`: 12 but at the border."""
+    """The sum of each pixel's weights, `[1, 1, H, W]`: 12 except at the border."""
     return _around(torch.ones_like(unknown[:1]))
 
 
 def _levels(unknown: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Unknown cells on finer to coarser grids, a coarse one where all four of it are; and what solves for them.
+    """The unknown cells of each grid, finest first, and the inverse that solves for them.
 
-    That is the inverse of each cell's weights, `[N, 1, H, W]`, and on the coarsest grid that of the whole system,
-    `[N, H W, H W]`.
+    A coarse cell is unknown if all four of its finer cells are. The inverse is taken of each cell's weights,
+    `[N, 1, H, W]`, and on the coarsest grid of the whole system, `[N, H W, H W]`.
     """
     levels = []
     while unknown[0].numel() > COARSEST:
@@ -117,7 +117,7 @@ def _inverse(unknown: Tensor) -> Tensor:
     system = (_weights(unknown) * each - _around(each)).reshape(cells, cells)
     own = unknown.reshape(-1, cells)
     both = own[:, :, None] * own[:, None]
-    # A grid without a known cell leaves the mean open: a trifle on the diagonal closes it.
+    # Without a known cell, the system does not determine the mean; a small value on the diagonal does.
     inverse: Tensor = torch.linalg.inv(system * both + torch.diag_embed(1 - own + 1e-4))
     return inverse * both
 
@@ -125,8 +125,8 @@ def _inverse(unknown: Tensor) -> Tensor:
 def _cycle(residual: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
     """One symmetric multigrid cycle: smooth, correct on the coarser grid, smooth.
 
-    A sweep gives each unknown cell the mean of its neighbours: for these weights that is the best Jacobi smoother, the
-    eigenvalues of the fast modes being 2/3 to 4/3.
+    A sweep sets each unknown cell to the mean of its neighbours. For these weights this is the best Jacobi smoother:
+    the eigenvalues of the fast modes lie between 2/3 and 4/3.
     """
     unknown, inverse = levels[0]
     if len(levels) == 1:
@@ -160,5 +160,5 @@ def _norm(a: Tensor) -> Tensor:
 
 
 def _positive(values: Tensor) -> Tensor:
-    """The values, 1 in place of those that are 0: a system that is solved already."""
+    """The values, with 0 replaced by 1; a system that is already solved gives 0."""
     return torch.where(values > 0, values, torch.ones_like(values))

@@ -1,4 +1,4 @@
-"""Does the map lie on the thing? Maps and masks are `[..., H, W]` of one size; a mask is boolean. Higher is better."""
+"""Whether the map lies on the object. Maps and boolean masks are `[..., H, W]` of the same size. Higher is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_cam.metrics.registry import metric
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of the map's sum that lies inside the mask, in [0, 1]; 0 for a map of zeros.
 
-    The energy-based pointing game of Score-CAM. An even map scores the share that the mask has of the image.
+    The energy-based pointing game of Score-CAM. A uniform map scores the mask's share of the image.
 
     >>> energy_inside(torch.tensor([[1.0, 3.0]]), torch.tensor([[False, True]]))
     tensor(0.7500)
@@ -27,9 +27,9 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric("pointing-game", "pointing game", paper="Zhang et al., ECCV 2016, arXiv:1608.00507")
 def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 where the map's highest value lies inside the mask, else 0; a map of zeros has no peak and gets 0.
+    """1 if the map's highest value lies inside the mask, else 0; a map of zeros has no peak and scores 0.
 
-    The pointing game, without its margin; of several equal peaks the first in reading order counts.
+    The pointing game without its margin; the first of several equal peaks in reading order counts.
 
     >>> peak_inside(torch.tensor([[1.0, 3.0]]), torch.tensor([[False, True]]))
     tensor(1.)
@@ -42,9 +42,9 @@ def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric("average-precision", "average precision", paper="area under the precision-recall curve; no paper")
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    """The area under the precision-recall curve of the map as a score for each pixel, in [0, 1].
+    """The area under the precision-recall curve, with the map as a score for each pixel, in [0, 1].
 
-    Pixels of one value count together, so that an even map scores the share that the mask has of the image.
+    Pixels of equal value count together, so a uniform map scores the mask's share of the image.
 
     >>> average_precision(torch.tensor([[0.1, 0.9, 0.8]]), torch.tensor([[False, True, False]]))
     tensor(1.)
@@ -58,7 +58,7 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric("iou", "IoU", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
 def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
-    """The overlap of the mask with the pixels above the map's own mean, over their union, in [0, 1].
+    """The intersection over union of the mask and the pixels above the map's own mean, in [0, 1].
 
     >>> intersection_over_union(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, False]]))
     tensor(0.5000)
@@ -71,7 +71,7 @@ def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric("pixel-accuracy", "pixel accuracy", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
 def pixel_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
-    """The share of pixels that lie above the map's own mean where the mask does and below where it does not, in [0, 1].
+    """The share of pixels on which the mask agrees with the map thresholded at its own mean, in [0, 1].
 
     >>> pixel_accuracy(torch.tensor([[0.0, 1.0, 1.0, 0.0]]), torch.tensor([[False, True, False, False]]))
     tensor(0.7500)
@@ -82,11 +82,11 @@ def pixel_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
 
 def grid_mosaics(pixels: Tensor, quadruples: Sequence[Sequence[int]]) -> Tensor:
     """2 x 2 mosaics for the grid pointing game of Rao et al. (Towards Better Understanding Attribution Methods, CVPR
-    2022, arXiv:2205.10435): each explained class occurs in one quarter alone.
+    2022, arXiv:2205.10435): each explained class occurs in only one quarter.
 
     Args:
         pixels: `[B, C, H, W]`, images of different classes.
-        quadruples: Four indices into them for each mosaic: top left, top right, bottom left, bottom right.
+        quadruples: Four indices of images per mosaic: top left, top right, bottom left, bottom right.
 
     Returns:
         `[M, C, 2 H, 2 W]`.
@@ -96,16 +96,16 @@ def grid_mosaics(pixels: Tensor, quadruples: Sequence[Sequence[int]]) -> Tensor:
             [2., 3.]])
     """
     if any(len(four) != 4 for four in quadruples):
-        raise OptionError("a mosaic takes four images")
+        raise OptionError("each mosaic needs the indices of exactly four images")
     tiles = torch.stack([pixels[list(four)] for four in quadruples])
     return torch.cat([torch.cat([tiles[:, 0], tiles[:, 1]], -1), torch.cat([tiles[:, 2], tiles[:, 3]], -1)], -2)
 
 
 def grid_pointing_game(maps: Tensor, quarters: Tensor) -> Tensor:
-    """The share of the map's sum that lies in the quarter of the mosaic that was explained, in [0, 1]; chance is 1/4.
+    """The share of the map's sum that lies in the explained quarter of the mosaic, in [0, 1]; chance is 1/4.
 
     Args:
-        maps: `[B, 2 H, 2 W]`, not negative.
+        maps: `[B, 2 H, 2 W]`, non-negative.
         quarters: `[B]`, 0 to 3 in reading order.
 
     >>> grid_pointing_game(torch.tensor([[[0.0, 3.0], [1.0, 0.0]]]), torch.tensor([1]))
@@ -136,10 +136,10 @@ def _one(scores: Tensor, inside: Tensor) -> Tensor:
 def _checked(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if maps.shape != masks.shape or maps.ndim < 2:
         raise OptionError(
-            f"maps and masks have one shape [..., H, W], got {tuple(maps.shape)} and {tuple(masks.shape)}"
+            f"maps and masks must have the same shape [..., H, W], got {tuple(maps.shape)} and {tuple(masks.shape)}"
         )
     if masks.dtype != torch.bool:
-        raise OptionError(f"masks are boolean, got {masks.dtype}")
+        raise OptionError(f"masks must be boolean, got {masks.dtype}")
     if not maps.isfinite().all() or (maps < 0).any():
-        raise OptionError("maps are finite and not negative")
+        raise OptionError("maps must be finite and non-negative")
     return (maps if maps.dtype == torch.float64 else maps.float()), masks

@@ -1,4 +1,4 @@
-"""What metrics are functions of: maps, the model's confidence in the images that they make, and further maps."""
+"""Measurements, which are the arguments of metrics: maps, the model's confidence for changed images, and new maps."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from hf_cam.metrics.trial import Trial
 from hf_cam.models.traits import unwrap
 
 BLUR = 5.0
-EXPLAIN = "a method that explains again"
+EXPLAIN = "a function that explains changed images"
 
 
 @measurement(maps="the map `[B, H, W]` in [0, 1]")
 def given_maps(trial: Trial) -> Mapping[str, Tensor]:
-    """Those under judgement."""
+    """The maps to evaluate."""
     return {"maps": trial.maps}
 
 
-@measurement(masks="where the thing is, `[B, H, W]` booleans")
+@measurement(masks="where the object is, `[B, H, W]` booleans")
 def given_masks(trial: Trial) -> Mapping[str, Tensor]:
-    """Those that came with the maps."""
-    return {"masks": trial.given("masks", "a mask of the thing")}
+    """The masks given with the maps."""
+    return {"masks": trial.given("masks", "masks of the objects")}
 
 
 @measurement(scores="the model's confidence in the target, `[B]`")
 def scored(trial: Trial) -> Mapping[str, Tensor]:
-    """Of the images themselves."""
+    """The confidence for the images themselves."""
     return {"scores": trial.model(trial.model.pixels[:, None])[:, 0]}
 
 
-@measurement(kept_scores="the same of the image multiplied by the map, `[B]`")
+@measurement(kept_scores="the confidence for the image multiplied by the map, `[B]`")
 def scored_kept(trial: Trial) -> Mapping[str, Tensor]:
-    """Of the images multiplied by their maps."""
+    """The confidence for the images multiplied by their maps."""
     return {"kept_scores": trial.model(_kept(trial)[:, None])[:, 0]}
 
 
 @measurement(
-    most_first="the same with the most relevant pixels imputed, one per percentile, `[B, P]`",
-    least_first="the same with the least relevant pixels imputed, `[B, P]`",
+    most_first="the confidence with the most relevant pixels imputed, for each percentile, `[B, P]`",
+    least_first="the confidence with the least relevant pixels imputed, for each percentile, `[B, P]`",
 )
 def imputed(trial: Trial) -> Mapping[str, Tensor]:
-    """Both orders, all percentiles and images in one system and one sweep."""
+    """The confidence for both orders and all percentiles, imputed together and scored together."""
     pixels, total = trial.model.pixels, trial.places[0].numel()
     counts = total - torch.tensor(kept_above(trial.percentiles, total), device=pixels.device)
     counts = counts[None, :, None, None]
@@ -64,11 +64,11 @@ def imputed(trial: Trial) -> Mapping[str, Tensor]:
 
 
 @measurement(
-    inserted="the same while pixels are uncovered, the most relevant first, `[B, S + 1]`",
-    deleted="the same while pixels are blanked, the most relevant first, `[B, S + 1]`",
+    inserted="the confidence while pixels are uncovered, the most relevant first, `[B, S + 1]`",
+    deleted="the confidence while pixels are blanked, the most relevant first, `[B, S + 1]`",
 )
 def swept(trial: Trial) -> Mapping[str, Tensor]:
-    """Insertion and deletion in one sweep; the curves' ends are shared."""
+    """Insertion and deletion, scored together because the curves share the unchanged image."""
     pixels, total = trial.model.pixels, trial.places[0].numel()
     first = (trial.places[:, None] < _counts(trial, total, pixels.device))[:, :, None]
     sharp, blurred, blank = pixels[:, None], blur(pixels)[:, None], torch.zeros_like(pixels)[:, None]
@@ -78,7 +78,7 @@ def swept(trial: Trial) -> Mapping[str, Tensor]:
     return {"inserted": torch.cat([dim, uncovered, clean], 1), "deleted": torch.cat([clean, blanked, empty], 1)}
 
 
-@measurement(deleted_last="the same while pixels are blanked, the least relevant first, `[B, S + 1]`")
+@measurement(deleted_last="the confidence while pixels are blanked, the least relevant first, `[B, S + 1]`")
 def swept_last(trial: Trial) -> Mapping[str, Tensor]:
     """Deletion in the reverse order."""
     pixels, total = trial.model.pixels, trial.places[0].numel()
@@ -88,11 +88,11 @@ def swept_last(trial: Trial) -> Mapping[str, Tensor]:
 
 
 @measurement(
-    group_relevance="the map's sum over each of K groups of pixels of falling relevance, `[B, K]`",
-    group_scores="the same confidence with each group replaced alone, `[B, K]`",
+    group_relevance="the map's sum over each of K groups of pixels, by decreasing relevance, `[B, K]`",
+    group_scores="the confidence with one of these groups replaced at a time, `[B, K]`",
 )
 def grouped(trial: Trial) -> Mapping[str, Tensor]:
-    """Groups of equal size in the order of relevance; each is replaced by the image's own mean."""
+    """Groups of equal size in order of relevance; each is replaced by the image's own mean."""
     pixels, total = trial.model.pixels, trial.places[0].numel()
     group = trial.places * trial.groups // total
     members = torch.stack([group == k for k in range(trial.groups)], 1)
@@ -103,13 +103,13 @@ def grouped(trial: Trial) -> Mapping[str, Tensor]:
 
 @measurement(kept_maps="the map of the image multiplied by the map, `[B, H, W]`")
 def explained_kept(trial: Trial) -> Mapping[str, Tensor]:
-    """Of the images multiplied by their maps."""
+    """The maps of the images multiplied by their maps."""
     return {"kept_maps": trial.given("explain", EXPLAIN)(_kept(trial))}
 
 
 @measurement(noisy_maps="maps of the image with noise added, `[N, B, H, W]`")
 def explained_noisy(trial: Trial) -> Mapping[str, Tensor]:
-    """Of the images with uniform noise."""
+    """The maps of the images with uniform noise added."""
     explain, pixels = trial.given("explain", EXPLAIN), trial.model.pixels
     generator = torch.Generator().manual_seed(trial.seed)
     spread = trial.radius * pixels.float().std().item()
@@ -117,9 +117,9 @@ def explained_noisy(trial: Trial) -> Mapping[str, Tensor]:
     return {"noisy_maps": torch.stack([explain(pixels + one.to(pixels)) for one in noises])}
 
 
-@measurement(randomized_maps="the map after the model's weights were shuffled, `[B, H, W]`")
+@measurement(randomized_maps="the map with the model's weights shuffled, `[B, H, W]`")
 def explained_randomized(trial: Trial) -> Mapping[str, Tensor]:
-    """With the model's weights shuffled."""
+    """The maps with the model's weights shuffled."""
     explain = trial.given("explain", EXPLAIN)
     with shuffled_weights(trial.model.model, trial.seed):
         return {"randomized_maps": explain(trial.model.pixels)}
@@ -127,17 +127,17 @@ def explained_randomized(trial: Trial) -> Mapping[str, Tensor]:
 
 @measurement(other_maps="the map of another target, `[B, H, W]`")
 def explained_other(trial: Trial) -> Mapping[str, Tensor]:
-    """Of the other target."""
-    explain = trial.given("explain_other", "a method that explains another target")
+    """The maps of another target."""
+    explain = trial.given("explain_other", "a function that explains another target")
     return {"other_maps": explain(trial.model.pixels)}
 
 
 @measurement(
     attributions="signed attributions, `[B, ...]`",
-    difference="the target's value less its value on the baseline, `[B]`",
+    difference="the target's value minus its value on the baseline, `[B]`",
 )
 def attributed(trial: Trial) -> Mapping[str, Tensor]:
-    """Of no trial.
+    """Signed attributions, which no trial can compute.
 
     Raises:
         OptionError: always.
@@ -151,9 +151,9 @@ def attributed(trial: Trial) -> Mapping[str, Tensor]:
 
 @contextmanager
 def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The model with the values of every parameter shuffled within it; they come back when the block ends.
+    """Shuffle the values within each parameter of the model, and restore them when the block ends.
 
-    Each parameter keeps its distribution, so that activations stay in their usual range, and loses what it learnt.
+    Each parameter keeps its distribution, so activations stay in their usual range, but loses what it has learned.
     """
     module = unwrap(model)
     with lock_of(module):
@@ -188,5 +188,5 @@ def _kept(trial: Trial) -> Tensor:
 
 
 def _counts(trial: Trial, total: int, device: torch.device) -> Tensor:
-    """How many pixels each inner step has taken, `[1, S - 1, 1, 1]`."""
+    """The number of pixels changed at each inner step, `[1, S - 1, 1, 1]`."""
     return (torch.arange(1, trial.steps, device=device) * total // trial.steps)[None, :, None, None]

@@ -1,4 +1,4 @@
-"""The order of the pixels by falling relevance, in which they are taken away."""
+"""The order of the pixels by decreasing relevance, in which they are removed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def ranks(maps: Tensor, seed: int = 0) -> Tensor:
-    """The place of each pixel in the order of falling relevance, `[..., H, W]` in 0 ... H W - 1.
+    """The place of each pixel in the order of decreasing relevance, `[..., H, W]` in 0 ... H W - 1.
 
-    Pixels of one value are ordered at random, the same way for each seed: a map must not gain from the place of what it
-    says nothing about.
+    Pixels of equal value are ordered at random, reproducibly for each seed, because a map must not gain from the
+    positions of pixels that it does not distinguish.
 
     >>> ranks(torch.tensor([[0.1, 0.9], [0.5, 0.2]]))
     tensor([[3, 0],
@@ -28,7 +28,7 @@ def ranks(maps: Tensor, seed: int = 0) -> Tensor:
 
 
 def kept_above(percentiles: Sequence[float], pixels: int) -> list[int]:
-    """How many pixels lie below each percentile: what is imputed there are the others.
+    """How many pixels lie below each percentile; the others are imputed.
 
     >>> kept_above([20, 80], pixels=101)
     [20, 80]

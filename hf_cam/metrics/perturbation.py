@@ -1,4 +1,4 @@
-"""Take pixels away in the map's order: the more relevant they are, the more the confidence should suffer."""
+"""Metrics that remove pixels in the map's order: the more relevant they are, the more the confidence should fall."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHEFER = "Chefer et al., CVPR 2021, arXiv:2012.09838"
 
 @metric("road", "ROAD", range=(-0.5, 0.5), paper=ROAD)
 def road_combined(most_first: Tensor, least_first: Tensor) -> Tensor:
-    """Half the confidence left without the least relevant pixels less that left without the most relevant ones.
+    """Half the difference between the confidence without the least and without the most relevant pixels.
 
     Averaged over the percentiles: `mean_p (y_least - y_most) / 2`, in [-0.5, 0.5]; a random map scores 0.
     """
@@ -23,52 +23,52 @@ def road_combined(most_first: Tensor, least_first: Tensor) -> Tensor:
 
 @metric("road-most", "ROAD, most relevant first", range=(-1, 1), higher_is_better=False, paper=ROAD)
 def road_most(scores: Tensor, most_first: Tensor) -> Tensor:
-    """The change of confidence where the most relevant pixels are imputed, averaged over the percentiles."""
+    """The change in confidence when the most relevant pixels are imputed, averaged over the percentiles."""
     return most_first.mean(1) - scores
 
 
 @metric("road-least", "ROAD, least relevant first", range=(-1, 1), paper=ROAD)
 def road_least(scores: Tensor, least_first: Tensor) -> Tensor:
-    """The change of confidence where the least relevant pixels are imputed, averaged over the percentiles."""
+    """The change in confidence when the least relevant pixels are imputed, averaged over the percentiles."""
     return least_first.mean(1) - scores
 
 
 @metric("insertion", "insertion", paper=RISE)
 def insertion(inserted: Tensor) -> Tensor:
-    """The area under the confidence while the pixels of a blurred image are uncovered, the most relevant first."""
+    """The area under the confidence curve as the pixels of a blurred image are uncovered, the most relevant first."""
     return area(inserted)
 
 
 @metric("deletion", "deletion", higher_is_better=False, paper=RISE)
 def deletion(deleted: Tensor) -> Tensor:
-    """The area under the confidence while pixels are blanked, the most relevant first."""
+    """The area under the confidence curve as pixels are blanked, the most relevant first."""
     return area(deleted)
 
 
 @metric("insertion-deletion", "insertion - deletion", range=(-1, 1), paper=RISE)
 def insertion_less_deletion(inserted: Tensor, deleted: Tensor) -> Tensor:
-    """Insertion less deletion: one figure for both, which a map of no order scores about 0 on."""
+    """Insertion minus deletion, as one figure for both; a map of random order scores about 0."""
     return area(inserted) - area(deleted)
 
 
 @metric("perturbation-positive", "perturbation AUC +", higher_is_better=False, paper=CHEFER)
 def perturbation_positive(deleted: Tensor) -> Tensor:
-    """The area under the confidence up to nine tenths of the pixels blanked, the most relevant first."""
+    """The area under the confidence curve as up to nine tenths of the pixels are blanked, the most relevant first."""
     return _up_to_nine_tenths(deleted)
 
 
 @metric("perturbation-negative", "perturbation AUC -", paper=CHEFER)
 def perturbation_negative(deleted_last: Tensor) -> Tensor:
-    """The area under the confidence up to nine tenths of the pixels blanked, the least relevant first."""
+    """The area under the confidence curve as up to nine tenths of the pixels are blanked, the least relevant first."""
     return _up_to_nine_tenths(deleted_last)
 
 
 @metric("saco", "SaCo", range=(-1, 1), paper="Wu et al., CVPR 2024, arXiv:2404.01415")
 def saco(scores: Tensor, group_relevance: Tensor, group_scores: Tensor) -> Tensor:
-    """Whether the groups of pixels that the map holds for more relevant cost more confidence when they are replaced.
+    """Whether replacing the groups of pixels that the map ranks as more relevant costs more confidence.
 
-    Over all pairs of groups, the difference of their relevance counts for the map where the model's drop has the same
-    order and against it where it has not, divided by the sum of these differences; 0 for an even map.
+    For each pair of groups, their difference in relevance counts as positive if the drops in confidence have the same
+    order, else as negative. The total is divided by the sum of the absolute differences; a uniform map scores 0.
     """
     drops = scores[:, None] - group_scores
     first, second = torch.triu_indices(drops.shape[1], drops.shape[1], offset=1, device=drops.device)

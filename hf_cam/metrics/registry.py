@@ -1,4 +1,4 @@
-"""The one table of metrics: `evaluate`, the command and the documentation all read it."""
+"""The registry of metrics, which `evaluate`, the command and the documentation all read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Provider = TypeVar("Provider", bound="Callable[[Trial], Mapping[str, Tensor]]")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What metrics are functions of: a metric's parameter of this name gets it.
+    """An argument of metrics, passed to each metric with a parameter of this name.
 
     Args:
-        name: Of the parameter.
-        meaning: What it is, with its shape, for the tables.
-        provide: From a trial to this measurement and those that are made with it, by name.
+        name: Name of the parameter.
+        meaning: A description with the shape, for the tables.
+        provide: Computes it from a trial, together with the measurements that come from the same function, by name.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Measurement:
 
     @property
     def source(self) -> Callable[..., Any]:
-        """The function that provides it."""
+        """The function that computes it."""
         return self.provide
 
 
@@ -48,10 +48,10 @@ MEASUREMENTS = Registry[Measurement]("measurement", OptionError, r"[a-z][a-z0-9_
 
 
 def measurement(**meanings: str) -> Callable[[Provider], Provider]:
-    """Register a function of a `Trial` that returns measurements by name; the function itself stays as it is.
+    """Register a function of a `Trial` that returns measurements by name; the function is returned unchanged.
 
     Args:
-        meanings: What each of them is, with its shape, by its name.
+        meanings: A description of each measurement, with its shape, by name.
 
     >>> MEASUREMENTS.get("scores").meaning
     "the model's confidence in the target, `[B]`"
@@ -67,14 +67,15 @@ def measurement(**meanings: str) -> Callable[[Provider], Provider]:
 
 @dataclass(frozen=True)
 class Metric:
-    """One judge of maps.
+    """One metric of maps.
 
     Args:
         id: The name in `evaluate(metrics=...)`.
-        name: As a table's heading.
-        compute: Pure function of measurements to one score per map, `[B]`; its parameters without a default name them.
+        name: The heading in tables.
+        compute: Pure function from measurements to one score per map, `[B]`; its parameters without a default name the
+            measurements.
         range: Lowest and highest score, for a confidence in [0, 1].
-        higher_is_better: None where neither is better.
+        higher_is_better: None if neither direction is better.
         paper: Authors, venue and arXiv id.
     """
 
@@ -87,18 +88,18 @@ class Metric:
 
     @property
     def source(self) -> Callable[..., Any]:
-        """The function that it is registered for."""
+        """The registered function."""
         return self.compute
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names of the measurements that it is a function of."""
+        """The names of the measurements that it needs."""
         parameters = inspect.signature(self.compute).parameters.values()
         return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """The first paragraph of the function's docstring."""
         return " ".join((inspect.getdoc(self.compute) or "").split("\n\n")[0].split())
 
 
@@ -122,12 +123,12 @@ def metric(
     paper: str,
     replace: bool = False,
 ) -> Callable[[Compute], Compute]:
-    """Register a pure function of measurements as a metric; the function itself stays as it is.
+    """Register a pure function of measurements as a metric; the function is returned unchanged.
 
     Args:
         metric_id: The name in `evaluate(metrics=...)`.
         name, range, higher_is_better, paper: See `Metric`.
-        replace: Take the place of a metric of the same id that comes from elsewhere.
+        replace: Also replace a metric of the same id that comes from elsewhere.
 
     Raises:
         OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
@@ -141,11 +142,11 @@ def metric(
 
 
 def register(record: Metric, replace: bool = False) -> Metric:
-    """Add a metric to the registry and return it; a metric that is registered again from the same place is replaced.
+    """Add a metric to the registry and return it; registering it again from the same place replaces it.
 
     Args:
         record: The record.
-        replace: Take the place of a metric of the same id that comes from elsewhere.
+        replace: Also replace a metric of the same id that comes from elsewhere.
 
     Raises:
         OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
@@ -157,7 +158,7 @@ def get_metric(metric_id: Any) -> Metric:
     """The metric of this id.
 
     Raises:
-        OptionError: there is none; the nearest ids are named.
+        OptionError: there is none; the message names the nearest ids.
     """
     return METRICS.get(metric_id)
 

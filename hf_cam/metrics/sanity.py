@@ -1,4 +1,4 @@
-"""Does the map depend on what it claims to explain: the model's weights, and the target?"""
+"""Whether the map depends on what it claims to explain: the model's weights and the target."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @metric("model-randomization", "model randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
 def model_randomization(maps: Tensor, randomized_maps: Tensor) -> Tensor:
-    """The rank correlation of the map with the map after the model's weights were shuffled.
+    """The rank correlation of the map with the map after the model's weights have been shuffled.
 
-    Near 1 the map shows the image, not the model.
+    A value near 1 means that the map shows the image, not the model.
     """
     return rank_correlation(maps, randomized_maps)
 
 
 @metric("target-randomization", "target randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
 def target_randomization(maps: Tensor, other_maps: Tensor) -> Tensor:
-    """The rank correlation of the map with the map of another target; 1 says that the target does not matter."""
+    """The rank correlation of the map with the map of another target; 1 means that the target makes no difference."""
     return rank_correlation(maps, other_maps)
 
 

@@ -1,4 +1,4 @@
-"""Maps under judgement, and the model's confidence in variants of their images."""
+"""The maps to evaluate, and the model's confidence for variants of their images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
 
 
 def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
-    """What metrics measure of a target: a class's probability, a prompt's share; of anything else the target itself.
+    """The confidence to measure for a target: a class's probability, a prompt's share, or else the target itself.
 
     Args:
-        target: What is explained.
-        problem_type: The config's; labels that do not exclude each other have a sigmoid each.
-        prompts: How many the model compares the image with. A lone one has nothing to share with.
+        target: The explained target.
+        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
+        prompts: The number of prompts that the model compares the image with; a single one has no share.
     """
     if isinstance(target, ClassLogit):
         return lambda output: probabilities(logits_of(output), problem_type)[target.index]
@@ -43,13 +43,13 @@ def confidence(target: Target, problem_type: str | None = None, prompts: int = 1
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """The confidence of a model in variants of B images.
+    """A model's confidence for variants of B images.
 
     Args:
-        model: It comes back untouched.
+        model: The model, which is left unchanged.
         inputs: Its named inputs for the B images, on its device; `pixel_values` is `[B, C, H, W]`.
-        targets: One an image.
-        rerun_batch_size: Variants per forward, chosen for the device where None; halved where memory runs out.
+        targets: One per image.
+        rerun_batch_size: Variants per forward; chosen for the device by default, and halved if memory runs out.
     """
 
     model: nn.Module
@@ -59,12 +59,12 @@ class Scorer:
 
     @property
     def pixels(self) -> Tensor:
-        """`[B, C, H, W]`."""
+        """The pixel values of the images, `[B, C, H, W]`."""
         pixels: Tensor = self.inputs["pixel_values"]
         return pixels
 
     def __call__(self, variants: Tensor) -> Tensor:
-        """`[B, V, C, H, W]`, V variants of each image, to their targets' values `[B, V]`."""
+        """The targets' values `[B, V]` for V variants of each image, `[B, V, C, H, W]`."""
         batch, count = variants.shape[:2]
         flat = variants.flatten(0, 1)
         owners = torch.arange(batch, device=flat.device).repeat_interleave(count)
@@ -86,20 +86,21 @@ class Scorer:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Maps of B images under judgement; each measurement is made once, and only where a metric asks for it.
+    """Maps of B images to evaluate; each measurement is computed once, and only if a metric needs it.
 
     Args:
         maps: `[B, H, W]` in [0, 1].
-        scorer: The model's confidence in variants of the images; needed by all but mask metrics.
-        masks: `[B, H, W]` booleans: where the thing is.
-        explain: From pixel values to maps, for metrics that explain again.
+        scorer: The model's confidence for variants of the images; needed by all metrics but those of masks.
+        masks: `[B, H, W]` booleans: where the object is.
+        explain: Function from pixel values to maps, for metrics that explain changed images.
         explain_other: The same for another target.
-        percentiles: Of ROAD: above each, pixels are imputed.
-        noise: Of ROAD's imputation.
-        steps: Of the insertion and deletion curves.
-        groups: Of SaCo.
-        radius, samples: Of max-sensitivity: the noise as a share of the pixel values' standard deviation, and how many.
-        seed: Of ties, noise and shuffled weights.
+        percentiles: ROAD imputes the pixels above each of these.
+        noise: Standard deviation of the noise in ROAD's imputation.
+        steps: Number of steps of the insertion and deletion curves.
+        groups: Number of SaCo's groups.
+        radius, samples: Max-sensitivity's noise, as a share of the pixel values' standard deviation, and how often it
+            is drawn.
+        seed: Seed of ties, noise and shuffled weights.
     """
 
     maps: Tensor
@@ -120,7 +121,7 @@ class Trial:
         """The scores `[B]` of these metrics.
 
         Raises:
-            OptionError: there is no such metric, or what it needs was not given.
+            OptionError: there is no such metric, or something that it needs was not given.
         """
         found = {}
         for name in metrics:
@@ -132,26 +133,34 @@ class Trial:
         """The measurement of this name.
 
         Raises:
-            OptionError: there is none, or what it is made from was not given.
+            OptionError: there is none, or something that it needs was not given.
         """
         if name not in self._made:
             self._made.update(MEASUREMENTS.get(name).provide(self))
         return self._made[name]
 
     def given(self, name: str, what: str) -> Any:
-        """A field that a metric cannot do without; an error where it was left out."""
+        """A field that a metric needs.
+
+        Raises:
+            OptionError: it was not given.
+        """
         value = getattr(self, name)
         if value is None:
             raise OptionError(f"the metric needs {what}; pass {name}=")
         return value
 
     def curves(self) -> dict[str, Tensor]:
-        """The curves that were made, by the names of the measurements."""
+        """The curves that have been computed, by the names of the measurements."""
         return {name: self._made[name] for name in CURVES if name in self._made}
 
     @property
     def model(self) -> Scorer:
-        """The scorer; an error where none was given."""
+        """The scorer.
+
+        Raises:
+            OptionError: it was not given.
+        """
         found: Scorer = self.given("scorer", "the model")
         return found
 
