@@ -61,9 +61,9 @@ def test_every_head_of_the_demo_models_obeys_the_laws(model: str) -> None:
     ("broken", "law"),
     [
         pytest.param(lambda activations: activations.roll(next(COUNT), -1), "second call", id="another each time"),
-        pytest.param(lambda activations: activations.flip(0), "a batch must give the maps", id="by its neighbour"),
+        pytest.param(lambda activations: activations.flip(0), "a batch must give the same maps", id="by its neighbour"),
         pytest.param(
-            lambda activations: activations / activations.norm(), "must not make it NaN", id="no safe division"
+            lambda activations: activations / activations.norm(), "must give a finite map", id="no safe division"
         ),
         pytest.param(
             lambda gradients: gradients.abs().new_ones(gradients.shape), "share a map", id="ignores the class"
@@ -92,7 +92,7 @@ def test_a_method_that_no_model_defines_is_no_pass() -> None:
     [
         pytest.param(lambda maps: maps.mean(), "one score per map", id="one for all"),
         pytest.param(lambda maps: maps.sum((1, 2)), "must lie in", id="out of range"),
-        pytest.param(lambda maps: maps.mean((1, 2)) / len(maps), "maps beside it", id="by its neighbour"),
+        pytest.param(lambda maps: maps.mean((1, 2)) / len(maps), "other maps of the batch", id="by its neighbour"),
         pytest.param(lambda maps: maps.mean((1, 2)), "no worse than its inverse", id="upside down"),
     ],
 )
@@ -123,7 +123,7 @@ class Loose(Head):
 @pytest.mark.parametrize(
     ("subject", "law"),
     [
-        pytest.param(None, "at least one thing", id="nothing"),
+        pytest.param(None, "at least one subject", id="nothing"),
         pytest.param(Subject(ClassLogit(0), ""), "must have a name", id="no name"),
         pytest.param(Subject(ClassLogit(0), "x", float("nan")), "finite score", id="no score"),
         pytest.param(Subject(ClassLogit(0), "x", box=(0, 0, 10_000, 5)), "must lie in the image", id="box outside"),
@@ -140,7 +140,7 @@ def test_a_broken_head_is_caught(subject: Subject | None, law: str) -> None:
 
 def test_a_head_that_takes_any_target_is_caught() -> None:
     kind = type("Takes", (Loose,), {"check": lambda self, request: None})
-    with pytest.raises(LawError, match="must refuse a target"):
+    with pytest.raises(LawError, match="must refuse a meaningless target"):
         check_head("demo:vit", head=kind)
 
 

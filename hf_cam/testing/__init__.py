@@ -1,6 +1,6 @@
-"""The laws that adapters, methods, metrics and heads obey, as checks that anyone can run on their own.
+"""Checks of the laws that adapters, methods, metrics and heads must obey, to run on your own.
 
-The package's tests run these very checks over its registries.
+The package's tests run the same checks over its registries.
 """
 
 from hf_cam.testing.adapters import AdapterCheck, check_adapter

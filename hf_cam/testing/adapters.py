@@ -1,4 +1,4 @@
-"""The contract of an adapter, as a check that anyone can run on an architecture of their own."""
+"""A check that an adapter describes its model correctly, for any architecture."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hf_cam.target_layers.probe import MIN_COVERAGE, scores
 
 @dataclass(frozen=True)
 class AdapterCheck:
-    """What was seen of one layer.
+    """The result for one layer.
 
     Args:
         layer: Its dotted name.
         grid: Rows and columns of cells.
         coverage: Share of the cells in [0, 1] whose gradient is not zero.
-        verdict: "confirmed" where a disturbed square of the picture shows at its own place of the grid and nowhere
-            better; "undecided" where the network spreads every disturbance all over.
+        verdict: "confirmed" if a change in one square of the picture shows most clearly at the same place of the grid;
+            "undecided" if the network spreads every change over the whole grid.
     """
 
     layer: str
@@ -43,17 +43,17 @@ def check_adapter(
     inputs: Mapping[str, Tensor] | None = None,
     score: Callable[[Any], Tensor] | None = None,
 ) -> list[AdapterCheck]:
-    """Check that each target layer lies in space as its adapter says and that the target depends on its cells.
+    """Check that each target layer has the layout that its adapter claims and that the target depends on its cells.
 
-    Use a picture that is not square: on a square one a transposed grid goes unnoticed.
+    Use a picture that is not square, because a transposed grid goes unnoticed on a square one.
 
     Args:
-        model: Any vision model; it comes back untouched. Random weights will do.
-        adapter: What to check; what hf-cam infers where not given.
-        inputs: The model's named inputs: `pixel_values` (a video as `(B, T, C, H, W)`, cut patches beside their
-            `spatial_shapes`) and whatever else the forward takes; noise of the model's own size where not given.
-        score: From the model's output to a scalar; where not given the scores of the best class, summed over all else,
-            of the first field of the output that depends on the layer.
+        model: Any vision model, which is left unchanged; random weights are sufficient.
+        adapter: The adapter to check; by default the one that hf-cam infers.
+        inputs: The model's named inputs: `pixel_values` (a video as `(B, T, C, H, W)`, cut patches with their
+            `spatial_shapes`) and whatever else the forward takes; by default noise of the model's own size.
+        score: Function from the model's output to a scalar; by default, for the first field of the output that depends
+            on the layer, the scores of the best class, summed over all other axes.
 
     Raises:
         LayoutError: the shape does not fit, or the cells are in another order.
@@ -81,14 +81,16 @@ def check_adapter(
     ]
     for check in found:
         if check.verdict == "refuted":
-            raise LayoutError(f"a disturbed square of the picture does not show at its place of {check.layer!r}")
+            raise LayoutError(
+                f"a change in one square of the picture does not show at the same place of {check.layer!r}"
+            )
         if check.coverage < MIN_COVERAGE:
             raise NoGradientError(f"only {check.coverage:.0%} of the cells of {check.layer!r} influence the target")
     return found
 
 
 def _gradients(captured: Capture, score: Callable[[Any], Tensor] | None) -> tuple[Tensor, ...]:
-    """Of the caller's scalar, or else of the first field of the output that depends on the layers."""
+    """The gradients of the caller's scalar, or else of the first field of the output that depends on the layers."""
     if score is not None:
         return captured.gradients(score(captured.outputs))
     for value in scores(captured.outputs):

@@ -28,29 +28,29 @@ def check_head(
     request: Request | None = None,
     processor: Any = None,
 ) -> list[Subject]:
-    """Check the head of a model against the laws that all of them obey.
+    """Check the head of a model against the laws that all heads must obey.
 
-    - It finds at least one thing in an image, each with a name, and a score that is finite.
-    - Boxes and masks lie in the image.
-    - Each target is a scalar that depends on the model's output, and fits every image of a batch.
-    - It finds the same in an image alone and in a batch, and at most `top_k` things.
-    - It refuses a target that is nothing with an error of `hf_cam.errors`.
+    - It finds at least one subject in an image, each with a name; scores are finite.
+    - Boxes lie within the image, and masks have its size.
+    - Each target is a scalar that depends on the model's output, for every image of a batch.
+    - It finds the same subjects in equal images of a batch.
+    - It refuses a meaningless target with an error of `hf_cam.errors`.
 
     Args:
         model: A Hub id, a folder, `demo:NAME` or a module.
-        image: Whatever `hf_cam.explain` takes as an image, not square; noise where not given.
-        head: An id or a class, in place of the head that the model gets.
-        request: What is asked for, such as prompts; nothing in particular where not given.
-        processor: Of the model, where it does not come with it.
+        image: An image as in `hf_cam.explain`, not square; noise by default.
+        head: An id or a class, to check instead of the model's default head.
+        request: A request with prompts or options, if the head needs them.
+        processor: The processor of the model, if it is not loaded with it.
 
     Returns:
-        What the head found.
+        The subjects that the head found.
 
     Raises:
         LawError: a law does not hold.
 
-    >>> [subject.label for subject in check_head("demo:vit")]
-    ['ankle boot']
+    >>> [type(subject.target).__name__ for subject in check_head("demo:vit")]
+    ['ClassLogit']
     """
     loaded = model if isinstance(model, LoadedModel) else load(model, processor=processor)
     own, request = head_of(loaded, head), request or Request()
@@ -65,12 +65,12 @@ def check_head(
     with capture(loaded.model, (), inputs, gradients=False) as captured:
         outputs = map_tensors(captured.outputs, Tensor.detach)
     found = own.subjects(sample_of(outputs, 0, batch), part, geometry)
-    require(found, name, "it must find at least one thing")
+    require(found, name, "it must find at least one subject")
     for subject in found:
         _check_subject(subject, name, geometry)
         _check_target(subject, outputs, batch, name)
     again = own.subjects(sample_of(outputs, batch - 1, batch), part, geometry)
-    require([one.label for one in again] == [one.label for one in found], name, "a batch must change nothing")
+    require([one.label for one in again] == [one.label for one in found], name, "equal images must give equal subjects")
     return found
 
 
@@ -85,12 +85,12 @@ def _check_refusal(head: Head, name: str) -> None:
         head.check(Request(target=object()))
     except HFCamError:
         return
-    require(False, name, "it must refuse a target that is nothing, before the model runs")
+    require(False, name, "it must refuse a meaningless target before the model runs")
 
 
 def _check_subject(subject: Subject, name: str, geometry: Geometry) -> None:
     height, width = geometry.image_size
-    require(subject.label, name, "what it finds must have a name")
+    require(subject.label, name, "every subject must have a name")
     require(subject.score is None or np.isfinite(subject.score), name, f"{subject.label!r} must have a finite score")
     if subject.box is not None:
         x0, y0, x1, y1 = subject.box

@@ -1,4 +1,4 @@
-"""How a broken law is reported, and what the laws are tried on."""
+"""The error for a broken law, and the pictures and models on which laws are checked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from hf_cam.errors import HFCamError
 
 PICTURES = (2, 3, 64, 96)
-"""Batch, channels, height and width of what is tried: never square, because a square hides a transposed map."""
+"""Batch, channels, height and width of the pictures; not square, because a square picture hides a transposed map."""
 CLASSES = 4
 
 
 class LawError(HFCamError, AssertionError):
-    """A law does not hold; the message names what broke it and the law."""
+    """A law does not hold; the message names the law and what breaks it."""
 
 
 def require(holds: object, subject: str, law: str) -> None:
-    """Report a law that does not hold.
+    """Raise an error if a law does not hold.
 
     Raises:
         LawError: `holds` is false.
@@ -27,7 +27,7 @@ def require(holds: object, subject: str, law: str) -> None:
 
 
 def pictures(seed: int = 0) -> Tensor:
-    """Pictures of smooth noise, `PICTURES`: neighbours are alike, as in photographs."""
+    """Pictures of smooth noise, of shape `PICTURES`: neighbouring pixels are similar, as in photographs."""
     batch, channels, height, width = PICTURES
     coarse = torch.rand(batch, channels, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
@@ -44,7 +44,7 @@ def convolutional() -> nn.Module:
 
 
 def transformer() -> nn.Module:
-    """A tiny ViT for `PICTURES` with random weights, large enough to tell classes apart."""
+    """A tiny ViT for `PICTURES` with random weights, which are large enough to distinguish classes."""
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)

@@ -18,18 +18,18 @@ TOLERANCE = 1e-4
 
 
 def check_method(method: str | Method, models: Sequence[nn.Module] | None = None) -> list[nn.Module]:
-    """Check a registered method against the laws that all of them obey.
+    """Check a registered method against the laws that all methods must obey.
 
-    - Its record is whole: a name, a paper, a sentence, and options that all have a default; others are refused.
+    - Its record is complete (a name, a paper and a summary), and unknown options are refused.
     - Its maps are `[B, H, W]`, finite and in [0, 1], on pictures that are not square.
-    - A batch gives the maps of its images, and a second call the same maps again.
-    - Every target gets the same map exactly where the record says so.
-    - Activations without any difference in space are no evidence: zeros, never NaN.
-    - The model comes back as it was.
+    - A batch gives the same maps as its images one by one, and so does a second call.
+    - All classes get the same map if, and only if, the record declares it.
+    - Constant activations give a finite map, and activations of zero a map of zeros.
+    - The model is left unchanged.
 
     Args:
-        method: Its id, or the record.
-        models: Classifiers of pictures `[2, 3, 64, 96]` to try it on; a tiny ResNet and a tiny ViT where not given.
+        method: Its id or its record.
+        models: Classifiers of pictures `[2, 3, 64, 96]` to check it on; by default a tiny ResNet and a tiny ViT.
 
     Returns:
         The models for which the method is defined.
@@ -60,11 +60,11 @@ def check_method(method: str | Method, models: Sequence[nn.Module] | None = None
 
 def _check_record(method: Method) -> None:
     require(get_method(method.id) == method, method.id, "the registry must hold this record under its id")
-    require(method.name.isidentifier(), method.id, "its name must be one of a class")
+    require(method.name.isidentifier(), method.id, "its name must be a valid class name")
     require(
         method.paper and method.summary.endswith("."),
         method.id,
-        "it must name its paper, and say in a sentence what it shows",
+        "it must name its paper, and its summary must be a sentence",
     )
     try:
         method.check_options({"no such option": 0})
@@ -74,15 +74,15 @@ def _check_record(method: Method) -> None:
 
 
 def _check_flat(method: Method) -> None:
-    """Where the method is a function of tensors on the layer's grid alone."""
+    """Check constant activations, if the method uses only tensors on the layer's grid."""
     if not method.reads_layer:
         return
     shape = (2, 5, 4, 6)
     flat: dict[str, Any] = {name: torch.zeros(shape) for name in method.needs}
     for case, activations in (("zeros", torch.zeros(shape)), ("one value", torch.ones(shape))):
         found = method.map(**{**flat, "activations": activations} if "activations" in flat else flat)
-        require(found.isfinite().all(), method.id, f"activations of {case} must not make it NaN")
-        require(not found.any() or "activations" not in flat or case != "zeros", method.id, "zeros are no evidence")
+        require(found.isfinite().all(), method.id, f"activations of {case} must give a finite map")
+        require(not found.any() or "activations" not in flat or case != "zeros", method.id, "zeros must give zeros")
 
 
 def _check_maps(method: Method, model: nn.Module) -> None:
@@ -93,10 +93,10 @@ def _check_maps(method: Method, model: nn.Module) -> None:
     require(maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1, where, "maps must be finite and in [0, 1]")
     require(_close(cam(batch, [0, 1]), maps), where, "a second call must give the same maps")
     alone = torch.cat([cam(batch[i : i + 1], i) for i in range(len(batch))])
-    require(_close(alone, maps), where, "a batch must give the maps of its images")
+    require(_close(alone, maps), where, "a batch must give the same maps as its images one by one")
     by_target = [cam(batch, target) for target in range(CLASSES)]
     same = all(_close(other, by_target[0]) for other in by_target[1:])
-    require(same == method.ignores_class, where, "targets must share a map exactly where the record says so")
+    require(same == method.ignores_class, where, "classes must share a map if and only if the record declares it")
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -13,14 +13,14 @@ from hf_cam.testing.laws import require
 
 SIZE = (24, 32)
 PATCH = (slice(6, 12), slice(4, 14))
-"""What the model of the trials reads, and nothing else."""
+"""The only part of a picture that the model of the checks reads."""
 SLACK = 1e-5
 OF_A_METHOD = {"attributions", "difference"}
-"""Measurements that no map gives: they come from the method itself."""
+"""Measurements that come from the method itself, not from its maps."""
 
 
 class PatchReader(nn.Module):
-    """A classifier by construction: class 1 is "the patch is bright", whatever else the picture holds."""
+    """A classifier whose class 1 means that `PATCH` is bright, whatever else the picture contains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,19 +33,19 @@ class PatchReader(nn.Module):
 
 
 def check_metric(metric: str | Metric) -> list[str]:
-    """Check a registered metric against the laws that all of them obey.
+    """Check a registered metric against the laws that all metrics must obey.
 
-    - Its record is whole: a name, a paper, a sentence, and a range with a lower and a higher end.
-    - It gives one finite score per map, inside its range.
-    - A map's score does not depend on the maps beside it, and one seed gives the same scores again.
-    - Where it has a direction, a map of exactly what the model reads scores no worse than its inverse.
+    - Its record is complete: a name, a paper, a docstring, and a range whose lower end is below its upper end.
+    - It gives one finite score per map, within its range.
+    - A map's score does not depend on the other maps of the batch, and the same seed gives the same scores.
+    - If it has a direction, a map of exactly what the model reads scores no worse than its inverse.
 
     Args:
-        metric: Its id, or the record.
+        metric: Its id or its record.
 
     Returns:
-        The maps that it was tried on; none where it is a function of what no trial measures, and its record alone was
-        checked.
+        The names of the maps that it was checked on; empty if it needs measurements that only a method can give, and
+        only its record was checked.
 
     Raises:
         LawError: a law does not hold.
@@ -58,7 +58,7 @@ def check_metric(metric: str | Metric) -> list[str]:
     require(get_metric(record.id) == record, record.id, "the registry must hold this record under its id")
     require(record.name and record.paper, record.id, "it must have a name and a paper")
     require(record.summary.endswith("."), record.id, "its function's docstring must begin with a sentence")
-    require(record.range[0] < record.range[1], record.id, "its range must have a lower and a higher end")
+    require(record.range[0] < record.range[1], record.id, "the lower end of its range must be below the upper end")
     if not OF_A_METHOD.isdisjoint(record.needs):
         return []
     scores = {name: _scores(record, maps) for name, maps in _maps().items()}
@@ -77,13 +77,15 @@ def _check_scores(metric: Metric, maps: Tensor, found: Tensor) -> None:
     require(found.isfinite().all(), metric.id, "its scores must be finite")
     inside = (found >= low - SLACK).all() and (found <= high + SLACK).all()
     require(inside, metric.id, f"its scores must lie in [{low}, {high}], got {found.tolist()}")
-    require(torch.allclose(_scores(metric, maps), found, atol=SLACK), metric.id, "one seed must give the same scores")
+    require(
+        torch.allclose(_scores(metric, maps), found, atol=SLACK), metric.id, "a seed must always give the same scores"
+    )
     alone = torch.cat([_scores(metric, maps[i : i + 1]) for i in range(len(maps))])
-    require(torch.allclose(alone, found, atol=1e-3), metric.id, "a score must not depend on the maps beside it")
+    require(torch.allclose(alone, found, atol=1e-3), metric.id, "a score must not depend on other maps of the batch")
 
 
 def _maps() -> dict[str, Tensor]:
-    """Maps `[2, H, W]` of two pictures: what the model reads, noise, and all but what it reads."""
+    """Maps `[2, H, W]` of two pictures: what the model reads, noise, and everything but what it reads."""
     right = torch.full((2, *SIZE), 0.02)
     right[(..., *PATCH)] = 1.0
     generator = torch.Generator().manual_seed(0)
@@ -103,5 +105,5 @@ def _scores(metric: Metric, maps: Tensor) -> Tensor:
 
 
 def _explains(maps: Tensor) -> Callable[[Tensor], Tensor]:
-    """A method that shows the same whatever the picture."""
+    """A method that gives the same map for every picture."""
     return lambda pixels: maps[:1].expand(len(pixels), -1, -1)

@@ -1,4 +1,4 @@
-"""The law that a model comes back as it was."""
+"""The law that a model is left unchanged."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def check_model_untouched(model: nn.Module, call: Callable[[], Result]) -> Result:
-    """Run a function and check that the model is then as it was before.
+    """Run a function and check that it leaves a model unchanged.
 
-    Compared are the identity, values, version, `requires_grad` and `.grad` of every parameter and buffer, each module's
-    mode, hooks, attributes and forward, the random state and the grad mode.
+    The check compares the identity, values, version, `requires_grad` and `.grad` of every parameter and buffer, each
+    module's mode, hooks, attributes and forward, the random state and the grad mode.
 
     Args:
         model: Any module.
-        call: What may use the model, such as `lambda: GradCAM(model)(pixel_values)`. Whatever it raises passes through.
+        call: A function that uses the model, such as `lambda: GradCAM(model)(pixel_values)`. Its errors pass through.
 
     Returns:
-        What the call returned.
+        What the function returned.
 
     Raises:
-        LawError: something about the model is different; the message names it.
+        LawError: something about the model has changed; the message names it.
 
     >>> net = nn.Linear(2, 2)
     >>> check_model_untouched(net, lambda: net.train().requires_grad_(False))
     Traceback (most recent call last):
-    hf_cam.testing.laws.LawError: Linear: requires_grad of 'weight' must be as it was
+    hf_cam.testing.laws.LawError: Linear: requires_grad of 'weight' must be unchanged
     """
     before = _state(model)
     result = call()
     after = _state(model)
     name = type(model).__name__
-    require(before.keys() == after.keys(), name, "parameters, buffers and modules must be those that it had")
+    require(before.keys() == after.keys(), name, "it must keep its parameters, buffers and modules")
     for key, value in before.items():
-        require(_same(value, after[key]), name, f"{key} must be as it was")
+        require(_same(value, after[key]), name, f"{key} must be unchanged")
     return result
 
 
