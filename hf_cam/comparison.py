@@ -141,10 +141,10 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
 
 
 def every_quick_method() -> list[str]:
-    """The ids of all methods that take few forwards, also of those that only some models define."""
+    """The ids of all methods that take few forwards, including those that are defined only for some models."""
     return [method.id for method in list_methods().values() if method.is_quick]
 
 
 def quick_methods() -> list[str]:
-    """The ids of the methods that take few forwards and need no attention: a choice for any model."""
+    """The ids of the methods that take few forwards and need no attention, and so fit most models."""
     return [method.id for method in list_methods().values() if method.is_quick and not method.needs_attention]

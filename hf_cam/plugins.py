@@ -28,9 +28,9 @@ class Plugins:
         self._lock = threading.RLock()  # re-entrant: a plug-in may ask a registry while it is imported
 
     def load(self) -> None:
-        """Import every plug-in at the first call; later calls, and those that a plug-in itself makes, do nothing.
+        """Import every plug-in at the first call; later calls, and calls by a plug-in itself, do nothing.
 
-        A plug-in that fails is left out with a `PluginWarning`.
+        A plug-in that raises is skipped with a `PluginWarning`.
         """
         with self._lock:
             if self._begun:
@@ -41,7 +41,7 @@ class Plugins:
             for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value)):
                 try:
                     point.load()
-                except Exception as error:  # noqa: BLE001  (whatever a stranger's module raises)
+                except Exception as error:  # noqa: BLE001  (a plug-in may raise anything)
                     failed.append(f"{_name(point)} cannot be loaded: {type(error).__name__}: {error}")
                 else:
                     loaded.append(sys.modules[point.module])

@@ -1,4 +1,4 @@
-"""The registry that methods, metrics, signals and measurements share: records by id, in order, refused by name."""
+"""The registry class of methods, metrics, signals, measurements and heads: records by id, in order of registration."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Record = TypeVar("Record", bound=Registrable)
 class Registry(Generic[Record]):
     """Records of one kind by their ids, in the order in which the ids were first registered.
 
-    Plug-ins are loaded before all records are listed, and before an id is refused as unknown.
+    Plug-ins are loaded before the records are listed, and before an unknown id is refused.
 
     Args:
         kind: What a record is called in messages, such as "method".
         error: What is raised.
         pattern: A regular expression that every id matches from end to end.
-        check: Refuses a record whose id is right but which is wrong otherwise.
+        check: Raises for a record that is wrong in other respects than its id.
 
     >>> from hf_cam.errors import OptionError
     >>> Registry("colour", OptionError).get("teal")
@@ -59,23 +59,23 @@ class Registry(Generic[Record]):
     def add(self, record: Record, replace: bool = False) -> Record:
         """Register a record and return it.
 
-        A record of an id that is taken replaces the former one where both come from one place, as from a notebook's
-        cell that is run again. It keeps the former one's position.
+        A record whose id is taken replaces the former record, and keeps its position, if both come from the same place,
+        for example from a notebook cell that is run again.
 
         Args:
             record: The record.
-            replace: Take the place of a record that comes from elsewhere too.
+            replace: Replace a record from another place too.
 
         Raises:
             HFCamError: of the registry's type: the id is malformed, or taken by a record from another place.
         """
         if not re.fullmatch(self._pattern, record.id):
-            raise self._error(f"{record.id!r} is no {self.kind} id, which has the form {self._pattern}")
+            raise self._error(f"{record.id!r} is no {self.kind} id; an id matches {self._pattern}")
         known = self._records.get(record.id)
         if known is not None and not replace and place_of(known.source) != place_of(record.source):
             raise self._error(
                 f"the {self.kind} {record.id!r} is registered already, from {place_of(known.source)}; "
-                f"pass replace=True to put {place_of(record.source)} in its place"
+                f"pass replace=True to replace it by {place_of(record.source)}"
             )
         self._check(record)
         self._records[record.id] = record
@@ -101,7 +101,7 @@ class Registry(Generic[Record]):
 
 
 def place_of(source: Callable[..., Any]) -> str:
-    """Where a function or class was defined; of any other callable, where its class was.
+    """The module and qualified name of a function or class; of any other callable, those of its class.
 
     >>> place_of(functools.partial(nearest, count=1))
     'hf_cam.errors.nearest'

@@ -21,7 +21,7 @@ from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
 
 WIDTH, PATIENCE = 768, 100.0
-"""Channels of a typical target layer, and the forwards from which on a method takes its time there."""
+"""Channels of a typical target layer, and the forwards from which on a method is left out by default."""
 
 Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
@@ -83,37 +83,37 @@ class Method:
 
     @property
     def needs_gradients(self) -> bool:
-        """True where the part of the model behind the target layer is recorded and differentiated."""
+        """Whether the part of the model behind the target layer is recorded and differentiated."""
         return any(signal.gradients or signal.second_order for signal in self.signals)
 
     @property
     def needs_attention(self) -> bool:
-        """True where it is defined for models alone that attend over all of the picture's cells."""
+        """Whether it is defined only for models that attend over all of the picture's cells."""
         return any(signal.attention for signal in self.signals)
 
     @property
     def works_on_pixels(self) -> bool:
-        """True where it is defined for the pixels of one picture alone: neither for cut patches nor for frames."""
+        """Whether it uses the pixels of a single picture, and is undefined for cut patches and for frames."""
         return any(signal.pixels for signal in self.signals)
 
     @property
     def reruns(self) -> bool:
-        """True where the model, or the part behind the target layer, runs once per channel."""
+        """Whether the model, or the part behind the target layer, runs once per channel."""
         return any(signal.reruns for signal in self.signals)
 
     @property
     def reads_layer(self) -> bool:
-        """True where the target layer's output and the gradients there are all that it is a function of."""
+        """Whether it is a function of nothing but the target layer's output and the gradients there."""
         return not any(signal.watch or signal.attention or signal.pixels or signal.reruns for signal in self.signals)
 
     def cost(self, channels: int) -> float:
-        """How many forwards of the model it takes for one target, backward passes included; see `Signal`."""
+        """The forwards of the model for one target, including backward passes; see `Signal`."""
         own = (signal.forwards + channels * signal.forwards_per_channel for signal in self.signals)
         return 1 + sum(own)
 
     @property
     def is_quick(self) -> bool:
-        """True where it takes fewer than 100 forwards on a layer of 768 channels."""
+        """Whether it takes fewer than 100 forwards on a layer of 768 channels."""
         return self.cost(WIDTH) < PATIENCE
 
     @property
@@ -212,7 +212,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _check_signals(method: Method) -> None:
-    """Refuse a function with a parameter that is neither a signal nor an option."""
+    """Refuse a function whose parameters without a default are not all signals."""
     if not method.needs:
         raise MethodError(f"{method.id!r} is a function of no signal: its parameters without a default name some")
     for name in method.needs:
@@ -226,11 +226,11 @@ METHODS = Registry[Method]("method", MethodError, r"[a-z][a-z0-9+-]*", _check_si
 
 
 def register(method: Method, replace: bool = False) -> Method:
-    """Add a method to the registry and return it; a method that is registered again from the same place is replaced.
+    """Add a method to the registry and return it; registering it again from the same place replaces it.
 
     Args:
         method: The record.
-        replace: Take the place of a method of the same id that comes from elsewhere.
+        replace: Replace a method of the same id from another place too.
 
     Raises:
         MethodError: the id is malformed or taken, or the function needs a signal that does not exist.
@@ -251,12 +251,12 @@ def method(
     tokens_only: bool = False,
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
-    """Register a pure function of signals as a method; the function itself stays as it is.
+    """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
         name, paper, summary, reduce, retarget, fuse, layers, tokens_only: See `Method`.
-        replace: Take the place of a method of the same id that comes from elsewhere.
+        replace: Replace a method of the same id from another place too.
 
     Raises:
         MethodError: the id is malformed or taken, or the function needs a signal that does not exist.

@@ -91,7 +91,7 @@ def masked_scores(run: Run, layer: str) -> Tensor:
 
 
 def _channel_axis(activation: Tensor, spatial: Tensor) -> int:
-    """Where the channels lie in a layer's output, told by their number.
+    """The axis of the channels in a layer's output, found by their number.
 
     Raises:
         LayoutError: nowhere, because a reshape function changed their number.

@@ -1,4 +1,4 @@
-"""One captured forward with one target per image: where the signals of methods come from."""
+"""One captured forward with one target per image, from which the signals of methods are computed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Run:
     Args:
         model: What ran.
         inputs: Its named inputs, B images.
-        captured: What the target layers returned, and what the watches saw.
-        adapter: Which layers, and how they lie in space.
+        captured: What the target layers returned, and what the watches yielded.
+        adapter: The target layers and their spatial layouts.
         targets: One per image.
         size: Height and width of the model's input; behind its depth, for volumes.
         rerun_batch_size: Forwards at once for signals that rerun the model; chosen where None.
@@ -66,11 +66,11 @@ class Run:
         return values
 
     def activation(self, layer: str) -> Tensor:
-        """What a target layer returned, as it returned it; a part of the graph where one was recorded."""
+        """The output of a target layer as the layer returned it; part of the graph if one was recorded."""
         return self.captured.activations[self.adapter.layers.index(layer)]
 
     def gradient(self, layer: str) -> Tensor:
-        """Of the targets' sum with respect to `activation(layer)`; differentiable where the capture is of second order.
+        """The gradient of the targets' sum at `activation(layer)`; differentiable if the capture is of second order.
 
         Raises:
             DetachedError: the targets depend on none of the layers.
@@ -82,10 +82,10 @@ class Run:
         return self.captured.gradients(self.scores.sum())
 
     def to_spatial(self, tensor: Tensor, layer: str) -> Tensor:
-        """A tensor of the shape of a layer's output as `[B, C, *space]`, cut off from the graph.
+        """A tensor with the shape of a layer's output as `[B, C, *space]`, detached from the graph.
 
         Raises:
-            LayoutError: it does not lie in space as the adapter says.
+            LayoutError: it does not have the layout that the adapter declares.
         """
         return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer)
 

@@ -1,4 +1,4 @@
-"""What methods are functions of, by the names of their parameters: each signal's function, what it takes, its cost."""
+"""Signals, which methods are functions of: how each is computed, what it requires of the forward, and its cost."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
 
 @dataclass(frozen=True)
 class Signal:
-    """What methods are functions of: a method's parameter of this name gets it.
+    """An input of methods: a method gets it by a parameter of this name.
 
-    The cost is in forwards of the model beside the one that is captured, backward passes included, as measured on
-    ViT-B/16 (docs/methods.md, docs/transformers.md).
+    The cost counts forwards of the model besides the captured one, including backward passes, as measured on ViT-B/16
+    (docs/methods.md, docs/transformers.md).
 
     Args:
-        name: Of the parameter.
+        name: The name of the parameter.
         meaning: What it is, with its shape, for the tables.
         provide: From a run and the name of a target layer to a tensor `[B, ...]` or a record.
-        cost: Why it costs what it does, for the tables.
+        cost: What the cost is for, for the tables.
         gradients: The part of the model behind the target layers is recorded and differentiated.
-        second_order: The gradients themselves are differentiated.
-        pixels: Works on the pixels of one picture: not defined for pictures that come cut into patches, nor for the
-            frames of a video. With `gradients` the picture itself requires grad.
-        attention: Defined only where attention runs over all cells of one picture.
+        second_order: The gradients themselves are differentiated; implies `gradients`.
+        pixels: Uses the pixels of a single picture, and is undefined for pictures cut into patches and for the frames
+            of a video. With `gradients` the picture itself requires grad.
+        attention: Defined only if attention runs over all cells of one picture.
         ignores_target: The same for every target.
-        watch: Sees the captured forward; what it yields is `run.captured.watched[watch]`.
-        forwards: Of each target.
-        forwards_per_channel: Of each target, times the channels of the target layer.
+        watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
+        forwards: Forwards per target.
+        forwards_per_channel: Forwards per target and channel of the target layer.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Signal:
 
     @property
     def reruns(self) -> bool:
-        """True where the model, or the part behind the target layer, runs once per channel."""
+        """Whether the model, or the part behind the target layer, runs once per channel."""
         return self.forwards_per_channel > 0
 
 
@@ -89,12 +89,12 @@ def signal(
     forwards_per_channel: float = 0.0,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
-    """Register a function of `(run, layer)` as the signal of its own name; the function itself stays as it is.
+    """Register a function of `(run, layer)` as the signal of its own name; the function is returned unchanged.
 
     Args:
         meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, forwards,
             forwards_per_channel: See `Signal`.
-        replace: Take the place of a signal that another module registered.
+        replace: Replace a signal of this name that another module registered.
 
     >>> SIGNALS.get("curvature").second_order
     True
@@ -148,7 +148,6 @@ def gradients(run: Run, layer: str) -> Tensor:
 @signal(
     "the target's Hessian there times the activations, `[B, C, h, w]`",
     cost="that gradient differentiated again",
-    gradients=True,
     second_order=True,
     forwards=0.5,
 )
@@ -207,10 +206,10 @@ def gradient_terms(run: Run, layer: str) -> Tensor:
 
 
 def _check_twice_differentiable(gradient: Tensor) -> None:
-    """Refuse what autograd passes over in silence: functions marked as once differentiable end its graph.
+    """Refuse a gradient through a function marked as once differentiable, which autograd would treat as a constant.
 
     Raises:
-        RuntimeError: a gradient's graph holds such an end.
+        RuntimeError: there is such a function.
     """
     waiting, known = [gradient.grad_fn], set()
     while waiting:
@@ -218,7 +217,7 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
         if node is None or node in known:
             continue
         if node.name() == "torch::autograd::Error":
-            raise RuntimeError("the derivative of a function that is marked as once differentiable")
+            raise RuntimeError("the derivative of a function is marked as once differentiable")
         known.add(node)
         waiting += [earlier for earlier, _ in node.next_functions]
 

@@ -1,4 +1,4 @@
-"""What metrics are functions of: maps, the model's confidence in the images that they make, and further maps."""
+"""The inputs of metrics: maps, the model's confidence in images changed by the maps, and maps of changed images."""
 
 from __future__ import annotations
 

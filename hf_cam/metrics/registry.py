@@ -21,12 +21,12 @@ Provider = TypeVar("Provider", bound="Callable[[Trial], Mapping[str, Tensor]]")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What metrics are functions of: a metric's parameter of this name gets it.
+    """An input of metrics: a metric gets it by a parameter of this name.
 
     Args:
-        name: Of the parameter.
+        name: The name of the parameter.
         meaning: What it is, with its shape, for the tables.
-        provide: From a trial to this measurement and those that are made with it, by name.
+        provide: From a trial to this measurement and those that are computed with it, by name.
     """
 
     name: str
@@ -48,10 +48,10 @@ MEASUREMENTS = Registry[Measurement]("measurement", OptionError, r"[a-z][a-z0-9_
 
 
 def measurement(**meanings: str) -> Callable[[Provider], Provider]:
-    """Register a function of a `Trial` that returns measurements by name; the function itself stays as it is.
+    """Register a function of a `Trial` that returns measurements by name; the function is returned unchanged.
 
     Args:
-        meanings: What each of them is, with its shape, by its name.
+        meanings: What each measurement is, with its shape, by its name.
 
     >>> MEASUREMENTS.get("scores").meaning
     "the model's confidence in the target, `[B]`"
@@ -122,12 +122,12 @@ def metric(
     paper: str,
     replace: bool = False,
 ) -> Callable[[Compute], Compute]:
-    """Register a pure function of measurements as a metric; the function itself stays as it is.
+    """Register a pure function of measurements as a metric; the function is returned unchanged.
 
     Args:
         metric_id: The name in `evaluate(metrics=...)`.
         name, range, higher_is_better, paper: See `Metric`.
-        replace: Take the place of a metric of the same id that comes from elsewhere.
+        replace: Replace a metric of the same id from another place too.
 
     Raises:
         OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
@@ -141,11 +141,11 @@ def metric(
 
 
 def register(record: Metric, replace: bool = False) -> Metric:
-    """Add a metric to the registry and return it; a metric that is registered again from the same place is replaced.
+    """Add a metric to the registry and return it; registering it again from the same place replaces it.
 
     Args:
         record: The record.
-        replace: Take the place of a metric of the same id that comes from elsewhere.
+        replace: Replace a metric of the same id from another place too.
 
     Raises:
         OptionError: the id is malformed or taken, or the function needs a measurement that does not exist.
