@@ -353,7 +353,7 @@ def test_a_method_whose_own_layers_do_not_serve_is_skipped() -> None:
 
 
 def test_where_no_method_is_defined_each_reason_is_given_once() -> None:
-    with pytest.raises(MethodError, match=r"^no method is defined here: the model has no attention[^;]*; def[^;]*$"):
+    with pytest.raises(MethodError, match=r"^no method is defined here: the model has no attention[^;]*; use[^;]*$"):
         compared(make("resnet"), ["chefer", "rollout"], pictures(1))
     with pytest.raises(MethodError, match="none is named"):
         compared(make("resnet"), [], pictures(1))
