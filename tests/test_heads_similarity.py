@@ -87,7 +87,7 @@ def test_a_contrast_explains_one_prompt_against_the_others(photo):
     [
         ({}, "pass text="),
         ({"text": []}, "no prompt"),
-        ({"text": ["a cat", " "]}, "text with words"),
+        ({"text": ["a cat", " "]}, "a text that is not empty"),
         ({"text": "a cat " * 40}, "reads at most 16"),
         ({"text": "a cat", "target": "a dog"}, "one of the prompts"),
         ({"text": "a cat", "target": 3}, "no prompt 3"),
