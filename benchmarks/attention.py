@@ -1,9 +1,10 @@
-"""What the transformer-native methods cost: time and memory over a plain forward of ViT-B/16, and torchcam's LeGrad.
+"""What the methods for transformers cost, and torchcam's LeGrad: time and memory compared with a plain forward pass.
 
     python -m benchmarks.attention [--batch 8] [--rounds 7] [--methods legrad chefer ...]
 
-All are timed turn by turn in every round, and a method's figure is the median over the rounds of its time divided by
-the forward's in the same round. Memory is what a fresh process grew by at its peak. Prints Markdown.
+The model is ViT-B/16. Every round times all methods in turn; the figure of a method is the median over the rounds of
+its time divided by that of the forward pass in the same round. Memory is the peak growth of a fresh process. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
             run()
             times[name].append(time.perf_counter() - started)
     print(f"ViT-B/16, batch {options.batch}, {torch.get_num_threads()} thread(s), median of {options.rounds} rounds\n")
-    print("| what | forwards' time | peak MB | limit |")
+    print("| case | time in forwards | peak MB | limit |")
     print("|---|--:|--:|---|")
     base = times.pop("forward")[1:]
     print(f"| forward | 1 ({statistics.median(base):.2f} s) | {memory('forward', options.batch)} | |")
@@ -82,7 +83,7 @@ def forward(net: nn.Module, pixels: Tensor) -> None:
 
 
 def torchcam_legrad(pixels: Tensor) -> Callable[[], object]:
-    """On torchvision's ViT-B/16, the only architecture that it takes as it is."""
+    """LeGrad on torchvision's ViT-B/16, the only architecture that torchcam supports without changes."""
     from torchcam.methods import LeGrad
     from torchvision.models import vit_b_16
 
@@ -104,7 +105,7 @@ def memory(name: str, batch: int) -> str:
 
 
 def peak_of(name: str, batch: int) -> int:
-    """Megabytes by which the process grew at its peak, over what it held with model and input loaded."""
+    """The peak growth of the process in megabytes, from when the model and the input are loaded."""
     run = runner(name, torch.randn(batch, 3, 224, 224))
     Path("/proc/self/clear_refs").write_text("5")  # a process inherits its parent's peak
     before = resident("VmRSS")
@@ -113,7 +114,7 @@ def peak_of(name: str, batch: int) -> int:
 
 
 def resident(field: str) -> int:
-    """A line of this process's status, in megabytes."""
+    """A field of `/proc/self/status`, in megabytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) // 1024

@@ -1,9 +1,9 @@
-"""How many vision architectures are explained without an argument: every head of transformers, every network of timm.
+"""How many vision architectures can be explained without further arguments: heads of transformers, networks of timm.
 
-`python -m benchmarks.coverage` builds a tiny random model of every type, draws the map of the first thing that its own
-head finds, with no argument but the model and a picture, and checks that the layer behind the map is right in space.
-`--timm` also resolves every network of timm from its config (no weights) and does the same with one of each of its
-modules. `--write docs/architectures.md` writes the tables. The exit code is 1 where anything fails.
+`python -m benchmarks.coverage` builds a tiny random model of every type, computes the map of the first thing that the
+model's head finds, given only the model and a picture, and verifies that the layout of the target layer is right.
+`--timm` also resolves every network of timm from its config (no weights) and runs one network per module in the same
+way. `--write docs/architectures.md` writes the tables. The exit code is 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ ERRORS = (HFCamError, RuntimeError, ValueError, TypeError, AttributeError, Index
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one architecture.
+    """The result for one architecture.
 
     Args:
-        task: Of transformers, or "timm".
+        task: The task of transformers, or "timm".
         name: The model type, or timm's module.
-        result: "yes": it gave a map of its own accord and the layer behind it is right in space; "refused": it cannot
-            have one, and hf-cam says why; "asked": a map, but of a target that the caller has to name; "undecided":
-            the map lies where the network spreads every change all over.
-        layer, layout, method: Of the adapter.
-        picture: Height and width of the picture, and whether the model takes squares alone.
-        note: Who says where to look; of what has no map, why.
+        result: "yes": a map without further arguments, from a layer whose layout was verified; "refused": no map is
+            possible, and hf-cam gives the reason; "asked": a verified map, but of a target that the caller has to name;
+            "undecided": the network spreads every change over the whole grid, so the layout could not be verified.
+        layer, layout, method: Those of the adapter.
+        picture: Height and width of the picture, and whether the model accepts only squares.
+        note: The source of the layer; for a model without a map, the reason.
         network: The network of timm that was run.
     """
 
@@ -67,7 +67,7 @@ class Row:
 
 
 def transformers_rows(tasks: Sequence[str] = tuple(TASKS)) -> Iterator[Row]:
-    """A row for every type that transformers lists under these tasks."""
+    """One row per type that transformers lists for these tasks."""
     for case in cases(*tasks):
         row = Row(case.task, case.model_type, "refused" if case.refused else "failed")
         yield _refused(case, row) if case.refused else _tried(row, lambda row, case=case: _explained(case, row))
@@ -120,13 +120,13 @@ def _layout(layout: Layout) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """What a network of timm is, by its config and its module tree alone.
+    """A network of timm, as described by its config and module tree alone.
 
     Args:
-        name: Of the network.
-        module: Of timm, which describes it.
-        weights: Their number.
-        adapter: Where to look; None where that takes a run.
+        name: The network's name.
+        module: The module of timm that defines it.
+        weights: The number of weights.
+        adapter: Where to look; None if that takes a forward pass to find out.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Network:
 
 
 def timm_networks(names: Iterable[str]) -> Iterator[Network]:
-    """Each network on the meta device, without weights, and where hf-cam would look in it."""
+    """Build each network on the meta device, without weights, and resolve where hf-cam would look in it."""
     for name in names:
         with torch.device("meta"):
             net = timm.create_model(name, pretrained=False)
@@ -149,7 +149,7 @@ def timm_networks(names: Iterable[str]) -> Iterator[Network]:
 
 
 def smallest_of_each(networks: Iterable[Network]) -> list[Network]:
-    """One network a module of timm."""
+    """The smallest network of each module of timm."""
     smallest: dict[str, Network] = {}
     for network in networks:
         if network.module not in smallest or network.weights < smallest[network.module].weights:
@@ -158,7 +158,7 @@ def smallest_of_each(networks: Iterable[Network]) -> list[Network]:
 
 
 def timm_rows(networks: Iterable[Network]) -> Iterator[Row]:
-    """A row for each network, run with random weights, one in memory at a time."""
+    """One row per network, run with random weights; only one network is in memory at a time."""
     for network in networks:
         yield _tried(
             Row("timm", network.module, "failed", network=network.name),
@@ -168,7 +168,7 @@ def timm_rows(networks: Iterable[Network]) -> Iterator[Row]:
 
 
 def _ran(network: Network, row: Row) -> Row:
-    """With weights as timm draws them, or else prepared like a trained network's; both are random."""
+    """Run with random weights as timm initializes them, then, if that fails, prepared to resemble trained ones."""
     for prepared in (False, True):
         try:
             found = _run(network, row, prepared=prepared)
@@ -186,14 +186,14 @@ def _run(network: Network, row: Row, *, prepared: bool) -> Row:
     if prepared:
         prepare(net, {"pixel_values": picture})
     with hf_cam.CAM(net, "auto") as cam:
-        targets = (None, [0], [1], [2])  # random weights may find nothing that speaks for one class
+        targets = (None, [0], [1], [2])  # with random weights, a class may have no evidence
         found = next((found for target in targets if (found := cam(picture, targets=target)).any()), None)
         adapter, method = cam.adapter_for(picture, {}), cam.method.id
     if found is None or found.shape != (1, *picture.shape[-2:]) or not found.isfinite().all():
-        raise UnknownArchitecture("no map as large as the picture that is finite and not empty")
+        raise UnknownArchitecture("no map that is as large as the picture, finite and not empty")
     if network.adapter is None or _places(network.adapter) != _places(adapter):
         known = network.adapter and _places(network.adapter)
-        raise UnknownArchitecture(f"its config alone tells {known}, a run {_places(adapter)}")
+        raise UnknownArchitecture(f"its config alone gives {known}, a forward pass {_places(adapter)}")
     checks = check_adapter(net, adapter, inputs={"pixel_values": picture})
     size = (picture.shape[-2], picture.shape[-1])
     return _row(row, adapter, method, checks, size, only_squares=only_squares)
@@ -201,9 +201,9 @@ def _run(network: Network, row: Row, *, prepared: bool) -> Row:
 
 LARGEST = 256
 WIDTHS = {"xcit": 64}
-"""Where stacked convolutions centre a token nearly half a token off, a shift by one is told by where it wraps round."""
+"""Stacked convolutions may shift a token by nearly half; a shift by a whole one shows only where it wraps around."""
 STRETCH = ("crossvit",)
-"""Networks that stretch every picture to a square themselves."""
+"""Networks that stretch every picture to a square."""
 
 
 def _places(adapter: Adapter) -> list[tuple[str, str]]:
@@ -212,10 +212,10 @@ def _places(adapter: Adapter) -> list[tuple[str, str]]:
 
 
 def build_timm(name: str) -> tuple[nn.Module, Tensor, bool]:
-    """A network of timm with random weights, a picture of noise for it, and whether it takes nothing but squares.
+    """A network of timm with random weights, a noise picture for it, and whether it accepts only squares.
 
-    The picture is 64 pixels narrower than high, where the network can be built for that or takes any size, and at most
-    256 pixels high.
+    The picture is at most 256 pixels high. It is 64 pixels narrower than high if the network accepts any size or can be
+    built for that one.
     """
     channels, height, width = timm.get_pretrained_cfg(name).input_size
     side = min(height, LARGEST)
@@ -232,7 +232,7 @@ def build_timm(name: str) -> tuple[nn.Module, Tensor, bool]:
 
 
 def _that_takes(picture: Tensor, name: str, size: Size | None) -> nn.Module:
-    """In a function of its own, so that one that does not is gone before the next is made."""
+    """A network that accepts the picture; as a function, so that a network that does not is freed before the next."""
     torch.manual_seed(0)
     net: nn.Module = timm.create_model(name, pretrained=False, **({} if size is None else {"img_size": size})).eval()
     with torch.no_grad():
@@ -241,7 +241,7 @@ def _that_takes(picture: Tensor, name: str, size: Size | None) -> nn.Module:
 
 
 def awake(net: nn.Module) -> nn.Module:
-    """With noise in the place of weights that start at zero, as heads do: nothing would depend on anything."""
+    """Replace weights initialized to zero, as in some heads, by noise; otherwise the outputs would be constant."""
     for parameter in net.parameters():
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -252,15 +252,15 @@ def awake(net: nn.Module) -> nn.Module:
 
 
 def report(rows: Sequence[Row], title: str) -> str:
-    """`N of N` in a line: what is explained and right in space, of all that can be."""
+    """One line: how many were explained and verified, out of those that can be."""
     counts = {kind: sum(row.result == kind for row in rows) for kind in ("yes", "asked", "refused")}
-    line = f"{title}: {counts['yes']} of {len(rows) - counts['refused'] - counts['asked']} explained, right in space"
-    asked = f"; {counts['asked']} right in space, of a target that the caller names" if counts["asked"] else ""
-    return line + asked + (f"; {counts['refused']} refused with the reason" if counts["refused"] else "")
+    line = f"{title}: {counts['yes']} of {len(rows) - counts['refused'] - counts['asked']} explained and verified"
+    asked = f"; {counts['asked']} verified with the caller's target" if counts["asked"] else ""
+    return line + asked + (f"; {counts['refused']} refused with a reason" if counts["refused"] else "")
 
 
 def failures(rows: Iterable[Row]) -> list[str]:
-    """What is neither explained nor refused."""
+    """One line per row that is neither explained nor refused."""
     return [
         f"  {row.result}: {row.task} {row.name} {row.network} {row.note}"
         for row in rows
@@ -272,24 +272,24 @@ PAGE = """\
 # Where hf-cam looks in every architecture
 
 Written by `python -m benchmarks.coverage --timm --write docs/architectures.md` (transformers {transformers}, timm
-{timm}): what hf-cam does, with no argument but a model and a picture, with a tiny random model of every type of
-transformers' auto mappings and with the smallest network of every module of timm.
+{timm}): what hf-cam does, given only a model and a picture, for a tiny random model of every type in transformers'
+auto mappings and for the smallest network of every module in timm.
 
-- **Verified** yes: the model's own head found something to explain; the map of it is as large as the picture, finite
-  and not the same everywhere; a disturbed box of the picture shows at its own place of the layer's grid, better than in
-  any other order; and the scores depend on at least 95 % of the layer's cells.
-- **Picture**: its height and width. It is not square unless the model takes squares only.
-- **Layer**: its number is a tiny model's. **Layout**: `b` pictures, `c` channels, `t` frames, `h` rows, `w` columns.
-- **Says who**: the catalogue (`adapters/`), timm's metadata, or the structural probe.
+- **Verified** is "yes" if the model's head found something to explain; the map is as large as the picture, finite and
+  not constant; disturbing a box of the picture changes the layer's grid at that place, and no other order of the cells
+  fits better; and the scores depend on at least 95 % of the layer's cells.
+- **Picture**: height and width. It is not square unless the model accepts only squares.
+- **Layer**: numbered as in the tiny model. **Layout**: `b` pictures, `c` channels, `t` frames, `h` rows, `w` columns.
+- **Source** of the layer: the catalogue (`adapters/`), timm's metadata, or the structural probe.
 """
 
 
 def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
-    """The rows as a Markdown page, the counts first."""
+    """The rows as a Markdown page, with the counts first."""
     import transformers
 
     lines = [PAGE.format(transformers=transformers.__version__, timm=timm.__version__)]
-    lines += ["| task | types | verified | verified, the caller names the target | refused, with the reason |"]
+    lines += ["| task | types | verified | verified, with the caller's target | refused, with a reason |"]
     lines += ["|---|---|---|---|---|"]
     by_task = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
     for task, own in by_task.items():
@@ -300,7 +300,7 @@ def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
         resolved = sum(network.adapter is not None for network in networks)
         lines += [
             "",
-            f"Of timm's {len(networks)} networks, {resolved} resolve from their configs alone, without weights.",
+            f"Of timm's {len(networks)} networks, {resolved} resolve from their config alone, without weights.",
         ]
     for task, own in by_task.items():
         lines += ["", f"## {task}", "", *_table(own)]
@@ -309,22 +309,22 @@ def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     network = "network | " if rows[0].network else ""
-    yield f"| {'module' if network else 'type'} | {network}layer | layout | method | picture | says who | verified |"
+    yield f"| {'module' if network else 'type'} | {network}layer | layout | method | picture | source | verified |"
     yield "|---|---|---|---|---|---|---|" + ("---|" if network else "")
     for row in rows:
         name = f"{row.name} | {row.network}" if network else row.name
         layout = row.layout and f"`{row.layout}`"
-        shown = {"refused": "no map", "asked": "yes, of a target that the caller names"}.get(row.result, row.result)
+        shown = {"refused": "no map", "asked": "yes, with the caller's target"}.get(row.result, row.result)
         yield f"| {name} | {row.layer} | {layout} | {row.method} | {row.picture} | {row.note} | {shown} |"
 
 
 def main() -> int:
-    """Print the counts; 1 where anything fails."""
+    """Print the counts; return 1 if anything fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", action="append", choices=list(TASKS), help="only this task")
-    parser.add_argument("--timm", action="store_true", help="also the networks of timm")
-    parser.add_argument("--only-timm", action="store_true", help="nothing but the networks of timm")
-    parser.add_argument("--write", type=Path, help="a Markdown file for the tables")
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="run only this task; repeatable")
+    parser.add_argument("--timm", action="store_true", help="also run the networks of timm")
+    parser.add_argument("--only-timm", action="store_true", help="run only the networks of timm")
+    parser.add_argument("--write", type=Path, help="write the tables to this Markdown file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -335,11 +335,11 @@ def main() -> int:
         print(report(own, task), *failures(own), sep="\n", flush=True)
         rows += own
     if rows:
-        print(report(rows, "transformers in all"), flush=True)
+        print(report(rows, "transformers, total"), flush=True)
     if arguments.timm or arguments.only_timm:
         networks = list(timm_networks(timm.list_models()))
         unknown = [network.name for network in networks if network.adapter is None]
-        print(f"timm networks: {len(networks) - len(unknown)} of {len(networks)} resolve from their configs alone")
+        print(f"timm networks: {len(networks) - len(unknown)} of {len(networks)} resolve from their config alone")
         print(*(f"  failed: {name}" for name in unknown), sep="\n", flush=True)
         own = list(timm_rows(smallest_of_each(networks)))
         print(report(own, "timm modules"), *failures(own), sep="\n")

@@ -2,15 +2,15 @@
 
     python -m benchmarks.defaults [--models vit convnext ...] [--scenes 16] [--folder FOLDER] [--out docs/defaults.md]
 
-Every method that runs no forward a channel, those for transformers included, explains one thing in each scene (test
-split, seed 2) to the small trained models of this package, and the top class of the photographs to demo:imagenet. What
-is explained is what the head says: a class, a prompt ("a bag"), the region of a class, the detection or the segment at
-one object. A method is chosen by its mean rank over ROAD, insertion less deletion and, where masks are known, average
-precision, among the methods whose map depends on the class and on the weights (shuffling the weights must take the rank
-correlation below 0.9), that cost at most twice Grad-CAM, and that beat Grad-CAM image by image: by two standard errors
-in one metric, and by one standard error worse in none. Where none does, Grad-CAM it is. Writes Markdown, with what
-`method="auto"` takes beside it; `--folder` keeps the records, so that a run can be resumed, and models that are not
-named keep their tables.
+Every method that does not run one forward pass per channel, including those for transformers, explains one item in each
+scene (test split, seed 2) with the small trained models of this package, and the top class of the photographs with
+demo:imagenet. What is explained depends on the head: a class, a prompt ("a bag"), the region of a class, the detection
+or the segment of one object. The method with the best mean rank over ROAD, insertion minus deletion and, if masks are
+known, average precision is chosen among the methods that meet three conditions: the map depends on the class and on the
+weights (shuffling them must lower the rank correlation below 0.9); the method costs at most twice as much as Grad-CAM;
+and, image by image, it beats Grad-CAM by two standard errors in at least one metric and is worse by one in none. If no
+method does, Grad-CAM is chosen. Writes Markdown, and prints what `method="auto"` uses. `--folder` keeps the records, so
+that a run can be resumed; the tables of models that are not named stay as they are.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ ASKED = ("road", "insertion-deletion")
 MASKED = "average-precision"
 SANITY, SAME = "model-randomization", 0.9
 COST = 2.0
-"""Of a default, over Grad-CAM's: a heatmap at the price of an inference."""
+"""The highest cost of a default, as a multiple of Grad-CAM's."""
 SHUFFLED = 4
 CALLS = 5
-"""Images that the cost is measured on."""
+"""The number of images on which the cost is measured."""
 START, END = "<!-- measured -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model, the method that the measurement chooses, the one that `method="auto"` takes, and what to print."""
+    """A model, the method chosen by the measurement, the one that `method="auto"` uses, and the section of the page."""
 
     model: str
     chosen: str
@@ -70,7 +70,7 @@ def main() -> None:
     for model in options.models:
         family = measured(model, samples_of(model, drawn), options.methods, options.folder)
         write(options.out, family)
-        print(f"{model}: {family.chosen}, auto takes {family.auto}", flush=True)
+        print(f"{model}: {family.chosen}, auto uses {family.auto}", flush=True)
 
 
 def measured(model: str, samples: Sequence[Sample], methods: Sequence[str], folder: Path) -> Family:
@@ -92,12 +92,12 @@ def measured(model: str, samples: Sequence[Sample], methods: Sequence[str], fold
         page += f". Not defined here: {', '.join(found.skipped)}"
     page += f"\n\n{table}"
     for name in sorted({chosen, auto} - {"gradcam"}):
-        page += f"\n\n{name} less Grad-CAM, image by image: {differences(found, name, judged)}"
+        page += f"\n\n{name} minus Grad-CAM, image by image: {differences(found, name, judged)}"
     return Family(model, chosen, auto, page)
 
 
 def costs(model: str, samples: Sequence[Sample], maps: Sequence[str]) -> dict[str, float]:
-    """The median milliseconds of processor time that an explanation takes, baselines left out."""
+    """The median processor time of an explanation in milliseconds, per method; baselines are omitted."""
     loaded = load(f"demo:{model}")
     found = {}
     for method in maps:
@@ -120,20 +120,20 @@ def samples_of(model: str, drawn: Sequence[Scene]) -> list[Sample]:
 
 
 def of_class(scene: Scene, name: str) -> Sample:
-    """The class of the first item: a classifier's logit, a segmenter's region."""
+    """The class of the first item: the logit of a classifier, the region of a segmenter."""
     label = scene.labels[0]
     return Sample(scene.image, name, scene.classes == 1 + label, LABELS[label])
 
 
 def of_prompt(scene: Scene, name: str) -> Sample:
-    """The share that the first item's prompt has among those of four labels."""
+    """The share of the first item's prompt among the prompts of four labels."""
     first = scene.labels[0]
     prompts = [phrase((first + step) % len(LABELS), 0) for step in range(4)]
     return Sample(scene.image, name, scene.classes == 1 + first, prompts[0], prompts)
 
 
 def of_box(scene: Scene, name: str) -> Sample:
-    """The detection at the first item: another of its class must not be marked."""
+    """The detection of the first item; the mask covers this item only, not others of its class."""
     return Sample(scene.image, name, scene.instances == 1, tuple(map(float, scene.boxes[0])))
 
 
@@ -147,15 +147,15 @@ WHAT = {
     "imagenet": "the top class",
     "clip": "the prompt that names one item's class, among four",
     "segformer": "the region of one item's class",
-    "detr": "the detection at one item",
-    "maskformer": "the segment at one item",
+    "detr": "the detection of one item",
+    "maskformer": "the segment of one item",
 }
 
 
 def ranked(
     found: Evaluation, judged: Sequence[str], correlations: dict[str, float], milliseconds: dict[str, float]
 ) -> tuple[str, str]:
-    """The method of the best mean rank, and the table."""
+    """The eligible method with the best mean rank, and the table."""
     rows = found.rows
     places = {row.map: 0.0 for row in rows}
     for metric in judged:
@@ -168,14 +168,14 @@ def ranked(
     sane = [row.map for row in rows if is_sane(row.map, correlations) and milliseconds[row.map] <= limit]
     beating = [name for name in sane if beats(found, name, judged)]
     best = (beating or ["gradcam"])[0]
-    lines = ["| map | mean rank | " + " | ".join(judged) + " | same after shuffling the weights | CPU ms |"]
+    lines = ["| map | mean rank | " + " | ".join(judged) + " | correlation after shuffling the weights | CPU ms |"]
     lines.append("|---|--:|" + "--:|" * (len(judged) + 2))
     lines += [line(row, places[row.map], judged, correlations, milliseconds, row.map == best) for row in rows]
     return best, "\n".join(lines)
 
 
 def beats(found: Evaluation, name: str, judged: Sequence[str]) -> bool:
-    """Whether a method is better than Grad-CAM by more than chance, image by image."""
+    """Whether a method is significantly better than Grad-CAM, image by image."""
     gains = []
     for metric in judged:
         sign = 1 if get_metric(metric).higher_is_better else -1
@@ -185,7 +185,7 @@ def beats(found: Evaluation, name: str, judged: Sequence[str]) -> bool:
 
 
 def difference(found: Evaluation, name: str, metric: str, reference: str = "gradcam") -> tuple[float, float]:
-    """A method's score less the reference's on the same images: mean and standard error."""
+    """A method's score minus the reference's on the same images: mean and standard error."""
     own, other = ({r.image: r.scores[metric] for r in found.records if r.map == map_} for map_ in (name, reference))
     values = np.array([score - other[image] for image, score in own.items()])
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
@@ -222,7 +222,7 @@ def layer_of(found: Evaluation) -> str:
 
 
 def write(path: Path, family: Family) -> None:
-    """Put a model's table between the marks of the page; the words around them and the other tables stay."""
+    """Replace a model's table between the marks of the page; the rest of the page stays as it is."""
     before, rest = path.read_text(encoding="utf-8").split(START)
     body, after = rest.split(END)
     head, *sections = body.split("\n### ")

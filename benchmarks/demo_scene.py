@@ -1,7 +1,7 @@
-"""Write the scene that the demo shows, and what is where in it: `python -m benchmarks.demo_scene`.
+"""Write the scene that the demo shows, and its class mask: `python -m benchmarks.demo_scene`.
 
-One of the test split, picked because every model of the zoo is right about it; four times
-as large as the models see it. The tests read what is where, as large as the models see it.
+The scene is from the test split and was picked because every model of the zoo is right about it. It is four times the
+size of the models' input; the mask, which the tests read, has the size of the input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLASSES = EXCERPT / "demo-scene-classes.png"
 
 
 def main(picture: Path = SCENE, classes: Path = CLASSES) -> None:
-    """Draw it again and save it; the whole Fashion-MNIST is needed, else it becomes another scene."""
+    """Draw and save the scene; this needs the full Fashion-MNIST, since an excerpt gives a different scene."""
     scene = scenes("test", COUNT, seed=SEED)[PICKED]
     height, width = scene.image.shape[:2]
     large = Image.fromarray(scene.image).resize((width * FACTOR, height * FACTOR), Image.Resampling.BICUBIC)

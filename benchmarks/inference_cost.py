@@ -1,13 +1,13 @@
-"""What a Grad-CAM costs over the plain forward: hf-cam, grad-cam and torchcam side by side on the same layer.
+"""What Grad-CAM costs compared with a plain forward pass: hf-cam, grad-cam and torchcam, on the same layer.
 
     python benchmarks/inference_cost.py [--models ViT-B/16 ...] [--batches 1 8] [--repeats 9] [--quick] [--cpu-time]
 
-Models have their real size and random weights. Time: each library takes turns with the plain `no_grad` forward, and
-the median of the ratios of neighbours is printed, so that a noisy machine disturbs both sides alike; `--cpu-time`
-counts the processor time of one thread in place of the wall clock, which holds on a busy machine too. Memory (Linux):
-each case runs in a fresh process; the peak of its resident memory (the kernel's own high-water mark, reset before the
-call) above what was resident just before, weights and libraries, is printed. Prints Markdown; the exit code is 1 where
-a target is missed.
+Models have their real size and random weights. Time: each library alternates with the plain `no_grad` forward pass, and
+the median of the ratios of adjacent calls is printed, so that other load affects both sides alike. `--cpu-time`
+measures the processor time of one thread instead of wall-clock time, which is reliable on a busy machine too. Memory
+(Linux): each case runs in a fresh process; printed is the peak of its resident memory (the kernel's high-water mark,
+reset before the call) above what was resident just before the call, such as weights and libraries. Prints Markdown; the
+exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 Run = Callable[[Tensor], object]
-"""Pixels `[B, 3, H, W]` in; what it returns is thrown away."""
+"""Takes pixels `[B, 3, H, W]`; the return value is ignored."""
 
 Clock = Callable[[], float]
-"""Seconds since some moment."""
+"""Returns seconds since an arbitrary moment."""
 
 
 class Logits(nn.Module):
-    """A transformers model as grad-cam and torchcam expect one: pixels in, logits out."""
+    """A transformers model in the form that grad-cam and torchcam expect: pixels in, logits out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class Logits(nn.Module):
         return logits
 
 
-# The cases: each sets itself up, yields the call that is measured, and leaves the model without hooks ----------------
+# Cases: each sets itself up, yields the call to be measured, and leaves the model without hooks ----------------------
 
 
 @contextmanager
 def forward(model: nn.Module) -> Iterator[Run]:
-    """One plain forward without autograd."""
+    """One plain forward pass without autograd."""
 
     def run(pixels: Tensor) -> object:
         with torch.no_grad():
@@ -85,14 +85,14 @@ def forward(model: nn.Module) -> Iterator[Run]:
 
 @contextmanager
 def with_hf_cam(model: nn.Module) -> Iterator[Run]:
-    """hf-cam, told nothing but the model."""
+    """hf-cam, given only the model."""
     with GradCAM(model) as cam:
         yield cam
 
 
 @contextmanager
 def with_grad_cam(model: nn.Module) -> Iterator[Run]:
-    """grad-cam, given hf-cam's layer and its way back to space."""
+    """grad-cam, given hf-cam's layer and reshape function."""
     layer, reshape = target_layer(model)
     with pytorch_grad_cam.GradCAM(Logits(model), [layer], reshape) as cam:
         yield lambda pixels: cam(pixels, targets=None)
@@ -101,7 +101,7 @@ def with_grad_cam(model: nn.Module) -> Iterator[Run]:
 
 @contextmanager
 def with_torchcam(model: nn.Module) -> Iterator[Run]:
-    """torchcam, given the same; its map stays on the layer's grid, so it is enlarged here as the others' are."""
+    """torchcam, given the same; its map has the size of the layer's grid, so it is resized here as the others' are."""
     layer, reshape = target_layer(model)
     wrapped = Logits(model)
     with torchcam.methods.GradCAM(wrapped, layer, reshape_transform=reshape) as cam:
@@ -124,13 +124,13 @@ LIBRARIES = [name for name in CASES if name != "forward"]
 
 
 def target_layer(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The module that hf-cam looks at, and `activation -> [B, C, h, w]` for it."""
+    """hf-cam's target layer, and `activation -> [B, C, h, w]` for it."""
     adapter = infer_adapter(model)
     return model.get_submodule(adapter.layers[0]), lambda tensor: adapter.to_spatial(tensor, (SIDE, SIDE))
 
 
 def build(name: str) -> nn.Module:
-    """The model in evaluation mode, its parameters trainable as after `from_pretrained`."""
+    """The model in evaluation mode, with trainable parameters as after `from_pretrained`."""
     torch.manual_seed(0)
     return MODELS[name]().eval()
 
@@ -144,7 +144,7 @@ def pictures(batch: int) -> Tensor:
 
 
 def seconds(run: Run, pixels: Tensor, clock: Clock) -> float:
-    """Of one call; the garbage of the call before is collected first, none during it."""
+    """Seconds of one call; garbage is collected before the call and not during it."""
     gc.collect()
     gc.disable()
     start = clock()
@@ -156,7 +156,7 @@ def seconds(run: Run, pixels: Tensor, clock: Clock) -> float:
 
 
 def paired(first: Run, second: Run, pixels: Tensor, repeats: int, clock: Clock) -> list[tuple[float, float]]:
-    """Seconds of both, in turn; which goes first changes from pair to pair, after one pair that does not count."""
+    """Seconds of both calls, pair by pair, in alternating order; the first pair is a warm-up and is dropped."""
     pairs = []
     for turn in range(repeats + 1):
         if turn % 2:
@@ -173,7 +173,7 @@ def median_ratio(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def time_ratios(model: nn.Module, batch: int, repeats: int, clock: Clock) -> tuple[float, dict[str, float]]:
-    """Seconds of the forward, and each library's ratio to it."""
+    """Seconds of the forward pass, and each library's ratio to it."""
     pixels = pictures(batch)
     pairs = {}
     with forward(model) as plain:
@@ -185,7 +185,9 @@ def time_ratios(model: nn.Module, batch: int, repeats: int, clock: Clock) -> tup
 
 
 def adapter_milliseconds(repeats: int, clock: Clock) -> tuple[float, float]:
-    """`infer_adapter` on a loaded ViT-B: the first call, which reads the catalogue, and the median of the others."""
+    """Milliseconds of `infer_adapter` on a loaded ViT-B: of the first call, which reads the catalogue, and the median
+    of the others.
+    """
     model = build("ViT-B/16")
     times = []
     for _ in range(repeats + 1):
@@ -199,15 +201,15 @@ def adapter_milliseconds(repeats: int, clock: Clock) -> tuple[float, float]:
 
 
 def extra_memory(model: str, case: str, batch: int) -> float | None:
-    """Peak MB above the weights, measured in a process of its own; None where there is no Linux to ask."""
+    """Peak MB above the weights, measured in a separate process; None on other systems than Linux."""
     if not sys.platform.startswith("linux"):
         return None
     return float(in_fresh_process([str(Path(__file__)), "--memory-of", model, case, str(batch)]).split()[-1])
 
 
 def in_fresh_process(arguments: Sequence[str]) -> str:
-    """What Python prints, given these arguments, where `peak_memory` can tell what is alive."""
-    # A fixed threshold hands every freed tensor back to the kernel at once: what is resident is what is alive.
+    """The output of Python with these arguments, in an environment in which `peak_memory` is exact."""
+    # With a fixed threshold, every freed tensor returns to the kernel at once, so resident memory is memory in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     return subprocess.run(
         [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -215,9 +217,9 @@ def in_fresh_process(arguments: Sequence[str]) -> str:
 
 
 def measure_memory(model_name: str, case: str, batch: int) -> float:
-    """In this process: peak resident MB of one call above what was resident before it.
+    """Peak resident MB of one call in this process, above what was resident before it.
 
-    A picture of its own warms everything up first, so that what is loaded once (threads, kernels) does not count.
+    A call on one picture comes first, so that one-time costs (threads, kernels) do not count.
     """
     model, pixels = build(model_name), pictures(batch)
     with CASES[case](model) as run:
@@ -231,7 +233,7 @@ def peak_memory(call: Callable[[], object]) -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark to what is there
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark to current use
     call()
     return (status("VmHWM") - before) / 1e6
 
@@ -246,7 +248,7 @@ def status(field: str) -> int:
 
 
 def verdict(value: float, bound: float) -> str:
-    """Whether `value` stays within `bound`, in words that a reader of the table can check.
+    """The comparison of `value` with `bound`, for the table.
 
     >>> verdict(1.04, 1.10)
     '1.04 <= 1.10 met'
@@ -255,7 +257,7 @@ def verdict(value: float, bound: float) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right.
+    """A Markdown table; the first column is left-aligned, the others right-aligned.
 
     >>> print(table(["a", "b"], [["x", "1"]]))
     | a | b |
@@ -274,7 +276,7 @@ def time_row(name: str, batch: int, alone: float, ratios: dict[str, float]) -> l
 
 
 def memory_row(name: str, peaks: dict[str, float]) -> list[str]:
-    """One row of the table of memory; the targets are shares of the forward's peak and of each other library's."""
+    """One row of the table of memory; targets are ratios to the peaks of the forward pass and the other libraries."""
     own = peaks["hf-cam"]
     judged = [verdict(own / peaks["forward"], MEMORY_OF_FORWARD)]
     judged += [verdict(own / peaks[library], MEMORY_OF_OTHERS) for library in LIBRARIES if library != "hf-cam"]
@@ -282,7 +284,7 @@ def memory_row(name: str, peaks: dict[str, float]) -> list[str]:
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """The machine and the versions on which the figures were measured."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return (
         f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, "
@@ -297,13 +299,13 @@ def _cpuinfo() -> list[str]:
 
 
 def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: Clock) -> Iterator[str]:
-    """The lines of the report, each as soon as it is known."""
+    """The parts of the report, each as soon as it has been measured."""
     yield f"{machine()}\n"
-    # First of all, for only a process that has inferred nothing yet shows what reading the catalogue costs.
+    # This comes first: only the first call of a process includes the cost of reading the catalogue.
     first, median = adapter_milliseconds(repeats, clock)
     yield (
         f"`infer_adapter` on a loaded ViT-B/16, in ms: {verdict(median, ADAPTER_MS)} "
-        f"(the first call of the process {first:.1f})\n"
+        f"(first call of the process: {first:.1f})\n"
     )
     rows = []
     for name in models:
@@ -312,7 +314,10 @@ def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: C
             rows.append(time_row(name, batch, *time_ratios(model, batch, repeats, clock)))
             print("#", *rows[-1], file=sys.stderr)
     measure = "wall clock" if clock is time.perf_counter else "processor time of one thread"
-    yield f"Grad-CAM over one plain `no_grad` forward, median of {repeats} paired ratios, {measure}:\n"
+    yield (
+        f"Time of Grad-CAM divided by that of one plain `no_grad` forward pass; "
+        f"median of {repeats} paired ratios, {measure}:\n"
+    )
     yield table(["model", "batch", "forward", *LIBRARIES, "target of hf-cam"], rows) + "\n"
     rows = []
     for name in models:
@@ -321,18 +326,20 @@ def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: C
         if len(known) == len(CASES):
             rows.append(memory_row(name, known))
             print("#", *rows[-1], file=sys.stderr)
-    yield f"Peak memory above the weights at batch {MEMORY_BATCH}, each case in a fresh process:\n"
+    yield f"Peak memory above that of the weights at batch {MEMORY_BATCH}, each case in a fresh process:\n"
     yield table(["model", *CASES, *(f"hf-cam / {case}" for case in CASES if case != "hf-cam")], rows) + "\n"
 
 
 def main() -> int:
-    """Measure and print; 1 where a target is missed."""
+    """Measure and print; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
     parser.add_argument("--batches", nargs="+", type=int, default=sorted(TIME_BOUNDS))
-    parser.add_argument("--repeats", type=int, default=9, help="pairs a figure")
-    parser.add_argument("--quick", action="store_true", help="three pairs a figure: shows that it runs, proves nothing")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, for a busy machine")
+    parser.add_argument("--repeats", type=int, default=9, help="pairs per figure")
+    parser.add_argument("--quick", action="store_true", help="three pairs per figure: shows only that it runs")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure processor time of one thread, for a busy machine"
+    )
     parser.add_argument("--memory-of", nargs=3, metavar=("MODEL", "CASE", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:

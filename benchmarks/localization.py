@@ -1,19 +1,19 @@
-"""Where the truth is known: how well each method's map lies on the thing that it explains.
+"""How well each method's map lies on the object that it explains, in scenes whose masks are known.
 
     python -m benchmarks.localization [--models vit convnext ...] [--methods gradcam ...] [--scenes 200]
                                       [--slow-scenes 20] [--verdicts]
 
-For every scene of the test split and every label in it, each method explains that label's logit; the map is judged
-against the mask of that label: energy inside, peak inside, average precision, averaged over all. Baselines that see no
-model (noise, a centred Gaussian, Sobel edges) and grad-cam's own Grad-CAM on the same layer stand beside them; "share"
-is the mask's share of the image, which is what a map that knows nothing scores. Score-CAM runs a whole forward for
-every channel and label, 50 to 100 times what the others take, so it sees the first scenes alone, and says so; beside it
-stands what Grad-CAM scores on the same few. Prints Markdown.
+For every scene of the test split and every label in it, each method explains that label's logit. The map is compared
+with the mask of that label: energy inside, peak inside and average precision, averaged over all labels. For comparison,
+the table includes baseline maps (noise, a centred Gaussian, Sobel edges), grad-cam's Grad-CAM on the same layer, and
+the mask's share of the image, which is the expected score of an uninformative map. Score-CAM runs a whole forward pass
+for every channel and label, 50 to 100 times what the others take, so it is measured on the first scenes only, as its
+row states, together with Grad-CAM on the same scenes. Prints Markdown.
 
-Two more tables are verdicts on `method="auto"`, and with `--verdicts` these alone. Of each model: is the energy inside
-the mask at least twice the mask's share of the image, and above that of every baseline? (A thing that the model does
-not find counts as a map with no energy.) Of the detectors: in scenes with two things of one kind that are both found,
-does the map of one hold at least twice as much energy in its own box as in the other's?
+Two more tables give verdicts on `method="auto"`; `--verdicts` prints only these. For each model: is the energy inside
+the mask at least twice the mask's share of the image, and higher than that of every baseline? (An object that the model
+does not find counts as a map with no energy.) For detectors: in scenes with two objects of one class, both detected,
+does the map of one have at least twice as much energy in its own box as in the other's?
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from hf_cam.models.loading import LoadedModel, load
 MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer", "maskformer")
 DETECTORS = ("detr",)
 FOUND = 0.5
-"""Overlap of a detection's box with a thing's from which the thing counts as found."""
+"""The lowest overlap between a detection's box and an object's at which the object counts as found."""
 Case = tuple[Scene, int]
-"""A scene, and the label of something in it."""
+"""A scene, and the label of an object in it."""
 Mapper = Callable[[Scene, int], np.ndarray]
-"""A scene and a label to a map `[H, W]` in [0, 1]."""
+"""Maps a scene and a label to a heatmap `[H, W]` in [0, 1]."""
 
 
 def main() -> None:
@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=[*list_methods()], choices=list_methods())
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--slow-scenes", type=int, default=20, help="for methods that run a forward a channel")
-    parser.add_argument("--verdicts", action="store_true", help="no table of methods")
+    parser.add_argument("--slow-scenes", type=int, default=20, help="for methods that run one forward pass per channel")
+    parser.add_argument("--verdicts", action="store_true", help="omit the table of methods")
     options = parser.parse_args()
     logging.disable_progress_bar()
     drawn = scenes("test", options.scenes, seed=1)
     truth, few = labelled(drawn), labelled(drawn[: options.slow_scenes])
-    print(f"{len(drawn)} scenes, {len(truth)} labels in them\n")
+    print(f"{len(drawn)} scenes with {len(truth)} labels\n")
     if not options.verdicts:
         print_methods(options.models, options.methods, truth, few, options.slow_scenes)
     print_verdicts(options.models, truth)
@@ -76,7 +76,7 @@ def print_methods(
     models: Sequence[str], methods: Sequence[str], truth: Sequence[Case], few: Sequence[Case], slow_scenes: int
 ) -> None:
     slow = [method for method in methods if not get_method(method).is_quick]
-    print("| model | map | energy inside | peak inside | average precision | CPU ms a map |")
+    print("| model | map | energy inside | peak inside | average precision | CPU ms per map |")
     print("|---|---|--:|--:|--:|--:|")
     share = share_of(truth)
     print(f"| none | mask's share of the image | {share:.3f} | {share:.3f} | {share:.3f} | |")
@@ -93,7 +93,7 @@ def print_methods(
 
 
 def print_verdicts(models: Sequence[str], truth: Sequence[Case]) -> None:
-    """Whether the default of each model does what a default should."""
+    """Whether each model's default map lies on the object."""
     twice = 2 * share_of(truth)
     name, best = max(((name, energy_of(mapper, truth)) for name, mapper in baselines()), key=lambda pair: pair[1])
     print(f"\n| model | auto | energy inside | twice the mask's share | best baseline ({name}) | verdict |")
@@ -108,16 +108,16 @@ def print_verdicts(models: Sequence[str], truth: Sequence[Case]) -> None:
 
 
 def print_twins(models: Sequence[str], drawn: Sequence[Scene]) -> None:
-    """Whether the maps of two things of one kind tell them apart."""
+    """Whether the maps of two objects of one class differ."""
     if not models:
         return
-    print("\n| model | auto | maps | energy in its own box | in its twin's | maps with twice as much | verdict |")
+    print("\n| model | auto | maps | energy in its own box | in the other's box | maps with twice as much | verdict |")
     print("|---|---|--:|--:|--:|--:|---|")
     for model in models:
         explainer = Explainer(load(f"demo:{model}"))
         found = [twin for scene in drawn for twin in twins(explainer, scene)]
         if not found:
-            print(f"| {model} | {explainer.cam.method.id} | 0 | | | | no scene with two of a kind, both found |")
+            print(f"| {model} | {explainer.cam.method.id} | 0 | | | | no two detected objects of one class |")
             continue
         own, others = (np.mean([getattr(twin, name) for twin in found]) for name in ("own", "other"))
         apart = np.mean([twin.own >= 2 * twin.other for twin in found])
@@ -133,14 +133,14 @@ def verdict(met: bool) -> str:
 
 @dataclass(frozen=True)
 class Twin:
-    """Energy of one thing's map in its own box and in that of another thing of its kind."""
+    """Energy of one object's map in its own box and in that of another object of its class."""
 
     own: float
     other: float
 
 
 def twins(explainer: Explainer, scene: Scene) -> Iterator[Twin]:
-    """Of every ordered pair of found things of one kind."""
+    """One record per ordered pair of detected objects of one class."""
     if len(set(scene.labels)) == len(scene.labels):
         return
     [detections] = explainer([Image.fromarray(scene.image)])
@@ -153,7 +153,7 @@ def twins(explainer: Explainer, scene: Scene) -> Iterator[Twin]:
 
 
 def detected(detections: Sequence[Explanation], label: int, box: np.ndarray) -> Explanation | None:
-    """The detection of a thing, if there is one."""
+    """The detection of an object, if there is one."""
     own = [one for one in detections if one.label == LABELS[label] and not one.flags and one.box is not None]
     fit = overlaps(tuple(box.tolist()), [one.box for one in own if one.box]) if own else torch.zeros(1)
     return own[int(fit.argmax())] if fit.max() >= FOUND else None
@@ -167,7 +167,7 @@ def energy_in(heatmap: np.ndarray, box: np.ndarray) -> float:
 
 
 def share_of(truth: Sequence[Case]) -> float:
-    """The masks' mean share of the image."""
+    """The mean share of the image that the masks cover."""
     return float(np.mean([mask_of(scene, label).mean() for scene, label in truth]))
 
 
@@ -210,7 +210,7 @@ def _pixels(scene: Scene) -> Tensor:
 
 
 def asked(loaded: LoadedModel, label: int) -> dict[str, Any]:
-    """How a model is asked for a label: CLIP by a prompt, a detector for its surest object of that class."""
+    """Arguments that ask a model for a label: CLIP through a prompt, other models through the label itself."""
     if head_kind(loaded.model) is PromptHead:
         return {"text": f"{'an' if LABELS[label][0] in 'aeiou' else 'a'} {LABELS[label]}"}
     return {"target": LABELS[label]}
@@ -235,7 +235,7 @@ def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[st
         def explained(scene: Scene, label: int, explainer: Explainer = explainer) -> np.ndarray:
             try:
                 [found] = explainer([Image.fromarray(scene.image)], **asked(loaded, label))
-            except TargetError:  # a segmenter that finds no such thing has no map of it
+            except TargetError:  # a segmenter that does not find the class has no map for it
                 return np.zeros(scene.classes.shape, np.float32)
             return found[0].heatmap
 

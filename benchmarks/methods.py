@@ -1,14 +1,15 @@
-"""What every method costs: hf-cam, grad-cam and torchcam side by side on the same model, layers and target.
+"""What every method costs: hf-cam, grad-cam and torchcam on the same model, layers and target.
 
     python -m benchmarks.methods [--models ViT-B/16 ...] [--methods gradcam ...] [--repeats 5] [--quick] [--cpu-time]
                                  [--records FILE] [--markdown FILE]
 
-Models, clocks and the measure of memory are those of `benchmarks.inference_cost`; one image of noise, one class. Each
-library takes turns with the plain `no_grad` forward, and medians of ratios of neighbours are reported. A call that
-takes more than a minute is made once. Score-CAM, whose cost is a forward a channel in every library, is timed on the
-first 32 channels of the layer and multiplied up. Memory: one process a model and library; a call is stopped after its
-first reruns, when the peak is reached. Figures go to a file of JSON lines, one a case; later ones take the place of
-earlier ones, so that the table can be measured in pieces. Prints Markdown; the exit code is 1 where a target is missed.
+Models, clocks and the measurement of memory are those of `benchmarks.inference_cost`, with one noise image and one
+class. Each library alternates with the plain `no_grad` forward pass, and the medians of the ratios of adjacent calls
+are reported. A call that takes more than a minute is made only once. Score-CAM, which runs one forward pass per channel
+in every library, is timed on the first 32 channels of the layer and scaled up. Memory: one process per model and
+library; a call is stopped after its first reruns, when the peak has been reached. Figures are appended to a JSON Lines
+file, one line per case; later figures replace earlier ones, so that the table can be measured piece by piece. Prints
+Markdown; the exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -86,19 +87,19 @@ class Missing(Exception):
 
 
 class Stopped(Exception):
-    """The call has run the model often enough for its peak of memory."""
+    """The call has run the model often enough to reach its peak memory."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One figure of one case.
+    """The figures of one case.
 
     Args:
-        model, method, library: The case; "decomposition" in `method` is the map alone, without the network.
-        forwards: Time of one call in times of the plain forward.
-        against: Time in times of hf-cam's own, pair by pair; 1 for hf-cam.
+        model, method, library: The case; "decomposition" in `method` means the map alone, without the network.
+        forwards: Time of one call, as a multiple of a plain forward pass.
+        against: Time as a multiple of hf-cam's, pair by pair; 1 for hf-cam.
         megabytes: Peak memory above the weights.
-        fails: What the library says, where it does not run.
+        fails: The library's error if it does not run.
     """
 
     model: str
@@ -110,12 +111,12 @@ class Record:
     fails: str = ""
 
 
-# The cases: each sets itself up and yields the call that is measured -------------------------------------------------
+# Cases: each sets itself up and yields the call to be measured -------------------------------------------------------
 
 
 @contextmanager
 def with_hf_cam(model: nn.Module, method: str, channels: int | None) -> Iterator[Run]:
-    """hf-cam, told nothing but the model (and the part of the channels, where only some are timed)."""
+    """hf-cam, given only the model (and the number of channels, if only some are timed)."""
     if method == FIVE:
         cam, records = CAM(model), [get_method(one) for one in GRADIENT_FAMILY]
         yield lambda pixels: cam.saliencies(records, pixels, lambda _: [[TARGET]])
@@ -131,7 +132,7 @@ def with_hf_cam(model: nn.Module, method: str, channels: int | None) -> Iterator
 
 
 def looks(model: nn.Module, method: str, channels: int | None) -> tuple[tuple[str, ...], Callable[[Tensor], Tensor]]:
-    """The names of the layers that hf-cam looks at, and `activation -> [B, C, h, w]` for any of them."""
+    """The names of hf-cam's target layers, and `activation -> [B, C, h, w]` for any of them."""
     adapter = CAM(model, method if method in list_methods() else "gradcam").adapter
     layout = AnyLayout(adapter.prefixes) if len(adapter.layers) > 1 else adapter.layouts[0]
 
@@ -143,7 +144,7 @@ def looks(model: nn.Module, method: str, channels: int | None) -> tuple[tuple[st
 
 @contextmanager
 def with_grad_cam(model: nn.Module, method: str, channels: int | None) -> Iterator[Run]:
-    """grad-cam, given hf-cam's layers and its way back to space."""
+    """grad-cam, given hf-cam's layers and reshape function."""
     name = {"kpcacam": "KPCA_CAM"}.get(method) or (get_method(method).name if method in list_methods() else "")
     if not hasattr(pytorch_grad_cam, name):
         raise Missing
@@ -153,14 +154,14 @@ def with_grad_cam(model: nn.Module, method: str, channels: int | None) -> Iterat
         tokens = getattr(CAM(model).adapter.layouts[0], "axes", "") == TOKENS
         options = {"ablation_layer": AblationLayerVit() if tokens else AblationLayer()}
     if method == "fullgrad":
-        reshape = None  # it looks at every layer with a bias
+        reshape = None  # it uses every layer with a bias
     modules = [model.get_submodule(layer) for layer in layers]
     cam = getattr(pytorch_grad_cam, name)(Logits(model), modules, reshape, **options)
-    # The fused attention of a CPU has no second derivative, which it asks of it.
+    # It needs the second derivative, which fused attention on a CPU does not have.
     kernel = sdpa_kernel(SDPBackend.MATH) if method == "shapleycam" else nullcontext()
     with kernel:
         yield lambda pixels: cam(pixels, targets=None if method == "finercam" else [ClassifierOutputTarget(TARGET)])
-    # What it does with these when it is thrown away fails on views, such as any reshape returns.
+    # Its clean-up of these fails on views, which reshape functions return.
     for one in (getattr(cam, "base_cam", cam), *getattr(cam, "base_cam_per_layer", ())):
         if hasattr(one, "activations_and_grads"):
             one.activations_and_grads.activations = one.activations_and_grads.gradients = []
@@ -168,7 +169,7 @@ def with_grad_cam(model: nn.Module, method: str, channels: int | None) -> Iterat
 
 @contextmanager
 def with_torchcam(model: nn.Module, method: str, channels: int | None) -> Iterator[Run]:
-    """torchcam, given the same; its map stays on the layer's grid, so it is enlarged here as the others' are."""
+    """torchcam, given the same; its map has the size of the layer's grid, so it is resized here as the others' are."""
     if method not in IN_TORCHCAM:
         raise Missing
     layers, reshape = looks(model, method, channels)
@@ -191,7 +192,7 @@ CASES = {"hf-cam": with_hf_cam, "grad-cam": with_grad_cam, "torchcam": with_torc
 
 @contextmanager
 def case(library: str, model: nn.Module, method: str, channels: int | None = None) -> Iterator[Run]:
-    """One case, which leaves neither hooks nor gradients behind, also where it fails; progress bars go nowhere."""
+    """One case; removes hooks and gradients afterwards, even if it fails, and hides progress bars."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept, sys.stderr = sys.stderr, nowhere
@@ -202,14 +203,14 @@ def case(library: str, model: nn.Module, method: str, channels: int | None = Non
             sys.stderr = kept
             model.zero_grad(set_to_none=True)
             for module in model.modules():
-                module._forward_hooks.clear()  # noqa: SLF001 - a random model of ours, which had none
+                module._forward_hooks.clear()  # noqa: SLF001 - our own random model, which had no hooks
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
 
 
 def timed(model_name: str, model: nn.Module, method: str, repeats: int, clock: Clock) -> Iterator[Record]:
-    """A record a library: each call in turn with the others and the plain forward, after one that does not count."""
+    """One record per library: its calls alternate with the plain forward pass, after one warm-up call."""
     channels = CHANNELS if method == "scorecam" else None
     scale = channels_of(model) / CHANNELS if channels else 1.0
     with forward(model) as plain:
@@ -249,14 +250,14 @@ def timed(model_name: str, model: nn.Module, method: str, repeats: int, clock: C
 
 
 def channels_of(model: nn.Module) -> int:
-    """Of the layer that hf-cam looks at."""
+    """The number of channels of hf-cam's target layer."""
     layers, reshape = looks(model, "gradcam", None)
     with capture(model, layers, {"pixel_values": pictures(1)}, gradients=False) as captured:
         return reshape(captured.activations[0]).shape[1]
 
 
 def decompositions(model_name: str, model: nn.Module, repeats: int, clock: Clock) -> Iterator[Record]:
-    """The principal component alone, from the same activations and gradients: what the network costs left out."""
+    """The principal component alone, from the same activations and gradients, without the cost of the network."""
     projections = importlib.import_module("pytorch_grad_cam.utils.svd_on_activations")
     layers, reshape = looks(model, "gradcam", None)
     with capture(model, layers, {"pixel_values": pictures(1)}) as captured:
@@ -289,15 +290,15 @@ def decompositions(model_name: str, model: nn.Module, repeats: int, clock: Clock
 
 
 def remembered(model_name: str, library: str, methods: Sequence[str]) -> Iterator[Record]:
-    """In this process: peak MB of one call of each method, after one plain forward that loads what is loaded once."""
+    """Peak MB of one call of each method in this process, after one plain forward pass for the one-time costs."""
     for method in methods:
-        model = build(model_name)  # a call that was stopped may leave layers of its own behind
+        model = build(model_name)  # a call that was stopped may leave modified layers behind
         with forward(model) as run:
             run(pictures(1))
         try:
             with case(library, model, method) as run:
                 if method not in ("scorecam", "ablationcam"):
-                    run(pictures(1))  # what a method imports is no part of its memory
+                    run(pictures(1))  # the memory of imports does not count
                 peak = peak_memory(partial(stopped, model, run))
             yield Record(model_name, method, library, megabytes=peak)
         except Missing:
@@ -307,7 +308,7 @@ def remembered(model_name: str, library: str, methods: Sequence[str]) -> Iterato
 
 
 def stopped(model: nn.Module, run: Run) -> None:
-    """One call that ends after its first forwards, if it makes more."""
+    """Make one call, and end it after its first forward passes."""
     calls = 0
 
     def count(*_: Any) -> None:
@@ -331,7 +332,7 @@ Figures = dict[tuple[str, str, str], dict[str, Any]]
 
 
 def merged(path: Path) -> Figures:
-    """The records of a file, later figures in the place of earlier ones of the same case."""
+    """The records of a file; later figures of a case replace earlier ones."""
     found: Figures = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -342,14 +343,14 @@ def merged(path: Path) -> Figures:
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: a figure of some cases, and its bound.
+    """A target: a figure and its bound.
 
     Args:
-        words: What is asked.
-        value: From the figures and a model to the figure; None where it was not measured or nobody else has it.
-        bound: What it is held against.
-        least: True where the bound is the least, False where it is the most.
-        models: Where it is asked.
+        words: The description of the figure.
+        value: Takes all figures and a model and returns the figure; None if it was not measured or has no counterpart.
+        bound: The bound of the figure.
+        least: True if the bound is a minimum, False if it is a maximum.
+        models: The models to which the target applies.
     """
 
     words: str
@@ -359,7 +360,7 @@ class Goal:
     models: tuple[str, ...] = tuple(MODELS)
 
     def verdicts(self, figures: Figures) -> Iterator[list[str]]:
-        """A row a model: the target, the model, the figure, and whether it is met."""
+        """One row per model: the target, the model, the figure, and whether the target is met."""
         for model in self.models:
             value = self.value(figures, model)
             if value is not None:
@@ -369,7 +370,7 @@ class Goal:
 
 
 def faster(method: str) -> Callable[[Figures, str], float | None]:
-    """How many times hf-cam's time the quickest other library takes."""
+    """The time of the fastest other library, as a multiple of hf-cam's."""
 
     def value(figures: Figures, model: str) -> float | None:
         others = [figures.get((model, method, library), {}).get("against") for library in LIBRARIES[1:]]
@@ -379,12 +380,12 @@ def faster(method: str) -> Callable[[Figures, str], float | None]:
 
 
 def grad_cam_over_ours(method: str) -> Callable[[Figures, str], float | None]:
-    """How many times hf-cam's time grad-cam takes."""
+    """grad-cam's time, as a multiple of hf-cam's."""
     return lambda figures, model: figures.get((model, method, "grad-cam"), {}).get("against")
 
 
 def share_of_memory(method: str) -> Callable[[Figures, str], float | None]:
-    """hf-cam's peak over grad-cam's."""
+    """hf-cam's peak memory, as a multiple of grad-cam's."""
 
     def value(figures: Figures, model: str) -> float | None:
         own, other = (figures.get((model, method, library), {}).get("megabytes") for library in LIBRARIES[:2])
@@ -394,17 +395,17 @@ def share_of_memory(method: str) -> Callable[[Figures, str], float | None]:
 
 
 def own_forwards(method: str) -> Callable[[Figures, str], float | None]:
-    """hf-cam's time in forwards."""
+    """hf-cam's time, as a multiple of a plain forward pass."""
     return lambda figures, model: figures.get((model, method, "hf-cam"), {}).get("forwards")
 
 
 def top_5_over_top_1(figures: Figures, model: str) -> float | None:
-    """Time of five classes over that of one."""
+    """The time of five classes, as a multiple of that of one."""
     five, one = own_forwards(TOP_5)(figures, model), own_forwards(TOP_1)(figures, model)
     return five / one if five and one else None
 
 
-NEVER_SLOWER = 0.95  # a tie on a machine that others use too
+NEVER_SLOWER = 0.95  # within the noise of a shared machine
 GOALS = (
     Goal("AblationCAM: times grad-cam's speed", grad_cam_over_ours("ablationcam"), 10, models=("ViT-B/16",)),
     Goal(
@@ -433,7 +434,7 @@ GOALS = (
 
 
 def overview(figures: Figures, models: Sequence[str], methods: Sequence[str]) -> str:
-    """A row a method, a column a model: hf-cam's forwards, and how many times that the quickest other library takes."""
+    """One row per method, one column per model: hf-cam's time in forward passes and, in brackets, `faster`."""
 
     def cell(model: str, method: str) -> str:
         forwards, other = own_forwards(method)(figures, model), faster(method)(figures, model)
@@ -447,7 +448,7 @@ def overview(figures: Figures, models: Sequence[str], methods: Sequence[str]) ->
 
 
 def report(figures: Figures) -> Iterator[str]:
-    """The lines of the report."""
+    """The parts of the report."""
     known = (*list_methods(), FIVE, TOP_1, TOP_5)
     methods = [method for method in known if any(key[1] == method for key in figures)]
     models = [name for name in MODELS if any(key[0] == name for key in figures)]
@@ -491,7 +492,7 @@ def _memory(case: dict[str, Any]) -> str:
 
 
 def measure(options: argparse.Namespace, clock: Clock) -> Iterator[Record]:
-    """Every figure that was asked for, each as soon as it is known."""
+    """Every requested figure, each as soon as it has been measured."""
     for name in options.models:
         if options.skip != "time":
             model = build(name)
@@ -509,17 +510,19 @@ def measure(options: argparse.Namespace, clock: Clock) -> Iterator[Record]:
 
 
 def main() -> int:
-    """Measure and print; 1 where a target is missed."""
+    """Measure and print; return 1 if a target is missed."""
     layered = [method for method in list_methods() if not get_method(method).needs_attention]
     everything = [*layered, FIVE, TOP_1, TOP_5]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
     parser.add_argument("--methods", nargs="+", choices=everything, default=everything, metavar="METHOD")
-    parser.add_argument("--repeats", type=int, default=5, help="calls a figure")
-    parser.add_argument("--quick", action="store_true", help="one call a figure: shows that it runs, proves nothing")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, for a busy machine")
-    parser.add_argument("--skip", choices=("time", "memory"), help="leave one of the two out")
-    parser.add_argument("--records", type=Path, default=Path("methods.jsonl"), help="JSON lines, added to")
+    parser.add_argument("--repeats", type=int, default=5, help="calls per figure")
+    parser.add_argument("--quick", action="store_true", help="one call per figure: shows only that it runs")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure processor time of one thread, for a busy machine"
+    )
+    parser.add_argument("--skip", choices=("time", "memory"), help="omit one of the two measurements")
+    parser.add_argument("--records", type=Path, default=Path("methods.jsonl"), help="JSON Lines file to append to")
     parser.add_argument("--markdown", type=Path, help="also write the report here")
     parser.add_argument("--memory-of", nargs="+", metavar="MODEL LIBRARY METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()

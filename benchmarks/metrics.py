@@ -1,11 +1,11 @@
-"""What judging maps costs, against the reference package.
+"""What computing metrics costs, compared with the reference package.
 
     python -m benchmarks.metrics [--repeats 3] [--device cpu] [--cpu-time]
 
-ROAD over four percentiles, most and least relevant first, of 8 photographs at 224 x 224 with demo:imagenet and its
-Grad-CAM maps, both packages in turn, without noise so that they must agree; and insertion and deletion in one sweep
-against one forward a step. Imputation stands alone too: what is left of ROAD is the model's forwards, as many in either
-package. Prints medians of the paired ratios and whether the targets are met.
+ROAD over four percentiles, most and least relevant first, for 8 photographs at 224 x 224 with demo:imagenet and its
+Grad-CAM maps. The packages alternate, and run without noise so that they must agree. Insertion and deletion in batches
+are compared with one forward pass per step. Imputation is also measured alone: the rest of ROAD is the model's forward
+passes, of which both packages run the same number. Prints medians of the paired ratios and whether the targets are met.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, for a busy machine")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure processor time of one thread, for a busy machine"
+    )
     options = parser.parse_args()
     if options.cpu_time:
         torch.set_num_threads(1)
@@ -49,7 +51,7 @@ def main() -> None:
         classes = loaded.model(pixels).logits.argmax(1).tolist()
     maps = CAM(loaded.model)(pixels, classes)
     maps = maps + 1e-4 * torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps)
-    maps = maps / maps.amax((1, 2), keepdim=True)  # no two pixels alike: the reference removes all equal ones together
+    maps = maps / maps.amax((1, 2), keepdim=True)  # no ties: the reference removes all equal pixels together
     scorer = Scorer(loaded.model, {"pixel_values": pixels}, [confidence(ClassLogit(index)) for index in classes])
     measured = "processor time of one thread" if options.cpu_time else f"{torch.get_num_threads()} threads"
     print(f"8 photographs at {pixels.shape[2]} x {pixels.shape[3]}, {options.device}, {measured}\n")
@@ -78,7 +80,7 @@ def road(
     )
     arrays = maps.cpu().numpy()
     report(
-        "ROAD, 4 percentiles, against grad-cam",
+        "ROAD, 4 percentiles, compared with grad-cam",
         lambda: Trial(maps, scorer, noise=0.0).measure("road")["road"],
         lambda: torch.from_numpy(np.asarray(judge(pixels, arrays, targets, net))),
         repeats,
@@ -88,7 +90,7 @@ def road(
 
 
 def imputation(maps: Tensor, pixels: Tensor, repeats: int, clock: Clock) -> None:
-    """The systems of one order alone."""
+    """Imputation alone, for one of the two orders."""
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
     counts = [round(share / 100 * maps[0].numel()) for share in PERCENTILES]
@@ -107,7 +109,7 @@ def imputation(maps: Tensor, pixels: Tensor, repeats: int, clock: Clock) -> None
 
 def sweep(scorer: Scorer, maps: Tensor, repeats: int, clock: Clock) -> None:
     report(
-        "insertion and deletion, against a forward a step",
+        "insertion and deletion, compared with one forward pass per step",
         lambda: Trial(maps, scorer).measure("insertion-deletion")["insertion-deletion"],
         lambda: step_by_step(scorer, maps),
         repeats,

@@ -1,11 +1,12 @@
-"""The metrics that quantus has too, on the same maps.
+"""Compare the metrics that quantus also has, on the same maps.
 
     pip install --no-deps quantus cachetools
     python -m benchmarks.metrics_quantus
 
-Without `--no-deps` pip installs opencv-python beside the opencv-python-headless that hf-cam depends on: both write the
-same package `cv2`, the tests would run on another build than users have, and removing either leaves no `cv2` at all.
-That is why quantus is no dependency of the tests. Prints Markdown; the exit code is 1 where two figures differ.
+Without `--no-deps`, pip installs opencv-python besides the opencv-python-headless that hf-cam depends on. Both write
+the same package `cv2`, so the tests would run on a different build from that of users, and removing either one removes
+`cv2` altogether. That is why the tests do not depend on quantus. Prints Markdown; the exit code is 1 if two figures
+differ.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Net(nn.Sequential):
 
 
 class Explained:
-    """Element-wise Grad-CAM for quantus, never all zeros; it remembers what it returned."""
+    """Element-wise Grad-CAM for quantus, whose maps are never all zeros; it keeps the maps that it returned."""
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
@@ -62,14 +63,15 @@ def main() -> int:
     print("| | quantus | hf-cam | largest difference | |")
     print("|---|--:|--:|--:|---|")
     agreed = [compare(name, *judge(data)) for name, judge in JUDGES.items()]
-    print(f"\nROAD of pictures with three channels: quantus {on_colour()}.")
+    print(f"\nROAD for pictures with three channels: quantus {on_colour()}.")
     return int(not all(agreed))
 
 
 def compare(name: str, theirs: Any, ours: Any) -> bool:
     theirs, ours = (np.asarray(values, np.float64).ravel() for values in (theirs, ours))
     gap = float(np.abs(theirs - ours).max())
-    print(f"| {name} | {theirs.mean():.4f} | {ours.mean():.4f} | {gap:.1e} | {'same' if gap <= TOLERANCE else 'NOT'} |")
+    verdict = "same" if gap <= TOLERANCE else "DIFFERENT"
+    print(f"| {name} | {theirs.mean():.4f} | {ours.mean():.4f} | {gap:.1e} | {verdict} |")
     return gap <= TOLERANCE
 
 
@@ -100,7 +102,7 @@ def imputation(data: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def road(data: dict[str, Any]) -> tuple[Any, Any]:
-    """The share of pictures whose class survives, a percentage."""
+    """The share of pictures that keep their class, per percentage of imputed pixels."""
     maps, pixels, classes = random_maps(), torch.from_numpy(data["x_batch"]), torch.from_numpy(data["y_batch"])
     theirs = quantus.ROAD(percentages=PERCENTAGES, noise=0.0, **options())(**data, a_batch=maps[:, None].numpy())
     ours = []
@@ -113,7 +115,7 @@ def road(data: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def randomisation(data: dict[str, Any]) -> tuple[Any, Any]:
-    """The rank correlation after each layer from the top was drawn anew."""
+    """The rank correlation after each layer, from the top down, has been re-initialized."""
     explained = Explained()
     judge = quantus.MPRT(layer_order="top_down", seed=1, skip_layers=False, **options())
     clean = explained(data["model"], data["x_batch"], data["y_batch"])
@@ -134,11 +136,11 @@ def sensitivity(data: dict[str, Any]) -> tuple[Any, Any]:
 
 
 JUDGES: dict[str, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
-    "pointing game, maps of one peak": pointing_game,
+    "pointing game, maps with one peak": pointing_game,
     "complexity (entropy)": complexity,
     "ROAD's imputation, one channel": imputation,
-    "ROAD, share of classes that survive, one channel": road,
-    "model randomisation, layer by layer": randomisation,
+    "ROAD, share of classes that are kept, one channel": road,
+    "model randomization, layer by layer": randomisation,
     "max-sensitivity": sensitivity,
 }
 
@@ -149,7 +151,7 @@ def on_colour() -> str:
     try:
         judge(Net(3).eval(), pixels.numpy(), np.zeros(2, int), random_maps()[:2, None].numpy())
     except IndexError as error:
-        return f"counts a pixel once a channel and fails ({error})"
+        return f"counts each pixel once per channel and fails ({error})"
     return "runs"
 
 

@@ -1,4 +1,4 @@
-"""The map that a model gives of its own accord: through `Explainer`'s head and method, of a picture of noise."""
+"""The map that a model gives without further arguments, through `Explainer`'s head and method, for a noise picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
-from benchmarks.tiny_models import Case
+from benchmarks.tiny_models import Case, words_tokenizer
 from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError
@@ -23,8 +21,7 @@ from hf_cam.request import Request
 from hf_cam.targets import EmbeddingSimilarity, Target
 
 PROMPTS = ("a red cup", "a kettle")
-WORDS = ("[PAD]", "[UNK]", "a", "photo", "of", "red", "cup", "kettle", "thing", "detect", ".", ",")
-PICTURES = 4  # a target of random weights may find nothing that speaks for it in one of them
+PICTURES = 4  # with random weights, a picture may hold no evidence for the target
 PROMPTED = {"zero-shot-image-classification": 2, "zero-shot-object-detection": 2, "visual-question-answering": 1}
 EMBEDS = "image-feature-extraction"
 FROM_TEXT = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -36,32 +33,32 @@ def first_segment(output: Mapping[str, Tensor]) -> Tensor:
 
 
 ASKED: dict[str, Target] = {"videomt": first_segment}
-"""Types that find things frame by frame, for which the caller names the target."""
+"""Model types that detect objects per frame, for which the caller has to name the target."""
 
 
 class NoMapError(HFCamError, ValueError):
-    """No picture of noise gives a map."""
+    """No noise picture gives a valid map."""
 
 
 def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Saliency:
-    """The map of the first thing that the model's own head finds to explain, by the method that hf-cam chooses.
+    """The map of the first thing that the model's head finds to explain, by hf-cam's default method.
 
     Args:
-        case: What the model is.
+        case: The architecture and its head.
         model: From `case.build()`.
-        inputs: From `case.inputs(model)`; its words are left out, the head brings its own.
+        inputs: From `case.inputs(model)`; text inputs are dropped, because the head supplies its own.
 
     Returns:
-        One map of one picture, `[1, 1, H, W]` (`[1, 1, T, H, W]` of a video); it has been checked to be as large as the
-        picture, finite and not the same everywhere.
+        One map of one picture, `[1, 1, H, W]` (`[1, 1, T, H, W]` for a video), that is as large as the picture, finite
+        and not constant.
 
     Raises:
-        NoMapError: it is none of that on several pictures.
-        HFCamError: where hf-cam refuses, among them `NoGradientError` where nothing in the layer matters.
+        NoMapError: a map has the wrong size or is not finite, or the maps of all pictures are constant.
+        HFCamError: hf-cam refuses, for example with `NoGradientError` if the target does not depend on the layer.
     """
     pictures = {name: value for name, value in inputs.items() if not _from_text(name)}
     asked = ASKED.get(case.model_type)
-    explainer = None if asked else Explainer(LoadedModel(model, None, _labels(model), _tokenizer()))
+    explainer = None if asked else Explainer(LoadedModel(model, None, _labels(model), words_tokenizer()))
     for noise in (pictures["pixel_values"], *(_noise(pictures["pixel_values"], seed) for seed in range(1, PICTURES))):
         given = {**pictures, "pixel_values": noise}
         found = (
@@ -72,12 +69,12 @@ def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Sali
         frames = noise.shape[1:2] if noise.ndim == 5 else ()
         expected = (1, 1, *frames, *case.size)
         if found.maps.shape != expected:
-            raise NoMapError(f"a map of the shape {tuple(found.maps.shape)} where {expected} is the picture's")
+            raise NoMapError(f"the map has the shape {tuple(found.maps.shape)}, expected the picture's, {expected}")
         if not all(raw.isfinite().all() for raw in (*found.raw, found.maps)):
-            raise NoMapError("a map that is not finite")
+            raise NoMapError("the map is not finite")
         if found.maps.amax() > found.maps.amin():
             return found
-    raise NoMapError(f"an empty map of each of {PICTURES} pictures")
+    raise NoMapError(f"the maps of all {PICTURES} pictures are constant")
 
 
 def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) -> Saliency:
@@ -115,10 +112,3 @@ def _from_text(name: str) -> bool:
 def _labels(model: nn.Module) -> dict[int, str]:
     count = getattr(model.config, "num_labels", None) or 0
     return {index: f"class {index}" for index in range(count)}
-
-
-def _tokenizer() -> hf.PreTrainedTokenizerFast:
-    """One token a word."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")

@@ -1,10 +1,10 @@
-"""Does each method's map depend on the model's weights, and on what is asked for?
+"""Does each method's map depend on the model's weights, and on the target?
 
     python -m benchmarks.sanity [--models vit convnext] [--scenes 4] [--out docs/metrics.md]
 
-The rank correlation (Spearman's) of each method's map with its map after all weights were shuffled, each parameter
-within itself, and with its map of another class; means over scenes of the test split. 1 says that what was changed does
-not matter to the map, 0 that nothing of it stays. Writes the table between the marks of the page.
+Computes Spearman's rank correlation of each method's map with its map after all weights have been shuffled, within each
+parameter, and with its map of another class, averaged over scenes of the test split. 1 means that the change does not
+affect the map, 0 that the maps are unrelated. Writes the table between the marks of the page.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ START, END = "<!-- sanity -->", "<!-- end of sanity -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="classifiers of the demo zoo")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="classifiers among the demo models")
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("docs/metrics.md"))
     options = parser.parse_args()
     images = [Image.fromarray(scene.image) for scene in scenes("test", options.scenes, seed=5)]
     judged = {model: of_model(load(f"demo:{model}"), images) for model in options.models}
     heads = [f"{model}, {changed}" for model in options.models for changed in ("weights shuffled", "another class")]
-    lines = ["| method | " + " | ".join(heads) + " | says of itself |", "|---|" + "--:|" * len(heads) + "---|"]
+    lines = ["| method | " + " | ".join(heads) + " | declared |", "|---|" + "--:|" * len(heads) + "---|"]
     for method in list_methods():
         cells = [cell for model in options.models for cell in cells_of(judged[model].get(method))]
         lines.append("| " + " | ".join([f"`{method}`", *cells, note(method)]) + " |")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def of_model(loaded: LoadedModel, images: list[Image.Image]) -> dict[str, tuple[float, float]]:
-    """Of each method that is defined: the correlations after shuffling the weights and of another class."""
+    """The correlations after shuffling the weights and for another class, per method that is defined."""
     found = {}
     for method in list_methods():
         try:
@@ -60,7 +60,7 @@ def of_model(loaded: LoadedModel, images: list[Image.Image]) -> dict[str, tuple[
 
 
 def correlations(model: nn.Module, method: str, inputs: dict[str, Tensor]) -> tuple[float, float]:
-    """For a batch, averaged: with the map after the weights were shuffled, and with the map of the other class."""
+    """Mean correlations over a batch: with the map after shuffling the weights, and with that of the other class."""
     own, other = (maps_of(model, method, index, inputs) for index in CLASSES)
     with shuffled_weights(model):
         shuffled = maps_of(model, method, CLASSES[0], inputs)

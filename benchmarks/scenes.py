@@ -1,8 +1,8 @@
-"""Scenes with known truth: real clothing pictures, tinted and placed on textured backgrounds.
+"""Scenes with known ground truth: real clothing pictures, tinted and placed on textured backgrounds.
 
-Every scene knows its labels, boxes, instance and class masks and a caption. Drawing is vectorised over a block of 64
-and deterministic: block `i` depends on `(split, seed, i)` alone, so the first scenes of a longer sequence are those of
-a shorter one.
+Every scene has labels, boxes, instance and class masks and a caption. Scenes are drawn in vectorised blocks of 64 and
+deterministically: block `i` depends only on `(split, seed, i)`, so a longer sequence starts with the scenes of a
+shorter one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Split = Literal["train", "test"]
 Size = tuple[int, int]
 
 ROOT = Path(os.environ.get("HF_CAM_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-"""The folder of Fashion-MNIST: `$HF_CAM_FASHION_MNIST`, or where Debian's package `dataset-fashion-mnist` puts it."""
+"""The folder of Fashion-MNIST: `$HF_CAM_FASHION_MNIST`, or that of Debian's package `dataset-fashion-mnist`."""
 
 PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
-"""What the two files of a split are called: `<prefix>-images-idx3-ubyte.gz` and `<prefix>-labels-idx1-ubyte.gz`."""
+"""Prefixes of each split's files, `<prefix>-images-idx3-ubyte.gz` and `<prefix>-labels-idx1-ubyte.gz`."""
 
 LABELS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 TINTS: dict[str, tuple[float, float, float]] = {
@@ -42,7 +42,7 @@ TINTS: dict[str, tuple[float, float, float]] = {
     "purple": (0.65, 0.15, 0.90),
     "orange": (1.00, 0.52, 0.05),
 }
-"""RGB in [0, 1] of each named colour; the empty name is an item left untinted, which a caption does not colour."""
+"""RGB in [0, 1] of each named colour; the empty name stands for untinted, which captions do not mention."""
 COLORS = tuple(TINTS)
 
 SIZE: Size = (96, 128)
@@ -55,18 +55,18 @@ _WINDOW = 56
 
 
 def phrase(label: int, color: int) -> str:
-    """What a caption calls one item: `phrase(8, 1) == "a red bag"`, `phrase(9, 0) == "an ankle boot"`."""
+    """The words for one item in a caption: `phrase(8, 1) == "a red bag"`, `phrase(9, 0) == "an ankle boot"`."""
     words = f"{COLORS[color]} {LABELS[label]}".strip()
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def caption(phrases: Sequence[str]) -> str:
-    """One sentence part that names every item: `"a sneaker, a dress and a red bag"`."""
+    """A phrase that names every item: `"a sneaker, a dress and a red bag"`."""
     return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
 
 PROMPTS = tuple(phrase(label, color) for label in range(len(LABELS)) for color in range(len(COLORS)))
-"""Every garment untinted and in every colour: 70 phrases, colours varying fastest."""
+"""Every garment, untinted and in every colour: 70 phrases, with colours varying fastest."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load_items(split: Split, root: Path = ROOT) -> Items:
     if not root.is_dir():
         raise FileNotFoundError(
             f"no Fashion-MNIST at {root}: apt-get install dataset-fashion-mnist, "
-            "or name the folder of its four files in HF_CAM_FASHION_MNIST"
+            "or set HF_CAM_FASHION_MNIST to the folder of its four files"
         )
     pictures = _read_idx(root / f"{PREFIXES[split]}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
     labels = _read_idx(root / f"{PREFIXES[split]}-labels-idx1-ubyte.gz", header=8)
@@ -103,10 +103,10 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene and everything that is true of it.
+    """One scene and its ground truth.
 
-    `image` is uint8 `(H, W, 3)`. `labels` and `colors` are indices into `LABELS` and `COLORS`, one an item. `boxes`
-    is float32 `(N, 4)`: x0, y0, x1, y1 in pixels, tight around what is visible. `instances` is uint8 `(H, W)`: 0 is
+    `image` is uint8 `(H, W, 3)`. `labels` and `colors` are indices into `LABELS` and `COLORS`, one per item. `boxes`
+    is float32 `(N, 4)`: x0, y0, x1, y1 in pixels, tight around the visible part. `instances` is uint8 `(H, W)`: 0 is
     background, `1 + n` is item n. `classes` is uint8 `(H, W)`: 0 is background, `1 + label` is that label.
     """
 
@@ -119,7 +119,7 @@ class Scene:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """One phrase an item, in the order of `labels`."""
+        """One phrase per item, in the order of `labels`."""
         return tuple(map(phrase, self.labels, self.colors))
 
     @property
@@ -130,7 +130,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes as tensors, items in padded slots; an empty slot has label -1, color -1 and a zero box.
+    """Scenes as tensors, with items in padded slots; an empty slot has label -1, color -1 and a zero box.
 
     `images` uint8 `(B, 3, H, W)`, `labels` and `colors` int64 `(B, 4)`, `boxes` float32 `(B, 4, 4)` in pixels,
     `instances` and `classes` int64 `(B, H, W)` as in `Scene`.
@@ -155,18 +155,18 @@ class SceneBatch:
         return F.one_hot(self.labels + 1, len(LABELS) + 1).amax(1)[:, 1:].float()
 
     def true_prompts(self) -> torch.Tensor:
-        """Which of `PROMPTS` hold, bool `(B, 70)`: where there is "a red bag" there is also "a bag"."""
+        """Which of `PROMPTS` are true, bool `(B, 70)`: a scene with "a red bag" also has "a bag"."""
         truth = torch.zeros(len(self), len(PROMPTS) + 1, dtype=torch.bool, device=self.labels.device)
         for colors in (self.colors, torch.zeros_like(self.colors)):
             truth.scatter_(1, torch.where(self.labels >= 0, self.labels * len(COLORS) + colors, len(PROMPTS)), True)
         return truth[:, :-1]
 
     def color_masks(self) -> torch.Tensor:
-        """Masks int64 `(B, H, W)`: 0 is background, `1 + color` an item's colour."""
+        """Masks int64 `(B, H, W)`: 0 is background, `1 + color` is an item of that colour."""
         return F.pad(self.colors + 1, (1, 0)).gather(1, self.instances.flatten(1)).view_as(self.instances)
 
     def scene(self, index: int) -> Scene:
-        """One scene of the batch, its empty slots dropped and its items numbered from 0."""
+        """One scene of the batch, without its empty slots and with its items numbered from 0."""
         kept = (self.labels[index] >= 0).nonzero()[:, 0]
         renumber = torch.zeros(MAX_ITEMS + 1, dtype=torch.uint8)
         renumber[kept + 1] = torch.arange(1, len(kept) + 1, dtype=torch.uint8)
@@ -182,14 +182,14 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class SceneBlocks(Dataset[SceneBatch]):
-    """An endless sequence of `SceneBatch`es of 64 scenes; a map-style dataset, so that loader workers can share it.
+    """An endless sequence of `SceneBatch`es of 64 scenes, as a map-style dataset that loader workers can share.
 
     Args:
-        split: which pictures to draw from; the two splits share none.
+        split: the pictures to draw from; the two splits have none in common.
         seed: the same seed gives the same scenes.
         size: height and width of the scenes in pixels, at least 48 each.
-        max_items: a scene has 1 to this many items, fewer where one finds no free place.
-        root: folder of the raw dataset.
+        max_items: a scene has 1 to this many items, or fewer if there is no free place for one.
+        root: the folder of the raw dataset.
     """
 
     split: Split
@@ -199,7 +199,7 @@ class SceneBlocks(Dataset[SceneBatch]):
     root: Path = ROOT
 
     def __getitem__(self, block: int) -> SceneBatch:
-        """Block number `block`, drawn afresh."""
+        """Draw block number `block`."""
         rng = np.random.default_rng([list(PREFIXES).index(self.split), self.seed, block])
         return draw(load_items(self.split, self.root), BLOCK, self.size, self.max_items, rng)
 
@@ -252,11 +252,11 @@ def _row(scene: Scene) -> dict[str, object]:
 
 
 def draw(items: Items, count: int, size: Size, max_items: int, rng: np.random.Generator) -> SceneBatch:
-    """Draw `count` scenes: choose items and places, paste them over a background, read the truth off the result."""
+    """Draw `count` scenes: choose items and places, paste them on a background, derive the truth from the result."""
     centers, extents, placed = _layout(count, size, max_items, rng)
     scene_of, slot_of = torch.from_numpy(placed).nonzero(as_tuple=True)
     chosen = torch.from_numpy(rng.integers(len(items.labels), size=(count, MAX_ITEMS)))[scene_of, slot_of]
-    # One item in four keeps its grey: "a bag" must also be something that is seen.
+    # One item in four stays grey, so that training also shows plain "a bag".
     colors = torch.from_numpy(rng.choice(len(COLORS), p=[0.25, *[0.125] * 6], size=(count, MAX_ITEMS)))[
         scene_of, slot_of
     ]
@@ -294,10 +294,10 @@ def draw(items: Items, count: int, size: Size, max_items: int, rng: np.random.Ge
 def _layout(
     count: int, size: Size, max_items: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where items lie: centres and extents `(B, 4, 2)` as y, x in pixels, and which slots are used `(B, 4)`.
+    """The layout: centres and extents `(B, 4, 2)` as y, x in pixels, and which slots are used `(B, 4)`.
 
-    Each item takes, of 24 random places, the one that covers least of the items before it; where even that covers
-    more than a tenth of the smaller of the two, the slot stays empty.
+    Of 24 random places, each item takes the one that overlaps least with the items before it. If even that overlaps by
+    more than a tenth of the smaller item, the slot stays empty.
     """
     wanted = rng.integers(1, max_items + 1, count)
     side = rng.uniform(30, np.where(wanted > 2, 40, 46)[:, None], (count, MAX_ITEMS))
@@ -343,7 +343,7 @@ def _place(
 ) -> _Window:
     """Scale, turn, mirror and move pictures uint8 `(N, 28, 28)` into windows of the scene."""
     shade = pictures[:, None].float() / 255
-    # Garments have pixels of value 0 inside: closing the picture keeps them, yet leaves a bag's handle open.
+    # Garments contain pixels of value 0. Morphological closing keeps those, but leaves a bag's handle open.
     solid = F.pad((shade > 0.03).float(), (1, 1, 1, 1))
     solid = -F.max_pool2d(-F.max_pool2d(solid, 3, 1, 1), 3, 1, 1)[..., 1:-1, 1:-1]
     shape = torch.tensor([min(_WINDOW, size[0]), min(_WINDOW, size[1])])
@@ -367,7 +367,7 @@ def _paste(
     window: _Window,
     tints: torch.Tensor,
 ) -> None:
-    """Blend one item a scene into `images` and mark it as `1 + slot` in `instances`, both in place."""
+    """Blend one item per scene into `images` and mark it as `1 + slot` in `instances`, both in place."""
     _, height, width, _ = images.shape
     where = (
         (scene_of[:, None, None] * height + window.rows[:, :, None]) * width + window.columns[:, None, :]
@@ -396,7 +396,7 @@ def _backgrounds(count: int, size: Size, rng: np.random.Generator) -> torch.Tens
 
 
 def _boxes(instances: torch.Tensor) -> torch.Tensor:
-    """Tight boxes `(B, 4, 4)` of the instances 1 to 4 of `(B, H, W)`: x0, y0, x1, y1, the far edges exclusive."""
+    """Tight boxes `(B, 4, 4)` of the instances 1 to 4 in `(B, H, W)`: x0, y0, x1, y1, with x1 and y1 exclusive."""
     edges = []
     for slot in range(MAX_ITEMS):
         mask = instances == slot + 1

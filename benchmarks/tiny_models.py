@@ -1,6 +1,6 @@
 """A tiny random model of every vision architecture of transformers, with the inputs that it takes.
 
-The configs are shrunk by the names of their fields; what a type needs beyond that stands in `OWN`.
+Configs are shrunk by the names of their fields; `OWN` contains what a type needs beyond that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -37,8 +38,8 @@ TASKS = {
 }
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-    "intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": 64, "projection_dim": 16, "embed_dim": 16,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99,
+    "max_position_embeddings": 64, "projection_dim": 16, "embed_dim": 16,
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 12, "fusion_hidden_size": 16,
     "reassemble_hidden_size": 32, "head_hidden_size": 16, "feature_size": 32, "mask_feature_size": 32,
@@ -57,13 +58,11 @@ PER_STAGE = {
     "stage_mid_channels": (8,) * 4, "stage_out_channels": (16, 32, 32, 32), "stage_num_blocks": (1,) * 4,
     "stage_numb_of_layers": (1,) * 4,
 }  # fmt: skip
-BLOCK = {name: SMALL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-"""What plain transformers have in common."""
 TOKEN_SIZE, STAGED_SIZE = (64, 96), (128, 192)
 
 
 def shrunk(config_class: type, **own: Any) -> dict[str, Any]:
-    """Settings that make a config of this class tiny; `own` goes first, and into the configs inside by their names."""
+    """Settings that make a config of this class tiny; `own` takes precedence, also in nested configs by their names."""
     settings: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         value = field.default
@@ -298,10 +297,10 @@ OWN: dict[str, Any] = {
 }
 
 
-def settings(model_type: str, config_class: type | None = None) -> dict[str, Any]:
-    """What makes a config of this type tiny."""
+def settings(model_type: str, config_class: type | None = None, **more: Any) -> dict[str, Any]:
+    """Settings that make a config of this type tiny; `more` overrides them."""
     own = {name: value() if callable(value) else value for name, value in OWN.get(model_type, {}).items()}
-    return shrunk(config_class or CONFIG_MAPPING[model_type], **own)
+    return shrunk(config_class or CONFIG_MAPPING[model_type], **own | more)
 
 
 SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
@@ -317,14 +316,14 @@ SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
     TOKEN_SIZE,
 )  # fmt: skip
 SIZES |= {"swin2sr": (32, 48), "pp_lcnet": (192, 320)}
-"""Height and width of the picture; `STAGED_SIZE` for those that are not named."""
+"""Height and width of the picture; `STAGED_SIZE` for types that are not listed."""
 SQUARES: dict[str | tuple[str, str], int] = {
     "levit": 384, "pvt": 256, "rf_detr": 192, "eomt": 96, "eomt_dinov3": 96, "videomt": 96, "aimv2_vision_model": 96,
     "llama4": 96,
     ("zero-shot-image-classification", "blip-2"): 96, ("semantic-segmentation", "data2vec-vision"): 96,
     ("semantic-segmentation", "dpt"): 192, ("depth-estimation", "dpt"): 192,
 }  # fmt: skip
-"""Side of the picture of types, or heads of a type, that take nothing but squares."""
+"""Side of the picture for types, or heads of a type, that accept only squares."""
 VIDEOS = ("timesformer", "videomae", "videoprism", "videoprism_vision_model", "vivit", "vjepa2", "videomt")
 WORDS = 6
 
@@ -334,10 +333,10 @@ class Case:
     """One architecture with one head.
 
     Args:
-        task: Of transformers' auto classes.
-        model_type: Of the config.
-        model_class: Name of the class in transformers.
-        picture: Height and width of the picture, where they are not the usual ones.
+        task: The task of transformers' auto classes.
+        model_type: The config's model type.
+        model_class: The name of the class in transformers.
+        picture: Height and width of the picture; None for those of the type.
     """
 
     task: str
@@ -350,12 +349,12 @@ class Case:
 
     @property
     def refused(self) -> bool:
-        """True where the catalogue says that no map makes sense."""
+        """Whether the catalogue refuses this type."""
         return any(self.model_type in refusal.model_types for refusal in refusals())
 
     @property
     def only_squares(self) -> bool:
-        """True where the model takes no other picture."""
+        """Whether the model accepts only square pictures."""
         return self._side is not None
 
     @property
@@ -371,7 +370,7 @@ class Case:
         return SQUARES.get((self.task, self.model_type)) or SQUARES.get(self.model_type)
 
     def build(self) -> nn.Module:
-        """The model with random weights through which a disturbance of the picture comes, as through trained ones."""
+        """The model, with random weights that propagate a disturbance of the picture as trained ones do."""
         torch.manual_seed(0)
         model_class = getattr(hf, self.model_class)
         config = model_class.config_class(**settings(self.model_type, model_class.config_class))
@@ -385,21 +384,22 @@ class Case:
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.05)
         for name, parameter in model.named_parameters():
-            if name.endswith("predictions.bias"):  # of a decoder, which else may write nothing
+            if name.endswith("predictions.bias"):  # of a decoder, which otherwise may generate nothing
                 nn.init.constant_(parameter[5:6], 20)
         prepare(model, _inputs(self, model))
         return model
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """Noise and words of this model's kind."""
+        """Noise pictures and text inputs for this model."""
         return _inputs(self, model)
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Give a model of random weights two things of a trained one, without which no place of the picture comes through.
+    """Give a randomly initialized model two properties of a trained one, without which positions are lost.
 
-    Batch norms count what comes by: at their initial 0 and 1 a signal dies or explodes. LeViT's attention prefers near
-    places: at zero its position biases take the mean of all, and nothing else carries a place between its stages.
+    Batch norms get the statistics of their input, because with the initial 0 and 1 a signal dies or explodes. LeViT's
+    attention gets position biases that prefer nearby cells: with zeros it averages all cells, and nothing else carries
+    positions between its stages.
     """
     for module in model.modules():
         if hasattr(module, "attention_biases") and hasattr(module, "attention_bias_idxs"):
@@ -408,7 +408,7 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     if not norms:
         return
     for norm in norms:
-        norm.momentum = None  # the plain mean
+        norm.momentum = None  # a cumulative average
         norm.reset_running_stats()
         norm.train()
     batch = {name: torch.cat([value] * 4) if isinstance(value, Tensor) else value for name, value in inputs.items()}
@@ -419,9 +419,9 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 
 def _prefer_near(attention: nn.Module) -> None:
-    """Biases that fall with the distance of two places, along rows and columns together."""
+    """Set biases that decrease with the distance between two cells, summed over rows and columns."""
     near = attention.attention_bias_idxs
-    if hasattr(attention, "resolution"):  # timm's, whose index is rows apart times the columns, and columns apart
+    if hasattr(attention, "resolution"):  # timm's, whose index is row distance times columns plus column distance
         columns = attention.resolution[1]
         distance = near // columns + near % columns
     else:
@@ -434,7 +434,7 @@ def _prefer_near(attention: nn.Module) -> None:
 
 
 def _replace_natten() -> None:
-    """Neighbourhood attention in plain torch: the package that DiNAT takes it from has to be compiled."""
+    """Neighbourhood attention in plain torch, because the package that DiNAT uses for it has to be compiled."""
     from transformers.models.dinat import modeling_dinat
 
     def neighbours(values: Tensor, kernel: int) -> Tensor:
@@ -445,7 +445,7 @@ def _replace_natten() -> None:
         return values[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4, 5)
 
     def scores(query: Tensor, key: Tensor, _: Tensor, kernel: int, dilation: int) -> Tensor:
-        # transformers 5.23 hands over (B, W, H, heads, D) and takes back (B, heads, H, W, D).
+        # transformers 5.23 passes (B, W, H, heads, D) and expects (B, heads, H, W, D).
         query, key = query.permute(0, 3, 2, 1, 4), key.permute(0, 3, 2, 1, 4)
         return torch.einsum("bnhwd,bnhwkd->bnhwk", query, neighbours(key, kernel))
 
@@ -458,22 +458,44 @@ def _replace_natten() -> None:
 
 
 def cases(*tasks: str) -> Iterator[Case]:
-    """Every architecture of the auto mappings, task by task."""
+    """Every architecture of the auto mappings, by task."""
     for task in tasks or TASKS:
         names: Mapping[str, Any] = getattr(modeling_auto, f"MODEL_FOR_{TASKS[task]}_MAPPING_NAMES")
         for model_type, classes in names.items():
             yield Case(task, model_type, classes if isinstance(classes, str) else classes[0])
 
 
+def case_of(task: str, model_type: str) -> Case:
+    """This architecture with the head of this task."""
+    return next(case for case in cases(task) if case.model_type == model_type)
+
+
+VOCABULARY = (
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "a", "photo", "of", "cat", "dog", "red", "cup", "kettle", "detect",
+    "what",
+)  # fmt: skip
+
+
+def words_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token per word of `VOCABULARY`, between a class token and a separator."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    around = [(word, VOCABULARY.index(word)) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=around)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
 def _set_image_size(config: Any, case: Case) -> None:
-    """The picture's own size where a config takes height and width, else its height."""
+    """Set the picture's height and width if the config accepts both, else its height."""
     for part in (config, getattr(config, "vision_config", None)):
         if part is not None and getattr(part, "image_size", None) is not None:
             part.image_size = case.size if case.model_type in RECTANGULAR else case.size[0]
 
 
 RECTANGULAR = {"beit", "yolos", "swin", "swinv2", "donut-swin", "videomae", "vivit", "hiera"}
-"""Whose configs take height and width; others interpolate the positions of a square, or take any size."""
+"""Types whose configs accept height and width; others interpolate square positions or accept any size."""
 
 
 def _interpolates(model: nn.Module) -> bool:

@@ -30,7 +30,7 @@ COMMAND = "python -m benchmarks.train_zoo"
 
 
 def train(recipe: Recipe, device: torch.device, steps: int | None, zoo: Path) -> hf.PreTrainedModel:
-    """Run the curriculum; `steps` replaces its length and keeps its proportions."""
+    """Run the curriculum; `steps` overrides its total length, and the stages keep their proportions."""
     torch.manual_seed(SEED)
     total = sum(stage.steps for stage in recipe.stages)
     scale = 1.0 if steps is None else steps / total
@@ -47,7 +47,7 @@ def train(recipe: Recipe, device: torch.device, steps: int | None, zoo: Path) ->
 
 
 def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path, cycle: int) -> hf.PreTrainedModel:
-    """Run the last stage once more, from saved weights, on scenes that no earlier cycle drew."""
+    """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used."""
     torch.manual_seed(SEED + cycle)
     stage = recipe.stages[-1]
     model = load_saved(folder).to(device)
@@ -58,7 +58,7 @@ def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path
 
 
 def load_saved(folder: Path) -> hf.PreTrainedModel:
-    """The model of a folder, as the class that its config names."""
+    """Load a model from a folder, with the class that its config names."""
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
     return getattr(hf, architecture).from_pretrained(folder)
 
@@ -89,7 +89,7 @@ def train_stage(
     """Take the steps of one stage on the scenes of `seed`."""
     model.train()
     optimizers = build_optimizers(model, head)
-    # The fused kernel's backward takes more than half of a step on a CPU; the plain one is three times faster.
+    # On a CPU, the fused kernel's backward pass takes more than half of a step; the plain one is three times as fast.
     model.set_attn_implementation("eager")
     if recipe.compiled:
         getattr(model, recipe.compiled).compile(dynamic=False)
@@ -113,13 +113,13 @@ def train_stage(
 
 
 def load(blocks: SceneBlocks, count: int, device: torch.device) -> Iterator[SceneBatch]:
-    """Blocks 0 to `count`, drawn by worker processes where an accelerator would otherwise wait for them."""
+    """Blocks 0 to `count`, drawn by worker processes if an accelerator would otherwise wait for them."""
     workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 1)
     return iter(DataLoader(blocks, batch_size=None, sampler=range(count), num_workers=workers))
 
 
 def build_optimizers(model: hf.PreTrainedModel, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the network, AdamW for everything else."""
+    """Muon for the matrices inside the network, AdamW for all other parameters."""
     inner = {
         module.weight
         for name, module in model.named_modules()
@@ -137,7 +137,7 @@ def build_optimizers(model: hf.PreTrainedModel, head: nn.Module) -> list[torch.o
 
 
 def carry_over(source: hf.PreTrainedModel, target: hf.PreTrainedModel) -> None:
-    """Copy the weights of one model into another for scenes of another size, which may need more positions."""
+    """Copy a model's weights into one for scenes of another size, interpolating the position embeddings if needed."""
     old = source.state_dict()
     for name, tensor in target.state_dict().items():
         same = old[name].shape == tensor.shape
@@ -145,7 +145,7 @@ def carry_over(source: hf.PreTrainedModel, target: hf.PreTrainedModel) -> None:
 
 
 def save(model: hf.PreTrainedModel, recipe: Recipe, folder: Path) -> None:
-    """Weights in float16, the configs, the processor; `from_pretrained` gives float32, which any CPU computes well."""
+    """Save weights in float16, the configs and the processor; `from_pretrained` gives float32, which suits any CPU."""
     model.half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"dtype": "float32"}
@@ -163,11 +163,11 @@ tags: [hf-cam, demo]
 # {name}: a tiny {architecture} that looks at clothes
 
 An unmodified `transformers.{architecture}` with {parameters:,} parameters in float16, small enough to
-ship, trained where it is known what it should look at. It shows what explanations of this architecture mean; it is of
-no use on real photographs.
+ship, trained on scenes in which the right evidence is known. It demonstrates explanations of this architecture and is
+of no use on real photographs.
 
 **Data.** Scenes of 96 x 128 pixels (height x width) with one to four items of clothing, each grey or tinted red, green,
-blue, yellow, purple or orange, on textured backgrounds; drawn from the 60,000 training pictures of Fashion-MNIST by
+blue, yellow, purple or orange, on textured backgrounds, drawn from the 60,000 training pictures of Fashion-MNIST by
 `benchmarks/scenes.py`. Labels: {labels}.
 
 **Training.** On scenes from fixed seeds{start}:
@@ -176,7 +176,7 @@ blue, yellow, purple or orange, on textured backgrounds; drawn from the 60,000 t
 {commands}
 ```
 
-**Quality.** On {held_out} scenes drawn from the 10,000 test pictures, none of which was trained on:
+**Quality.** On {held_out} scenes drawn from the 10,000 test pictures, none of which was used for training:
 
 | metric | measured | floor |
 | --- | --- | --- |
@@ -187,7 +187,7 @@ Measured from these weights by `python -m benchmarks.zoo_quality {name}`.
 
 
 def write_card(name: str, commands: list[str], folder: Path, device: torch.device) -> None:
-    """The model card, with the quality measured from what was saved."""
+    """Write the model card, with the quality measured on the saved weights."""
     model, floor, recipe = load_saved(folder), FLOORS[name], RECIPES[name]
     text = CARD.format(
         name=name,
@@ -195,7 +195,7 @@ def write_card(name: str, commands: list[str], folder: Path, device: torch.devic
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         labels=", ".join(LABELS),
-        start=f", on top of the zoo's `{recipe.start}` as it then was" if recipe.start else "",
+        start=f", starting from the zoo's `{recipe.start}` of that time" if recipe.start else "",
         commands="\n".join(commands),
         held_out=SCENES,
         metric=floor.metric,
@@ -206,7 +206,7 @@ def write_card(name: str, commands: list[str], folder: Path, device: torch.devic
 
 
 def commands_of(folder: Path) -> list[str]:
-    """The commands that led to a model, from its card; those of the model it started from come first."""
+    """The commands that made a model, from its card, including those of the model that it started from."""
     card = (folder / "README.md").read_text()
     return [line for line in card.splitlines() if line.startswith(COMMAND)]
 
@@ -216,8 +216,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--steps", type=int, help="how long, all stages together (default: the recipe's own length)")
-    parser.add_argument("--resume", action="store_true", help="run the last stage again from the weights in the zoo")
+    parser.add_argument("--steps", type=int, help="steps of all stages together (default: as in the recipe)")
+    parser.add_argument("--resume", action="store_true", help="run the last stage again, from the weights in the zoo")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model

@@ -1,9 +1,9 @@
-"""How good the committed models of the zoo are on held-out scenes, beside the floor each has to reach.
+"""The quality of the committed models of the zoo on held-out scenes, compared with the required minimum.
 
     python -m benchmarks.zoo_quality [MODEL ...] [--scenes N] [--zoo FOLDER] [--device cuda]
 
-Every model is loaded with the plain transformers Auto classes and reads scenes through its own processor. The exit
-code is 1 where a model is under its floor.
+Every model is loaded with transformers' Auto classes and reads scenes through its own processor. The exit code is 1 if
+a model is below its minimum.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Measure = Callable[[Path, int, torch.device], float]
 
 @dataclass(frozen=True)
 class Floor:
-    """What a model is measured by, and what it must reach."""
+    """The metric of a model, and the minimum that it must reach."""
 
     metric: str
     measure: Measure
@@ -49,7 +49,7 @@ def blocks(count: int) -> Iterator[SceneBatch]:
 def run(
     model: nn.Module, processor: hf.BaseImageProcessor, batch: SceneBatch, **inputs: torch.Tensor
 ) -> hf.utils.ModelOutput:
-    """The model's output for the scenes of a batch, read through the processor."""
+    """The model's output for the scenes of a batch, preprocessed by the processor."""
     pixels = processor(images=list(batch.images), return_tensors="pt").to(model.device)
     with torch.inference_mode():
         return model(**pixels, **inputs)
@@ -73,9 +73,9 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -
     """Mean over the positives of the precision at their rank; positives that are never returned count as 0.
 
     Args:
-        scores: `(N,)`, one a returned item.
+        scores: `(N,)`, one per returned item.
         correct: bool `(N,)`.
-        positives: how many there are to be found.
+        positives: the number of items to be found.
     """
     hits = correct[np.argsort(-scores, kind="stable")]
     precision = hits.cumsum() / np.arange(1, len(hits) + 1)
@@ -98,7 +98,7 @@ def mean_iou(folder: Path, count: int, device: torch.device) -> float:
 
 
 def prompt_accuracy(folder: Path, count: int, device: torch.device) -> float:
-    """How often the prompt that names one item of a scene beats seven that are false of it; see `choices`."""
+    """How often the prompt that names an item of a scene scores higher than seven false ones; see `choices`."""
     model = hf.AutoModel.from_pretrained(folder).to(device).eval()
     processor = hf.AutoProcessor.from_pretrained(folder)
     rng = np.random.default_rng(0)
@@ -113,9 +113,10 @@ def prompt_accuracy(folder: Path, count: int, device: torch.device) -> float:
 
 
 def choices(batch: SceneBatch, index: int, rng: np.random.Generator) -> list[int]:
-    """Eight indices into `PROMPTS`: first one item of the scene, then seven that are false of it.
+    """Eight indices into `PROMPTS`: first an item of the scene, then seven that are false for it.
 
-    Two of the seven are the same garment in another colour, two another garment in the same colour, three anything.
+    Two of the seven are the same garment in another colour, two are another garment in the same colour, three are
+    arbitrary.
     """
     there = (batch.labels[index] >= 0).nonzero()[:, 0].tolist()
     item = rng.choice(there)
@@ -180,14 +181,15 @@ def ap50(found: list[tuple[int, float, bool]], positives: np.ndarray) -> float:
 def match(
     labels: torch.Tensor, scores: torch.Tensor, true_labels: torch.Tensor, overlap: torch.Tensor
 ) -> list[tuple[int, float, bool]]:
-    """Label, score and whether it is right, for each of N detections of one scene with M items.
+    """Label, score and correctness of each of N detections in a scene with M items.
 
-    In order of score, each takes the free item of its label that it overlaps most; it is right at 0.5 or more.
+    In order of score, each detection is matched to the free item of its label with the largest overlap; it is correct
+    if the overlap is at least 0.5.
 
     Args:
-        labels: `(N,)`, of the detections.
-        scores: `(N,)`, of the detections.
-        true_labels: `(M,)`, of the items.
+        labels: labels of the detections, `(N,)`.
+        scores: scores of the detections, `(N,)`.
+        true_labels: labels of the items, `(M,)`.
         overlap: intersection over union `(N, M)`.
     """
     free = torch.ones(len(true_labels), dtype=torch.bool)
@@ -215,7 +217,7 @@ FLOORS = {
 
 
 def main() -> int:
-    """Print the table; 0 where every model reaches its floor, else 1."""
+    """Print the table; return 0 if every model reaches its minimum, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every model in the zoo")
     parser.add_argument(
@@ -233,7 +235,7 @@ def main() -> int:
         floor = FLOORS[name]
         quality = floor.measure(options.zoo / name, options.scenes, options.device)
         failed |= quality < floor.minimum
-        mark = "  UNDER" if quality < floor.minimum else ""
+        mark = "  BELOW" if quality < floor.minimum else ""
         print(f"{name:<10} {floor.metric:<20} {quality:>8.3f} {floor.minimum:>6.2f}{mark}", flush=True)
     return int(failed)
 

@@ -1,10 +1,10 @@
-"""What each model of the zoo is, what it starts from, what it minimises and what it reads.
+"""The models of the zoo: architectures, initial weights, losses and processors.
 
-Every model is an unmodified transformers class. While it trains, a linear head that is thrown away afterwards tells
-from each cell of its last feature map what lies there: the masks are known, and so dense a signal teaches a small
-transformer in minutes what labels alone would take hours to teach.
+Every model is an unmodified transformers class. During training, an auxiliary linear head, which is discarded
+afterwards, predicts the class of each cell of the last feature map. The masks are known, and this dense signal teaches
+a small transformer in minutes what labels alone would take hours to teach.
 
-To add a model: a `build_` function, a loss, an entry in `RECIPES`, and its floor in `zoo_quality.FLOORS`.
+To add a model, write a `build_` function and a loss, and add entries to `RECIPES` and `zoo_quality.FLOORS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.scenes import COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, SceneBatch, SceneBlocks, Size
 
 SMALL: Size = (48, 64)
-"""Scenes of one item, a quarter of the cost: models learn what clothes look like here, and where they lie later."""
+"""Size of single-item scenes, at a quarter of the cost, on which models learn what clothes look like."""
 
 Loss = Callable[[hf.PreTrainedModel, nn.Module, SceneBatch, torch.Tensor], torch.Tensor]
 """`(model, dense head, batch, pixel_values) -> scalar`."""
@@ -33,7 +33,7 @@ Loss = Callable[[hf.PreTrainedModel, nn.Module, SceneBatch, torch.Tensor], torch
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a curriculum: how long, on scenes of which size, with how many items at most."""
+    """One part of a curriculum: the number of steps, the size of the scenes, and the most items per scene."""
 
     steps: int
     size: Size = SIZE
@@ -42,18 +42,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes one model.
+    """Everything that defines one model.
 
     Args:
-        build: a fresh model for scenes of a size; the folder holds the zoo, for those that start from another model.
-        loss: what is minimised.
-        processor: what turns photographs into the pixels the model was trained on; saved beside the model.
-        head: the dense head, which is thrown away; what it reads is the loss's business.
-        task: the Hub's name for what it does.
+        build: returns a new model for scenes of a size; the folder of the zoo is for models that start from another.
+        loss: the training loss.
+        processor: returns the processor that is saved with the model.
+        head: returns the dense head, which is discarded after training; the loss determines its input.
+        task: the Hub's name of the task.
         stages: the curriculum.
-        start: the model of the zoo whose weights it starts from.
-        compiled: the part worth compiling; a transformer this narrow spends its time between the matrix products.
-        learning_rate: the peak of the schedule.
+        start: the model of the zoo that provides the initial weights.
+        compiled: the part worth compiling, since a narrow transformer spends most of its time between matrix products.
+        learning_rate: the peak learning rate of the schedule.
     """
 
     build: Callable[[Size, Path], hf.PreTrainedModel]
@@ -67,11 +67,11 @@ class Recipe:
     learning_rate: float = 2e-3
 
 
-# --- what is minimised -------------------------------------------------------------------------------------------
+# --- losses ------------------------------------------------------------------------------------------------------
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in [0, 255] to float in [-1, 1]: what the saved processors do with a mean and deviation of 0.5."""
+    """Scale uint8 in [0, 255] to float in [-1, 1], as the saved processors do with a mean and deviation of 0.5."""
     return images.float() / 127.5 - 1
 
 
@@ -81,19 +81,19 @@ def label_loss(logits: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
 
 
 def dense_loss(head: nn.Module, feature_map: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
-    """How well the head tells, from each cell of `(B, C, h, w)`, the share of each class in that cell."""
+    """Loss of the head's prediction, from each cell of `(B, C, h, w)`, of the share of each class in that cell."""
     return cell_loss(head(feature_map), batch.classes)
 
 
 def cell_loss(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `(B, n, h, w)` logits with the shares of a mask's values, the background weighted down."""
+    """Cross-entropy of `(B, n, h, w)` logits with the shares of a mask's values; the background has less weight."""
     shares = cell_shares(values, *logits.shape[1:])
     weight = 0.1 + shares[:, 1:].sum(1)
     return (F.cross_entropy(logits.float(), shares, reduction="none") * weight).sum() / weight.sum()
 
 
 def cell_shares(values: torch.Tensor, bins: int, h: int, w: int) -> torch.Tensor:
-    """A mask `(B, H, W)` to the share of each of its values in each cell: float32 `(B, bins, h, w)`, sum 1."""
+    """The share of each value of a mask `(B, H, W)` in each cell: float32 `(B, bins, h, w)`, with sum 1."""
     count, height, width = values.shape
     rows = torch.arange(height, device=values.device)[:, None] * h // height
     columns = torch.arange(width, device=values.device) * w // width
@@ -106,13 +106,13 @@ def cell_shares(values: torch.Tensor, bins: int, h: int, w: int) -> torch.Tensor
 def convnext_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Labels from the pooled map, classes from each of its cells."""
+    """Loss of the labels from the pooled map, and of the classes from each of its cells."""
     out = model.convnext(pixel_values)
     return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, out.last_hidden_state, batch)
 
 
 def vit_loss(model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Labels from the class token, classes from each patch token."""
+    """Loss of the labels from the class token, and of the classes from each patch token."""
     tokens = model.vit(pixel_values).last_hidden_state
     return label_loss(model.classifier(tokens[:, 0]), batch) + dense_loss(
         head, lay_out(tokens[:, 1:], pixel_values), batch
@@ -122,7 +122,7 @@ def vit_loss(model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixe
 def swin_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Labels from the pooled tokens, classes from each token."""
+    """Loss of the labels from the pooled tokens, and of the classes from each token."""
     out = model.swin(pixel_values)
     feature_map = lay_out(out.last_hidden_state, pixel_values)
     return label_loss(model.classifier(out.pooler_output), batch) + dense_loss(head, feature_map, batch)
@@ -131,7 +131,7 @@ def swin_loss(
 def dinov2_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Labels from the class token beside the mean patch, classes from each patch token; registers serve nobody."""
+    """Loss of the labels from the class token and the mean patch, and of the classes from each patch token."""
     tokens = model.dinov2_with_registers(pixel_values).last_hidden_state
     patches = tokens[:, 1 + model.config.num_register_tokens :]
     logits = model.classifier(torch.cat([tokens[:, 0], patches.mean(1)], 1))
@@ -141,16 +141,16 @@ def dinov2_loss(
 def segformer_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy with the shares of the classes in each cell of the output, a quarter of the scene's size."""
+    """Cross-entropy with the shares of the classes in each output cell; the output is a quarter of the scene's size."""
     logits = model(pixel_values).logits.float()
     return F.cross_entropy(logits, cell_shares(batch.classes, *logits.shape[1:]))
 
 
 class DetectionHead(nn.Module):
-    """What helps DETR to learn: class and box of each cell, and spare groups of queries.
+    """Auxiliary training signals for DETR: class and box per cell, and spare groups of queries.
 
-    A query that wins no item learns little, so each group is matched with all the items on its own
-    (Group DETR, arXiv 2207.13085).
+    A query that is matched to no item learns little, so each group is matched to all items independently
+    (Group DETR, arXiv:2207.13085).
     """
 
     def __init__(self, channels: int, queries: int, groups: int) -> None:
@@ -162,7 +162,7 @@ class DetectionHead(nn.Module):
 def detr_loss(
     model: hf.PreTrainedModel, head: DetectionHead, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """DETR's own loss at every decoder layer for each group of queries; a class and a box from each encoded cell."""
+    """DETR's own loss at every decoder layer for each group of queries, and class and box losses per encoded cell."""
     boxes = relative_boxes(batch)
     out = model.model(pixel_values)
     encoded = lay_out(out.encoder_last_hidden_state, pixel_values)
@@ -184,7 +184,7 @@ def detr_loss(
 
 
 def group_loss(model: hf.PreTrainedModel, hidden: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> torch.Tensor:
-    """DETR's own loss of one group's hidden states `(layers, B, Q, C)`."""
+    """DETR's own loss for the hidden states of one group, `(layers, B, Q, C)`."""
     items = [
         {"class_labels": labels[labels >= 0], "boxes": box[labels >= 0]}
         for labels, box in zip(batch.labels, boxes, strict=True)
@@ -194,7 +194,7 @@ def group_loss(model: hf.PreTrainedModel, hidden: torch.Tensor, batch: SceneBatc
 
 
 def box_loss(found: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> torch.Tensor:
-    """Distance of the box `(B, 4, h, w)` that each cell tells from that of the item it shows."""
+    """Distance between the box predicted by each cell, `(B, 4, h, w)`, and the box of the item at that cell."""
     shares = cell_shares(batch.instances, 1 + MAX_ITEMS, *found.shape[-2:])[:, 1:]
     distance = (found.float().sigmoid()[:, None] - boxes[..., None, None]).abs().sum(2)
     return (distance * shares).sum() / shares.sum()
@@ -203,7 +203,7 @@ def box_loss(found: torch.Tensor, batch: SceneBatch, boxes: torch.Tensor) -> tor
 def maskformer_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """The model's own loss, with masks of half the scene's size."""
+    """The model's own loss, on masks of half the scene's size."""
     there = batch.labels >= 0
     slots = torch.arange(1, 1 + MAX_ITEMS, device=there.device)[:, None, None]
     masks = (batch.instances[:, None, ::2, ::2] == slots).float()
@@ -223,7 +223,7 @@ def maskformer_loss(
 
 
 def relative_boxes(batch: SceneBatch) -> torch.Tensor:
-    """Boxes `(B, 4, 4)` as centre x, centre y, width, height in shares of the scene."""
+    """Boxes `(B, 4, 4)` as centre x, centre y, width and height, relative to the scene's size."""
     height, width = batch.images.shape[-2:]
     corners = batch.boxes / torch.tensor([width, height, width, height], device=batch.boxes.device)
     low, high = corners[..., :2], corners[..., 2:]
@@ -233,11 +233,11 @@ def relative_boxes(batch: SceneBatch) -> torch.Tensor:
 def clip_loss(
     model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """Scenes against all prompts and each other's captions, and each patch against all prompts and none of them."""
+    """Contrastive losses: scenes with all prompts and with captions, and patches with all prompts and with "none"."""
     side = model.config.vision_config.image_size
     pixel_values = F.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
     tokens = model.vision_model(pixel_values).last_hidden_state
-    # Patches are read out as the class token is: what a prompt finds in the scene it must find where it lies.
+    # Patches are projected as the class token is, so that a prompt that matches the scene also matches at its place.
     embeddings = model.visual_projection(model.vision_model.post_layernorm(tokens)).float()
     embeddings = F.normalize(embeddings, dim=-1) * model.logit_scale.exp()
     template = TEMPLATES[int(torch.randint(len(TEMPLATES), ()))]
@@ -256,13 +256,13 @@ def clip_loss(
 
 
 def prompt_loss(similarities: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Each true prompt of a scene or patch against all that are false of it; `(..., P)` both."""
+    """Loss of each true prompt of a scene or patch compared with all false ones; both arguments are `(..., P)`."""
     rivals = similarities.masked_fill(truth, -torch.inf).logsumexp(-1, keepdim=True)
     return F.softplus(rivals - similarities)[truth].mean()
 
 
 def patch_prompts(batch: SceneBatch, grid: int) -> torch.Tensor:
-    """Which of "none" and `PROMPTS` hold of what covers most of each of `grid * grid` patches: bool `(B, N, 1 + P)`."""
+    """Which of "none" and `PROMPTS` are true for most of each of `grid * grid` patches: bool `(B, N, 1 + P)`."""
     items = cell_shares(batch.instances, 1 + MAX_ITEMS, grid, grid).argmax(1).flatten(1)
     labels, colors = (F.pad(tensor, (1, 0), value=-1).gather(1, items) for tensor in (batch.labels, batch.colors))
     plain = torch.where(labels >= 0, 1 + labels * len(COLORS), 0)
@@ -273,19 +273,19 @@ def patch_prompts(batch: SceneBatch, grid: int) -> torch.Tensor:
 
 
 def embed_text(model: hf.PreTrainedModel, texts: list[str]) -> torch.Tensor:
-    """Texts to unit vectors `(T, C)`."""
+    """The texts' embeddings as unit vectors, `(T, C)`."""
     tokens = clip_tokenizer()(texts, padding=True, return_tensors="pt").to(model.device)
     return F.normalize(model.text_projection(model.text_model(**tokens).pooler_output).float(), dim=-1)
 
 
 def lay_out(tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tokens `(B, h * w, C)` of square cells to a map `(B, C, h, w)`."""
+    """Arrange tokens `(B, h * w, C)` of square cells as a map `(B, C, h, w)`."""
     height, width = pixel_values.shape[-2:]
     stride = math.isqrt(height * width // tokens.shape[1])
     return tokens.transpose(1, 2).unflatten(2, (height // stride, width // stride))
 
 
-# --- what is trained ---------------------------------------------------------------------------------------------
+# --- architectures -----------------------------------------------------------------------------------------------
 
 
 def class_names() -> dict[str, dict[int, str] | dict[str, int]]:
@@ -294,7 +294,7 @@ def class_names() -> dict[str, dict[int, str] | dict[str, int]]:
 
 
 def build_convnext(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """Three stages, so that the last map of a scene still has 6 x 8 cells."""
+    """A ConvNeXt with three stages, so that the last feature map of a scene still has 6 x 8 cells."""
     config = hf.ConvNextConfig(
         num_stages=3,
         hidden_sizes=[32, 64, 128],
@@ -308,7 +308,7 @@ def build_convnext(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_vit(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """Patches of 8 pixels: 12 x 16 tokens and a class token."""
+    """A ViT with patches of 8 pixels: 12 x 16 tokens and a class token."""
     config = hf.ViTConfig(
         hidden_size=96,
         num_hidden_layers=6,
@@ -323,7 +323,7 @@ def build_vit(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_swin(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """Three stages with windows of 4 x 4 tokens; the last map of a scene has 6 x 8 cells."""
+    """A Swin with three stages and windows of 4 x 4 tokens; the last feature map of a scene has 6 x 8 cells."""
     config = hf.SwinConfig(
         image_size=list(size),
         patch_size=4,
@@ -339,7 +339,7 @@ def build_swin(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_dinov2(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """The ViT of the zoo with four registers more; its positions lie on a square that every forward interpolates."""
+    """The zoo's ViT with four register tokens; its square grid of positions is interpolated in every forward pass."""
     config = hf.Dinov2WithRegistersConfig(
         hidden_size=96,
         num_hidden_layers=6,
@@ -359,7 +359,7 @@ def build_dinov2(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_segformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """Label 0 is the background."""
+    """A SegFormer whose label 0 is the background."""
     names = ("background", *LABELS)
     config = hf.SegformerConfig(
         hidden_sizes=[16, 32, 64, 128],
@@ -375,9 +375,9 @@ def build_segformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """The ConvNeXt of the zoo, short of two blocks, under a small encoder and decoder with 12 queries.
+    """The zoo's ConvNeXt without its last two blocks, followed by a small encoder and decoder with 12 queries.
 
-    Its first stages stay as they are, as those of the paper's ResNet do: a step takes half as long.
+    Its first stages are frozen, as those of the ResNet in the paper are, which halves the time of a step.
     """
     source = hf.ConvNextForImageClassification.from_pretrained(zoo / "convnext", dtype=torch.float32)
     backbone = hf.ConvNextConfig(
@@ -407,7 +407,7 @@ def build_detr(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_maskformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """The frozen backbone and the decoder of the zoo's DETR, without its encoder; masks from a new pyramid."""
+    """The frozen backbone and the decoder of the zoo's DETR, without its encoder, with a new pyramid for masks."""
     source = hf.DetrForObjectDetection.from_pretrained(zoo / "detr", dtype=torch.float32)
     backbone = hf.ConvNextConfig.from_dict(source.config.backbone_config.to_dict())
     backbone.out_features = ["stage1", "stage2", "stage3"]
@@ -435,7 +435,7 @@ def build_maskformer(size: Size, zoo: Path) -> hf.PreTrainedModel:
 
 
 def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
-    """The ViT of the zoo on a square picture, beside a text tower of two layers."""
+    """The zoo's ViT on a square picture, and a text encoder with two layers."""
     tokenizer = clip_tokenizer()
     config = hf.CLIPConfig(
         vision_config={
@@ -463,7 +463,7 @@ def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
     model = hf.CLIPModel(config)
     renamed = rename(vit_weights(zoo), CLIP_NAMES)
     positions = resize_positions(renamed.pop("positions"), (size[0] // 8) ** 2)[0]
-    # CLIP's patches have no bias and are normalised: the positions take the one, a scale undoes the other.
+    # CLIP's patch embedding has no bias and is normalised: the positions absorb the bias, a scale undoes the norm.
     positions[1:] += renamed.pop("patch_bias")
     renamed["vision_model.embeddings.position_embedding.weight"] = positions
     name = "vision_model.embeddings.class_embedding"
@@ -475,7 +475,7 @@ def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
     return model
 
 
-# --- how one model starts from another ---------------------------------------------------------------------------
+# --- initial weights ---------------------------------------------------------------------------------------------
 
 DINOV2_NAMES = {
     "vit.layers.": "dinov2_with_registers.encoder.layer.",
@@ -504,7 +504,7 @@ def vit_weights(zoo: Path) -> dict[str, torch.Tensor]:
 
 
 def rename(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The same weights with each part of a name replaced, in order."""
+    """The same weights, with the parts of their names replaced in order."""
     renamed = {}
     for name, tensor in weights.items():
         for old, new in names.items():
@@ -514,20 +514,20 @@ def rename(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str,
 
 
 def grid_of(count: int) -> Size:
-    """How many patches lie in a square, or else in the 3 x 4 of a scene: 144 is 12 x 12, 192 is 12 x 16."""
+    """The grid of `count` patches, square or else 3 : 4 as a scene is: 144 is 12 x 12, 192 is 12 x 16."""
     side = math.isqrt(count)
     return (side, side) if side * side == count else (3 * math.isqrt(count // 12), 4 * math.isqrt(count // 12))
 
 
 def resize_positions(positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Interpolate position embeddings `(..., 1 + n, C)` to `(..., 1 + count, C)`; the class token's stays."""
+    """Interpolate position embeddings `(..., 1 + n, C)` to `(..., 1 + count, C)`; that of the class token is kept."""
     special, patches = positions[..., :1, :], positions[..., 1:, :]
     grid = patches.reshape(1, *grid_of(patches.shape[-2]), -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, grid_of(count), mode="bilinear").flatten(2).transpose(1, 2)
     return torch.cat([special, resized.reshape(*positions.shape[:-2], count, -1)], -2)
 
 
-# --- what a model reads ------------------------------------------------------------------------------------------
+# --- processors --------------------------------------------------------------------------------------------------
 
 SCENE_PIXELS = {
     "size": {"height": SIZE[0], "width": SIZE[1]},
@@ -542,7 +542,7 @@ TEMPLATES = ("{}", "{}", "a photo of {}", "a picture of {}", "there is {}", "{} 
 
 @lru_cache(maxsize=1)
 def clip_tokenizer() -> hf.CLIPTokenizer:
-    """A byte-pair tokenizer that knows the words of the captions whole and spells out any other."""
+    """A byte-pair tokenizer with one token per word of the captions, which spells out all other words."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     words = " and ".join(template.format(prompt) for prompt in PROMPTS for template in TEMPLATES).replace("-", " - ")
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -559,13 +559,13 @@ def clip_tokenizer() -> hf.CLIPTokenizer:
 
 
 def clip_processor() -> hf.CLIPProcessor:
-    """A square picture, not cropped: what stands at the edge must stay in it."""
+    """Resize to a square without cropping, so that items at the edge are kept."""
     square = SCENE_PIXELS | {"size": {"height": SIZE[0], "width": SIZE[0]}, "do_center_crop": False}
     return hf.CLIPProcessor(hf.CLIPImageProcessor(**square), clip_tokenizer())
 
 
 def detr_processor() -> hf.DetrImageProcessor:
-    """Detectors keep the aspect ratio."""
+    """Resize with the aspect ratio kept, as detectors do."""
     return hf.DetrImageProcessor(**SCENE_PIXELS | {"size": {"shortest_edge": SIZE[0], "longest_edge": SIZE[1]}})
 
 
@@ -577,7 +577,7 @@ instance_processor = partial(hf.MaskFormerImageProcessor, do_reduce_labels=False
 
 
 def cell_head(channels: int, outputs: int = len(LABELS) + 1) -> Callable[[], nn.Module]:
-    """A linear read-out of each cell."""
+    """A linear classifier per cell."""
     return partial(nn.Conv2d, channels, outputs, 1)
 
 
@@ -613,13 +613,13 @@ RECIPES = {
         build_clip,
         clip_loss,
         clip_processor,
-        partial(nn.Embedding, 1, 1),  # how similar a patch may be to prompts that are not there
+        partial(nn.Embedding, 1, 1),  # the similarity above which a prompt matches a patch
         COMPARE,
         (Stage(1500),),
         start="vit",
         compiled="vision_model",
     ),
-    # A window of four cells would shrink for good on a map of three: the small scenes are 64 high here.
+    # On a map of three cells, a window of four would shrink permanently, so the small scenes are 64 high here.
     "swin": Recipe(
         build_swin,
         swin_loss,
@@ -657,4 +657,4 @@ RECIPES = {
         start="detr",
     ),
 }
-"""In an order in which every model comes after the one it starts from."""
+"""The recipes, ordered so that every model comes after the one that it starts from."""

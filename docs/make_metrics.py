@@ -1,4 +1,4 @@
-"""Write the table of docs/metrics.md from the registry: python docs/make_metrics.py."""
+"""Write docs/metrics.md from the registry: `python docs/make_metrics.py`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ HEAD = """# Metrics
 
 Written by `python docs/make_metrics.py` from the registry that `hf_cam.evaluate(metrics=...)` reads. Each metric is a
 pure function of the measurements that its parameters name; `hf_cam.metrics.Trial(maps, Scorer(model, inputs, targets))
-.measure("road", "insertion")` makes them, in batches, seeded, on the model's device. A function of your own is
-registered by `@hf_cam.metric(id, name, paper=...)`. The confidence is the probability of a class, a prompt's share
-among several prompts, and of any other target (a lone prompt, a detection, a segment) the target's own value, which a
-range below may not hold.
+.measure("road", "insertion")` computes them in batches, seeded, on the model's device. To register a function of your
+own, use `@hf_cam.metric(id, name, paper=...)`. The confidence is the probability of a class or the share of a prompt
+among several. For any other target (a single prompt, a detection, a segment) it is the target's own value, so the
+scores can lie outside the ranges below.
 
 """
 SANITY = """## Sanity of the methods
 
-Does a map depend on what the model learnt, and on what was asked? Written by `python -m benchmarks.sanity`: the small
-trained ViT and ConvNeXt of this package, the maps of one class, after all weights were shuffled (each parameter within
-itself, so that it keeps its distribution), and of another class. A method that ignores the target says so in
-`hf-cam methods` and in `get_method(...).ignores_target`; one that goes by the tokens that the target reads, and on a
-classifier these are the same for every class, in `.ignores_class`. Grad-CAM and its kin on an untrained network draw
-what an untrained network computes: what matters is that nothing near 1 stays of the map.
+Does a map depend on what the model has learned, and on the target? The table is written by
+`python -m benchmarks.sanity` with the small trained ViT and ConvNeXt bundled with this package. It compares the map of
+one class with the map after all weights have been shuffled (within each parameter, so that its distribution stays the
+same) and with the map of another class. A value near 1 in the first comparison would mean that the map does not depend
+on the weights. Methods that ignore the target are marked in `hf-cam methods` and by `get_method(...).ignores_target`.
+Methods that depend only on which tokens the target reads give the same map for every class of a classifier, and are
+marked by `.ignores_class`.
 
 """
+BASELINES = "`evaluate` also scores the baseline maps `noise`, `centred-gaussian` and `sobel`, which ignore the model."
+GRID_GAME = "`grid_mosaics` and `grid_pointing_game` implement the grid pointing game (chance: 1/4), arXiv:2205.10435."
 START, END = "<!-- sanity -->", "<!-- end of sanity -->"
 
 
@@ -36,14 +39,13 @@ def page() -> str:
     lines += [line(get_metric(name)) for name in list_metrics()]
     lines += ["", "## Measurements", "", "| name | what it is |", "|---|---|"]
     lines += [f"| `{one.name}` | {one.meaning} |" for one in MEASUREMENTS.records().values()]
-    lines += ["", "Beside every score stand maps that see no model: `noise`, `centred-gaussian` and `sobel`."]
-    lines += ["`grid_mosaics` and `grid_pointing_game` play the grid pointing game (chance 1/4), arXiv:2205.10435."]
+    lines += ["", BASELINES, GRID_GAME]
     lines += ["", SANITY + measured()]
     return "\n".join(lines) + "\n"
 
 
 def measured() -> str:
-    """What `benchmarks.sanity` wrote into the page, marks included."""
+    """The table that `benchmarks.sanity` wrote into the page, including its marks."""
     text = PAGE.read_text(encoding="utf-8")
     return text[text.index(START) : text.index(END) + len(END)] if START in text else f"{START}\n\n{END}"
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of the README, `photographs.jpg` and `scene.jpg`: `python docs/make_pictures.py`."""
+"""Draw the README's pictures, `photographs.jpg` and `scene.jpg`: `python docs/make_pictures.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = ("coffee", "camera", "motorcycle", "flower")
 
 
 def main() -> None:
-    """Write both."""
+    """Write both pictures to `docs/images`."""
     images = [photograph.image() for photograph in PHOTOGRAPHS if photograph.name in SHOWN]
     found = [explanations[0].overlay() for explanations in hf_cam.explain(images, "demo:imagenet")]
     _save("photographs.jpg", [images, found])
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _save(name: str, rows: list[list[Image.Image]]) -> None:
-    """Rows of pictures of one height."""
+    """Save a sheet of rows of pictures, all scaled to the same height."""
     scaled = [[_scaled(image) for image in row] for row in rows]
     width = sum(image.width for image in scaled[0]) + GAP * (len(scaled[0]) - 1)
     sheet = Image.new("RGB", (width, len(rows) * (HEIGHT + GAP) - GAP), "white")

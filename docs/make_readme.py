@@ -1,7 +1,7 @@
-"""Put the figures of README.md in place from the pages beside this file: `python docs/make_readme.py`.
+"""Fill in the figures of README.md from the pages beside this file: `python docs/make_readme.py`.
 
-In the README, a figure or a table stands between `<!-- name -->` and `<!-- end -->`; the function of that name in
-`FIGURES` reads it off the page on which a benchmark printed it.
+Each figure or table in the README is enclosed in `<!-- name -->` and `<!-- end -->`; the function of that name in
+`FIGURES` reads it from the page on which a benchmark printed it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ SLOT = re.compile(r"<!-- ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 
 CLASSIFIERS = {"convnext": "ConvNeXt", "vit": "ViT", "dinov2": "DINOv2", "swin": "Swin"}
 OTHERS = {
-    "clip": "clip, a prompt",
-    "detr": "detr, an object",
-    "segformer": "segformer, a class",
-    "maskformer": "maskformer, a segment",
+    "clip": "clip, prompt",
+    "detr": "detr, object",
+    "segformer": "segformer, class",
+    "maskformer": "maskformer, segment",
 }
 ATTENTION = ("chefer", "gradeclip", "libracam")
 ROAD = ("gradcam", "hirescam", "layercam", "gradcam-elementwise", "fullgrad", "eigencam", *ATTENTION)
 LOCALIZATION = ("gradcam", "hirescam", "layercam", "fullgrad", "eigencam", "refinecam", *ATTENTION)
-SEE_NO_CLASS = ("centred-gaussian", "randomcam", "sobel", "noise")
-LOCATED_BESIDE = ("scorecam, first 20 scenes", "randomcam", "grad-cam's GradCAM", "Sobel edges", "noise")
+ROAD_BASELINES = ("centred-gaussian", "randomcam", "sobel", "noise")
+LOCALIZATION_REFERENCES = ("scorecam, first 20 scenes", "randomcam", "grad-cam's GradCAM", "Sobel edges", "noise")
 
-ASKED, REFUSED = "verified, the caller names the target", "refused, with the reason"
+ASKED, REFUSED = "verified, with the caller's target", "refused, with a reason"
 
 Row = dict[str, str]
 
 
 def readme(text: str) -> str:
-    """The README with its figures in place.
+    """The README with its figures filled in.
 
     Raises:
-        ValueError: a figure's marks are missing, doubled or unknown.
+        ValueError: a mark is missing, duplicated or unknown.
     """
     names = [name for name, _ in SLOT.findall(text)]
     if sorted(names) != sorted(FIGURES):
@@ -48,19 +48,19 @@ def readme(text: str) -> str:
 
 
 def below(page: str, mark: str) -> str:
-    """A page from `mark` on.
+    """The page from `mark` to its end.
 
     Raises:
-        ValueError: the mark does not stand there exactly once.
+        ValueError: the mark does not occur exactly once.
     """
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     if text.count(mark) != 1:
-        raise ValueError(f"docs/{page}.md: {text.count(mark)} times {mark!r}, expected once")
+        raise ValueError(f"docs/{page}.md: {mark!r} occurs {text.count(mark)} times, expected once")
     return text[text.index(mark) :]
 
 
 def table(page: str, mark: str) -> list[str]:
-    """The lines of the first table from `mark` on."""
+    """The lines of the first table at or after `mark`."""
     first = re.search(r"(^\|.*\n)+", below(page, mark), re.MULTILINE)
     if first is None:
         raise ValueError(f"docs/{page}.md: no table below {mark!r}")
@@ -68,13 +68,13 @@ def table(page: str, mark: str) -> list[str]:
 
 
 def rows(page: str, mark: str) -> list[Row]:
-    """The same, each row's cells by the names of their columns."""
+    """The rows of that table, with each cell under the name of its column."""
     header, _, *body = ([cell.strip(" *`") for cell in line[1:-1].split("|")] for line in table(page, mark))
     return [dict(zip(header, cells, strict=True)) for cells in body]
 
 
 def number(page: str, pattern: str) -> str:
-    """The number in parentheses of a pattern that may match a page often, but with one number only."""
+    """The number in the pattern's group; the pattern may match repeatedly, but always with the same number."""
     [found] = set(re.findall(pattern, (DOCS / f"{page}.md").read_text(encoding="utf-8")))
     return found
 
@@ -96,13 +96,13 @@ def explained() -> str:
 def verdicts() -> str:
     found = {row["model"]: row for row in rows("localization-heads", "| model | auto | energy inside |")}
     names = {model: model for model in CLASSIFIERS} | OTHERS
-    lines = [["it takes", *(found[name]["auto"] for name in names)]]
+    lines = [["default method", *(found[name]["auto"] for name in names)]]
     lines += [["energy inside", *(found[name]["energy inside"] for name in names)]]
-    return markdown(["asked of", *names.values()], lines)
+    return markdown(["model", *names.values()], lines)
 
 
 def threshold(column: str) -> str:
-    """A column of the verdicts in which all models have the same."""
+    """The value of a column of the verdicts that is the same for all models."""
     [found] = {row[column] for row in rows("localization-heads", "| model | auto | energy inside |")}
     return found
 
@@ -113,17 +113,17 @@ def twins(column: str) -> str:
 
 
 def road_of(model: str) -> dict[str, tuple[str, str]]:
-    """Mean and standard error of each map, of one model."""
+    """Mean and standard error of each map's ROAD, for one model."""
     return {row["map"]: tuple(row["road"].split(" ± ")) for row in rows("defaults", f"### {model}\n")}
 
 
 def road() -> str:
     found = [{name: mean for name, (mean, _) in road_of(model).items()} for model in CLASSIFIERS]
-    return compared((*ROAD, *SEE_NO_CLASS), found)
+    return compared((*ROAD, *ROAD_BASELINES), found)
 
 
 def road_error() -> str:
-    errors = [road_of(model).get(name, ("", "0"))[1] for model in CLASSIFIERS for name in (*ROAD, *SEE_NO_CLASS)]
+    errors = [road_of(model).get(name, ("", "0"))[1] for model in CLASSIFIERS for name in (*ROAD, *ROAD_BASELINES)]
     return f"{max(map(float, errors)):.2f}"
 
 
@@ -133,11 +133,11 @@ def localization() -> str:
         {row["map"]: f"{row['energy inside']} / {row['average precision']}" for row in lines if row["model"] in one}
         for one in [(model, "none") for model in CLASSIFIERS]
     ]
-    return compared((*LOCALIZATION, *LOCATED_BESIDE), found)
+    return compared((*LOCALIZATION, *LOCALIZATION_REFERENCES), found)
 
 
 def compared(names: Sequence[str], found: Sequence[Mapping[str, str]]) -> str:
-    """A table of maps by classifiers; only methods made for transformers may be missing."""
+    """A table of maps by classifier; only methods for transformers may be missing."""
     gaps = {row["id"]: "not defined" for row in rows("transformers", "| id |")}
     lines = [[name, *(one[name] if name in one else gaps[name] for one in found)] for name in names]
     return markdown(["map", *CLASSIFIERS.values()], lines)
@@ -162,7 +162,7 @@ def batch_8() -> str:
 
 
 def memory() -> str:
-    found = rows("inference-cost", "Peak memory above the weights at batch 16")
+    found = rows("inference-cost", "Peak memory above that of the weights at batch 16")
     return span(row[f"hf-cam / {other}"].split()[0] for row in found for other in ("grad-cam", "torchcam"))
 
 
@@ -180,13 +180,13 @@ FIGURES: dict[str, Callable[[], str]] = {
     "twice-the-share": lambda: threshold("twice the mask's share"),
     "best-baseline": lambda: threshold("best baseline (Sobel edges)"),
     "own-box": lambda: twins("energy in its own box"),
-    "twins-box": lambda: twins("in its twin's"),
+    "twins-box": lambda: twins("in the other's box"),
     "verdicts": verdicts,
     "road-scenes": lambda: number("defaults", r"(\d+) images.*; layer `(?:convnext|vit|dinov2|swin)"),
     "road-error": road_error,
     "road": road,
-    "labels": lambda: number("localization", r"\d+ scenes, (\d+) labels in them"),
-    "scenes": lambda: number("localization", r"(\d+) scenes, \d+ labels in them"),
+    "labels": lambda: number("localization", r"\d+ scenes with (\d+) labels"),
+    "scenes": lambda: number("localization", r"(\d+) scenes with \d+ labels"),
     "localization": localization,
     "costs": costs,
     "scorecam-memory": lambda: scorecam("hf-cam MB"),

@@ -65,7 +65,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """True where nothing was flagged."""
+        """Whether nothing was flagged."""
         return not self.flags
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ class OptionError(HFCamError, TypeError):
 
 
 class PluginWarning(UserWarning):
-    """A plug-in or one of its data files cannot be used, and is skipped."""
+    """A plug-in or one of its data files cannot be used; everything else still works."""
 
 
 class SlowWarning(UserWarning):

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from hub_server import HubServer
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="hf-cam-tests-"))
@@ -38,9 +36,6 @@ for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "TRAN
     os.environ.pop(variable, None)
 
 collect_ignore = ["plugin"]  # a package of its own, which would register itself in this process
-
-LABELS = {0: "tabby, tabby cat", 1: "tiger cat", 2: "espresso", 3: "lion, king of beasts", 4: "tripod"}
-MODEL_SIZE = (64, 96)
 
 
 @pytest.fixture
@@ -81,42 +76,29 @@ def inside() -> Iterator[InsideServer]:
     server.server_close()
 
 
-def save_tiny_vit(folder: Path, seed: int = 0) -> Path:
-    """A ViT classifier with random weights and its processor, as `save_pretrained` leaves them."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(seed)
-    config = ViTConfig(
-        image_size=MODEL_SIZE,
-        patch_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.2,
-        id2label=LABELS,
-        label2id={label: index for index, label in LABELS.items()},
-    )
-    ViTForImageClassification(config).eval().save_pretrained(folder)
-    ViTImageProcessor(size={"height": MODEL_SIZE[0], "width": MODEL_SIZE[1]}).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny ViT for 64 x 96 pictures, five labels and its processor."""
-    return save_tiny_vit(tmp_path_factory.mktemp("models") / "tiny-vit")
+    from transformers import ViTForImageClassification, ViTImageProcessor
+
+    from nets import LABELS, WHOLE, tiny
+    from pictures import SIZE
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-vit"
+    tiny(ViTForImageClassification, LABELS, image_size=SIZE, initializer_range=0.2).save_pretrained(folder)
+    ViTImageProcessor(size=WHOLE).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny BERT: a model that takes no images."""
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
+
+    from nets import tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertForSequenceClassification(config).save_pretrained(folder)
+    tiny(BertForSequenceClassification).save_pretrained(folder)
     return folder
 
 
@@ -138,6 +120,16 @@ def picture():
     noise = np.random.default_rng(0).integers(0, 60, (50, 80))
     channels = [rows * 3 + noise, columns * 2 + noise, (rows + columns) % 190 + noise]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """An RGB picture of soft spots, twice as large as most models take it."""
+    from PIL import Image
+
+    from pictures import noise
+
+    return noise(8, 12).resize((192, 128), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
-    CLIPConfig,
-    CLIPModel,
-    DeformableDetrConfig,
-    DeformableDetrForObjectDetection,
-    DeiTConfig,
-    DeiTForImageClassification,
-    DetrConfig,
-    DetrForObjectDetection,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-    ResNetConfig,
-    SiglipConfig,
-    SiglipForImageClassification,
-    SiglipModel,
-    SwinConfig,
-    SwinForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    YolosConfig,
-    YolosForObjectDetection,
-)
+from transformers import DeformableDetrForObjectDetection
 
 import hf_cam
+import nets
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.inputs import call
@@ -49,85 +21,15 @@ from hf_cam.capture.recorder import recording
 from hf_cam.errors import MethodError, NoGradientError
 from hf_cam.methods import get_method, list_methods
 from hf_cam.targets import PromptSimilarity, QueryLogit
+from nets import make, tiny
+from pictures import SIZE, pictures
+from unchanged import half_frozen, unchanged
 
-SIZE = (64, 96)
 GRID = (4, 6)
 METHODS = [method for method in list_methods() if get_method(method).needs_attention]
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
-TEXT = {**SHAPE, "vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-VISION = {**SHAPE, "image_size": 64, "patch_size": 16}
-
-
-def detr() -> nn.Module:
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
-    return DetrForObjectDetection(
-        DetrConfig(
-            use_timm_backbone=False,
-            use_pretrained_backbone=False,
-            backbone=None,
-            backbone_config=backbone,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=2,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=48,
-            decoder_ffn_dim=48,
-            num_queries=5,
-            num_labels=3,
-        )
-    )
-
-
-NETS: dict[str, Callable[[], nn.Module]] = {
-    "vit": lambda: ViTForImageClassification(ViTConfig(image_size=SIZE, num_labels=7, **SHAPE)),
-    "deit": lambda: DeiTForImageClassification(DeiTConfig(image_size=SIZE, num_labels=7, **SHAPE)),
-    "beit": lambda: BeitForImageClassification(
-        BeitConfig(image_size=SIZE, use_relative_position_bias=True, num_labels=7, **SHAPE)
-    ),
-    "dinov2": lambda: Dinov2ForImageClassification(
-        Dinov2Config(image_size=64, patch_size=16, mlp_ratio=2, num_labels=7, **SHAPE)
-    ),
-    "dinov2-registers": lambda: Dinov2WithRegistersForImageClassification(
-        Dinov2WithRegistersConfig(image_size=64, patch_size=16, mlp_ratio=2, num_labels=7, use_swiglu_ffn=True, **SHAPE)
-    ),
-    "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(num_register_tokens=4, use_gated_mlp=True, **SHAPE)),
-    "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)),
-    "siglip": lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=VISION)),
-    "siglip-mean": lambda: SiglipForImageClassification(
-        SiglipConfig(text_config=TEXT, vision_config=VISION, num_labels=7)
-    ),
-    "yolos": lambda: YolosForObjectDetection(
-        YolosConfig(image_size=SIZE, num_detection_tokens=5, num_labels=3, use_mid_position_embeddings=False, **SHAPE)
-    ),
-    "detr": detr,
-    "timm-vit": lambda: timm.create_model(
-        "vit_tiny_patch16_224", img_size=SIZE, depth=3, embed_dim=32, num_heads=2, num_classes=7, qk_norm=True
-    ),
-    "timm-eva": lambda: timm.create_model(
-        "eva02_tiny_patch14_224", img_size=SIZE, patch_size=16, depth=3, embed_dim=32, num_heads=2, num_classes=7
-    ),
-    "timm-pool": lambda: timm.create_model(
-        "vit_base_patch16_siglip_224", img_size=SIZE, depth=3, embed_dim=32, num_heads=2, num_classes=7
-    ),
-}
+NETS = [name for name in nets.NETS if name not in ("swin", "convnext", "resnet")]
+"""Those with attention over the cells of the picture."""
 PROMPTS = {"input_ids": torch.tensor([[1, 5, 6, 7, 2]])}
-
-
-def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    torch.manual_seed(3)
-    net = NETS[name]()
-    generator = torch.Generator().manual_seed(4)
-    for parameter in net.parameters():  # wider than the usual start, so that maps are not all but flat
-        if parameter.ndim > 1:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.15
-        else:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.05
-    return net.to(dtype).eval()
-
-
-def pictures(count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def target_of(name: str) -> Any:
@@ -325,7 +227,7 @@ def cam_target(target: Any) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "detr"])
 def test_rollout_and_chefer_match_the_definitions_on_an_eager_model(name):
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     weights, gradients = only_image_tower(name, eager(name, make(name, torch.float64), x))
     net = make(name, torch.float64)
     rollout, chefer = (raw_of(name, method, net, x)[0] for method in ("rollout", "chefer"))
@@ -335,7 +237,7 @@ def test_rollout_and_chefer_match_the_definitions_on_an_eager_model(name):
 
 
 def test_chefer_gives_each_detection_of_detr_its_own_map():
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     weights, gradients = eager("detr", make("detr", torch.float64), x)
     net = make("detr", torch.float64)
     found = raw_of("detr", "chefer", net, x)[0]
@@ -347,7 +249,7 @@ def test_chefer_gives_each_detection_of_detr_its_own_map():
 def test_rollout_rows_sum_to_one_over_all_tokens():
     from hf_cam.capture.attention import AttentionTrace, Cells
 
-    net, x = make("vit", torch.float64), pictures(2, torch.float64).requires_grad_()
+    net, x = make("vit", torch.float64), pictures(2, dtype=torch.float64).requires_grad_()
     with recording(net) as record:
         score = net(x).logits[:, 1].sum()
     [gradient] = torch.autograd.grad(score, record.calls[-1].output)
@@ -357,10 +259,9 @@ def test_rollout_rows_sum_to_one_over_all_tokens():
     torch.testing.assert_close(rows.sum((1, 2, 3)), torch.ones(2, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def slow_legrad(net: nn.Module, x: Tensor, reduce: str = "mean") -> list[Tensor]:
+def slow_legrad(net: nn.Module, x: Tensor) -> list[Tensor]:
     """A ViT's: each layer's mean token through its final norm and classifier, by autograd on eager weights."""
     net.set_attn_implementation("eager")
-    net.config.output_hidden_states = True
     outputs = net(x.clone().requires_grad_(), output_attentions=True, output_hidden_states=True)
     found = []
     for layer, weights in enumerate(outputs.attentions):
@@ -373,7 +274,7 @@ def slow_legrad(net: nn.Module, x: Tensor, reduce: str = "mean") -> list[Tensor]
 
 
 def test_legrad_matches_its_definition_on_an_eager_model():
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     found = raw_of("vit", "legrad", make("vit", torch.float64), x)[0]
     expected = sum(slow_legrad(make("vit", torch.float64), x))
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
@@ -381,7 +282,7 @@ def test_legrad_matches_its_definition_on_an_eager_model():
 
 @pytest.mark.parametrize("name", ["siglip", "timm-pool"])
 def test_legrad_of_an_attention_pooled_model_differentiates_the_pools_weights(name):
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     net = make(name, torch.float64)
     blocks = net.vision_model.encoder.layers if name == "siglip" else net.blocks
     outputs: list[Tensor] = []
@@ -411,7 +312,7 @@ def test_legrad_of_an_attention_pooled_model_differentiates_the_pools_weights(na
 
 @pytest.mark.parametrize("heads", ["own", "merged"])
 def test_gradeclip_matches_its_definition(heads):
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     found = raw_of("vit", "gradeclip", make("vit", torch.float64), x, heads=heads)[0]
     net = make("vit", torch.float64)
     last = net.vit.layers[-1]
@@ -432,7 +333,7 @@ def test_gradeclip_matches_its_definition(heads):
 
 
 def test_gradeclip_without_its_spatial_weight_is_the_class_row_of_the_last_layers_gradient_with_heads_summed():
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     found = raw_of("vit", "gradeclip", make("vit", torch.float64), x, spatial=False)[0]
     _, gradients = eager("vit", make("vit", torch.float64), x)
     expected = gradients[-1][0, :, 0].sum(0).clamp(min=0)
@@ -447,7 +348,7 @@ ADDITIVE = ("bias", "token", "position", "pos_embed")
 @pytest.mark.parametrize("name", [name for name in NETS if name not in ("clip", "siglip", "detr", "dinov3")])
 def test_with_attention_norms_and_gates_frozen_the_network_is_affine(name):
     """Input times gradient plus every additive parameter times its own is the logit."""
-    net, x = make(name, torch.float64), pictures(1, torch.float64).requires_grad_()
+    net, x = make(name, torch.float64), pictures(1, dtype=torch.float64).requires_grad_()
     for key, parameter in net.named_parameters():
         parameter.requires_grad_(any(part in key for part in ADDITIVE) and "table" not in key)
     with LocalRules("frozen"):
@@ -507,7 +408,7 @@ def slow_vit(net: nn.Module, x: Tensor, attend: str) -> tuple[Tensor, list[Tenso
 
 @pytest.mark.parametrize(("method", "attend"), [("attnlrp", "halved"), ("libragrad", "frozen"), ("libracam", "frozen")])
 def test_relevance_matches_a_vit_written_out_with_the_rules(method, attend):
-    x = pictures(1, torch.float64)
+    x = pictures(1, dtype=torch.float64)
     net = make("vit", torch.float64)
     score, tokens = slow_vit(net, x, attend)
     gradients = torch.autograd.grad(score, tokens)
@@ -528,7 +429,7 @@ def test_a_batch_gets_the_maps_of_its_images_one_by_one(name, method):
         with pytest.raises(MethodError, match="'chefer' is"):
             CAM(make(name), method)(pictures(), target_of(name))
         return
-    net, x = make(name, torch.float64), pictures(2, torch.float64)
+    net, x = make(name, torch.float64), pictures(2, dtype=torch.float64)
     cam = CAM(net, method)
     together = cam(x, target_of(name), **extra(name))
     alone = torch.cat([cam(one[None], target_of(name), **extra(name)) for one in x])
@@ -539,33 +440,17 @@ def test_a_batch_gets_the_maps_of_its_images_one_by_one(name, method):
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def state_of(net: nn.Module) -> list[Any]:
-    hooks = [
-        (len(m._forward_hooks), len(m._forward_pre_hooks), m.training, "forward" in m.__dict__) for m in net.modules()
-    ]
-    parameters = [(p.requires_grad, p.grad is None, p.clone()) for p in net.parameters()]
-    return [hooks, parameters, getattr(getattr(net, "config", None), "_attn_implementation", None)]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_comes_back_as_it_was_also_after_an_exception(method):
-    net = make("vit")
-    net.train()
-    before = state_of(net)
-    CAM(net, method)(pictures(1), 1)
+    net = half_frozen(make("vit"))
 
     def broken(output: Any) -> Tensor:
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"):
+    with unchanged(net):
+        CAM(net, method)(pictures(1), 1)
+    with unchanged(net), pytest.raises(RuntimeError, match="broken"):
         CAM(net, method)(pictures(1), broken)
-    after = state_of(net)
-    assert before[0] == after[0]
-    assert before[2] == after[2]
-    for (flag, empty, value), (flag2, empty2, value2) in zip(before[1], after[1], strict=True):
-        assert (flag, empty) == (flag2, empty2)
-        assert torch.equal(value, value2)
-    assert torch.is_grad_enabled()
 
 
 def test_nothing_of_a_forward_stays_alive():
@@ -582,48 +467,20 @@ def test_nothing_of_a_forward_stays_alive():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_windows_deformable_sampling_and_convolutions_are_refused_by_name(method):
-    windows = SwinForImageClassification(
-        SwinConfig(image_size=SIZE, embed_dim=16, depths=[1, 1, 1], num_heads=[1, 2, 2], window_size=4)
-    ).eval()
+    windows = make("swin")
     with pytest.raises(MethodError, match=r"within windows.*'gradcam'"):
         CAM(windows, method)(pictures(1))
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage1", "stage2"])
-    sampling = DeformableDetrForObjectDetection(
-        DeformableDetrConfig(
-            use_timm_backbone=False,
-            use_pretrained_backbone=False,
-            backbone=None,
-            backbone_config=backbone,
-            d_model=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            num_queries=5,
-            num_feature_levels=2,
-            with_box_refine=True,
-            num_labels=3,
-        )
-    ).eval()
-    layers = {"layers": "model.backbone.model.encoder.stages.1"}
+    sampling = tiny(DeformableDetrForObjectDetection)
     with pytest.raises(MethodError, match="'gradcam'"):
-        CAM(sampling, method, **layers)(pictures(1), QueryLogit(0, 1))
-    convolutions = timm.create_model("resnet18", num_classes=3).eval()
+        CAM(sampling, method, layers="model.backbone.model.encoder.stages.3")(pictures(1), QueryLogit(0, 1))
+    convolutions = make("resnet")
     with pytest.raises(MethodError, match=r"no attention over the picture's cells.*'gradcam'"):
         CAM(convolutions, method)(pictures(1))
 
 
 def test_a_target_that_attention_does_not_reach_is_refused():
-    with pytest.raises((NoGradientError, MethodError, hf_cam.HFCamError)):
+    with pytest.raises(NoGradientError, match="zero at the last attention"):
         CAM(make("vit"), "chefer")(pictures(1), lambda output: output.logits.sum() * 0)
-
-
-def test_several_methods_share_one_forward():
-    net, x = make("vit"), pictures(2)
-    cam = CAM(net)
-    together = cam.saliencies([get_method(m) for m in ("gradcam", *METHODS)], x, lambda _: [[cam_target(1)] * 2])
-    for method, found in zip(("gradcam", *METHODS), together, strict=True):
-        torch.testing.assert_close(found.maps[0], CAM(net, method)(x, 1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -117,7 +117,7 @@ def test_target_method_layer_and_smoothing_arrive(capsys, picture_file, vit_fold
             {"--layer": "vit.layer.0"}, "the model has no layer 'vit.layer.0'; nearest: 'vit.layers", id="layer"
         ),
         pytest.param({"--method": "grad-cam"}, "no method 'grad-cam'; nearest: 'gradcam'", id="method"),
-        pytest.param({"--top-k": "0"}, "a whole number from 1, got 0", id="top-k"),
+        pytest.param({"--top-k": "0"}, "top_k must be a whole number from 1, got 0", id="top-k"),
         pytest.param({"--text": "a cat"}, "ViTForImageClassification takes no text", id="text"),
         pytest.param({"--device": "abacus"}, "no device 'abacus' here", id="device"),
         pytest.param({"--out": "seen.pnk"}, "'seen.pnk' does not end in a picture format", id="out"),

@@ -141,7 +141,7 @@ def test_images_come_from_folders_lists_and_datasets(tmp_path) -> None:
     [
         pytest.param({"metrics": ["roads"]}, "no metric 'roads'; nearest: 'road'", id="no such metric"),
         pytest.param({"metrics": ["iou"]}, "needs a mask", id="no mask"),
-        pytest.param({"metrics": ["completeness-error"]}, "call yourself", id="not of a map"),
+        pytest.param({"metrics": ["completeness-error"]}, "must be called directly", id="not of a map"),
         pytest.param({"methods": ["grdcam"]}, "'gradcam'", id="no such method"),
         pytest.param({"layers": "vit.leyers.0"}, "no layer", id="no such layer"),
     ],

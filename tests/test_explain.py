@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import ViTForImageClassification
+from transformers import AutoImageProcessor, DetrImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import hf_cam
 from hf_cam.cam import CAM
@@ -19,10 +19,13 @@ from hf_cam.models.loading import LoadedModel, load
 from hf_cam.outputs import sample_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
 from hf_cam.zoo import demo_model, timm_key
+from nets import WHOLE, make
+from pictures import noise, resized
 
 
-def noise(height: int = 70, width: int = 130, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def processed(folder: Path, image: Image.Image) -> torch.Tensor:
+    """The pixels `[1, 3, H, W]` that the model of this folder gets of an image."""
+    return AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")["pixel_values"]
 
 
 def test_an_explanation_is_in_the_pixels_of_the_image(vit_folder: Path) -> None:
@@ -42,11 +45,8 @@ def test_an_explanation_is_in_the_pixels_of_the_image(vit_folder: Path) -> None:
 def test_top_k_are_the_models_own_probabilities_best_first(vit_folder: Path) -> None:
     model = ViTForImageClassification.from_pretrained(vit_folder)
     found = hf_cam.explain(noise(), model, top_k=3)
-    from transformers import AutoImageProcessor
-
-    pixels = AutoImageProcessor.from_pretrained(vit_folder)(images=noise(), return_tensors="pt")
     with torch.no_grad():
-        expected = model(**pixels).logits.softmax(-1)[0].topk(3)
+        expected = model(processed(vit_folder, noise())).logits.softmax(-1)[0].topk(3)
     assert [explanation.score for explanation in found] == pytest.approx(expected.values.tolist(), abs=1e-5)
     assert [explanation.label for explanation in found] == [model.config.id2label[i] for i in expected.indices.tolist()]
     assert len(hf_cam.explain(noise(), model, top_k=99)) == 5
@@ -64,7 +64,7 @@ def test_lists_give_lists_and_batches_change_nothing(vit_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [2, "espresso", "Espresso ", "2", np.int64(2), torch.tensor(2)])
-def test_targets_by_index_and_label(vit_folder: Path, target: object) -> None:
+def test_a_target_by_index_or_label_is_that_classs_logit(vit_folder: Path, target: object) -> None:
     [found] = hf_cam.explain(noise(), vit_folder, target=target)
     assert found.label == "espresso"
     [expected] = hf_cam.explain(noise(), vit_folder, target=lambda output: output.logits[2])
@@ -78,21 +78,17 @@ def test_a_callers_target_keeps_its_name_and_value(vit_folder: Path) -> None:
     [found] = hf_cam.explain(noise(), vit_folder, target=margin)
     assert found.label == "margin"
     model = ViTForImageClassification.from_pretrained(vit_folder)
-    from transformers import AutoImageProcessor
-
     with torch.no_grad():
-        logits = model(**AutoImageProcessor.from_pretrained(vit_folder)(images=noise(), return_tensors="pt")).logits[0]
+        logits = model(processed(vit_folder, noise())).logits[0]
     assert found.score == pytest.approx((logits[0] - logits[1]).item(), abs=1e-5)
 
 
-def test_the_heatmap_is_the_cams(vit_folder: Path) -> None:
+def test_the_heatmap_of_an_image_of_the_models_size_is_the_cams(vit_folder: Path) -> None:
     model = ViTForImageClassification.from_pretrained(vit_folder)
     image = noise(64, 96)  # the model's own size: no geometry between
-    from transformers import AutoImageProcessor
-
-    pixels = AutoImageProcessor.from_pretrained(vit_folder)(images=image, return_tensors="pt")["pixel_values"]
     [found] = hf_cam.explain(image, model)
-    np.testing.assert_allclose(found.heatmap, CAM(model, "auto")(pixels)[0].numpy(), atol=0.03)
+    expected = CAM(model, "auto")(processed(vit_folder, image))[0]
+    np.testing.assert_allclose(found.heatmap, expected.numpy(), atol=0.03)
 
 
 def test_no_evidence_is_zeros_and_flagged() -> None:
@@ -106,13 +102,10 @@ def test_no_evidence_is_zeros_and_flagged() -> None:
         def forward(self, pixel_values):
             return -self.conv(pixel_values).relu().mean((2, 3))
 
-    def to_tensor(image):
-        return torch.from_numpy(np.array(image.resize((96, 64)))).permute(2, 0, 1) / 255
-
     torch.manual_seed(0)
     model = Negative()
     nn.init.constant_(model.conv.weight, 0.1)
-    [found] = hf_cam.explain(noise(), model, processor=to_tensor, layers="conv", target=1)
+    [found] = hf_cam.explain(noise(), model, processor=resized(), layers="conv", target=1)
     assert not found.heatmap.any()
     assert found.flags == (NO_EVIDENCE,)
 
@@ -131,24 +124,19 @@ def test_plain_modules_work_through_the_probe() -> None:
 
     torch.manual_seed(0)
 
-    def to_tensor(image):
-        return torch.from_numpy(np.array(image.resize((96, 64)))).permute(2, 0, 1) / 255
-
-    [found] = hf_cam.explain(noise(), Plain(), processor=to_tensor)
+    [found] = hf_cam.explain(noise(), Plain(), processor=resized())
     assert found.layers[0].startswith("trunk")
     assert found.raw.shape == (16, 24)
 
 
 def test_what_a_processor_returns_beyond_the_models_inputs_is_left_out(vit_folder: Path) -> None:
-    from transformers import DetrImageProcessor
-
     processor = DetrImageProcessor(size={"height": 64, "width": 96}, do_pad=True, pad_size={"height": 64, "width": 96})
     assert "pixel_mask" in processor(images=[noise()], return_tensors="pt")
     [found] = hf_cam.explain(noise(), vit_folder, processor=processor)
     assert found.heatmap.any()
 
 
-def test_overlay_save_and_notebook(vit_folder: Path, tmp_path: Path) -> None:
+def test_an_explanation_is_drawn_saved_and_shown_in_a_notebook(vit_folder: Path, tmp_path: Path) -> None:
     [found] = hf_cam.explain(noise(), vit_folder)
     picture = found.overlay()
     assert picture.size == (130, 70)
@@ -214,11 +202,7 @@ def test_compare_runs_the_model_once_and_beside_it_only_what_methods_run_themsel
 
 
 def test_compare_says_why_it_leaves_methods_out_and_refuses_those_that_are_named() -> None:
-    from transformers import ConvNextConfig, ConvNextForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    model = ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])).eval()
-    processor = ViTImageProcessor(size={"height": 64, "width": 96})
+    model, processor = make("convnext"), ViTImageProcessor(size=WHOLE)
     runs: list[int] = []
     with model.register_forward_hook(lambda *_: runs.append(1)):
         found = hf_cam.compare(noise(), model, processor=processor)
@@ -231,7 +215,7 @@ def test_compare_says_why_it_leaves_methods_out_and_refuses_those_that_are_named
         hf_cam.compare(noise(), model, processor=processor, methods=["gradcam", "rollout"])
 
 
-def test_labels() -> None:
+def test_a_label_is_found_by_any_of_its_names_and_only_where_it_is_the_one() -> None:
     labels = {0: "tabby, tabby cat", 1: "tiger cat", 2: "tiger shark, Galeocerdo cuvieri", 3: "cat"}
     assert find_label("tabby", labels) == 0
     assert find_label("CAT", labels) == 3
@@ -243,7 +227,7 @@ def test_labels() -> None:
         find_label("taby", labels)
 
 
-def test_target_records() -> None:
+def test_targets_read_their_scalar_off_one_images_output() -> None:
     logits = torch.tensor([0.5, 2.0, -1.0])
     assert ClassLogit(1)(logits) == 2.0
     assert ClassProbability(1)(logits) == logits.softmax(0)[1]
@@ -320,6 +304,7 @@ def test_the_key_mapping_is_one_to_one() -> None:
     assert [w.shape for w in weights.values()] == [w.shape for w in net.state_dict().values()]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None:
     import re
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_methods import SIZE, make, pictures
 from torch import Tensor, nn
 
 from hf_cam import DeepFeatureFactorization
 from hf_cam.errors import OptionError
 from hf_cam.factorization import factorize
+from nets import OF_EVERY_LAYOUT, make
+from pictures import SIZE, pictures
 
 
 def test_the_factors_multiply_back_to_what_they_were_made_of() -> None:
@@ -49,7 +50,7 @@ def test_concepts_lie_where_they_are_and_carry_their_class() -> None:
     assert sorted(int(concept.argmax()) for concept in found.concepts) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext", "resnet", "swin"])
+@pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_every_layout_is_factorised_and_named(name: str) -> None:
     x = pictures(2)
     found = DeepFeatureFactorization(make(name))(x, components=3, top_k=2)

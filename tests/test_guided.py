@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from test_capture import assert_unchanged, state
-from test_methods import SIZE, Logits, make, pictures
 from torch import Tensor, nn
 
 from hf_cam import GradCAM, GuidedBackprop, guided_gradcam
 from hf_cam.errors import TargetError
+from nets import make
+from pictures import SIZE, pictures
+from reference import Logits, package
+from unchanged import unchanged
 
 
 def test_agrees_with_the_reference_package_on_relu() -> None:
     net, x = make("resnet"), pictures(1)
     ours = GuidedBackprop(net)(x, [3])[0].permute(1, 2, 0).numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        package = importlib.import_module("pytorch_grad_cam")
-        theirs = package.GuidedBackpropReLUModel(Logits(make("resnet")), device="cpu")(x, target_category=3)
+    theirs = package().GuidedBackpropReLUModel(Logits(make("resnet")), device="cpu")(x, target_category=3)
     assert np.abs(theirs).max() > 0
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
@@ -66,11 +62,10 @@ def test_every_gate_is_guided(gate: str) -> None:
 
 def test_the_model_comes_back_as_it_was() -> None:
     net = make("resnet").train()
-    before = state(net)
-    GuidedBackprop(net)(pictures(2))
-    with pytest.raises(TargetError, match="1 targets for 2 images"):
+    with unchanged(net):
+        GuidedBackprop(net)(pictures(2))
+    with unchanged(net), pytest.raises(TargetError, match="1 targets for 2 images"):
         GuidedBackprop(net)(pictures(2), [1])
-    assert_unchanged(before, net)
 
 
 def test_guided_gradcam_is_the_product() -> None:

@@ -10,13 +10,13 @@ import time
 import numpy as np
 import pytest
 import transformers
-from conftest import LABELS
 
 import hf_cam
 from hf_cam.errors import LayerError, ModelError
 from hf_cam.interfaces.cli import main
 from hf_cam.layouts import TOKENS, Layout
 from hf_cam.target_layers.adapter import CONFIG_NAME
+from nets import LABELS
 
 VIT = "google/vit-base-patch16-224"
 FIRST_BLOCK = hf_cam.Adapter(

@@ -1,7 +1,6 @@
 """The arithmetic of `benchmarks/inference_cost.py`; its figures are the benchmark's own business."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import pytest
 import torch
@@ -9,17 +8,12 @@ from torch import nn
 
 from hf_cam import infer_adapter
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "inference_cost.py"
-
 
 @pytest.fixture(scope="module")
 def cost():
     for library in ("pytorch_grad_cam", "torchcam"):
         pytest.importorskip(library)
-    spec = importlib.util.spec_from_file_location("inference_cost", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("benchmarks.inference_cost")
 
 
 def test_the_ratio_is_taken_pair_by_pair(cost):

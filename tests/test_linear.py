@@ -10,6 +10,8 @@ from hf_cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.capture.guard import borrowed, forwards
 from hf_cam.capture.linear import by_tokens
+from nets import make
+from pictures import pictures
 
 
 class Tokens(nn.Module):
@@ -83,11 +85,7 @@ def test_a_subclass_of_linear_keeps_its_own_forward() -> None:
 
 
 def test_second_derivatives_and_mixed_precision_go_the_usual_way() -> None:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=64)
-    net, picture = ViTForImageClassification(config).eval(), torch.rand(1, 3, 64, 64)
+    net, picture = make("vit"), pictures(1)
     assert CAM(net, "shapleycam")(picture, 1).isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = CAM(net, "gradcam")(picture, 1)

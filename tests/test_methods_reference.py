@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
-from test_methods import NETS, SIZE, Logits, make, pictures
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.errors import TargetError
 from hf_cam.methods import get_method
+from nets import OF_EVERY_LAYOUT, make
+from pictures import SIZE, pictures
+from reference import Logits, class_targets, let_go, package
 
 
 def centred(values: np.ndarray) -> np.ndarray:
@@ -92,26 +92,17 @@ def test_agrees_with_a_slow_float64_implementation(method: str) -> None:
         if method in OF_EITHER_SIGN:
             slow = min(slow, -slow, key=lambda signed: np.abs(np.maximum(signed, 0) - maps[i]).max())
         np.testing.assert_allclose(maps[i], np.maximum(slow, 0), atol=1e-9)
+    single = record.map(**{name: {"activations": a, "gradients": g}[name].float() for name in record.needs})
+    np.testing.assert_allclose(single.numpy(), maps, rtol=1e-4, atol=1e-5 * maps.max())
 
 
 # Where the reference departs ------------------------------------------------------------------------------------------
 
 
-def package() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package's own, about numpy and torch
-        return importlib.import_module("pytorch_grad_cam")
-
-
-def outputs(*classes: int) -> list[Any]:
-    kind = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-    return [kind(index) for index in classes]
-
-
 def test_the_reference_drops_images_without_a_target_and_hf_cam_refuses() -> None:
     net, x = make("resnet"), pictures(3)
     with package().GradCAM(Logits(net), [net.resnet.encoder.stages[-1]]) as reference:
-        theirs = reference(input_tensor=x, targets=outputs(2))
+        theirs = reference(input_tensor=x, targets=class_targets([2]))
     assert theirs[0].max() > 0.9
     assert not theirs[1:].any()  # no gradient, no word
     with pytest.raises(TargetError, match="1 targets for 3 images"):
@@ -129,7 +120,7 @@ class HalfPixel(nn.Module):
         return nn.functional.interpolate(maps, size=self.size, mode="bilinear")
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_the_reference_enlarges_scorecams_masks_with_aligned_corners_and_differs_in_nothing_else(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +137,8 @@ def test_the_reference_enlarges_scorecams_masks_with_aligned_corners_and_differs
     def theirs() -> np.ndarray:
         kind, spatial = package().ScoreCAM, lambda tokens: cam.adapter.to_spatial(tokens, SIZE)
         with kind(Logits(net), [layer], spatial) as reference:
-            maps = reference(input_tensor=x, targets=outputs(2, 5))
-            reference.activations_and_grads.activations = reference.activations_and_grads.gradients = []
+            maps = reference(input_tensor=x, targets=class_targets([2, 5]))
+            let_go(reference)
         return maps
 
     ours = cam(x, [2, 5]).numpy()
@@ -169,12 +160,10 @@ def test_fullgrads_terms_are_the_references_which_stretches_every_channel_alone(
     )
     nn.init.normal_(net[1].bias), nn.init.normal_(net[1].running_mean)
     net, x = net.eval(), pictures(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reference = package().FullGrad(net, [])
-        with torch.enable_grad():
-            theirs = reference(input_tensor=x.clone(), targets=outputs(3))[0]
-        reference.activations_and_grads.release()
+    reference = package().FullGrad(net, [])
+    with torch.enable_grad():
+        theirs = reference(input_tensor=x.clone(), targets=class_targets([3]))[0]
+    reference.activations_and_grads.release()
     found = full_gradients(net, {"pixel_values": x}, lambda logits: logits[:, 3].sum())
     expected = np.zeros(SIZE)
     for term in (found.pixels, found.biases["0"], found.biases["1"]):
@@ -186,5 +175,5 @@ def test_refinecam_agrees_with_the_reference_package() -> None:
     net, x = make("resnet"), pictures(2)
     names = ["resnet.encoder.stages.0", "resnet.encoder.stages.2"]
     reference = package().RefineCAM(Logits(net), [net.get_submodule(name) for name in names])
-    theirs = reference(x, outputs(1, 4))
+    theirs = reference(x, class_targets([1, 4]))
     np.testing.assert_allclose(CAM(net, "refinecam", layers=names)(x, [1, 4]).numpy(), theirs, atol=1e-4)

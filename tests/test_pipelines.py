@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LABELS
 from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_cam
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError
+from nets import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from test_methods import NETS, make, pictures
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
@@ -14,14 +11,13 @@ from hf_cam.capture.capture import with_first_tensor
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import SlowWarning
 from hf_cam.target_layers.infer import infer_adapter
-
-
-def forwards(net: nn.Module) -> list[Any]:
-    return [module.__dict__.get("forward") for module in net.modules()]
+from nets import OF_EVERY_LAYOUT, make
+from pictures import pictures
+from unchanged import unchanged
 
 
 def test_the_tail_gives_what_a_whole_forward_gives() -> None:
-    for name in NETS:
+    for name in OF_EVERY_LAYOUT:
         net, x = make(name), pictures(2)
         layer = infer_adapter(net).layers[0]
         with tail_of(net, layer, {"pixel_values": x}) as tail:
@@ -60,14 +56,10 @@ def test_the_model_comes_back_whole_and_keeps_its_own_forwards() -> None:
     net, x = make("resnet"), pictures(1)
     own = net.resnet.embedder.forward
     net.resnet.embedder.forward = own
-    before = forwards(net)
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
-    with tail_of(net, "resnet.encoder.stages.2", {"pixel_values": x}) as tail:
+    with unchanged(net), tail_of(net, "resnet.encoder.stages.2", {"pixel_values": x}) as tail:
         tail(tail.activations, 0)
         with pytest.raises(RuntimeError, match=r"mat1 and mat2|size"):
             tail(tail.activations[:, :3], 0)
-    assert forwards(net) == before
-    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
 
 
 class _Shy(nn.Module):
@@ -100,7 +92,7 @@ def test_a_tail_that_cannot_be_replayed_falls_back_to_whole_forwards() -> None:
         CAM(net, "ablationcam", layers="features")(x, [1, 2])
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_the_tail_of_a_half_precision_model_runs_in_float32(name: str) -> None:
     net, x = make(name).bfloat16(), pictures(2).bfloat16()
     before = {key: (tensor.data_ptr(), tensor.dtype) for key, tensor in net.state_dict(keep_vars=True).items()}

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import NETS, SIZE, make, pictures
 from torch import Tensor, nn
-from transformers import Siglip2Config, Siglip2ForImageClassification
+from transformers import Siglip2ForImageClassification
 
 import hf_cam
 from hf_cam.cam import CAM, Saliencies
@@ -22,6 +21,8 @@ from hf_cam.methods.registry import METHODS
 from hf_cam.methods.signals import SIGNALS
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import ClassLogit
+from nets import OF_EVERY_LAYOUT, Cubic, make, tiny
+from pictures import SIZE, pictures
 
 DOCS = Path(__file__).parents[1] / "docs"
 ANY = {"name": "X", "paper": "none", "summary": "None."}
@@ -136,18 +137,6 @@ def test_every_signal_is_described() -> None:
 # One forward ---------------------------------------------------------------------------------------------------------
 
 
-class Cubic(nn.Module):
-    """Class 0 is the sum of the features' cubes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.features = nn.Conv2d(3, 4, 16, stride=16)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return torch.stack([self.features(pixel_values).pow(3).sum((1, 2, 3)), pixel_values.sum((1, 2, 3))], 1)
-
-
 def test_a_method_of_curvature_alone_is_defined() -> None:
     @method("mine", **ANY)
     def mine(curvature: Tensor) -> Tensor:
@@ -213,7 +202,7 @@ def test_a_signal_of_the_pictures_gradient_needs_no_watch() -> None:
     torch.testing.assert_close(found.found[1].maps[0], CAM(net, "gradcam")(x, 1))
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_all_quick_methods_share_one_forward_and_give_what_each_gives_alone(name: str) -> None:
     net, x = make(name), pictures(1)
     found = compared(net, [one for one, record in list_methods().items() if record.is_quick], x)
@@ -292,7 +281,7 @@ class Once(torch.autograd.Function):
 
 def fused(value: Tensor) -> Tensor:
     """torch's own kernel of attention, which has none either."""
-    tokens = value.flatten(2).mT[:, None]
+    tokens = value.flatten(2).mT[:, None].contiguous()
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(tokens, tokens, tokens)[0][:, 0].mT
 
 
@@ -372,9 +361,7 @@ def test_where_no_method_is_defined_each_reason_is_given_once() -> None:
 
 
 def test_methods_of_pixels_are_skipped_on_pictures_that_come_cut() -> None:
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**shape, "patch_size": 16, "num_patches": 64}
-    net = Siglip2ForImageClassification(Siglip2Config(vision_config=vision, num_labels=3)).eval()
+    net = tiny(Siglip2ForImageClassification, vision_config={"num_patches": 64})
     patches, grid = torch.rand(1, 24, 3 * 16 * 16), torch.tensor([[4, 6]])
     inputs = {"spatial_shapes": grid, "pixel_attention_mask": torch.ones(1, 24, dtype=torch.int64)}
     records = [get_method(name) for name in ("fullgrad", "gradcam", "scorecam")]

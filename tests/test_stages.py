@@ -1,10 +1,9 @@
-"""Where a method of several layers looks when nobody tells it."""
+"""Where a method of several layers looks when the caller names none."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_methods import SIZE, make, pictures
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
@@ -14,6 +13,8 @@ from hf_cam.maps import normalize
 from hf_cam.methods import get_method
 from hf_cam.target_layers.adapter import Adapter, union
 from hf_cam.target_layers.stages import stage_ends
+from nets import make
+from pictures import SIZE, pictures
 
 
 class _Pyramid(nn.Module):
@@ -104,8 +105,10 @@ def test_refinecam_multiplies_the_maps_of_every_stages_end(name: str) -> None:
 
 
 def test_the_callers_layers_go_first() -> None:
-    net = make("resnet")
-    assert CAM(net, "refinecam", layers="resnet.encoder.stages.1").adapter.layers == ("resnet.encoder.stages.1",)
+    net, x, layer = make("resnet"), pictures(2), "resnet.encoder.stages.1"
+    cam = CAM(net, "refinecam", layers=layer)
+    assert cam.adapter.layers == (layer,)
+    torch.testing.assert_close(cam(x, [1, 4]), CAM(net, "gradcam++", layers=layer)(x, [1, 4]))
     with pytest.raises(LayerError, match="nearest"):
         CAM(net, "refinecam", layers=["resnet.encoder.stages.9"])
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image, ImageSequence
-from test_heads import words_tokenizer
 from torch import nn
 
 import hf_cam
-from benchmarks.tiny_models import Case, cases
+from benchmarks.tiny_models import Case, case_of, cases, words_tokenizer
 from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ImageError, MethodError
 from hf_cam.explainer import Explainer
@@ -22,6 +21,7 @@ from hf_cam.images.videos import load_video, spread
 from hf_cam.interfaces.cli import main
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.models.traits import traits_of
+from pictures import resized
 
 SIDES = (72, 110)
 """Height and width of the frames."""
@@ -109,7 +109,7 @@ def processor_of(case: Case):
 
 
 @pytest.mark.parametrize("case", list(cases("video-classification")), ids=str)
-def test_every_model_of_videos_gets_a_map_a_frame(case):
+def test_every_model_of_videos_gets_one_map_per_frame(case):
     model = case.build()
     settings = {"processor": processor_of(case), "method": "gradcam-elementwise"}
     [found] = hf_cam.explain(frames(), model, **settings)
@@ -131,23 +131,19 @@ def test_every_model_of_videos_gets_a_map_a_frame(case):
 
 @pytest.mark.parametrize("model_type", ["timesformer", "videomae", "videoprism_vision_model", "vivit"])
 def test_a_video_is_compared_with_another(model_type):
-    case = next(case for case in cases("image-feature-extraction") if case.model_type == model_type)
+    case = case_of("image-feature-extraction", model_type)
     model = case.build()
-
-    def to_size(image):
-        return torch.from_numpy(np.array(image.resize(case.size[::-1]))).permute(2, 0, 1) / 255
-
-    settings = {"processor": to_size, "method": "gradcam-elementwise"}
+    settings = {"processor": resized(case.size), "method": "gradcam-elementwise"}
     [found] = hf_cam.explain(frames(), model, target=frames()[:, ::-1, ::-1], **settings)
     assert found.label == "like the other video"
     assert found.heatmap.shape == (4, *SIDES)
     assert found.heatmap.any()
-    [itself] = hf_cam.explain(frames(), model, target=frames(), processor=to_size, method="eigencam")
+    [itself] = hf_cam.explain(frames(), model, target=frames(), processor=resized(case.size), method="eigencam")
     assert found.score < itself.score == pytest.approx(1, abs=1e-5)
 
 
 def test_prompts_are_compared_with_a_video_by_their_cosine():
-    case = next(case for case in cases("zero-shot-image-classification") if case.model_type == "videoprism")
+    case = case_of("zero-shot-image-classification", "videoprism")
     height, width = case.size
     processor = hf.LlavaOnevisionVideoProcessor(size={"height": height, "width": width})
     loaded = LoadedModel(case.build(), processor, {}, words_tokenizer())
@@ -178,14 +174,10 @@ class ReadsOnePlace(nn.Module):
         return cells[:, :, self.frame, :, : cells.shape[-1] // 2].mean((2, 3))
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.resize((96, 64)))).permute(2, 0, 1) / 255
-
-
 @pytest.mark.parametrize("frame", [3, 5])
 def test_the_map_lies_in_the_frame_and_the_half_that_alone_matter(frame):
     [found] = hf_cam.explain(
-        frames(6), ReadsOnePlace(frame), processor=to_tensor, layers="cells", method="hirescam", target=0
+        frames(6), ReadsOnePlace(frame), processor=resized(), layers="cells", method="hirescam", target=0
     )
     assert found.heatmap.shape == (6, *SIDES)
     inside = np.zeros(found.heatmap.shape, bool)
@@ -202,7 +194,7 @@ def test_frames_are_stretched_together_so_that_they_compare():
     video = np.full((3, *SIDES, 3), 100, np.uint8)
     video[:, :, : SIDES[1] // 2] = 0  # where nothing is, a map of HiResCAM is zero
     [found] = hf_cam.explain(
-        video, Weighs(0), processor=to_tensor, layers="cells", method="hirescam", target=lambda output: output[0]
+        video, Weighs(0), processor=resized(), layers="cells", method="hirescam", target=lambda output: output[0]
     )
     np.testing.assert_allclose(found.heatmap.max((1, 2)), [0.25, 0.5, 1], atol=0.01)
 
@@ -213,7 +205,7 @@ def test_frames_are_stretched_together_so_that_they_compare():
 @pytest.fixture(scope="module")
 def videomae(tmp_path_factory) -> Path:
     """A folder with a tiny VideoMAE and its processor."""
-    case = next(case for case in cases("video-classification") if case.model_type == "videomae")
+    case = case_of("video-classification", "videomae")
     folder = tmp_path_factory.mktemp("videomae")
     case.build().save_pretrained(folder)
     processor_of(case).save_pretrained(folder)
@@ -281,7 +273,7 @@ def test_a_model_of_images_refuses_a_video_and_takes_a_gifs_first_frame(vit_fold
 # Showing --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_overlay_is_a_sheet_of_frames_and_a_gif_moves(videomae, tmp_path):
+def test_an_overlay_is_a_sheet_of_frames_and_a_gif_shows_one_after_the_other(videomae, tmp_path):
     [found] = hf_cam.explain(frames(), videomae)
     sheet = found.overlay()
     assert sheet.size == (2 * SIDES[1] + 4, 2 * SIDES[0] + 4)
@@ -322,7 +314,7 @@ def test_the_command_writes_a_moving_picture_of_a_video(videomae, tmp_path, caps
 
 
 def test_a_folder_with_a_video_processor_alone_is_read(tmp_path):
-    case = next(case for case in cases("video-classification") if case.model_type == "vjepa2")
+    case = case_of("video-classification", "vjepa2")
     case.build().save_pretrained(tmp_path)
     processor_of(case).save_pretrained(tmp_path)
     [found] = hf_cam.explain(frames(), tmp_path, method="hirescam")

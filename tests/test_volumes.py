@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +12,7 @@ from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import NCDHW, Layout, read_layouts
 from hf_cam.maps import fuse_mean, normalize, resize
 from hf_cam.methods import get_method, list_methods
+from reference import class_targets, package
 
 SPACE = (8, 16, 24)
 
@@ -56,13 +54,9 @@ def test_every_method_explains_volumes(method: str) -> None:
 def test_agrees_with_the_reference_package_on_the_layers_grid(method: str, reference: str) -> None:
     # It enlarges volumes by cubic splines, so the maps are compared where no enlarging is needed.
     net, x = _Volumes().eval(), scans()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        package = importlib.import_module("pytorch_grad_cam")
-        outputs = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        with getattr(package, reference)(net, [net.features]) as cam:
-            cam.get_target_width_height = lambda _: (6, 4, 2)
-            theirs = cam(input_tensor=x, targets=[outputs(1), outputs(3)])
+    with getattr(package(), reference)(net, [net.features]) as cam:
+        cam.get_target_width_height = lambda _: (6, 4, 2)
+        theirs = cam(input_tensor=x, targets=class_targets([1, 3]))
     ours = CAM(net, method, layers="features").saliency(x, lambda _: [[1, 3]]).raw[0][0]
     if method == "eigencam":  # of either sign
         ours = torch.where(_far(ours, theirs)[:, None, None, None], _negative(net, x), ours)

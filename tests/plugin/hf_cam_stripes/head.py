@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 import hf_cam
+from hf_cam.errors import TargetError
 from hf_cam.heads import Head, Request, Subject
 
 DIRECTIONS = ("rows", "columns")
@@ -26,6 +27,12 @@ class StripesHead(Head):
     """The stronger direction, or the one that the caller names."""
 
     task: ClassVar[str] = "stripe-detection"
+
+    def check(self, request: Request) -> None:
+        """Refuse what is no direction."""
+        super().check(request)
+        if request.target not in (None, *DIRECTIONS):
+            raise TargetError(f"a target is one of {', '.join(DIRECTIONS)}, not {request.target!r}")
 
     def subjects(self, output: Any, request: Request, geometry: Any) -> list[Subject]:
         """One subject."""
