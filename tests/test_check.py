@@ -95,7 +95,7 @@ def test_every_head_and_batch_can_be_checked(scene) -> None:
             assert all(np.isfinite([one.drop, one.chance, one.energy]).all() for one in found)
 
 
-def test_a_pickled_explanation_has_lost_its_model_and_says_so(explained) -> None:
+def test_a_pickled_explanation_keeps_its_map_and_refuses_to_be_checked(explained) -> None:
     copy = pickle.loads(pickle.dumps(explained))
     assert np.array_equal(copy.heatmap, explained.heatmap)
     with pytest.raises(OptionError, match="explain the image again"):

@@ -76,7 +76,7 @@ def test_a_model_that_mixes_up_what_is_not_square_is_refused_unless_it_is() -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_levels_of_a_multi_scale_encoder_give_a_map_each_where_the_caller_names_them() -> None:
+def test_every_level_of_a_multi_scale_encoder_gives_a_map_where_the_caller_names_it() -> None:
     case = case_of("object-detection", "rt_detr")
     net = case.build()
     levels = [f"model.encoder_input_proj.{level}" for level in range(3)]
@@ -97,7 +97,7 @@ def test_no_task_has_fewer_architectures_than_were_counted() -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if case.refused], ids=str)
-def test_what_has_no_map_says_why(case: Case) -> None:
+def test_a_model_without_a_map_is_refused_with_the_reason(case: Case) -> None:
     config = CONFIG_MAPPING[case.model_type]()
     config.architectures = [case.model_class]
     with pytest.raises(UnknownArchitecture, match=rf"{case.model_type}\) has no map to draw: "):
@@ -128,7 +128,7 @@ WRONG = {
         ("image-classification", "mobilevit"),
     ],
 )
-def test_a_grid_that_is_not_where_it_is_said_to_be_fails_the_check(task: str, model_type: str, wrong: str) -> None:
+def test_a_grid_in_another_order_than_claimed_fails_the_check(task: str, model_type: str, wrong: str) -> None:
     case = case_of(task, model_type)
     net = case.build()
     inputs = case.inputs(net)

@@ -85,7 +85,7 @@ def test_without_a_model_the_pipeline_takes_its_default():
     assert transformers.pipeline("image-cam").model.name_or_path == VIT
 
 
-def test_cam_config_in_a_hub_repo_says_where_to_look(publish, picture):
+def test_a_hub_repos_cam_config_decides_layer_and_method(publish, picture):
     folder = publish("acme/declared")
     FIRST_BLOCK.save_pretrained(folder)
     model = transformers.ViTForImageClassification.from_pretrained("acme/declared")
