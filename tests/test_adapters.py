@@ -65,7 +65,7 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_a_family_is_found_in_the_catalogue_and_lies_in_space_as_it_says(name: str) -> None:
+def test_a_family_is_found_in_the_catalogue_and_its_layout_is_confirmed(name: str) -> None:
     _, layer, prefix = FAMILIES[name]
     net = build(name)
     adapter = infer_adapter(net)
@@ -199,7 +199,7 @@ def test_an_adapter_survives_json() -> None:
     assert Adapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
 
 
-def test_the_catalogue_says_why_for_every_entry_and_names_known_methods() -> None:
+def test_every_entry_of_the_catalogue_gives_its_reason_and_a_known_method() -> None:
     for entry in catalogue():
         assert entry.reason, entry
         assert entry.method in hf_cam.list_methods(), entry

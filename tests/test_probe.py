@@ -292,7 +292,7 @@ def test_cells_half_a_patch_off_are_not_taken_for_shifted_tokens():
     assert check_layouts(Off(), picture(), [("blocks.1", Layout(TOKENS, patch=(16, 16)))]) == ["confirmed"]
 
 
-def test_a_refuted_finding_says_so():
+def test_a_finding_that_no_candidate_confirms_is_refuted():
     class Shuffled(TokenNet):
         def forward(self, x):
             order = torch.randperm(x.shape[2])

@@ -373,7 +373,7 @@ def test_methods_of_pixels_are_skipped_on_pictures_that_come_cut() -> None:
         CAM(net).saliencies(records, patches, lambda _: column, **inputs)
 
 
-def test_a_signal_knows_its_own_record() -> None:
+def test_a_signal_is_registered_under_the_name_of_its_function() -> None:
     record = SIGNALS.get("frozen_terms")
     assert isinstance(record, Signal)
     assert record.attention
