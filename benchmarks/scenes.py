@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
-
-if TYPE_CHECKING:
-    import datasets
 
 Split = Literal["train", "test"]
 Size = tuple[int, int]
@@ -161,10 +158,6 @@ class SceneBatch:
             truth.scatter_(1, torch.where(self.labels >= 0, self.labels * len(COLORS) + colors, len(PROMPTS)), True)
         return truth[:, :-1]
 
-    def color_masks(self) -> torch.Tensor:
-        """Masks int64 `(B, H, W)`: 0 is background, `1 + color` is an item of that colour."""
-        return F.pad(self.colors + 1, (1, 0)).gather(1, self.instances.flatten(1)).view_as(self.instances)
-
     def scene(self, index: int) -> Scene:
         """One scene of the batch, without its empty slots and with its items numbered from 0."""
         kept = (self.labels[index] >= 0).nonzero()[:, 0]
@@ -212,43 +205,6 @@ def scenes(
     return [batch.scene(i) for block in range(-(-count // BLOCK)) for batch in (blocks[block],) for i in range(BLOCK)][
         :count
     ]
-
-
-def scene_dataset(
-    split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = ROOT
-) -> datasets.Dataset:
-    """The same scenes as a `datasets.Dataset`.
-
-    Columns: `image`, `labels`, `colors` (names, empty where untinted), `boxes` (x0, y0, x1, y1 in pixels),
-    `instances` and `classes` (grey images, values as in `Scene`), `phrases`, `caption`.
-    """
-    import datasets
-
-    features = datasets.Features(
-        image=datasets.Image(),
-        labels=datasets.List(datasets.ClassLabel(names=list(LABELS))),
-        colors=datasets.List(datasets.Value("string")),
-        boxes=datasets.List(datasets.List(datasets.Value("float32"), length=4)),
-        instances=datasets.Image(),
-        classes=datasets.Image(),
-        phrases=datasets.List(datasets.Value("string")),
-        caption=datasets.Value("string"),
-    )
-    drawn = scenes(split, count, seed, size=size, max_items=max_items, root=root)
-    return datasets.Dataset.from_list([_row(scene) for scene in drawn], features=features)
-
-
-def _row(scene: Scene) -> dict[str, object]:
-    return {
-        "image": scene.image,
-        "labels": list(scene.labels),
-        "colors": [COLORS[color] for color in scene.colors],
-        "boxes": scene.boxes.tolist(),
-        "instances": scene.instances,
-        "classes": scene.classes,
-        "phrases": list(scene.phrases),
-        "caption": scene.caption,
-    }
 
 
 def draw(items: Items, count: int, size: Size, max_items: int, rng: np.random.Generator) -> SceneBatch:

@@ -40,7 +40,7 @@ Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target an image."""
 
 UNDEFINED = (MethodError, LayoutError, NoGradientError)
-"""What is raised where a method is not defined for a model, a picture or a target."""
+"""Errors of a method that is not defined for a model, a picture or a target."""
 
 AUG_FACTORS = (1.0, 0.9, 1.1)
 
@@ -68,7 +68,7 @@ class Saliency:
 
 @dataclass(frozen=True)
 class Saliencies:
-    """The maps of several methods from one forward; iterating over it gives those of one method after the other.
+    """The maps of several methods from one forward; iterating yields the record of each method.
 
     Args:
         found: One record per method that is defined.
@@ -204,7 +204,7 @@ class CAM:
             pixel_values, model_inputs: As in a call.
             select: Chooses the targets from the model's output.
             request: Smoothing and method options; what is explained is told by `select`.
-            skip_undefined: Leave out methods that are not defined here, in place of raising the error of the first.
+            skip_undefined: Skip methods that are not defined here instead of raising the first one's error.
 
         Raises:
             MethodError: a method is not defined for the model, the pictures or the targets; with `skip_undefined`
@@ -275,7 +275,7 @@ class CAM:
     def _places(
         self, methods: Sequence[Method], inputs: Mapping[str, Any], skip_undefined: bool
     ) -> tuple[list[tuple[Method, Adapter]], dict[str, str]]:
-        """Where each method looks; and the methods of which that is no question, with the reason."""
+        """Each method with its target layers; and the ids of those that are not defined, with the reason."""
         self._resolve_adapter(inputs)
         found, skipped = list[tuple[Method, Adapter]](), dict[str, str]()
         for method in methods:
@@ -293,7 +293,7 @@ class CAM:
     def _captured(
         self, methods: Sequence[Method], layers: Sequence[str], inputs: Mapping[str, Any]
     ) -> AbstractContextManager[Capture]:
-        """The one forward, recorded as far as the signals of the methods ask for."""
+        """The captured forward, recorded as far as the signals of the methods require."""
         signals = [signal for method in methods for signal in method.signals]
         if any(signal.pixels and signal.gradients for signal in signals):
             inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
@@ -322,7 +322,7 @@ class CAM:
         return maps
 
     def _blames_layer(self, error: HFCamError, method: Method, own: Adapter) -> bool:
-        """Whether the target layer does not serve, so that no method that looks there is defined."""
+        """Whether an error is due to the target layer, so that it concerns every method that uses it."""
         return not isinstance(error, MethodError) and method.reads_layer and own == self._adapter
 
     def _better_layer(self, adapter: Adapter) -> str:

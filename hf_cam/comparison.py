@@ -146,5 +146,5 @@ def every_quick_method() -> list[str]:
 
 
 def quick_methods() -> list[str]:
-    """The ids of the methods that take few forwards and need no attention, so that they suit any model."""
+    """The ids of the methods that take few forwards and need no attention, so that they suit most models."""
     return [method.id for method in list_methods().values() if method.is_quick and not method.needs_attention]

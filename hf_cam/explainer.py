@@ -185,7 +185,7 @@ class Explainer:
     def compare_defined(
         self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> tuple[list[list[Explanation]], dict[str, str]]:
-        """As `compare`, of those methods alone that are defined here; and the ids of the others with the reason.
+        """Like `compare`, but only for the methods that are defined here; also the ids of the others with the reason.
 
         Raises:
             MethodError: a method does not exist, or none is defined.
@@ -333,7 +333,7 @@ def _explanations(
 
 
 def _blind_to_frames(method: Method) -> str:
-    """Why a method is not defined over frames: the pixels of one picture, or attention in one grid; empty if it is."""
+    """Why a method is not defined over frames: it uses the pixels or the attention of one picture; empty if it is."""
     if method.needs_attention or method.works_on_pixels:
         return f"{method.id!r} is not defined over the frames of a video; 'gradcam' and 'hirescam' are"
     return ""

@@ -1,4 +1,4 @@
-"""The registry that methods, signals, metrics, measurements and heads share: records by id, in a fixed order."""
+"""The registry class of methods, metrics, signals, measurements and heads: records by id, in order of registration."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Registry(Generic[Record]):
 
 
 def place_of(source: Callable[..., Any]) -> str:
-    """Where a function or class was defined; for any other callable, where its class was defined.
+    """The module and qualified name of a function or class; for any other callable, those of its class.
 
     >>> place_of(functools.partial(nearest, count=1))
     'hf_cam.errors.nearest'

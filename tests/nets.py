@@ -15,6 +15,7 @@ from benchmarks.tiny_models import VOCABULARY, settings, words_tokenizer
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.models.loading import LoadedModel
+from hf_cam.testing.metrics import PATCH
 from pictures import SIZE
 
 LABELS = {0: "tabby, tabby cat", 1: "tiger cat", 2: "espresso", 3: "lion, king of beasts", 4: "tripod"}
@@ -207,18 +208,6 @@ class Cubic(nn.Module):
         return torch.stack([self.features(pixel_values).pow(3).sum((1, 2, 3)), pixel_values.sum((1, 2, 3))], 1)
 
 
-class Reader(nn.Module):
-    """Class 1 is how bright the patch at rows 6 to 12, columns 4 to 14 is; nothing else plays a part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor([0.0, 6.0]))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        seen = pixel_values[..., 6:12, 4:14].mean((1, 2, 3))
-        return self.scale * (seen[:, None] - 0.5)
-
-
 READ = torch.zeros(24, 32, dtype=torch.bool)
-"""Where the patch lies."""
-READ[6:12, 4:14] = True
+"""Where the patch lies that the laws' `PatchReader` reads."""
+READ[PATCH] = True

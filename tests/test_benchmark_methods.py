@@ -76,7 +76,7 @@ def test_the_quickest_other_library_is_the_measure(bench: Any) -> None:
     assert bench.faster("fem")(figures, "Swin-T") is None
 
 
-def test_what_fails_is_said(bench: Any) -> None:
+def test_a_library_that_fails_is_reported_with_its_error(bench: Any) -> None:
     figures = {
         ("ResNet-50", "fullgrad", "hf-cam"): {"forwards": 3.0, "against": 1.0, "megabytes": 5.0},
         ("ResNet-50", "fullgrad", "grad-cam"): {"fails": "ValueError: no"},

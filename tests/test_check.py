@@ -8,13 +8,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import hf_cam
 from benchmarks.scenes import scenes
 from hf_cam.check import Origin, check
 from hf_cam.errors import OptionError
 from hf_cam.targets import ClassLogit
+from hf_cam.testing.metrics import PatchReader
+from nets import READ
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +53,13 @@ def test_an_empty_map_is_flagged(explained) -> None:
     assert "empty" in str(found)
 
 
-class Reader(nn.Module):
-    """Class 1 is how bright the patch at rows 6 to 12, columns 4 to 14 is."""
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        seen = pixel_values[..., 6:12, 4:14].mean((1, 2, 3))
-        return torch.stack([torch.zeros_like(seen), 6 * (seen - 0.5)], -1)
-
-
-PATCH = torch.zeros(24, 32)
-PATCH[6:12, 4:14] = 1
+PATCH = READ.float()
 
 
 @pytest.mark.parametrize(
     ("index", "found", "raw", "flags", "words"),
     [
-        pytest.param(1, PATCH, 1, (), "falls from 0.95 to 0.06", id="the perfect map"),
+        pytest.param(1, PATCH, 1, (), "falls from 0.98 to 0.03", id="the perfect map"),
         pytest.param(1, 1 - PATCH, 1, ("no better than chance",), "do not rely on it", id="its inverse"),
         pytest.param(1, 0 * PATCH, 0, ("constant map", "no gradient"), "The map is empty", id="no gradient"),
         pytest.param(1, 0 * PATCH + 0.5, 1, ("constant map",), "the same everywhere", id="an even map"),
@@ -76,14 +68,15 @@ PATCH[6:12, 4:14] = 1
 )
 def test_each_flag_has_its_case_on_a_model_that_reads_one_patch(index, found, raw, flags, words) -> None:
     pixels = (0.05 + 0.95 * PATCH).expand(1, 3, 24, 32)
-    result = check(Origin(Reader(), {"pixel_values": pixels}, ClassLogit(index), found), np.full((6, 8), float(raw)))
+    origin = Origin(PatchReader(), {"pixel_values": pixels}, ClassLogit(index), found)
+    result = check(origin, np.full((6, 8), float(raw)))
     assert result.flags == flags
     assert result.passed is (not flags)
     assert words in str(result)
-    sure = torch.tensor([0.0, 3.0]).softmax(0)[index].item()
+    sure = torch.tensor([-2.0, 2.0]).softmax(0)[index].item()
     assert result.confidence == pytest.approx(sure, abs=1e-5)
     if found is PATCH:  # its surroundings fill the patch: 0.05 is left, and a little noise
-        left = torch.tensor([0.0, 6 * (0.05 - 0.5)]).softmax(0)[index].item()
+        left = torch.tensor([1.8, -1.8]).softmax(0)[index].item()
         assert result.drop == pytest.approx(sure - left, abs=0.01)
         assert result.energy == 1
 
@@ -102,7 +95,7 @@ def test_every_head_and_batch_can_be_checked(scene) -> None:
             assert all(np.isfinite([one.drop, one.chance, one.energy]).all() for one in found)
 
 
-def test_a_pickled_explanation_has_lost_its_model_and_says_so(explained) -> None:
+def test_a_pickled_explanation_keeps_its_map_and_refuses_to_be_checked(explained) -> None:
     copy = pickle.loads(pickle.dumps(explained))
     assert np.array_equal(copy.heatmap, explained.heatmap)
     with pytest.raises(OptionError, match="explain the image again"):

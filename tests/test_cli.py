@@ -46,7 +46,7 @@ def refused(capsys, *arguments: str) -> str:
     return printed.err.strip()
 
 
-def test_one_image_to_a_file(capsys, picture_file, vit_folder, tmp_path):
+def test_one_images_map_goes_to_the_file_that_is_named(capsys, picture_file, vit_folder, tmp_path):
     out = tmp_path / "new" / "seen.png"
     assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(out)]) == 0
     printed = capsys.readouterr()
@@ -57,7 +57,7 @@ def test_one_image_to_a_file(capsys, picture_file, vit_folder, tmp_path):
         np.testing.assert_array_equal(np.asarray(written), np.asarray(explained.overlay()))
 
 
-def test_several_images_to_a_folder_keep_their_names(capsys, pictures, vit_folder, tmp_path):
+def test_several_images_maps_keep_their_names_in_a_folder(capsys, pictures, vit_folder, tmp_path):
     out = tmp_path / "out"
     assert main(["explain", *pictures, "--model", str(vit_folder), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["cat-2.png", "cat.png", "dog.png"]
@@ -71,7 +71,7 @@ def test_several_images_to_a_folder_keep_their_names(capsys, pictures, vit_folde
     assert "3/3" in printed.err, "several images show a progress bar"
 
 
-def test_one_image_to_a_folder(capsys, picture_file, vit_folder, tmp_path):
+def test_one_images_map_goes_into_a_folder_under_the_images_name(capsys, picture_file, vit_folder, tmp_path):
     (tmp_path / "a.folder").mkdir()
     assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(tmp_path / "a.folder")]) == 0
     assert [path.name for path in (tmp_path / "a.folder").iterdir()] == ["picture.png"]
@@ -89,7 +89,7 @@ def test_top_k_numbers_the_files_from_the_best_on(capsys, picture_file, vit_fold
         assert line.endswith(f"seen-{number}.png")
 
 
-def test_target_method_layer_and_smoothing_arrive(capsys, picture_file, vit_folder, tmp_path):
+def test_target_method_layer_and_smoothing_are_those_of_explain(capsys, picture_file, vit_folder, tmp_path):
     out = tmp_path / "seen.png"
     options = ["--target", "espresso", "--method", "hirescam", "--layer", "vit.layers.0", "--device", "cpu"]
     smoothing = ["--aug-smooth", "--eigen-smooth"]
@@ -132,13 +132,13 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, picture_file, vit_folder,
     assert not (tmp_path / "seen.png").exists()
 
 
-def test_a_file_in_the_way_of_the_folder_is_one_line(capsys, pictures, vit_folder, tmp_path):
+def test_a_file_in_the_way_of_the_folder_is_refused_in_one_line(capsys, pictures, vit_folder, tmp_path):
     (tmp_path / "out").write_text("in the way")
     assert main(["explain", pictures[0], "--model", str(vit_folder), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_damaged_image_among_several_is_told_before_anything_is_written(capsys, pictures, vit_folder, tmp_path):
+def test_a_damaged_image_among_several_is_refused_before_anything_is_written(capsys, pictures, vit_folder, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
     out = tmp_path / "out"
@@ -147,7 +147,7 @@ def test_a_damaged_image_among_several_is_told_before_anything_is_written(capsys
     assert not out.exists()
 
 
-def test_an_unexpected_failure_of_the_model_is_one_line(capsys, picture_file, vit_folder, tmp_path):
+def test_weights_that_cannot_be_loaded_are_refused_in_one_line(capsys, picture_file, vit_folder, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(vit_folder, folder)
     (folder / "model.safetensors").write_bytes(b"\x00" * 64)
@@ -185,7 +185,7 @@ def test_adapter_refuses_what_is_no_model(capsys, tmp_path):
     assert "has no config.json" in refused(capsys, "adapter", str(tmp_path))
 
 
-def test_adapter_save_of_a_hub_model_says_why_not(capsys, hub, vit_folder):
+def test_adapter_save_of_a_hub_model_is_refused_with_the_reason(capsys, hub, vit_folder):
     if not hub.folder("acme/adapted").is_dir():
         shutil.copytree(vit_folder, hub.folder("acme/adapted"))
     assert main(["adapter", "acme/adapted", "--save"]) == 2
@@ -218,7 +218,7 @@ def test_no_command_is_a_usage_error(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_told_in_one_word(capsys, picture_file, monkeypatch):
+def test_an_interrupt_is_reported_in_one_word(capsys, picture_file, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 

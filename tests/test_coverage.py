@@ -16,7 +16,7 @@ import hf_cam
 from benchmarks import tiny_models
 from benchmarks.coverage import Network, build_timm, failures, smallest_of_each, timm_networks, timm_rows
 from benchmarks.natural_maps import natural_map
-from benchmarks.tiny_models import TASKS, Case, cases
+from benchmarks.tiny_models import TASKS, Case, case_of, cases
 from hf_cam.capture.inputs import call
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import BY_PLACE, NHWC, TIME_FIRST, TIME_LAST, Layout, Reshape
@@ -24,9 +24,9 @@ from hf_cam.maps import normalize, resize
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.testing import check_adapter
+from pictures import pictures
 
 HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]
-SQUARES = [case for case in HEADS if case.only_squares]
 EXPECTED = {
     "image-classification": 42,
     "zero-shot-image-classification": 12,
@@ -39,10 +39,6 @@ EXPECTED = {
     "video-classification": 5,
     "visual-question-answering": 3,
 }
-
-
-def case_of(task: str, model_type: str) -> Case:
-    return next(case for case in cases(task) if case.model_type == model_type)
 
 
 # Warnings of the models about their own configs: vocabularies of other sizes, classes to be renamed.
@@ -80,7 +76,7 @@ def test_a_model_that_mixes_up_what_is_not_square_is_refused_unless_it_is() -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_levels_of_a_multi_scale_encoder_give_a_map_each_where_the_caller_names_them() -> None:
+def test_every_level_of_a_multi_scale_encoder_gives_a_map_where_the_caller_names_it() -> None:
     case = case_of("object-detection", "rt_detr")
     net = case.build()
     levels = [f"model.encoder_input_proj.{level}" for level in range(3)]
@@ -94,14 +90,14 @@ def test_the_levels_of_a_multi_scale_encoder_give_a_map_each_where_the_caller_na
     torch.testing.assert_close(found.maps, fused)
 
 
-def test_the_registry_is_whole() -> None:
+def test_no_task_has_fewer_architectures_than_were_counted() -> None:
     counts = {task: sum(case.task == task for case in HEADS) for task in EXPECTED}
     for task, count in EXPECTED.items():
         assert counts[task] >= count, task
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if case.refused], ids=str)
-def test_what_has_no_map_says_why(case: Case) -> None:
+def test_a_model_without_a_map_is_refused_with_the_reason(case: Case) -> None:
     config = CONFIG_MAPPING[case.model_type]()
     config.architectures = [case.model_class]
     with pytest.raises(UnknownArchitecture, match=rf"{case.model_type}\) has no map to draw: "):
@@ -132,7 +128,7 @@ WRONG = {
         ("image-classification", "mobilevit"),
     ],
 )
-def test_a_grid_that_is_not_where_it_is_said_to_be_fails_the_check(task: str, model_type: str, wrong: str) -> None:
+def test_a_grid_in_another_order_than_claimed_fails_the_check(task: str, model_type: str, wrong: str) -> None:
     case = case_of(task, model_type)
     net = case.build()
     inputs = case.inputs(net)
@@ -231,7 +227,7 @@ def test_an_architecture_of_two_inputs_that_nobody_described_is_explained() -> N
 
 def test_an_architecture_with_an_odd_layout_is_explained() -> None:
     torch.manual_seed(0)
-    net, x = Folded(), torch.randn(1, 3, 64, 96)
+    net, x = Folded(), pictures(1)
     adapter = infer_adapter(net, inputs={"pixel_values": x})
     assert (adapter.layers, adapter.layouts[0].axes) == (("end",), NHWC)
     [check] = check_adapter(net, adapter, inputs={"pixel_values": x})
@@ -254,7 +250,7 @@ def test_patches_that_no_convolution_cuts_are_known_from_the_module_that_cuts_th
     net = nn.Sequential(nn.Identity(), nn.Identity())
     net.patch_embed, net.norm, net.head = Cutter(), nn.LayerNorm(16), nn.Linear(16, 3)
     net.forward = lambda x: net.head(net.norm(net.patch_embed(x)).mean(1))
-    [check] = check_adapter(net, inputs={"pixel_values": torch.randn(1, 3, 64, 96)})
+    [check] = check_adapter(net, inputs={"pixel_values": pictures(1)})
     assert (check.layer, check.grid, check.verdict) == ("norm", (8, 12), "confirmed")
 
 
@@ -274,7 +270,7 @@ def test_a_grid_that_only_the_answer_lies_on_is_not_looked_at() -> None:
             return self.answer(x).flatten(1, 2)
 
     torch.manual_seed(0)
-    [check] = check_adapter(Joins(), inputs={"pixel_values": torch.randn(1, 3, 64, 96)})
+    [check] = check_adapter(Joins(), inputs={"pixel_values": pictures(1)})
     assert (check.layer, check.grid, check.verdict) == ("norm", (8, 12), "confirmed")
 
 
@@ -343,7 +339,7 @@ def test_the_page_names_every_type_and_counts_its_own_rows() -> None:
         rows = [line.split(" | ") for line in sections[task].splitlines() if line.startswith("| ")][1:]
         assert [row[0].removeprefix("| ") for row in rows] == [case.model_type for case in cases(task)]
         ends = [row[-1].removesuffix(" |") for row in rows]
-        asked = sum("the caller names" in end for end in ends)
+        asked = sum(end == "yes, with the caller's target" for end in ends)
         assert counted[task] == [len(rows), ends.count("yes"), asked, ends.count("no map")]
         refused = {row[0].removeprefix("| ") for row in rows if row[-1].startswith("no map")}
         assert refused == {case.model_type for case in cases(task) if case.refused}

@@ -29,6 +29,10 @@ def test_the_page_of_methods_is_the_registrys() -> None:
     assert all(f"| `{method}` |" in written for method in list_methods())
 
 
+def test_the_page_of_metrics_is_the_registrys() -> None:
+    assert (DOCS / "metrics.md").read_text(encoding="utf-8") == script("make_metrics").page()
+
+
 @pytest.fixture
 def make_readme() -> Any:
     return script("make_readme")

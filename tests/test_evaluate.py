@@ -33,7 +33,7 @@ def table(samples):
     return hf_cam.evaluate("demo:vit", samples, **QUICK)
 
 
-def test_the_table_has_a_row_a_map_and_the_method_that_reads_the_model_first(table) -> None:
+def test_the_table_has_one_row_per_map_and_the_method_that_reads_the_model_first(table) -> None:
     assert {row.map for row in table.rows} == {"hirescam", "randomcam", *BASELINES}
     assert table.rows[0].map == table.best("road").map == table.best("energy-inside").map == "hirescam"
     for row in table.rows:

@@ -201,7 +201,7 @@ def test_compare_runs_the_model_once_and_beside_it_only_what_methods_run_themsel
     assert found.skipped == {}
 
 
-def test_compare_says_why_it_leaves_methods_out_and_refuses_those_that_are_named() -> None:
+def test_compare_gives_the_reason_for_each_method_it_leaves_out_and_refuses_those_that_are_named() -> None:
     model, processor = make("convnext"), ViTImageProcessor(size=WHOLE)
     runs: list[int] = []
     with model.register_forward_hook(lambda *_: runs.append(1)):

@@ -74,7 +74,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize(("picture", "expected"), PICTURES.values(), ids=PICTURES)
-def test_pictures_of_any_mode(picture, expected):
+def test_pictures_of_any_mode_become_rgb(picture, expected):
     loaded = load_image(picture())
     assert loaded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(loaded), expected)
@@ -105,7 +105,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize(("array", "expected"), ARRAYS.values(), ids=ARRAYS)
-def test_arrays_and_tensors(array, expected):
+def test_arrays_and_tensors_become_rgb(array, expected):
     np.testing.assert_array_equal(np.asarray(load_image(array)), expected)
 
 
@@ -163,7 +163,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["plain.png", "with space.png", "häuser.png"])
-def test_an_image_from_a_url(hub, name):
+def test_an_image_is_fetched_from_a_url(hub, name):
     hub.folder("acme/pictures").mkdir(parents=True, exist_ok=True)
     Image.fromarray(RGB).save(hub.folder("acme/pictures") / name)
     loaded = load_image(f"{hub.url}/acme/pictures/resolve/main/{name}")

@@ -40,7 +40,7 @@ def test_pairs_keep_their_sides_whoever_goes_first(cost):
 
 
 @pytest.mark.parametrize(("value", "words"), [(1.1, "1.10 <= 1.10 met"), (1.2, "1.20 > 1.10 NOT MET")])
-def test_a_verdict_says_what_was_asked(cost, value, words):
+def test_a_verdict_names_the_bound(cost, value, words):
     assert cost.verdict(value, 1.10) == words
 
 

@@ -87,7 +87,7 @@ def test_the_pipeline_and_explain_agree(cam, picture, vit_folder):
 
 
 @pytest.mark.parametrize("kind", ["path", "str", "array", "tensor"])
-def test_an_image_of_any_kind(cam, picture, picture_file, expected, kind):
+def test_paths_arrays_and_tensors_give_what_the_picture_gives(cam, picture, picture_file, expected, kind):
     image = {
         "path": picture_file,
         "str": str(picture_file),
@@ -113,11 +113,6 @@ def test_a_list_of_one_stays_a_list(cam, pictures, expected):
     check(cam(pictures[:1]), expected[:1])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_batch_size_changes_nothing(cam, pictures, expected, batch_size):
-    check(cam(pictures, batch_size=batch_size), expected)
-
-
 def test_a_generator_is_explained_image_by_image(cam, pictures, expected):
     drawn = []
 
@@ -132,33 +127,24 @@ def test_a_generator_is_explained_image_by_image(cam, pictures, expected):
     assert len(drawn) < len(pictures)
 
 
-def test_a_generator_in_batches(cam, pictures, expected):
-    check(cam((picture for picture in pictures), batch_size=2), expected)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_key_dataset(cam, dataset, expected, batch_size):
-    check(cam(KeyDataset(dataset, "image"), batch_size=batch_size), expected)
+SOURCES = {
+    "a list": lambda pictures, dataset: pictures,
+    "a generator": lambda pictures, dataset: (picture for picture in pictures),
+    "a key of a dataset": lambda pictures, dataset: KeyDataset(dataset, "image"),
+    "a dataset": lambda pictures, dataset: dataset,
+    "a dataset, streamed": lambda pictures, dataset: dataset.to_iterable_dataset(),
+    "a dataset's column": lambda pictures, dataset: dataset["image"],
+    "a dataset with an image column of another name": lambda pictures, dataset: dataset.rename_column("image", "photo"),
+}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_dataset_finds_its_image_column(cam, dataset, expected, batch_size):
-    check(cam(dataset, batch_size=batch_size), expected)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_in_batches_gives_what_its_pictures_give_alone(cam, pictures, dataset, expected, source, batch_size):
+    check(cam(SOURCES[source](pictures, dataset), batch_size=batch_size), expected)
 
 
-def test_a_dataset_streamed(cam, dataset, expected):
-    check(cam(dataset.to_iterable_dataset(), batch_size=2), expected)
-
-
-def test_a_datasets_column(cam, dataset, expected):
-    check(cam(dataset["image"], batch_size=2), expected)
-
-
-def test_a_dataset_with_an_image_column_of_another_name(cam, dataset, expected):
-    check(cam(dataset.rename_column("image", "photo")), expected)
-
-
-def test_a_dataset_with_several_image_columns_asks_which(cam, dataset):
+def test_a_dataset_with_several_image_columns_is_refused_by_their_names(cam, dataset):
     datasets = pytest.importorskip("datasets")
     renamed = (dataset.select_columns("image").rename_column("image", name) for name in ("first", "second"))
     both = datasets.concatenate_datasets(list(renamed), axis=1)
@@ -166,12 +152,12 @@ def test_a_dataset_with_several_image_columns_asks_which(cam, dataset):
         list(cam(both))
 
 
-def test_a_dataset_without_images_says_so(cam, dataset):
+def test_a_dataset_without_images_is_refused_by_its_columns(cam, dataset):
     with pytest.raises(ImageError, match=r"no image column.*number"):
         list(cam(dataset.remove_columns("image")))
 
 
-def test_a_dict_of_splits_asks_for_one(cam, dataset):
+def test_a_dict_of_splits_is_refused_by_their_names(cam, dataset):
     datasets = pytest.importorskip("datasets")
     with pytest.raises(ImageError, match=r"choose a split.*train.*test"):
         cam(datasets.DatasetDict(train=dataset, test=dataset))
@@ -204,7 +190,7 @@ def test_top_k_beyond_the_classes_gives_all_of_them(cam, picture):
         pytest.param(torch.tensor(1), "tiger cat", id="tensor index"),
     ],
 )
-def test_a_target_by_label_or_index(cam, picture, target, label):
+def test_a_target_by_label_or_index_is_that_class(cam, picture, target, label):
     [found] = cam(picture, target=target)
     assert found["label"] == label
     everything = {entry["label"]: entry for entry in cam(picture, top_k=5)}
@@ -225,7 +211,7 @@ def test_a_target_holds_for_every_image_of_a_batch(cam, pictures):
     assert [entry["label"] for entries in found for entry in entries] == ["tiger cat"] * 5
 
 
-def test_method_layers_and_smoothing_arrive(cam, picture, vit_folder):
+def test_method_layers_and_smoothing_are_those_of_explain(cam, picture, vit_folder):
     asked = {"method": "hirescam", "layers": "vit.layers.0", "target": 1, "aug_smooth": True, "eigen_smooth": True}
     [found], [explained] = cam(picture, **asked), hf_cam.explain(picture, model=vit_folder, **asked)
     assert (explained.method, explained.layers) == ("hirescam", ("vit.layers.0",))
@@ -233,13 +219,13 @@ def test_method_layers_and_smoothing_arrive(cam, picture, vit_folder):
     assert np.abs(found["heatmap"] - cam(picture, target=1)[0]["heatmap"]).max() > 0.05
 
 
-def test_several_layers_as_a_list(cam, picture):
+def test_a_second_layer_changes_the_map(cam, picture):
     [first] = cam(picture, layers=["vit.layers.0"])
     [both] = cam(picture, layers=["vit.layers.0", "vit.layers.1.layernorm_before"])
     assert np.abs(first["heatmap"] - both["heatmap"]).max() > 0.01
 
 
-def test_reshape_arrives(cam, picture):
+def test_the_callers_reshape_is_used(cam, picture):
     calls = []
 
     def reshape(tokens):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # several interpreters, one of which installs the package
 PLUGIN = Path(__file__).with_name("plugin")
 
 SCRIPT = """

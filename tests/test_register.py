@@ -89,11 +89,13 @@ def printed():
     return {name: text for line in done.stdout.splitlines() for name, text in json.loads(line).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_tasks_are_known_in_any_order_of_imports(printed, order):
     assert printed[order] == "known"
 
 
+@pytest.mark.slow
 def test_transformers_keeps_its_own_loader(printed):
     assert printed["own loader"] == "own"
 

@@ -54,7 +54,7 @@ def test_what_goes_by_the_tokens_that_are_read_differs_between_detections() -> N
         assert rank_correlation(one, other).item() < 0.99
 
 
-def test_the_command_says_which_maps_all_targets_or_classes_share(capsys) -> None:
+def test_the_command_lists_which_maps_all_targets_or_classes_share(capsys) -> None:
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     for name in list_methods():

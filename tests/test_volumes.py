@@ -93,6 +93,6 @@ def test_volumes_that_fit_no_stride_are_refused() -> None:
         Layout(NCDHW).to_spatial(torch.zeros(1, 8, 5, 4, 9), (64, 96))
 
 
-def test_without_a_layer_the_error_says_to_name_one() -> None:
+def test_volumes_without_a_named_layer_are_refused_with_the_way_out() -> None:
     with pytest.raises(UnknownArchitecture, match="layers="):
         CAM(_Volumes().eval(), "gradcam")(scans())

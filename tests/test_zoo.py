@@ -132,6 +132,7 @@ def test_a_segment_is_explained_by_the_cells_of_its_object_not_by_queries() -> N
     assert np.mean(energy) > 0.7
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_the_same_weights() -> None:
     first, second = (train(RECIPES["convnext"], torch.device("cpu"), 2, ZOO).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)

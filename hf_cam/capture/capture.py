@@ -17,7 +17,7 @@ from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
 
 Watch = Callable[[nn.Module], AbstractContextManager[Any]]
-"""Records what goes on in a module's forward while its block lasts, and yields the record."""
+"""A context manager that records what happens in a module's forward, and yields the record."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def capture(
         inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
         gradients: False records no graph at all.
         second_order: True where the gradients are to be differentiable.
-        watches: Each sees the whole forward; with one, autograd records from the picture on.
+        watches: Context managers around the forward; with one, autograd records from the picture on.
 
     Raises:
         LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.

@@ -214,7 +214,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _check_signals(method: Method) -> None:
-    """Refuse a function with a parameter that is neither a signal nor an option."""
+    """Refuse a function whose parameters without a default are not all signals."""
     if not method.needs:
         raise MethodError(f"{method.id!r} needs no signal: at least one parameter without a default must name a signal")
     for name in method.needs:

@@ -33,12 +33,12 @@ class Signal:
         provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record.
         cost: What causes the cost, for the tables.
         gradients: Whether the part of the model behind the target layers is recorded and differentiated.
-        second_order: Whether the gradients themselves are differentiated.
+        second_order: Whether the gradients themselves are differentiated; implies `gradients`.
         pixels: Whether it works on the pixels of one picture, and so is not defined for pictures cut into patches or
             the frames of a video. With `gradients`, the picture itself requires grad.
         attention: Whether it is defined only where attention runs over all cells of one picture.
         ignores_target: Whether it is the same for every target.
-        watch: Observes the captured forward; its result is `run.captured.watched[watch]`.
+        watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
         forwards: Cost per target.
         forwards_per_channel: Cost per target and channel of the target layer.
     """
@@ -148,7 +148,6 @@ def gradients(run: Run, layer: str) -> Tensor:
 @signal(
     "the target's Hessian at the activations, times the activations, `[B, C, h, w]`",
     cost="a second backward pass, through that gradient",
-    gradients=True,
     second_order=True,
     forwards=0.5,
 )
@@ -218,7 +217,7 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
         if node is None or node in known:
             continue
         if node.name() == "torch::autograd::Error":
-            raise RuntimeError("the derivative of a function that is marked as once differentiable")
+            raise RuntimeError("the derivative of a function is marked as once differentiable")
         known.add(node)
         waiting += [earlier for earlier, _ in node.next_functions]
 

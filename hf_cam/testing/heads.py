@@ -49,8 +49,8 @@ def check_head(
     Raises:
         LawError: a law does not hold.
 
-    >>> [type(subject.target).__name__ for subject in check_head("demo:vit")]
-    ['ClassLogit']
+    >>> len(check_head("demo:vit"))
+    1
     """
     loaded = model if isinstance(model, LoadedModel) else load(model, processor=processor)
     own, request = head_of(loaded, head), request or Request()
