@@ -16,7 +16,7 @@ from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.errors import MethodError, ModelError, OptionError
-from hf_cam.explanation import NO_EVIDENCE, Explanation
+from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut, cut_alike
@@ -24,7 +24,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
-from hf_cam.models.loading import LoadedModel, Picture, load
+from hf_cam.models.loading import LoadedModel, Picture, input_size, load
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
@@ -32,6 +32,9 @@ from hf_cam.targets import Target
 
 BATCH = 8
 """Images per forward where the caller does not say."""
+
+FAINT = 0.01
+"""Share of a map's peak up to which cells count as none of its evidence."""
 
 
 def explain(
@@ -253,7 +256,8 @@ class Explainer:
             skipped = {method.id: reason for method in methods if (reason := _blind_to_frames(method))}
             if skipped and not (skip_undefined and len(skipped) < len(methods)):
                 raise MethodError(next(iter(skipped.values())))
-        geometries = [self.loaded.geometry((image.height, image.width)) for image in images]
+        size = input_size(inputs)
+        geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
         found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
         for part in self.head.rounds(request, inputs):
             chosen = _Chosen(self.head, part, geometries)
@@ -311,7 +315,9 @@ def _explanations(
 ) -> list[Explanation]:
     """Of image `i` of a batch, one a subject."""
     frames = len(image.frames) if isinstance(image, Video) else None
-    heatmaps = _heatmaps(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry, frames)
+    on_grid = _on_grid(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry, frames)
+    in_view = _in_view(on_grid, geometry)
+    heatmaps = _heatmaps(on_grid * in_view.view(-1, *(1,) * (on_grid.ndim - 1)), geometry, frames)
     raw = saliency.raw[0][:, i].float().cpu().numpy()
     return [
         Explanation(
@@ -325,7 +331,7 @@ def _explanations(
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
-            flags=subject.flags if heatmaps[k].any() else (*subject.flags, NO_EVIDENCE),
+            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k]))),
             origin=origins[k],
         )
         for k, subject in enumerate(subjects)
@@ -345,15 +351,32 @@ def _measured(model: nn.Module) -> bool:
     return declared is not None and declared.origin in ("catalogue", "cam_config")
 
 
-def _heatmaps(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> np.ndarray:
-    """`[K, H, W]` float32 in [0, 1] in the image's pixels, from each layer's raw maps `[K, h, w]`.
+def _on_grid(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> Tensor:
+    """`[K, h, w]` in [0, 1] on a grid over the model's input, from each layer's raw maps `[K, h, w]`.
 
-    Of a video `[K, T, H, W]` from `[K, t, h, w]`; each is stretched over all its frames at once.
+    Of a video `[K, t, h, w]`; each is stretched over all its frames at once.
     """
     size = geometry.model_size if frames is None else (frames, *geometry.model_size)
-    on_grid = normalize(raw[0], len(size)) if len(raw) == 1 else method.fuse(raw, size)
+    return normalize(raw[0], len(size)) if len(raw) == 1 else method.fuse(raw, size)
+
+
+def _heatmaps(on_grid: Tensor, geometry: Geometry, frames: int | None) -> np.ndarray:
+    """`[K, H, W]` float32 in [0, 1] in the image's pixels, of a video `[K, T, H, W]`."""
     if frames is not None:
         on_grid = resize(on_grid, (frames, *on_grid.shape[-2:]))
     drawn = geometry.to_image(on_grid.float())
-    peak = drawn.amax(tuple(range(-len(size), 0)), keepdim=True)
+    peak = drawn.amax(tuple(range(1, drawn.ndim)), keepdim=True)
     return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()
+
+
+def _in_view(on_grid: Tensor, geometry: Geometry) -> Tensor:
+    """`[K]` booleans: the maps `[K, ..., h, w]` that have evidence in a cell that the image touches."""
+    touched = (geometry.filled((on_grid.shape[-2], on_grid.shape[-1])) > 0).to(on_grid)
+    return (on_grid * touched).flatten(1).amax(1) > FAINT
+
+
+def _flags(on_grid: Tensor, in_view: bool) -> tuple[str, ...]:
+    """What is wrong with a map on its grid."""
+    if in_view:
+        return ()
+    return (OUTSIDE_IMAGE,) if on_grid.any() else (NO_EVIDENCE,)

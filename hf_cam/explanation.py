@@ -16,6 +16,7 @@ from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, ou
 from hf_cam.images.patches import are_cut
 
 NO_EVIDENCE = "no evidence"
+OUTSIDE_IMAGE = "evidence only outside the image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Explanation:
         image: The caller's image, upright and in RGB; the first frame of a video.
         box: `(x0, y0, x1, y1)` in the image's pixels, if the head finds objects.
         mask: `[H, W]` booleans, if the head finds segments.
-        flags: Warnings, such as "no evidence" for a map of zeros.
+        flags: Warnings, such as "no evidence" if the map on the model's grid is the same everywhere, or "evidence only
+            outside the image" if all of it lies on padding.
         origin: The model, the preprocessed image and the target, for `check()`; not pickled.
         frames: The frames of a video that the model saw; empty for an image.
     """

@@ -13,14 +13,15 @@ from transformers import AutoImageProcessor, DetrImageProcessor, ViTForImageClas
 
 import hf_cam
 from hf_cam.cam import CAM
-from hf_cam.errors import MethodError, OptionError, TargetError
-from hf_cam.explanation import NO_EVIDENCE, Explanation
+from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
+from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.outputs import sample_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
 from hf_cam.zoo import demo_model, timm_key
 from nets import WHOLE, make
 from pictures import noise, resized
+from processors import CONTRAST, RANDOM, TURNED, letterbox
 
 
 def processed(folder: Path, image: Image.Image) -> torch.Tensor:
@@ -108,6 +109,75 @@ def test_no_evidence_is_zeros_and_flagged() -> None:
     [found] = hf_cam.explain(noise(), model, processor=resized(), layers="conv", target=1)
     assert not found.heatmap.any()
     assert found.flags == (NO_EVIDENCE,)
+
+
+class Bright(nn.Module):
+    """Class 1 is read from what is bright, by construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8, stride=8, bias=False)
+        nn.init.constant_(self.conv.weight, 1 / 192)
+        self.classify = nn.Linear(2, 2)
+        self.classify.weight.data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.classify(self.conv(x).relu().mean((2, 3)))
+
+
+def spot() -> Image.Image:
+    """Dark, but for a block around row 140, column 300."""
+    picture = np.full((240, 400, 3), 50, np.uint8)
+    picture[110:170, 260:340] = 250
+    return Image.fromarray(picture)
+
+
+def middle(heatmap: np.ndarray) -> tuple[float, float]:
+    rows, columns = np.mgrid[: heatmap.shape[0], : heatmap.shape[1]]
+    return (heatmap * rows).sum() / heatmap.sum(), (heatmap * columns).sum() / heatmap.sum()
+
+
+@pytest.mark.parametrize(
+    "process",
+    [CONTRAST["whitened"], CONTRAST["equalised"], TURNED["mirrored"], TURNED["turned by 90"], TURNED["transposed"]],
+)
+def test_the_heatmap_lies_on_what_the_model_saw_whatever_the_processor_does(process) -> None:
+    def centred(image):
+        tensor = process(image)
+        return tensor - (tensor.amax() + tensor.amin()) / 2  # what is dark lies below zero
+
+    [found] = hf_cam.explain(spot(), Bright().eval(), processor=centred, layers="conv", target=1)
+    assert not found.flags
+    row, column = middle(found.heatmap)
+    assert row == pytest.approx(139.5, abs=8)
+    assert column == pytest.approx(299.5, abs=8)
+
+
+def test_a_random_processor_is_refused_before_the_model_runs() -> None:
+    model = Bright().eval()
+    for images in (spot(), [spot(), noise()]):
+        with pytest.raises(ModelError, match="random"):
+            hf_cam.explain(images, model, processor=RANDOM["random flip"], layers="conv", target=1)
+    assert not model.calls
+
+
+def test_evidence_that_lies_on_padding_alone_is_flagged_and_not_drawn() -> None:
+    dark = Image.fromarray(np.full((100, 200, 3), 10, np.uint8))
+    model = Bright().eval()
+
+    def padded_with_white(image):
+        return letterbox("start", 255)(image) - 0.5
+
+    [found] = hf_cam.explain(dark, model, processor=padded_with_white, layers="conv", target=1)
+    assert found.raw[9:].min() > 0  # white, below the image
+    assert not found.raw[:8].any()
+    assert found.flags == (OUTSIDE_IMAGE,)
+    assert not found.heatmap.any()
+    [both] = hf_cam.explain(spot(), model, processor=padded_with_white, layers="conv", target=1)
+    assert not both.flags
+    assert both.heatmap.max() == 1
 
 
 def test_plain_modules_work_through_the_probe() -> None:

@@ -23,7 +23,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
-from hf_cam.models.loading import load
+from hf_cam.models.loading import input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request
@@ -177,8 +177,8 @@ class _Bench:
         """The records of one image that are not done yet."""
         image = load_image(sample.image)
         loaded = self.explainer.loaded
-        geometry = loaded.geometry((image.height, image.width))
         pictures = loaded.inputs([image])
+        geometry = loaded.geometry((image.height, image.width), input_size(pictures))
         head = self.explainer.head
         request = head.rounds(self.asked(sample), pictures)[0]
         inputs = model_inputs_of(

@@ -116,10 +116,7 @@ def _best(logits: Tensor) -> Tensor:
 
 def in_view(grid: Size, geometry: Geometry) -> Tensor:
     """Booleans `[h, w]` for a grid over the model's input: True for cells in the image, False in the padding."""
-    top, left, bottom, right = geometry.seen
-    inside = torch.zeros(geometry.model_size)
-    inside[top:bottom, left:right] = 1
-    return torch.nn.functional.interpolate(inside[None, None], size=grid, mode="area")[0, 0] >= 0.5
+    return geometry.filled(grid) >= 0.5
 
 
 @register_head("text-detection", tasks=["OBJECT_DETECTION"], when=lambda traits: traits.declares("finds_text"))

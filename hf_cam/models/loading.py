@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError
-from hf_cam.images.geometry import Geometry, measure
+from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import CutPictures, are_cut
+from hf_cam.images.placing import Geometries
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, is_video, load_video
 from hf_cam.layouts import Size
@@ -40,7 +41,7 @@ class LoadedModel:
     processor: Any
     id2label: dict[int, str]
     tokenizer: Any = None
-    _geometries: dict[Size, Geometry] = field(default_factory=dict, repr=False, compare=False)
+    _geometries: Geometries = field(default_factory=Geometries, repr=False, compare=False)
 
     @cached_property
     def traits(self) -> ModelTraits:
@@ -145,11 +146,17 @@ class LoadedModel:
         taken = self.traits.inputs
         return {name: value for name, value in encoded.items() if any(known.endswith(name) for known in taken)}
 
-    def geometry(self, image_size: Size) -> Geometry:
-        """How the processor maps images of this size (height, width) to the model's input; measured once per size."""
-        if image_size not in self._geometries:
-            self._geometries[image_size] = measure(self.pixel_values, image_size)
-        return self._geometries[image_size]
+    def geometry(self, image_size: Size, model_size: Size | None = None) -> Geometry:
+        """How the processor puts images of this size (height, width) into the model's input.
+
+        Args:
+            image_size: Of the image.
+            model_size: Of what `inputs` made of it, where that is known; it spares the processor a picture.
+
+        Raises:
+            ModelError: it is random, places images by their content, or does more than `Geometry` can undo.
+        """
+        return self._geometries.of(self.pixel_values, image_size, model_size)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """Only the pictures, `[B, C, H, W]`: single frames for a video model, reassembled if cut into patches."""
@@ -157,6 +164,14 @@ class LoadedModel:
             return self.inputs([Video([image]) for image in images])["pixel_values"][:, 0]
         inputs = self.inputs(images)
         return CutPictures.of(inputs).pictures() if are_cut(inputs) else inputs["pixel_values"]
+
+
+def input_size(inputs: Mapping[str, Tensor]) -> Size | None:
+    """Height and width in pixels of the pictures in a batch of `LoadedModel.inputs`; None if they have none."""
+    pixels = inputs["pixel_values"]
+    if are_cut(inputs):
+        return CutPictures.of(inputs).size
+    return (pixels.shape[-2], pixels.shape[-1]) if pixels.ndim >= 4 else None
 
 
 def _picture(tensor: Any) -> Tensor:
