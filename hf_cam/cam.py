@@ -20,11 +20,13 @@ from hf_cam.errors import (
     LayerError,
     LayoutError,
     MethodError,
+    ModelError,
     NoGradientError,
     OptionError,
     TargetError,
 )
 from hf_cam.images.patches import CutPictures, are_cut
+from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import Run
@@ -32,7 +34,8 @@ from hf_cam.models.traits import traits_of
 from hf_cam.outputs import class_logits, map_tensors, sample_of
 from hf_cam.request import Request, check_count
 from hf_cam.target_layers.adapter import Adapter, union
-from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_adapter, probed_adapter
+from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_adapter, probed_adapter, settle
+from hf_cam.target_layers.named import Layers
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target, as_target
 
@@ -88,7 +91,9 @@ class CAM:
     Args:
         model: Any vision model; it comes back untouched from every call.
         method: An id of `hf_cam.list_methods()`, or "auto" for the one that serves the model's family best.
-        layers: Dotted names of the target layers, inferred where not given; several are averaged.
+        layers: The target layers, as dotted names or modules, inferred where not given; several are averaged. If a
+            layer runs several times in one forward (tied weights, siamese and recurrent nets), `layers="block:0"` names
+            its first run and `"block:1"` its second; without a number, the run that alone depends on the picture.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
         rerun_batch_size: Variants of an image per forward, for methods that rerun the model; chosen for the device
             where not given.
@@ -110,7 +115,7 @@ class CAM:
         self,
         model: nn.Module,
         method: str = "gradcam",
-        layers: Sequence[str] | str | None = None,
+        layers: Layers | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
         rerun_batch_size: int | None = None,
@@ -125,6 +130,7 @@ class CAM:
         self._layers, self._reshape, self._rerun_batch_size = layers, reshape, rerun_batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
         self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
+        self._settled = layers is None
         self._looked: dict[tuple[str, Adapter], Adapter] = {}
         self._auto = method == "auto"
         declared = self._adapter.method if self._adapter else "gradcam"
@@ -215,20 +221,33 @@ class CAM:
         wanted = request or Request()
         check_options(methods, wanted.method_options)
         run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
+        before = self._adapter if self._settled else None
         try:
             return run()
         except (LayoutError, NoGradientError, DetachedError, LayerError) as error:
-            # timm's metadata names stages, not layouts: where it misleads, the structure tells.
             claimed = self._adapter
-            if claimed is None or claimed.origin != "timm":
-                raise
             try:
-                inputs = model_inputs_of(self.model, pixel_values, model_inputs)
-                self._adapter = probed_adapter(self.model, one_image(inputs, 0))
+                self._adapter = self._second_look(
+                    error, before, model_inputs_of(self.model, pixel_values, model_inputs)
+                )
                 return run()
             except HFCamError:
                 self._adapter = claimed
                 raise error from None
+
+    def _second_look(self, error: HFCamError, before: Adapter | None, inputs: Mapping[str, Any]) -> Adapter:
+        """Where to look after an error; raises that error if there is nothing else to try."""
+        claimed = self._adapter
+        if claimed is not None and claimed.origin == "timm":
+            # timm's metadata names stages, not layouts: where it misleads, the structure shows more.
+            return probed_adapter(self.model, one_image(inputs, 0))
+        # Found in the first pictures: beside others, a longer text for example, the same grid has other neighbours.
+        if before is not None and before == claimed and isinstance(error, LayoutError):
+            if claimed.origin == "probe":
+                return probed_adapter(self.model, one_image(inputs, 0))
+            if self._layers is not None:
+                return self._settle(inputs)
+        raise error
 
     def _saliencies(
         self,
@@ -269,7 +288,8 @@ class CAM:
         for method, own, by_target in made:
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
             raw = tuple(_unaugmented(maps, batch) if request.aug_smooth else maps for maps in raw)
-            records.append(Saliency(method.fuse(raw, size), raw, scores, outputs, own, method))
+            shown = _enlarged(size, own, raw[0].shape[2:], len(runs[0].activation(own.layers[0])) // (batch * views))
+            records.append(Saliency(method.fuse(raw, shown), raw, scores, outputs, own, method))
         return Saliencies(tuple(records), skipped)
 
     def _places(
@@ -280,9 +300,9 @@ class CAM:
         found, skipped = list[tuple[Method, Adapter]](), dict[str, str]()
         for method in methods:
             try:
-                if are_cut(inputs):
-                    _check_takes_patches(method)
-                found.append((method, self._looks(method, inputs)))
+                own = self._looks(method, inputs)
+                _check_works_on_pixels(method, own, inputs)
+                found.append((method, own))
             except UNDEFINED as error:
                 if not skip_undefined:
                     raise
@@ -337,12 +357,32 @@ class CAM:
 
     def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
         if self._adapter is None:
-            self._adapter = infer_adapter(
-                self.model, layers=self._layers, reshape=self._reshape, inputs=one_image(inputs, 0)
+            self._adapter = self._on_one_image(
+                inputs, lambda given: infer_adapter(self.model, reshape=self._reshape, inputs=given)
             )
             if self._auto:
                 self.method = get_method(self._adapter.method)
+        if not self._settled:
+            try:
+                self._adapter, self._settled = self._settle(inputs), True
+            except ModelError:
+                return self._adapter  # the forward that follows raises the model's own error
         return self._adapter
+
+    def _settle(self, inputs: Mapping[str, Any]) -> Adapter:
+        """The adapter of the caller's layers, as a run on these inputs shows it."""
+        named = declared_adapter(self.model, layers=self._layers, reshape=self._reshape)
+        assert named is not None
+        return self._on_one_image(inputs, lambda given: settle(named, self.model, given))
+
+    def _on_one_image(self, inputs: Mapping[str, Any], look: Callable[[Mapping[str, Any]], Adapter]) -> Adapter:
+        """The adapter found in the first image, or in the whole batch if the model takes no single image."""
+        try:
+            return look(one_image(inputs, 0))
+        except ModelError:
+            if len(inputs["pixel_values"]) == 1:
+                raise
+            return look(inputs)
 
     def _looks(self, method: Method, inputs: Mapping[str, Any]) -> Adapter:
         """Where a method looks: at the caller's layers, or else at those that it asks for."""
@@ -445,10 +485,37 @@ def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
     return {**others, "pixel_values": torch.cat(views)}
 
 
-def _check_takes_patches(method: Method) -> None:
-    if method.works_on_pixels:
+def _enlarged(size: tuple[int, ...], own: Adapter, cells: Sequence[int], rows: int) -> tuple[int, ...]:
+    """What maps of `cells` are enlarged to; views or slices that lie in the batch axis have a map each.
+
+    Args:
+        size: Of the input.
+        own: The adapter.
+        cells: The shape of a raw map.
+        rows: How many rows of the layer's output belong to an image.
+    """
+    frames = tuple(cells[:-2])
+    folded = any(isinstance(layout, Layout) and layout.axes in FOLDED for layout in own.layouts)
+    if folded or (rows > 1 and frames == (rows,)):
+        return (*frames, *size[-2:])
+    return (*(size[:-2] if frames else ()), *size[-2:])
+
+
+def _check_works_on_pixels(method: Method, own: Adapter, inputs: Mapping[str, Any]) -> None:
+    """Refuse a method that works on the pixels of one picture where the input is none.
+
+    Raises:
+        MethodError: the pictures come cut into patches, or are the frames or views of one image.
+    """
+    if not method.works_on_pixels:
+        return
+    if are_cut(inputs):
         raise MethodError(
             f"{method.id!r} works on pixels, and this model gets its pictures cut into patches; 'gradcam' does not"
+        )
+    if any(isinstance(layout, Layout) and layout.axes in (*FOLDED, *VIDEO) for layout in own.layouts):
+        raise MethodError(
+            f"{method.id!r} works on the pixels of one picture, not of several frames or views; 'gradcam' does not"
         )
 
 

@@ -16,7 +16,7 @@ from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of
 from hf_cam.capture.replay import tail_of
-from hf_cam.errors import LayoutError, OptionError, TargetError
+from hf_cam.errors import LayoutError, MethodError, OptionError, TargetError
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
@@ -114,7 +114,9 @@ class DeepFeatureFactorization:
         inputs = model_inputs_of(model, pixel_values, model_inputs)
         size: Size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with capture(model, adapter.layers[:1], inputs, gradients=False) as captured:
-            cells = adapter.to_spatial(captured.activations[0], size)
+            cells = adapter.to_spatial(captured.activations[0], size, images=len(pixel_values))
+        if cells.ndim != 4:
+            raise MethodError("concepts are found in single pictures, not in videos, volumes or several views")
         concepts, strengths = factorize(cells, components, seed)
         shown = resize(strengths, size)
         peak = shown.amax((0, 2, 3), keepdim=True)

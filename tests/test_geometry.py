@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hf_cam.errors import ModelError
 from hf_cam.images.geometry import Axis, Geometry, placed
+from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.images.placing import Geometries
-from hf_cam.models.loading import uncut
 from processors import CONTRAST, CURVES, HALOS, LINEAR, NEAREST, PLACED, RANDOM, REFUSED, TURNED, landscape, only_shrunk
 
 TRANSFORMERS = {
@@ -52,7 +52,7 @@ def of_transformers(name: str):
 
     def prepared(images: list[Image.Image]) -> Tensor:
         inputs = processor(images=images, return_tensors="pt")
-        return uncut(inputs) if "spatial_shapes" in inputs else inputs["pixel_values"]
+        return CutPictures.of(inputs).pictures() if are_cut(inputs) else inputs["pixel_values"]
 
     return prepared
 

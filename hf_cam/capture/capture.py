@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_cam.capture.guard import borrowed, forwards
 from hf_cam.capture.inputs import call
 from hf_cam.capture.linear import by_tokens
+from hf_cam.capture.runs import Counter, located
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
 
@@ -26,7 +27,7 @@ class Capture:
 
     Args:
         outputs: The model's output, connected to `activations` where gradients were asked for.
-        activations: One tensor a layer, batch first, as the layer returned it.
+        activations: One tensor per layer, as the layer returned it.
         second_order: True keeps the gradients differentiable.
         watched: What each watch yielded.
         pixels: The picture that the forward got, where it required grad.
@@ -78,17 +79,19 @@ def capture(
 
     Args:
         model: Any module; it comes back as it was (see `hf_cam.capture.guard.borrowed`).
-        layers: Dotted names.
-        inputs: Keyword arguments of the forward; "pixel_values" goes first where the forward does not know that name.
+        layers: Dotted names; "name:1" is the second run of a layer that runs several times.
+        inputs: The forward's inputs by name; "pixel_values" is the picture, whatever the forward calls it.
         gradients: False records no graph at all.
         second_order: True where the gradients are to be differentiable.
         watches: Context managers around the forward; with one, autograd records from the picture on.
 
     Raises:
-        LayerError: a layer does not exist, did not run, ran more than once, or returned no floating tensor.
+        LayerError: a layer does not exist, did not run, returned no floating tensor, or ran more than once and its name
+            does not say which run is meant.
     """
     module = unwrap(model)
-    known = [_submodule(module, layer) for layer in layers]
+    places = [located(module, layer) for layer in layers]
+    counters = [Counter(layer, run) for layer, (_, run) in zip(layers, places, strict=True)]
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
     recorded = gradients or bool(watches)
@@ -98,8 +101,8 @@ def capture(
                 inputs = {**inputs, "pixel_values": _leaf(inputs["pixel_values"])}
             # Before all other hooks: transformers collects hidden states by hooks of its own, for heads that read every
             # stage, and would hand them a tensor that gradients do not reach. The last that is put in front runs first.
-            for layer, child in zip(layers, known, strict=True):
-                handles.append(child.register_forward_hook(_recorder(layer, seen, gradients), prepend=True))
+            for counter, (child, _) in zip(counters, places, strict=True):
+                handles.append(child.register_forward_hook(_recorder(counter, seen, gradients), prepend=True))
             with ExitStack() as stack:
                 stack.enter_context(torch.set_grad_enabled(recorded))
                 if second_order:
@@ -109,8 +112,8 @@ def capture(
                 watched = {watch: stack.enter_context(watch(module)) for watch in watches}
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again
-            if silent := [layer for layer in layers if layer not in seen]:
-                raise LayerError(f"the layer {silent[0]!r} did not run in the model's forward")
+            for counter in counters:
+                counter.check()
             activations = tuple(seen[layer] for layer in layers)
             yield Capture(outputs, activations, second_order, watched, _requiring_grad(inputs))
         finally:
@@ -135,22 +138,17 @@ def _requiring_grad(inputs: Mapping[str, Any]) -> Tensor | None:
     return pixels if isinstance(pixels, Tensor) and pixels.requires_grad else None
 
 
-def _submodule(module: nn.Module, layer: str) -> nn.Module:
-    try:
-        return module.get_submodule(layer)
-    except AttributeError as error:
-        raise LayerError(f"the model has no layer {layer!r}") from error
-
-
 def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
     while handles:
         handles.pop().remove()
 
 
-def _recorder(layer: str, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
+def _recorder(counter: Counter, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
+    layer = counter.layer
+
     def record(module: nn.Module, args: Any, output: Any) -> Any:
-        if layer in seen:
-            raise LayerError(f"the layer {layer!r} runs more than once in a forward; choose one that runs once")
+        if not counter.hits():
+            return None
         tensor = first_tensor(output)
         if tensor is None or not tensor.is_floating_point():
             raise LayerError(f"the layer {layer!r} returns no floating tensor ({type(output).__name__})")

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from hf_cam.capture.checkpointing import uncheckpointed
 from hf_cam.errors import ModelError
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -33,7 +34,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 
     Restored are `requires_grad`, `training` and every other plain attribute of each module (transformers' Swin
     permanently shrinks its `window_size` on a small picture), the random state and the grad mode. Compiled code is
-    bypassed, because it silently skips hooks that were added after compilation. `.grad` is never written.
+    bypassed, because it silently skips hooks that were added after compilation, and so is gradient checkpointing.
+    `.grad` is never written.
 
     Raises:
         ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd.
@@ -54,6 +56,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.random.fork_rng(devices=devices))
+            stack.enter_context(uncheckpointed())
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_cam.errors import OptionError, UnknownArchitecture, nearest
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import Size
-from hf_cam.models.traits import accepts, traits_of
+from hf_cam.models.traits import picture_place, traits_of
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,18 @@ def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
 
 
 def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments for a forward; if it has no `pixel_values`, the picture is passed first."""
+    """Positional and keyword arguments for a forward; the picture, `pixel_values`, goes where the forward takes one.
+
+    Raises:
+        OptionError: no parameter of the forward is left for it, or more than one.
+    """
     batch = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 1)
     named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
-    if "pixel_values" in named and not accepts(module, "pixel_values"):
-        return (named.pop("pixel_values"),), named
-    return (), named
+    if "pixel_values" not in named:
+        return (), named
+    picture = named.pop("pixel_values")
+    place = picture_place(module, named)
+    return ((), {place: picture, **named}) if place else ((picture,), named)
 
 
 def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +122,9 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     """The forward's named inputs on the model's device and in its dtype, detached from the caller's graph.
 
     If the picture is not of the model's native size, the model is asked to interpolate its position encodings.
+
+    Raises:
+        OptionError: the forward has no such input, or does not show which of its parameters takes the picture.
     """
     traits = traits_of(model)
     for name in others:
@@ -123,6 +132,7 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
             raise OptionError(
                 f"the model takes no input {name!r}; nearest: {nearest(name, (*SETTINGS, *traits.inputs))}"
             )
+    picture_place(traits.module, others)
     inputs = plain_inputs({"pixel_values": pixel_values, **others})
     if (weight := traits.weight) is not None:
         inputs = {

@@ -48,8 +48,10 @@ def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """For each plain linear layer on the CPU, a forward with the same value and gradient, differentiable once.
 
     If the head reads only the class token, nearly all tokens after the last attention get no gradient, and autograd
-    would multiply those zeros.
+    would multiply those zeros. Layers of any other kind are left to torch.
     """
+    if functional.linear is not _LINEAR:
+        return {}
     return {
         module: partial(_linear, module)
         for module in model.modules()
@@ -57,10 +59,34 @@ def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     }
 
 
+_LINEAR = functional.linear
+
+
 def _linear(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
-    recorded = torch.is_grad_enabled() and input.requires_grad and not module.weight.requires_grad
-    if recorded and input.ndim > 2 and not torch.is_autocast_enabled("cpu"):
+    if _is_plain(module, input):
         # Reshape out here: Deformable DETR writes to the result in place, which a view made inside would not allow.
         found: Tensor = _ByTokens.apply(input.flatten(0, -2), module.weight, module.bias)
         return found.view(*input.shape[:-1], -1)
     return functional.linear(input, module.weight, module.bias)
+
+
+def _is_plain(module: nn.Linear, tokens: Tensor) -> bool:
+    """Whether torch would do no more than multiply tokens by a frozen matrix: no subclass, autocast or transform.
+
+    Quantised and other special weights are subclasses of `Tensor`; a weight norm or `functional_call` puts a bare one
+    in the place of the parameter.
+    """
+    weight, bias = module.weight, module.bias
+    return (
+        tokens.ndim > 2
+        and torch.is_grad_enabled()
+        and tokens.requires_grad
+        and type(tokens) in (Tensor, nn.Parameter)
+        and type(weight) is nn.Parameter
+        and not weight.requires_grad
+        and (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
+        and tokens.dtype == weight.dtype
+        and tokens.device == weight.device
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()  # noqa: SLF001 - vmap has no rule for the function
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,16 @@ PASSING = {"to", "type", "type_as", "float"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A module that ran outside every block, the module that called it, and its output."""
+    """A module that ran outside every block, and its output.
+
+    Args:
+        module: The module.
+        callers: The numbers of the module calls that it ran in, outermost first.
+        output: What it returned.
+    """
 
     module: nn.Module
-    caller: nn.Module | None
+    callers: tuple[int, ...]
     output: Any
 
 
@@ -41,14 +48,14 @@ class Recording:
         blocks: The members of the model's lists of modules.
         calls: The calls, in the order of the forward.
         finished: The blocks and the modules beside them, in the order in which they finished.
-        running: The modules whose forward is running, outermost first.
+        running: The modules whose forward is running, outermost first, each with the number of its call.
     """
 
     names: dict[nn.Module, str]
     blocks: set[nn.Module]
     calls: list[Attention] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
-    running: list[nn.Module] = field(default_factory=list)
+    running: list[tuple[nn.Module, int]] = field(default_factory=list)
 
     def block_of(self, call: Attention) -> str:
         """The name of the block that a call belongs to; the call's own layer if it is in no block."""
@@ -123,7 +130,7 @@ class Recorder(TorchFunctionMode):
             return output
         if not output.requires_grad:  # DETR's first queries attend to each other before they have seen the picture
             output = output.detach().requires_grad_()
-        layer = self.recording.names[self.recording.running[-1]] if self.recording.running else ""
+        layer = self.recording.names[self.recording.running[-1][0]] if self.recording.running else ""
         self.recording.calls.append(Attention(layer, query, key, value, output, **rest))
         return output
 
@@ -182,22 +189,28 @@ def _mask(mask: Tensor | None, padding: Tensor | None, batch: int, heads: int, l
     return padding if mask is None else mask + padding
 
 
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules inside a module, without itself."""
+    return itertools.islice(module.modules(), 1, None)
+
+
 @contextmanager
 def recording(module: nn.Module) -> Iterator[Recording]:
     """Record every call of attention in the forwards of `module` inside the `with` block."""
     names = {child: name for name, child in module.named_modules()}
     lists = (nn.ModuleList, nn.Sequential)
     blocks = {block for child in names if isinstance(child, lists) for block in child.children()}
-    record = Recording(names, blocks)
+    stages = {block for block in blocks if any(inner in blocks and any(inner.children()) for inner in _inside(block))}
+    record, numbers = Recording(names, blocks), itertools.count()
 
     def enter(child: nn.Module, *_: Any) -> None:
-        record.running.append(child)
+        record.running.append((child, next(numbers)))
         torch.set_grad_enabled(True)  # even where the model runs a part of itself under no_grad, as CLIPSeg does
 
     def leave(child: nn.Module, _: Any, output: Any) -> None:
         record.running.pop()
-        if not any(caller in blocks for caller in record.running):
-            record.finished.append(Finished(child, record.running[-1] if record.running else None, output))
+        if not any(caller in blocks and caller not in stages for caller, _ in record.running):
+            record.finished.append(Finished(child, tuple(number for _, number in record.running), output))
 
     handles = []
     try:

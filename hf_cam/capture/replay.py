@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,12 @@ from torch.func import functional_call
 from hf_cam.capture.capture import first_tensor, with_first_tensor
 from hf_cam.capture.guard import borrowed, forwards, lock_of
 from hf_cam.capture.inputs import arguments, call
+from hf_cam.capture.runs import Counter, located
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import map_tensors, sample_of
 
+REAL = object()
+"""In a list of outputs: the module itself runs."""
 TOLERANCE = 1e-3
 MOST = 8
 HALF_TOLERANCE = 0.1  # above the rounding error of bfloat16 over a whole tail, so that only a wrong tail is refused
@@ -29,12 +33,14 @@ class Tail:
     """The part of a model that runs after one layer.
 
     Args:
-        module, layer: The model, and the dotted name of the layer.
+        module, layer: The model, and the name of the layer.
         inputs: The inputs of the clean run, B images.
         prefix: The outputs of each module that ran before the layer, call by call; empty if the whole model reruns.
         clean: The output of the layer itself.
         exact: False if replaying changed the output, so that every rerun is a whole forward.
         wide: Float32 copies of the tail's own parameters, for a half-precision model.
+        axis: Which axis of the layer's output counts the images.
+        earlier: The outputs of those runs of the layer that are replayed before the one that its name means.
     """
 
     module: nn.Module
@@ -44,31 +50,37 @@ class Tail:
     clean: Any
     exact: bool = True
     wide: Mapping[str, Tensor] = field(default_factory=dict)
+    axis: int = 0
+    earlier: tuple[Any, ...] = ()
 
     def __call__(self, activations: Tensor, sample: int) -> Any:
         """The model's output for `n` variants of the target layer's output for one image, `activations [n, ...]`."""
-        batch, count = len(self.activations), len(activations)
+        count = len(activations)
 
         def variants(value: Any) -> Any:
             value = widened(value) if self.wide else value
-            if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != batch:
+            if not isinstance(value, Tensor) or (axis := self._axis_of(value)) is None:
                 return value
-            return value[sample : sample + 1].expand(count, *value.shape[1:])
+            shape = [count if i == axis else length for i, length in enumerate(value.shape)]
+            return value.narrow(axis, sample, 1).expand(shape)
 
         def spread(value: Any) -> Any:
             return map_tensors(value, variants)
 
-        replaced = with_first_tensor(spread(self.clean), widened(activations) if self.wide else activations)
+        given = (widened(activations) if self.wide else activations).movedim(0, self.axis)
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
-        stubs[self.module.get_submodule(self.layer)] = _Memory([replaced], stays=not self.exact)
+        stubs |= self._own([*map(spread, self.earlier), with_first_tensor(spread(self.clean), given)])
         args, kwargs = arguments(self.module, {name: spread(value) for name, value in self.inputs.items()})
         with _stubbed(stubs):
             return functional_call(self.module, dict(self.wide), args, kwargs)
 
     def together(self, activations: Tensor) -> Any:
-        """The model's output for new activations of all images of the clean run, `[B, ...]`; differentiable."""
+        """The model's output for new activations of all images of the clean run, as the layer returns them.
+
+        It is differentiable.
+        """
         stubs = {module: _Memory(outputs) for module, outputs in self.prefix.items()}
-        stubs[self.module.get_submodule(self.layer)] = _Memory([with_first_tensor(self.clean, activations)])
+        stubs |= self._own([*self.earlier, with_first_tensor(self.clean, activations)])
         with _stubbed(stubs):
             return call(self.module, self.inputs)
 
@@ -77,22 +89,36 @@ class Tail:
         """The clean output of the layer, batch first."""
         tensor = first_tensor(self.clean)
         assert tensor is not None
-        return tensor
+        return tensor.movedim(self.axis, 0)
+
+    def _own(self, outputs: list[Any]) -> dict[nn.Module, _Memory]:
+        """What the layer itself replays; its other runs are real."""
+        target, run = located(self.module, self.layer)
+        start = 0 if self.exact else run or 0
+        return {target: _Memory(outputs, start, stays=not self.exact and run is None)}
+
+    def _axis_of(self, value: Tensor) -> int | None:
+        """Which axis of a value counts the images; None if none does."""
+        activations = self.activations
+        likely = (self.axis, 0) if value.ndim == activations.ndim else (0,)
+        return next((axis for axis in likely if value.ndim and value.shape[axis] == len(activations)), None)
 
 
 @dataclass
 class _Memory:
-    """Replay the outputs of a module's first calls, and then let it run."""
+    """Replay the outputs of a module's calls from one on, and then let it run."""
 
     outputs: list[Any]
+    start: int = 0
     stays: bool = False  # replay the last output for all later calls, so that the module itself never runs
     calls: int = field(default=0)
 
     def answer(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        at, last = self.calls - self.start, len(self.outputs) - 1
         self.calls += 1
-        if self.calls <= len(self.outputs) or self.stays:
-            return self.outputs[min(self.calls, len(self.outputs)) - 1]
-        return forward(*args, **kwargs)
+        replayed = 0 <= at <= last or (self.stays and at > last)
+        output = self.outputs[min(at, last)] if replayed else REAL
+        return forward(*args, **kwargs) if output is REAL else output
 
 
 @dataclass
@@ -188,8 +214,10 @@ def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) ->
 
 
 @contextmanager
-def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator[Tail]:
-    """Run the model once and yield its tail after `layer`; the model is left unchanged.
+def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any], axis: int = 0) -> Iterator[Tail]:
+    """Run the model once and yield its tail after `layer`, whose output counts the images along `axis`.
+
+    The model is left unchanged.
 
     Replaying the clean activations must reproduce the clean output. If it does not (because the forward changes
     stored values in place or draws random numbers), the tail reruns whole forwards, and `exact` is False.
@@ -197,10 +225,10 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any]) -> Iterator
     """
     module = unwrap(model)
     with borrowed(module), torch.no_grad():
-        outputs, prefix, clean = _recorded(module, layer, inputs)
-        tail = Tail(module, layer, inputs, prefix, clean)
+        outputs, prefix, [*earlier, clean] = _recorded(module, layer, inputs)
+        tail = Tail(module, layer, inputs, prefix, clean, axis=axis, earlier=tuple(earlier))
         if not _reproduces(tail, outputs):
-            tail = Tail(module, layer, inputs, {}, clean, exact=False)
+            tail = replace(tail, prefix={}, earlier=(), exact=False)
         elif (wide := replace(tail, wide=_wide_parameters(tail))).wide and _reproduces(wide, outputs, HALF_TOLERANCE):
             tail = wide
         yield tail
@@ -214,7 +242,9 @@ def widened(value: Any) -> Any:
 
 def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
     """Float32 copies of the half-precision parameters and buffers of modules that rerun; empty if any is on meta."""
-    replayed = {child for module in (*tail.prefix, tail.module.get_submodule(tail.layer)) for child in module.modules()}
+    target, run = located(tail.module, tail.layer)
+    # A layer that runs again, and what ran in one of its runs, is part of the tail as well.
+    replayed = {child for module in (*tail.prefix, target) for child in module.modules()} if run is None else set()
     found: dict[str, Tensor] = {}
     for name, module in tail.module.named_modules():
         if module not in replayed:
@@ -236,30 +266,31 @@ def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
     return bool(((found - expected).abs() <= tolerance * scale).all())
 
 
-def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple[Any, dict[nn.Module, list[Any]], Any]:
-    """One forward: its output, the outputs of the modules that finished before the layer, and the layer's own output.
+def _recorded(
+    module: nn.Module, layer: str, inputs: Mapping[str, Any]
+) -> tuple[Any, dict[nn.Module, list[Any]], list[Any]]:
+    """One forward: its output, the outputs of the modules that finished before the layer, and those of the layer.
 
-    Only finished modules whose caller was still running are kept, because no others are called again.
+    Of the layer's outputs the last is that of the run which its name means. Only what finished in a call that was still
+    running is kept, because nothing else is called again.
     """
-    target = module.get_submodule(layer)
-    running: list[nn.Module] = []
-    finished: list[tuple[nn.Module, nn.Module | None, Any]] = []
-    found: list[Any] = []
-    callers: set[nn.Module] = set()
+    target, run = located(module, layer)
+    counter = Counter(layer, run)
+    running: list[int] = []  # the numbers of calls
+    finished: list[tuple[nn.Module, int, Any]] = []
+    callers: set[int] = set()
+    calls = itertools.count()
 
-    def enter(child: nn.Module, *_: Any) -> None:
-        running.append(child)
+    def enter(*_: Any) -> None:
+        running.append(next(calls))
 
     def leave(child: nn.Module, _: Any, output: Any) -> None:
         running.pop()
-        if found:
+        if callers or not running:
             return
-        kept = map_tensors(output, torch.clone)  # later modules may change it in place
-        if child is target:
-            found.append(kept)
+        finished.append((child, running[-1], map_tensors(output, torch.clone)))  # later modules may work in place
+        if child is target and counter.hits():
             callers.update(running)
-        else:
-            finished.append((child, running[-1] if running else None, kept))
 
     handles = []
     try:
@@ -269,8 +300,9 @@ def _recorded(module: nn.Module, layer: str, inputs: Mapping[str, Any]) -> tuple
     finally:
         for handle in handles:
             handle.remove()
+    counter.check()
     prefix: dict[nn.Module, list[Any]] = {}
     for child, caller, output in finished:
         if caller in callers:
             prefix.setdefault(child, []).append(output)
-    return outputs, prefix, found[0]
+    return outputs, prefix, prefix.pop(target)

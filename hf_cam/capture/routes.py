@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Cells
 from hf_cam.capture.capture import Capture, first_tensor
-from hf_cam.capture.recorder import Recording
-from hf_cam.capture.replay import Tail
+from hf_cam.capture.recorder import Finished, Recording
+from hf_cam.capture.replay import REAL, Tail
+from hf_cam.capture.runs import run_name
 from hf_cam.errors import LayoutError, MethodError
-from hf_cam.layouts import TOKENS, AnyLayout, Layout, Size, Spatial
+from hf_cam.layouts import TOKENS, TOKENS_FIRST, AnyLayout, Layout, Size, Spatial
 
 FEWEST = 2
 """Cells per side; a smaller grid of tokens holds queries, not a picture."""
@@ -41,12 +44,10 @@ def trace_of(
     Raises:
         MethodError: attention does not run over all cells of the picture.
     """
+    leaf = leaf_of(pixels)
     groups: dict[str, list[Attention]] = {}
-    for call in record.calls:
+    for call in _of_one_picture(record.calls, leaf):
         groups.setdefault(record.group_of(call), []).append(call)
-    source = pixels.view_as(pixels).grad_fn
-    assert source is not None
-    leaf = source.next_functions[0][0]
     seen = [
         calls
         for calls in groups.values()
@@ -58,8 +59,8 @@ def trace_of(
     for calls in seen:
         if any(len(call.query) != batch for call in calls):
             raise MethodError(
-                f"{calls[0].layer!r} attends within windows (or frames), so its weights miss what crosses their "
-                f"borders, and attention methods are not defined for it; {INSTEAD}"
+                f"{calls[0].layer!r} attends within windows (or frames, or views), so its weights miss what crosses "
+                f"their borders, and attention methods are not defined for it; {INSTEAD}"
             )
     [first, *rest] = seen
     if not depends_on(first[0].query, leaf):
@@ -83,6 +84,15 @@ def trace_of(
         else:
             raise _other_means(calls[0])
     return AttentionTrace(tuple(encoder), tuple(decoder), pool, cells)
+
+
+def _of_one_picture(calls: Sequence[Attention], leaf: Any) -> list[Attention]:
+    """The calls without the runs of a layer on something else, where other runs of that layer read the picture."""
+    runs: dict[str, list[Attention]] = {}
+    for call in calls:
+        runs.setdefault(call.layer, []).append(call)
+    reading = {call for own in runs.values() if len(own) > 1 for call in own if depends_on(call.output, leaf)}
+    return [call for call in calls if call in reading or reading.isdisjoint(runs[call.layer])]
 
 
 def _other_means(call: Attention) -> MethodError:
@@ -109,8 +119,8 @@ def _cells(call: Attention, layouts: Sequence[Spatial], grids: Sequence[Size], s
         try:
             if isinstance(layout, AnyLayout):
                 layout = layout.reading(shape, size)
-            if isinstance(layout, Layout) and layout.axes == TOKENS:
-                grid = layout.grid(shape, size)
+            if isinstance(layout, Layout) and layout.axes in (TOKENS, TOKENS_FIRST):
+                grid = replace(layout, axes=TOKENS).grid(shape, size)
                 if min(grid) >= FEWEST:
                     return Cells(layout.prefix, grid)
         except LayoutError:
@@ -121,18 +131,56 @@ def _cells(call: Attention, layouts: Sequence[Spatial], grids: Sequence[Size], s
     raise MethodError(f"the {tokens} tokens of {call.layer!r} fit no grid of a {size[0]} x {size[1]} input; {INSTEAD}")
 
 
+def output_of(record: Recording, block: str, leaf: Any) -> Finished:
+    """The run of a block that reads the picture, where `leaf` stands for the picture in the autograd graph.
+
+    Raises:
+        MethodError: the block is in no list of blocks, or several of its runs read the picture.
+    """
+    runs = [done for done in record.finished if record.names[done.module] == block]
+    read = [done for done in runs if depends_on(done.output, leaf)]
+    if len(read) != 1:
+        times = f"runs {len(read)} times on the picture" if read else "is no member of a list of blocks"
+        raise MethodError(f"{block!r} {times}, so its output cannot be replaced; 'chefer' is defined here")
+    return read[0]
+
+
 def tail_after(record: Recording, captured: Capture, block: str, module: nn.Module, inputs: Mapping[str, Any]) -> Tail:
     """The model after a block; outputs that do not depend on the block (such as a text tower's) are replayed."""
-    [last] = [done for done in record.finished if record.names[done.module] == block]
+    assert captured.pixels is not None
+    last = output_of(record, block, leaf_of(captured.pixels))
     tensor = first_tensor(last.output)
     assert tensor is not None
-    path = block.split(".")
-    callers = {module.get_submodule(".".join(path[:end])) for end in range(len(path))}
     prefix: dict[nn.Module, list[Any]] = {}
     for done in record.finished:
-        if done.caller in callers and done.module is not last.module and not depends_on(done.output, tensor.grad_fn):
-            prefix.setdefault(done.module, []).append(done.output)
-    return Tail(module, block, {**inputs, "pixel_values": captured.pixels}, prefix, last.output)
+        if done.callers and done.callers[-1] in last.callers:
+            again = done is not last and depends_on(done.output, tensor.grad_fn)
+            prefix.setdefault(done.module, []).append(REAL if again else done.output)
+    own = prefix.pop(last.module)
+    at = next(i for i, output in enumerate(own) if output is last.output)
+    runs = [done for done in record.finished if done.module is last.module]
+    layer = block if len(runs) == 1 else run_name(block, runs.index(last))
+    inputs = {**inputs, "pixel_values": captured.pixels}
+    return Tail(module, layer, inputs, prefix, last.output, earlier=tuple(own[:at]))
+
+
+def leaf_of(pixels: Tensor) -> Any:
+    """The node that stands for a picture that requires grad in the autograd graph."""
+    source = pixels.view_as(pixels).grad_fn
+    assert source is not None
+    return source.next_functions[0][0]
+
+
+def is_batch_first(tokens: Tensor, pixels: Tensor) -> bool:
+    """Whether the first axis of `[B, B, C]` counts the images: then its members depend on one picture each.
+
+    Args:
+        tokens: As many as there are images, connected to the pictures.
+        pixels: The pictures, which require grad.
+    """
+    middle = len(tokens) // 2  # in front there are other tokens than the picture's
+    [gradient] = torch.autograd.grad(tokens[middle].sum(), pixels, retain_graph=True, allow_unused=True)
+    return gradient is None or not gradient.flatten(1).any(1).sum() > 1
 
 
 def depends_on(output: Any, node: Any) -> bool:

@@ -16,10 +16,10 @@ from hf_cam.capture.inputs import call
 from hf_cam.capture.local_rules import Attend, LocalRules
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import Tail
-from hf_cam.capture.routes import tail_after, trace_of
+from hf_cam.capture.routes import is_batch_first, leaf_of, output_of, tail_after, trace_of
 from hf_cam.errors import DetachedError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout, Size
-from hf_cam.methods.run import Run
+from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.methods.signals import activations, signal
 from hf_cam.models.traits import unwrap
 from hf_cam.targets import target_values
@@ -116,7 +116,7 @@ def terms(run: Run, attend: Attend) -> Tensor:
     """
     module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
     blocks = list(dict.fromkeys(record.block_of(one) for one in trace.encoder))
-    tokens: list[Tensor] = []
+    tokens: list[Tensor] = []  # of the picture alone: those that require grad
     handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
     handles += [
         module.get_submodule(block).register_forward_hook(lambda _, __, output: _keep(tokens, output))
@@ -127,18 +127,43 @@ def terms(run: Run, attend: Attend) -> Tensor:
         try:
             with LocalRules(attend):
                 outputs = call(module, {**run.inputs, "pixel_values": pixels})
-                score = target_values(outputs, run.targets).sum()
+                score = target_values(outputs, run.targets)
         finally:
             for handle in handles:
                 handle.remove()
-        found = torch.autograd.grad(_connected(score), tokens, allow_unused=True)
+        found = torch.autograd.grad(_connected(score.sum()), tokens, allow_unused=True, retain_graph=True)
+        axis = _token_axis(trace, tokens[0], pixels)
     return torch.stack(
         [
-            trace.cells((token.detach() * (0 if gradient is None else gradient)).sum(-1))
+            trace.cells(_on_tokens(token.detach() * (0 if gradient is None else gradient), axis))
             for token, gradient in zip(tokens, found, strict=True)
         ],
         1,
     )
+
+
+def _token_axis(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
+    """Which axis of a block's tokens counts them: 1 of `[B, N, C]`, 0 of `[N, B, C]`.
+
+    Raises:
+        MethodError: the tokens have neither shape.
+    """
+    images, _, length, _ = trace.encoder[0].key.shape
+    fitting = [axis for axis in (1, 0) if tokens.shape[:2] == ((images, length) if axis else (length, images))]
+    if tokens.ndim != 3 or not fitting:
+        raise MethodError(
+            f"a block returns {tuple(tokens.shape)} for {images} images of {length} tokens, and not tokens "
+            "[B, N, C] or [N, B, C]; 'chefer' is defined here"
+        )
+    if len(fitting) > 1 and pixels is not None and not is_batch_first(tokens, pixels):
+        return 0
+    return fitting[0]
+
+
+def _on_tokens(terms: Tensor, axis: int) -> Tensor:
+    """`[B, N]`: the sum over channels."""
+    summed = terms.sum(-1)
+    return summed if axis else summed.mT
 
 
 def _recorded(run: Run) -> Recording:
@@ -161,9 +186,15 @@ def _gradients_at(run: Run, outputs: Sequence[Tensor]) -> Sequence[Tensor | None
     found: Sequence[Tensor | None] = torch.autograd.grad(
         _connected(run.scores.sum()), outputs, retain_graph=True, allow_unused=True
     )
-    if found[-1] is None or not found[-1].any():
+    if found[-1] is None or (not found[-1].any() and vanishes_on_noise(run, _gradient_at_last)):
         raise NoGradientError("the target's gradient is zero at the last attention: the target ignores its output")
     return found
+
+
+def _gradient_at_last(run: Run) -> Tensor:
+    score, last = _connected(run.scores.sum()), run.once(traced).last.output
+    [gradient] = torch.autograd.grad(score, last, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(last) if gradient is None else gradient
 
 
 def _connected(score: Tensor) -> Tensor:
@@ -179,22 +210,23 @@ def _readouts(run: Run) -> Readouts:
     blocks = [record.block_of(one) for one in trace.encoder]
     if len(set(blocks)) != len(blocks):
         raise MethodError("'legrad' needs exactly one attention call per block; use 'chefer'")
-    outputs = {record.names[done.module]: done.output for done in record.finished}
+    assert run.captured.pixels is not None
+    leaf = leaf_of(run.captured.pixels)
+    outputs = [first_tensor(output_of(record, block, leaf).output) for block in blocks]
     tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
     return Readouts(
-        tuple(
-            _readout(run, one, first_tensor(outputs[block]), tail)
-            for one, block in zip(trace.encoder, blocks, strict=True)
-        ),
+        tuple(_readout(run, one, tokens, tail) for one, tokens in zip(trace.encoder, outputs, strict=True)),
         trace.cells,
     )
 
 
 def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Attention:
     assert tokens is not None
-    pool = run.once(traced).pool
+    trace = run.once(traced)
+    pool = trace.pool
     if pool is None:
-        reading = tail.together(tokens.mean(1, keepdim=True).expand_as(tokens))
+        axis = _token_axis(trace, tokens, run.captured.pixels)
+        reading = tail.together(tokens.mean(axis, keepdim=True).expand_as(tokens))
     else:
         with recording(unwrap(run.model)) as again:
             reading = tail.together(tokens)
@@ -206,14 +238,14 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Att
 
 def _collector(tokens: list[Tensor]) -> Callable[..., None]:
     def collect(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = first_tensor(args) if args else first_tensor(kwargs)
-        assert given is not None
-        tokens.append(given)
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.requires_grad]
+        if given and not tokens:
+            tokens.append(given[0])
 
     return collect
 
 
 def _keep(tokens: list[Tensor], output: Any) -> None:
     found = first_tensor(output)
-    assert found is not None
-    tokens.append(found)
+    if found is not None and found.requires_grad:
+        tokens.append(found)

@@ -33,12 +33,13 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
 
     Only the tail is rerun, in float32 or better, because a channel's effect is a small difference of large values.
     """
-    activation = run.activation(layer).detach()
+    images = run.images_axis(layer)
+    activation = run.activation(layer).detach().movedim(images, 0)
     axis = _channel_axis(activation, activations(run, layer))
     channels = activation.shape[axis]
     gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
     size = run.rerun_batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
-    with tail_of(run.model, layer, run.inputs) as tail:
+    with tail_of(run.model, layer, run.inputs, images) as tail:
         if not tail.exact:
             warnings.warn(
                 f"the model behind {layer!r} cannot be rerun separately, so each of its {channels} channels takes a "

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
+import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import Capture
+from hf_cam.capture.capture import Capture, capture
 from hf_cam.errors import TargetError
-from hf_cam.layouts import Size
+from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import Target, target_values
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
+
+NOISE = (1.0, 10.0, 100.0)
+"""Standard deviations of the pictures on which a vanishing gradient is tried again."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,40 @@ class Run:
         Raises:
             LayoutError: it does not fit the adapter's layout.
         """
-        return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer)
+        return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer, images=len(self.targets))
+
+    def images_axis(self, layer: str) -> int:
+        """Which axis of a layer's output counts the images.
+
+        Raises:
+            LayoutError: none counts them alone, so that no image's part can be replaced.
+        """
+        layout = self.adapter.layout_of(layer)
+        return images_axis(layout, self.activation(layer), self.picture_size, len(self.targets))
 
     @property
     def picture_size(self) -> Size:
         """Height and width, without the depth."""
         return self.size[-2], self.size[-1]
+
+
+def vanishes_on_noise(run: Run, gradient: Callable[[Run], Tensor]) -> bool:
+    """Whether a gradient that is zero on the images of a run is zero on pictures of noise as well.
+
+    If not, these images hold no evidence for their targets; if so, nothing does, and the layer does not serve.
+
+    Args:
+        run: The run; the model runs again at most three times, on weak, strong and very strong noise.
+        gradient: From a run to the gradient.
+    """
+    pixels, generator = run.inputs["pixel_values"], torch.Generator().manual_seed(0)
+    for strength in NOISE:
+        noise = torch.randn(pixels.shape, generator=generator).to(pixels) * strength
+        inputs = {**run.inputs, "pixel_values": noise}
+        with capture(run.model, run.adapter.layers, inputs, watches=tuple(run.captured.watched)) as captured:
+            try:
+                if gradient(replace(run, inputs=inputs, captured=captured)).any():
+                    return False
+            except TargetError:
+                continue  # noise gives the target nothing to differentiate
+    return True

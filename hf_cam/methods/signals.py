@@ -11,10 +11,11 @@ from torch import Tensor
 
 from hf_cam.capture.biases import BiasedOutputs, biased_outputs
 from hf_cam.capture.capture import Watch
+from hf_cam.capture.routes import is_batch_first
 from hf_cam.errors import LayoutError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout
 from hf_cam.maps import normalize, resize
-from hf_cam.methods.run import Run
+from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.registry import Registry
 
 Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
@@ -137,10 +138,11 @@ def gradients(run: Run, layer: str) -> Tensor:
     """The gradient of the targets' sum with respect to the activations, `[B, C, *space]`.
 
     Raises:
-        NoGradientError: it is zero on every cell of every image.
+        NoGradientError: it is zero on every cell of every image, and of pictures of noise as well. An image without
+            evidence alone has a gradient of zeros.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
-    if not spatial.any():
+    if not spatial.any() and vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
 
@@ -195,13 +197,13 @@ def gradient_terms(run: Run, layer: str) -> Tensor:
     found = record.decompose(run.scores.sum(), run.captured.pixels)
     layout = AnyLayout(run.adapter.prefixes)
     terms = [_shown(found.pixels, run.size)]
-    for term in found.biases.values():
-        if len(term) != len(found.pixels):
-            continue  # windows in the batch; a square one could be mistaken for a small picture
+    for name, term in found.biases.items():
+        if term.ndim == 3 and term.shape[:2] == (len(term), len(found.pixels)):
+            term = term if is_batch_first(record.outputs[name], run.captured.pixels) else term.transpose(0, 1)
         try:
-            terms.append(_shown(layout.to_spatial(term, run.picture_size), run.size))
+            terms.append(_shown(layout.to_spatial(term, run.picture_size, len(found.pixels)), run.size))
         except LayoutError:
-            continue  # behind the pooling, so without a place in the picture
+            continue  # of windows, or behind the pooling, so without a place in the picture
     return torch.stack(terms, 1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_cam.errors import ModelError
+from hf_cam.errors import ModelError, OptionError
 from hf_cam.layouts import Size
 from hf_cam.models.families import declared
 
@@ -39,6 +40,50 @@ def accepts(module: nn.Module, name: str) -> bool:
         return True
     wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     return wrapped and getattr(module, "main_input_name", None) == name
+
+
+def picture_place(module: nn.Module, named: Collection[str]) -> str:
+    """The parameter of a module's forward that takes the picture; empty for the first, which needs no name.
+
+    It is `pixel_values` or the model's `main_input_name`; else the one required parameter that is not named already,
+    or, where all of those left are optional, the one whose name says so.
+
+    Args:
+        module: The model.
+        named: The names of its other inputs.
+
+    Raises:
+        OptionError: there is no such parameter, or more than one.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    if accepts(module, "pixel_values"):
+        return "pixel_values"
+    free = [one for one in parameters.values() if one.kind in _NAMED and one.name not in named]
+    main = getattr(module, "main_input_name", None)
+    if main != "input_ids" and main in [one.name for one in free]:
+        return str(main)
+    required = [one for one in free if one.default is one.empty]
+    fitting = required or [one for one in free if _PICTURE.search(one.name)] or free
+    if len(fitting) == 1:
+        [picture], first = fitting, next(iter(parameters.values()))
+        return "" if picture is first and picture.kind is not picture.KEYWORD_ONLY else picture.name
+    if not free and any(one.kind is one.VAR_POSITIONAL for one in parameters.values()):
+        return ""
+    if not free and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return "pixel_values"
+    raise OptionError(
+        f"{type(module).__name__}'s forward takes {', '.join(parameters) or 'nothing'}, and "
+        + (f"{' and '.join(one.name for one in fitting)} are left" if fitting else "none is left")
+        + " for the picture; name every input but the picture"
+    )
+
+
+_NAMED = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
+_PICTURE = re.compile(r"imag|img|pixel|pict|photo|video|frame|^(x|inputs?|samples?)$")
 
 
 def swallows(module: nn.Module, name: str) -> bool:
@@ -161,14 +206,16 @@ class ModelTraits:
         """Height and width of the pictures that the model was made for; 224 x 224 by default."""
         size = _vision(self.config, "image_size") or _vision(self.config, "crop_size")
         if isinstance(size, Mapping):
-            size = (size["height"], size["width"])
+            size = (size.get("height"), size.get("width"))
         return _pair(size) or (_timm_size(self.timm) if self.timm is not None else DEFAULT_SIZE)
 
     @cached_property
     def channels(self) -> int:
-        """Channels of the pictures; 3 if the config does not give them."""
+        """Channels of the pictures, from the config or the model's first convolution; 3 if it has none."""
         channels = _vision(self.config, "num_channels")
-        return channels if isinstance(channels, int) else RGB
+        kinds = nn.Conv2d | nn.Conv3d
+        own = (child.in_channels for child in self.module.modules() if isinstance(child, kinds))
+        return channels if isinstance(channels, int) else next(own, RGB)
 
     @cached_property
     def patch(self) -> Size | None:
@@ -338,8 +385,10 @@ def _timm_config(net: nn.Module) -> Mapping[str, Any]:
 
 
 def _timm_size(net: nn.Module) -> Size:
+    """Of the pictures that a network was built for; only else of those that its weights were trained on."""
+    own = _pair(getattr(getattr(net, "patch_embed", None), "img_size", None))
     _, height, width = _timm_config(net).get("input_size", (RGB, *DEFAULT_SIZE))
-    return height, width
+    return own or (height, width)
 
 
 def _pair(size: Any) -> Size | None:

@@ -23,7 +23,9 @@ class Adapter:
     """Where to look in one model.
 
     Args:
-        layers: Dotted names of the target layers, as `model.named_modules()` spells them.
+        layers: Dotted names of the target layers, as `model.named_modules()` spells them. If a layer runs several
+            times in one forward (tied weights, siamese and recurrent nets), `name:0` is its first run, `name:1` its
+            second.
         layouts: The spatial layout of each layer's output, one per layer.
         method: Id of the default method for this family.
         origin: The source: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
@@ -52,23 +54,35 @@ class Adapter:
         own = (layout.prefix for layout in self.layouts if isinstance(layout, Layout))
         return tuple(dict.fromkeys((*own, 0)))
 
-    def to_spatial(self, activations: Tensor, image_size: Size, layer: str | None = None) -> Tensor:
+    def layout_of(self, layer: str) -> Spatial:
+        """The layout of a layer's output.
+
+        Raises:
+            LayerError: this adapter has no such layer.
+        """
+        if layer not in self.layers:
+            raise LayerError(f"this adapter has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
+        return self.layouts[self.layers.index(layer)]
+
+    def to_spatial(
+        self, activations: Tensor, image_size: Size, layer: str | None = None, images: int | None = None
+    ) -> Tensor:
         """A layer's output as `[B, C, h, w]`.
 
         Args:
             activations: What the layer returned.
             image_size: Height and width of the model's input, in pixels.
             layer: The layer that returned them; by default the first.
+            images: B, the number of images in the batch, which is checked; None if it is not known.
 
         Raises:
             LayerError: this adapter has no such layer.
-            LayoutError: the shape does not fit; the message names the layer and the remedy.
+            LayoutError: the shape does not fit, or there is not one grid per image; the message names the layer and the
+                remedy.
         """
         layer = self.layers[0] if layer is None else layer
-        if layer not in self.layers:
-            raise LayerError(f"this adapter has no layer {layer!r}; it has {', '.join(map(repr, self.layers))}")
         try:
-            return self.layouts[self.layers.index(layer)].to_spatial(activations, image_size)
+            return self.layout_of(layer).to_spatial(activations, image_size, images)
         except LayoutError as error:
             raise LayoutError(
                 f"the output of {layer!r}, of shape {tuple(activations.shape)}, does not have the expected spatial "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
-from hf_cam.errors import HFCamError, LayerError, OptionError, UnknownArchitecture, nearest
-from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, AnyLayout, Layout, Reshape, Spatial
+from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
+from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, Layout, Reshape
 from hf_cam.models.traits import (
     ModelTraits,
     architectures,
@@ -24,13 +24,16 @@ from hf_cam.models.traits import (
 from hf_cam.outputs import class_logits
 from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_config
 from hf_cam.target_layers.catalogue import check_not_refused, from_catalogue
+from hf_cam.target_layers.named import Layers, named_adapter, settled
 from hf_cam.target_layers.probe import MIN_COVERAGE, probe
+
+Result = TypeVar("Result")
 
 
 def infer_adapter(
     model: nn.Module | Any,
     *,
-    layers: Sequence[str] | str | None = None,
+    layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
@@ -38,27 +41,49 @@ def infer_adapter(
 
     Args:
         model: A loaded model, or a transformers config (its module tree is then built without weights).
-        layers: Dotted layer names to use instead of the inferred ones.
+        layers: Dotted names, or modules of the model, to use instead of the inferred layers; `name:1` is the second run
+            of a layer that runs several times in a forward.
         reshape: `activation -> [B, C, h, w]`, used instead of the inferred layout.
         inputs: The model's keyword inputs, for the probe; made from the config by default.
 
     Raises:
         LayerError: a layer in `layers` does not exist.
-        UnknownArchitecture: none of these sources gives a layer.
+        ModelError: the model takes no images, or fails on `inputs`.
+        UnknownArchitecture: none of these sources gives a layer, or the model does not run on a picture of noise.
     """
     module = unwrap(model if isinstance(model, nn.Module) else module_tree(model))
     declared = declared_adapter(module, layers=layers, reshape=reshape)
-    if declared is not None and (declared.origin != "timm" or _is_confirmed(module, declared, inputs)):
+    if declared is not None and layers is not None and inputs is not None:
+        return settle(declared, module, inputs)
+    if declared is not None and declared.origin != "timm":
+        return declared
+    if declared is not None and _running(module, inputs, lambda: _is_confirmed(module, declared, inputs)):
         return declared
     if not isinstance(model, nn.Module):
         module = module_tree(model, device="cpu")  # the probe needs gradients, and so weights, though random ones do
-    return _with_reshape(probed_adapter(module, inputs), reshape)
+    return _with_reshape(_running(module, inputs, lambda: probed_adapter(module, inputs)), reshape)
+
+
+def _running(module: nn.Module, inputs: Mapping[str, Any] | None, run: Callable[[], Result]) -> Result:
+    """What `run` returns; the model's own exceptions become one of ours, with theirs as the cause."""
+    try:
+        return run()
+    except HFCamError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        if inputs is not None:
+            raise ModelError(f"{type(module).__name__} fails on these inputs ({why})") from error
+        raise UnknownArchitecture(
+            f"{type(module).__name__} does not run on a picture of noise ({why}), so its structure cannot be seen; "
+            "pass inputs= (the forward's inputs by name), or layers= and reshape="
+        ) from error
 
 
 def declared_adapter(
     model: nn.Module,
     *,
-    layers: Sequence[str] | str | None = None,
+    layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> Adapter | None:
     """Like `infer_adapter`, but without running the model: None if only the probe can find a layer."""
@@ -69,7 +94,7 @@ def declared_adapter(
             f"reshape must be a function from an activation to [B, C, h, w], not {type(reshape).__name__}"
         )
     if layers is not None:
-        return _callers_adapter(module, layers, reshape)
+        return named_adapter(module, layers, reshape, _prefixes(module))
     check_not_refused(module)
     declared = _from_cam_config(module) or from_catalogue(module) or _from_timm(module)
     return declared and _with_reshape(declared, reshape)
@@ -118,31 +143,29 @@ def _classes_of(config: Any) -> Iterator[type[nn.Module]]:
 # The caller's arguments ----------------------------------------------------------------------------------------------
 
 
-def _callers_adapter(
-    module: nn.Module, layers: Sequence[str] | str, reshape: Callable[[Tensor], Tensor] | None
-) -> Adapter:
-    if not isinstance(layers, str | Sequence):
-        raise OptionError(f"layers must be a dotted name or a list of them, not {type(layers).__name__}")
-    names = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
-    if not names:
-        raise LayerError("layers= names no layer; omit it to have one inferred")
-    known = dict(module.named_modules())
-    for name in names:
-        if not isinstance(name, str):
-            own = next((dotted for dotted, child in known.items() if child is name), "its dotted name")
-            raise OptionError(f"layers= takes dotted names, not modules; pass {own!r}")
-        if name not in known or not name:
-            raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, filter(None, known))}")
-    layout: Spatial = Reshape(reshape) if reshape else AnyLayout(_prefixes(module), traits_of(module).patch)
-    return Adapter(names, (layout,) * len(names), origin="caller", reason="given by the caller")
+def settle(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any]) -> Adapter:
+    """The adapter of the caller's layers once a forward of one image has shown what their names left open.
+
+    Raises:
+        LayerError: a layer did not run, or several of its runs depend on the picture and none is named.
+        LayoutError: the views of different images alternate in a layer's batch axis.
+        ModelError: the model fails on these inputs.
+    """
+    module = unwrap(model)
+    return _running(module, inputs, lambda: settled(adapter, module, inputs, _declared(module)))
+
+
+def _declared(module: nn.Module) -> Adapter | None:
+    """What is declared for a model, or None; also of one that is refused."""
+    try:
+        return _from_cam_config(module) or from_catalogue(module) or _from_timm(module)
+    except HFCamError:
+        return None
 
 
 def _prefixes(module: nn.Module) -> tuple[int, ...]:
     """Numbers of prefix tokens to try on a layer that the caller chose, those of the default layer first."""
-    try:
-        known = from_catalogue(module) or _from_timm(module)
-    except HFCamError:
-        known = None
+    known = _declared(module)
     own = tuple(layout.prefix for layout in known.layouts if isinstance(layout, Layout)) if known else ()
     return tuple(dict.fromkeys((*own, *PREFIXES)))
 

@@ -81,7 +81,7 @@ def _changes(
     name, layers = picture_name(inputs, (3, 4, 5)), set(clean)
     changes: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for disturbed in _disturbed(inputs, name, disturbance):
-        for layer, activation in _activations(module, {**inputs, name: disturbed}, layers).items():
+        for layer, activation in activations_of(module, {**inputs, name: disturbed}, layers).items():
             changes[layer].append((activation - clean[layer]).float())
     return changes
 
@@ -89,10 +89,10 @@ def _changes(
 def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
     """The outputs of the layers, and the layers whose output is random (masked or shuffled patches)."""
     before = _random_states()
-    clean = _activations(module, inputs, layers)
+    clean = activations_of(module, inputs, layers)
     if all(map(torch.equal, before, _random_states())):
         return clean, set()
-    again = _activations(module, inputs, layers)
+    again = activations_of(module, inputs, layers)
     return clean, {layer for layer in clean if _differ(clean[layer], again[layer])}
 
 
@@ -104,7 +104,8 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return one.shape != other.shape or bool((one - other).abs().max() > 1e-2 * one.abs().max())
 
 
-def _activations(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
+def activations_of(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
+    """What layers return in one forward: the first tensor of each output."""
     seen: dict[str, Tensor] = {}
 
     def record(layer: str, output: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
-from hf_cam.layouts import NCHW, NHWC, TOKENS, Layout, Size, token_grids
+from hf_cam.layouts import NCHW, NHWC, TOKENS, TOKENS_FIRST, Layout, Size, token_grids, why_unread
 from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.noise import Verdict, check_layouts
-from hf_cam.target_layers.trace import Produced, Trace, path_shares, trace
+from hf_cam.target_layers.trace import Produced, Trace, depths, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6
 TRUNK = 0.99
+NEAR = 0.1
+"""Depth below which a layer lies near the entrance."""
+FAR = 0.2
+"""Difference in depth from which one run of a layer that runs several times is preferred to a layer that runs once."""
 ROUND = 8  # candidates whose gradients one backward pass fetches
 ROUNDS = 3
+TOLD = 3  # layers that a refusal names
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Finding:
         layout: The spatial layout of its output.
         coverage: Share of its cells with a nonzero gradient of the target.
         share: Share of the paths in the autograd graph from target to picture that run through it.
+        depth: Where it lies between the picture (0) and the target (1), by the longest path in that graph.
         verdict: The verdict of the noise check; "undecided" also if it was not run, "refuted" only if it refuted every
             candidate.
     """
@@ -42,17 +48,20 @@ class Finding:
     layout: Layout
     coverage: float
     share: float
+    depth: float
     verdict: Verdict = "undecided"
 
 
 @dataclass(frozen=True)
 class _Candidate:
     layer: str
-    side: bool  # the output of a projection or of a part of a side branch, the last to be chosen
+    side: bool  # the output of a projection or of a part of a side branch, chosen after all others
+    again: bool  # named by one run of a layer that runs several times
     layout: Layout
     grid: Size
     channels: int
     share: float
+    depth: float
     edge: GradientEdge
 
     @property
@@ -75,7 +84,7 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
             changes where the layout predicts.
 
     Raises:
-        UnknownArchitecture: no layer qualifies.
+        UnknownArchitecture: no layer qualifies, or only one near the entrance, behind which others cannot be read.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1))
     >>> finding = probe(net, {"pixel_values": torch.rand(1, 3, 32, 48)})
@@ -83,29 +92,17 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
     ('1', 'b c h w')
     """
     module = unwrap(model)
-    refuted: Finding | None = None
     with borrowed(module):
-        traced = trace(module, inputs, patch)
-        for found in _covered(traced):
-            if not check:
-                return found[0]
-            verdicts = check_layouts(module, inputs, [(finding.layer, finding.layout) for finding in found])
-            for finding, verdict in zip(found, verdicts, strict=True):
-                if verdict != "refuted":
-                    return replace(finding, verdict=verdict)
-            refuted = refuted or replace(found[0], verdict="refuted")
-    if refuted is None:
-        raise UnknownArchitecture(_why_nothing(module, traced))
-    return refuted
-
-
-def _why_nothing(module: nn.Module, traced: Trace) -> str:
-    height, width = traced.image_size
-    return (
-        f"no layer of {type(module).__name__} returns a map or a token grid of the {height} x {width} input with at "
-        f"least {MIN_COVERAGE:.0%} of its cells influencing the output ({len(traced.produced)} outputs examined); "
-        "pass the layer and its layout yourself (layers=, reshape=)"
-    )
+        search = _Search(module, inputs, trace(module, inputs, patch), check)
+        graph: _Graph | None = None
+        for scores in _fields(search.traced.output):
+            graph = _Graph(search.traced, scores)
+            if found := search.best(graph):
+                search.refuse_shallow(found, graph)
+                return found
+            if search.refuted:
+                return search.refuted
+        raise UnknownArchitecture(search.why_nothing(graph))
 
 
 # Target --------------------------------------------------------------------------------------------------------------
@@ -153,61 +150,146 @@ def _score(scores: Tensor) -> Tensor:
 # Candidates ----------------------------------------------------------------------------------------------------------
 
 
-def _covered(traced: Trace) -> Iterator[list[Finding]]:
-    """Rounds of layers whose cells influence the target, best first, for the first output field that has any."""
-    for field in _fields(traced.output):
-        score = _score(field)
-        ranked = iter(_ranked(traced, field, score))
-        reached = False
-        for _ in range(ROUNDS):
-            if findings := _with_gradients(score, list(islice(ranked, ROUND)), traced.image_size):
-                reached = True
-                yield findings
-        if reached:
-            return
+class _Graph:
+    """The autograd graph from one field of the output to the picture."""
+
+    def __init__(self, traced: Trace, scores: Tensor) -> None:
+        self.traced, self.scores, self.score = traced, scores, _score(scores)
+        self.share, self.depth = path_shares(self.score, traced.picture), depths(self.score, traced.picture)
+        self.target = get_gradient_edge(scores)
+        self.passed: dict[str, str] = {}  # by layer, why it does not serve
+
+    def outputs(self) -> Iterator[Produced]:
+        """What modules returned on the way, without the field itself."""
+        edges = ((one, (one.edge.node, one.edge.output_nr)) for one in self.traced.produced)
+        return (one for one, edge in edges if edge != (self.target.node, self.target.output_nr))
+
+    def candidates(self) -> list[_Candidate]:
+        """The outputs that can be read as a grid of cells and that nearly all paths run through, first layer first."""
+        return [
+            _Candidate(
+                one.layer,
+                one.projection or (share < TRUNK and not one.landmark),
+                one.again,
+                layout,
+                layout.grid(one.shape, self.traced.image_size),
+                one.shape[1] if layout.axes == NCHW else one.shape[-1],
+                share,
+                self.depth(one.edge),
+                one.edge,
+            )
+            for one in self.outputs()
+            if (share := self.share(one.edge)) >= MIN_SHARE
+            for layout in readings(one.shape, self.traced)
+        ]
 
 
-def _with_gradients(score: Tensor, candidates: list[_Candidate], image_size: Size) -> list[Finding]:
-    if not candidates:
-        return []
-    edges = [candidate.edge for candidate in candidates]
-    gradients = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
-    found = []
-    for candidate, gradient in zip(candidates, gradients, strict=True):
-        if gradient is None:
-            continue
-        coverage = candidate.layout.to_spatial(gradient, image_size).ne(0).any(1).float().mean().item()
-        if coverage >= MIN_COVERAGE:
-            found.append(Finding(candidate.layer, candidate.layout, coverage, candidate.share))
-    return found
+@dataclass
+class _Search:
+    """The search for a layer in one traced forward."""
 
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    traced: Trace
+    check: bool
+    refuted: Finding | None = None
 
-def _ranked(traced: Trace, field: Tensor, score: Tensor) -> list[_Candidate]:
-    """Candidates in order of preference, before any gradient is computed."""
-    share = path_shares(score, traced.picture)
-    target = get_gradient_edge(field)
-    readable = [
-        _Candidate(
-            one.layer,
-            _aside(one, part),
-            layout,
-            layout.grid(one.shape, traced.image_size),
-            _channels(one, layout),
-            part,
-            one.edge,
+    def best(self, graph: _Graph) -> Finding | None:
+        """The deepest layer that serves, if possible not near the entrance.
+
+        One run of a layer that runs several times is chosen only where it lies far deeper than those that run once.
+        """
+        readable, classes = graph.candidates(), graph.scores.shape[1 if graph.scores.ndim >= 4 else -1]
+        once = [replace(candidate, layer="") if candidate.again else candidate for candidate in readable]
+        pool = _ranked(_without_class_maps(_in_scope(once), classes))
+        found = self._first(pool, graph)
+        runs = [one for one in _in_scope(readable) if one.again and one.channels != classes]
+        found = self._first(_ranked(runs), graph, found.depth + FAR if found else 0) or found
+        if found is None or found.depth < NEAR:
+            found = self._first(_ranked([candidate for candidate in once if candidate.layer]), graph, NEAR) or found
+        return found
+
+    def _first(self, pool: list[_Candidate], graph: _Graph, above: float = 0) -> Finding | None:
+        """The first candidate deeper than `above` whose cells influence the target and that no check refutes."""
+        left = [candidate for candidate in pool if candidate.depth > above and candidate.layer not in graph.passed]
+        for start in range(0, min(len(left), ROUND * ROUNDS), ROUND):
+            for finding in self._checked(self._covered(left[start : start + ROUND], graph)):
+                if finding.verdict != "refuted":
+                    return finding
+                self.refuted = self.refuted or finding
+                graph.passed[finding.layer] = "it does not change where the picture does"
+        return None
+
+    def _covered(self, candidates: list[_Candidate], graph: _Graph) -> list[Finding]:
+        edges = [candidate.edge for candidate in candidates]
+        gradients = torch.autograd.grad(graph.score, edges, retain_graph=True, allow_unused=True)
+        found = []
+        for one, gradient in zip(candidates, gradients, strict=True):
+            if gradient is None:
+                continue
+            cells = one.layout.to_spatial(gradient, self.traced.image_size, len(self.traced.picture))
+            coverage = cells.ne(0).any(1).float().mean().item()
+            if coverage >= MIN_COVERAGE:
+                found.append(Finding(one.layer, one.layout, coverage, one.share, one.depth))
+            else:
+                graph.passed[one.layer] = f"only {coverage:.0%} of its cells influence the output"
+        return found
+
+    def _checked(self, found: list[Finding]) -> list[Finding]:
+        if not self.check or not found:
+            return found
+        verdicts = check_layouts(self.module, self.inputs, [(finding.layer, finding.layout) for finding in found])
+        return [replace(finding, verdict=verdict) for finding, verdict in zip(found, verdicts, strict=True)]
+
+    # Refusals ---------------------------------------------------------------------------------------------------------
+
+    def refuse_shallow(self, found: Finding, graph: _Graph) -> None:
+        """Refuse a layer near the entrance if other layers work on the picture's cells behind it.
+
+        Raises:
+            UnknownArchitecture: with the deepest of those and the reason why each does not serve.
+        """
+        if found.depth < NEAR and (behind := self._behind(found.depth, graph)):
+            raise UnknownArchitecture(
+                f"the deepest layer of {type(self.module).__name__} that can be read is {found.layer!r}, near the "
+                f"entrance ({found.depth:.0%} of the way to the output), and not one of those behind it: {behind}; "
+                "pass a layer with layers= and, if need be, its layout with reshape="
+            )
+
+    def why_nothing(self, graph: _Graph | None) -> str:
+        """Why no layer serves."""
+        height, width = self.traced.image_size
+        behind = self._behind(0, graph) if graph else ""
+        return (
+            f"no layer of {type(self.module).__name__} returns a map or a token grid of the {height} x {width} input "
+            f"with at least {MIN_COVERAGE:.0%} of its cells influencing the output ({len(self.traced.produced)} "
+            f"outputs examined{'; ' + behind if behind else ''}); pass the layer and its layout yourself (layers=, "
+            "reshape=)"
         )
-        for one in traced.produced
-        if (one.edge.node, one.edge.output_nr) != (target.node, target.output_nr)
-        and (part := share(one.edge)) >= MIN_SHARE
-        for layout in _readings(one.shape, traced)
-    ]
-    pool = _without_class_maps(_in_scope(readable), classes=field.shape[1 if field.ndim >= 4 else -1])
-    pool.reverse()  # the deepest first
-    return sorted(pool, key=lambda candidate: candidate.side)
+
+    def _behind(self, depth: float, graph: _Graph) -> str:
+        """The deepest layers behind a depth that work on cells, and why each does not serve."""
+        found: dict[str, str] = {}
+        for one in reversed(list(graph.outputs())):
+            share = graph.share(one.edge)
+            inside = any(one.layer.startswith(f"{layer}.") for layer in found)
+            if one.layer and not inside and share and graph.depth(one.edge) > depth and self._holds_cells(one.shape):
+                found.setdefault(one.layer, graph.passed.get(one.layer) or self._why_not(one, share))
+        return "; ".join(f"{layer!r}, {why}" for layer, why in list(found.items())[:TOLD])
+
+    def _holds_cells(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor holds more than one vector per image."""
+        return len(shape) > 2 and math.prod(shape) > len(self.traced.picture) * max(shape)
+
+    def _why_not(self, one: Produced, share: float) -> str:
+        if next(readings(one.shape, self.traced), None) is None:
+            return why_unread(one.shape, self.traced.image_size, len(self.traced.picture))
+        return f"only {share:.0%} of the paths to the output run through it"
 
 
-def _aside(one: Produced, share: float) -> bool:
-    return one.projection or (share < TRUNK and not one.landmark)
+def _ranked(pool: list[_Candidate]) -> list[_Candidate]:
+    """The deepest first, and what lies aside last."""
+    return sorted(reversed(pool), key=lambda candidate: candidate.side)  # noqa: C414 - sorting is stable
 
 
 def _in_scope(readable: list[_Candidate]) -> list[_Candidate]:
@@ -246,23 +328,25 @@ def _without_class_maps(pool: list[_Candidate], classes: int) -> list[_Candidate
     return pool[:end] if len(pool) < 2 * end else pool
 
 
-def _channels(one: Produced, layout: Layout) -> int:
-    return one.shape[1] if layout.axes == NCHW else one.shape[-1]
+def readings(shape: tuple[int, ...], traced: Trace, *, joined: bool = False) -> Iterator[Layout]:
+    """Every layout under which a shape is one of the grids found in the forward.
 
-
-def _readings(shape: tuple[int, ...], traced: Trace) -> Iterator[Layout]:
-    """Every layout under which a shape is one of the grids found in the forward."""
-    if shape[0] != traced.picture.shape[0]:
-        return  # windows, tiles or frames in the batch axis
-    if len(shape) == 4:
+    Args:
+        shape: Shape of a layer's output.
+        traced: The forward.
+        joined: Also accept any grid of a sequence of tokens that `torch.cat` was seen to make, however small.
+    """
+    images = len(traced.picture)
+    if len(shape) == 4 and shape[0] == images:
         oblong = next((patch for patch in traced.patches if patch[0] != patch[1]), None)
         for axes, grid in ((NCHW, (shape[2], shape[3])), (NHWC, (shape[1], shape[2]))):
             if grid in traced.grids:
                 yield Layout(axes, patch=oblong)
-    elif len(shape) == 3:
-        prefix, suffix = traced.joins.get(shape[1], (0, 0))
+    elif len(shape) == 3 and images in shape[:2]:
+        axes, tokens = (TOKENS, shape[1]) if shape[0] == images else (TOKENS_FIRST, shape[0])
+        prefix, suffix = traced.joins.get(tokens, (0, 0))
         for patch in (*traced.patches, None):
-            grids = token_grids(shape[1] - prefix - suffix, traced.image_size, patch)
-            if len(grids) == 1 and grids[0] in traced.grids:
-                yield Layout(TOKENS, prefix, suffix, patch)
+            grids = token_grids(tokens - prefix - suffix, traced.image_size, patch)
+            if len(grids) == 1 and (grids[0] in traced.grids or (joined and tokens in traced.joins)):
+                yield Layout(axes, prefix, suffix, patch)
                 return

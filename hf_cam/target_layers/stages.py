@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
+from hf_cam.capture.runs import located
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Layout, Size, read_layouts
 from hf_cam.models.traits import traits_of, unwrap
@@ -114,21 +115,27 @@ def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any])
                 traced = trace(module, inputs, traits_of(module).patch)
         except UnknownArchitecture:
             return []
-        return _trunk(dict(module.named_modules()), traced, found[0], adapter) if found else []
+        return _trunk(module, traced, found[0], adapter) if found else []
 
 
-def _trunk(modules: Mapping[str, nn.Module], traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
-    """The stops in the order in which they run, up to the target layer; empty if its output is not spatial."""
+def _trunk(module: nn.Module, traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
+    """The stops in the order in which they run, up to the target layer; empty if its output is not spatial.
+
+    Single runs of a layer that runs several times are stops only if the target is one of them.
+    """
     share = path_shares(target, traced.picture)
     trunk = []
+    _, run = located(module, adapter.layers[0])
     for one in traced.produced:
         is_target = one.edge == target
-        if is_target or (one.layer and share(one.edge) >= TRUNK):
+        named = one.layer and (run is not None or not one.again)
+        if is_target or (named and share(one.edge) >= TRUNK):
             patch = getattr(adapter.layouts[0], "patch", None)
-            layouts = read_layouts(one.shape, traced.image_size, prefixes=adapter.prefixes, patch=patch)
+            images = len(traced.picture)
+            layouts = read_layouts(one.shape, traced.image_size, prefixes=adapter.prefixes, patch=patch, images=images)
             # Numbers alone can make channels-last look like channels-first, so the target layer's axes are tried first.
             layouts.sort(key=lambda layout: layout.axes != getattr(adapter.layouts[0], "axes", None))
-            whole = one.landmark and "norm" not in type(modules[one.layer]).__name__.lower()
+            whole = one.landmark and "norm" not in type(located(module, one.layer)[0]).__name__.lower()
             if layouts:
                 trunk.append(_Stop(one.layer, layouts[0], layouts[0].grid(one.shape, traced.image_size), whole))
         if is_target:

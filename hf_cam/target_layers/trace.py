@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.inputs import call, picture_name
+from hf_cam.capture.runs import Counter, located, run_name
 from hf_cam.layouts import Size, same_stride, token_grids
 
 SMALLEST = 3  # cells per side; smaller maps are meaningless, and too many shapes look like such a grid
@@ -31,9 +32,10 @@ class Produced:
     """A tensor that modules returned in the traced forward and that depends on the picture.
 
     Args:
-        layer: Dotted name of the module to name it after; "" if there is none, because each ran more than once or is
-            of a kind that names nothing, such as a bare linear map.
+        layer: Name of the module to name it after, with the number of the run if the module runs several times; "" if
+            there is none, because each is of a kind that names nothing, such as a bare linear map.
         landmark: True if that module is a norm or a member of a list.
+        again: True if that module runs several times.
         projection: True if a bare linear map returned the tensor.
         shape: Shape of the tensor.
         edge: The tensor's edge in the autograd graph.
@@ -41,9 +43,23 @@ class Produced:
 
     layer: str
     landmark: bool
+    again: bool
     projection: bool
     shape: tuple[int, ...]
     edge: GradientEdge
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What one run of a module returned.
+
+    Args:
+        shape: Shape of its first tensor; empty if there is none.
+        reads: True if it depends on the picture.
+    """
+
+    shape: tuple[int, ...]
+    reads: bool
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,7 @@ class Trace:
         output: The model's output.
         picture: The leaf that the forward started from, `(B, C, H, W)`.
         produced: Tensors in the order in which they were returned.
+        returned: What each module returned, run by run.
         patches: Strides with which the picture was cut, most likely first.
         grids: Rows and columns of the grids that strides or convolutions account for.
         joins: For each length of a token sequence made by `torch.cat`, the tokens before and after the grid.
@@ -62,6 +79,7 @@ class Trace:
     output: Any
     picture: Tensor
     produced: tuple[Produced, ...]
+    returned: Mapping[str, Sequence[Returned]]
     patches: tuple[Size, ...]
     grids: frozenset[Size]
     joins: Mapping[int, Size]
@@ -87,34 +105,45 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None
     leaf = inputs[name].detach().clone().requires_grad_(True)
     shapes = _ShapeRecorder(leaf, patch)
     seen: dict[tuple[Node, int], _Seen] = {}
-    calls: dict[str, int] = {}
+    returned: dict[str, list[Returned]] = {}
     bare: set[str] = set()
 
     def record(layer: str, output: Any) -> None:
-        calls[layer] = calls.get(layer, 0) + 1
-        tensor = first_tensor(output)
+        tensor, own = first_tensor(output), returned.setdefault(layer, [])
+        reads = tensor is not None and tensor.requires_grad and tensor.is_floating_point()
+        own.append(Returned(() if tensor is None else tuple(tensor.shape), reads))
         if isinstance(output, Tensor):
             bare.add(layer)
-        if tensor is not None and tensor.requires_grad and tensor.is_floating_point():
+        if tensor is not None and reads:
             edge = get_gradient_edge(tensor)
-            seen.setdefault((edge.node, edge.output_nr), _Seen(tuple(tensor.shape), edge)).layers.append(layer)
+            one = seen.setdefault((edge.node, edge.output_nr), _Seen(own[-1].shape, edge))
+            one.runs[layer] = len(own) - 1
 
     with torch.enable_grad(), hooked(model, record), shapes:
         # A clone, because the model may change its input in place, which a leaf that requires grad does not allow.
         output = call(model, {**inputs, name: leaf.clone()})
     modules = dict(model.named_modules())
-    produced = tuple(
-        Produced(*_named_by([layer for layer in one.layers if calls[layer] == 1], modules, bare), one.shape, one.edge)
-        for one in seen.values()
-    )
-    return Trace(output, leaf, produced, tuple(shapes.patches), frozenset(shapes.grids), shapes.joins)
+    often = {layer for layer, own in returned.items() if len(own) > 1}
+    produced = tuple(_named(one, modules, bare, often) for one in seen.values())
+    return Trace(output, leaf, produced, returned, tuple(shapes.patches), frozenset(shapes.grids), shapes.joins)
 
 
 @dataclass
 class _Seen:
     shape: tuple[int, ...]
     edge: GradientEdge
-    layers: list[str] = field(default_factory=list)  # innermost first
+    runs: dict[str, int] = field(default_factory=dict)  # by layer, innermost first
+
+
+def _named(one: _Seen, modules: Mapping[str, nn.Module], bare: set[str], often: set[str]) -> Produced:
+    """A tensor with the name of a module that returned it; one that runs several times names it if no other does."""
+    once = [layer for layer in one.runs if layer not in often]
+    layer, landmark, projection = _named_by(once, modules, bare)
+    if layer:
+        return Produced(layer, landmark, False, projection, one.shape, one.edge)
+    layer, landmark, again = _named_by([layer for layer in one.runs if layer in often], modules, bare)
+    name = run_name(layer, one.runs[layer]) if layer else ""
+    return Produced(name, landmark, bool(name), projection or again, one.shape, one.edge)
 
 
 def _named_by(layers: list[str], modules: Mapping[str, nn.Module], bare: set[str]) -> tuple[str, bool, bool]:
@@ -188,9 +217,12 @@ class _ShapeRecorder(TorchFunctionMode):
 
     def _join(self, result: Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
         """Note the tokens around the one piece that is the picture: a grid long, or itself the result of a join."""
-        if result.ndim != 3 or dim not in (1, -2):
+        if result.ndim != 3:
             return
-        lengths = [piece.shape[1] for piece in tensors]
+        axis, first = dim % 3, result.shape[1] == self.batch != result.shape[0]  # tokens first
+        if axis != (0 if first else 1):
+            return
+        lengths = [piece.shape[axis] for piece in tensors]
         of_picture = [
             index
             for index, piece in enumerate(tensors)
@@ -203,6 +235,8 @@ class _ShapeRecorder(TorchFunctionMode):
         self.joins[sum(lengths)] = (prefix + sum(lengths[:at]), suffix + sum(lengths[at + 1 :]))
 
     def _is_grid(self, cells: int) -> bool:
+        if not self.patches:  # the picture was cut or shrunk before the first convolution
+            return any(rows * columns == cells for rows, columns in self.grids)
         fitting = (grid for patch in self.patches for grid in token_grids(cells, self.image_size, patch))
         return any(grid in self.grids for grid in fitting)
 
@@ -262,12 +296,44 @@ def _children_first(root: Node) -> list[Node]:
     return order
 
 
+def depths(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], float]:
+    """A function from an edge of the autograd graph to how deep it lies: 0 at `picture`, 1 at `score`.
+
+    It is the length of the longest path from the picture to the edge, as a share of that to the score.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> half = x.exp()
+    >>> depths(half.sin().sum(), x)(get_gradient_edge(half))
+    0.333...
+    """
+    if score.grad_fn is None:
+        return lambda _edge: 0.0
+    source = get_gradient_edge(picture).node
+    longest: dict[Node, float] = {source: 0.0}
+    for node in _children_first(score.grad_fn):
+        reached = [longest[child] for child, _ in _below(node) if child in longest]
+        if reached:
+            longest[node] = 1 + max(reached)
+    total = longest.get(score.grad_fn, 0)
+    return lambda edge: longest.get(edge.node, 0) / total if total else 0.0
+
+
 @contextmanager
 def hooked(model: nn.Module, record: Callable[[str, Any], None], layers: set[str] | None = None) -> Iterator[None]:
-    """Call `record(layer, output)` after every module (or those in `layers`) inside the `with` block."""
+    """Call `record(layer, output)` after every module inside the `with` block, or after those runs in `layers`."""
+
+    def only(counter: Counter) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if counter.hits():
+                record(counter.layer, output)
+
+        return hook
+
     with ExitStack() as stack:
-        for layer, module in model.named_modules():
-            if layers is None or layer in layers:
-                handle = module.register_forward_hook(lambda _m, _a, output, layer=layer: record(layer, output))
-                stack.callback(handle.remove)
+        for layer in layers or ():
+            module, run = located(model, layer)
+            stack.callback(module.register_forward_hook(only(Counter(layer, run))).remove)
+        for layer, module in () if layers is not None else model.named_modules():
+            handle = module.register_forward_hook(lambda _m, _a, output, layer=layer: record(layer, output))
+            stack.callback(handle.remove)
         yield
