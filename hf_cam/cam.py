@@ -25,11 +25,13 @@ from hf_cam.errors import (
     OptionError,
     TargetError,
 )
+from hf_cam.heads.selection import Selector, selection
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import Run
+from hf_cam.models.libraries import adopted, library_layers
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import class_logits, map_tensors, sample_of
 from hf_cam.request import Request, check_count
@@ -38,9 +40,6 @@ from hf_cam.target_layers.infer import declared_adapter, example_inputs, infer_a
 from hf_cam.target_layers.named import Layers
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target, as_target
-
-Selector = Callable[[Any], Sequence[Sequence[Target]]]
-"""From a batch's output to columns of targets: K columns of one target an image."""
 
 UNDEFINED = (MethodError, LayoutError, NoGradientError)
 """Errors of a method that is not defined for a model, a picture or a target."""
@@ -125,13 +124,15 @@ class CAM:
             check_count("rerun_batch_size", rerun_batch_size)
         if not isinstance(model, nn.Module):
             raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
-        self.model = model
+        self.model = adopted(model)
         self.outputs: Any = None
+        layers = library_layers(self.model) if layers is None else layers
         self._layers, self._reshape, self._rerun_batch_size = layers, reshape, rerun_batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
-        self._adapter = declared_adapter(model, layers=layers, reshape=reshape)
+        self._adapter = declared_adapter(self.model, layers=layers, reshape=reshape)
         self._settled = layers is None
         self._looked: dict[tuple[str, Adapter], Adapter] = {}
+        self._known: dict[str, Any] = {}  # what was established about the model's output
         self._auto = method == "auto"
         declared = self._adapter.method if self._adapter else "gradcam"
         self.method = get_method(declared if self._auto else method)
@@ -150,7 +151,7 @@ class CAM:
     def __call__(
         self,
         pixel_values: Tensor,
-        targets: Sequence[int | Target] | int | Target | None = None,
+        targets: Any = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         **model_inputs: Any,
@@ -159,8 +160,10 @@ class CAM:
 
         Args:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects; volumes are `[B, C, D, H, W]`.
-            targets: One class index or callable an image (a lone one serves all); None explains each image's
-                top class. A callable gets one sample's output and returns a scalar tensor.
+            targets: A class index, a label, a callable from one sample's output to a scalar tensor, or what the model's
+                head takes otherwise, such as a pixel `(x, y)` of the model's input; a list has one entry per image.
+                None explains what the model itself finds first in each image: its top class, surest object, largest
+                segment, best prompt, nearest region, its answer, or the length of its embedding.
             aug_smooth: Average over six views, {plain, mirrored} x {1, 0.9, 1.1}, in one batch.
             eigen_smooth: First principal component of the channels' contributions in place of their sum.
             model_inputs: Whatever else the forward takes.
@@ -173,12 +176,10 @@ class CAM:
             TargetError: the number of targets differs from the number of images, or one does not fit the head.
             LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
         """
-        saliency = self.saliency(
-            pixel_values,
-            selector_of(targets, len(_checked(pixel_values, model_inputs))),
-            Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth),
-            **model_inputs,
-        )
+        _checked(pixel_values, model_inputs)
+        chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
+        settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+        saliency = self.saliency(select=chosen.select, request=settings, **chosen.inputs)
         self.outputs = saliency.outputs
         return saliency.maps[0]
 
@@ -417,18 +418,6 @@ def check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None
             ids = ", ".join(repr(method.id) for method in methods[:3]) + (", ..." if len(methods) > 3 else "")
             listed = f"; known: {', '.join(sorted(known))}" if known else " or any other"
             raise OptionError(f"{ids} has no option {name!r}{listed}")
-
-
-def selector_of(targets: Any, batch: int) -> Selector:
-    """A selector of the caller's targets, checked before the model runs; of each image's top class where None.
-
-    Raises:
-        TargetError: their number differs from that of the images.
-    """
-    if targets is None:
-        return top_classes(1)
-    column = _column(targets, batch)
-    return lambda _: [column]
 
 
 def top_classes(count: int) -> Selector:

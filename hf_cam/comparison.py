@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method, list_methods
-from hf_cam.models.loading import load
+from hf_cam.models.loading import Labels, Output, load
 from hf_cam.request import Request
 
 TILE, MARGIN, TITLE = 320, 8, 28
@@ -84,6 +84,8 @@ def compare(
     eigen_smooth: bool = False,
     method_options: Mapping[str, Any] | None = None,
     processor: Any = None,
+    labels: Labels | None = None,
+    output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Comparison:
@@ -94,8 +96,8 @@ def compare(
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here, except those that take
             hundreds of forwards (Score-CAM takes one per channel).
-        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, device, dtype: As in
-            `hf_cam.explain`.
+        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As
+            in `hf_cam.explain`; one target.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
@@ -115,8 +117,9 @@ def compare(
         method_options=method_options,
     )
     source = image if may_be_video(image) else load_image(image)
-    explainer = Explainer(load(model, processor=processor, device=device, dtype=dtype), "gradcam", layers, reshape)
-    picture = explainer.loaded.opened(source)
+    loaded = load(model, processor=processor, labels=labels, output=output, device=device, dtype=dtype)
+    picture = loaded.opened(source)
+    explainer = Explainer(replace(loaded, example=picture), "gradcam", layers, reshape)
     if methods is None:
         found, skipped = explainer.compare_defined(picture, every_quick_method(), request)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class HFCamError(Exception):
@@ -56,6 +57,35 @@ class PluginWarning(UserWarning):
 
 class SlowWarning(UserWarning):
     """The result is correct, but took longer than it should."""
+
+
+SHOWN = 60
+
+
+def brief(value: Any) -> str:
+    """A value as a message shows it: as Python writes it, shortened in the middle, or what it is if that is long.
+
+    >>> brief("a" * 100)[:8], brief((3, 5)), brief(object)
+    ("'aaaaaaa", '(3, 5)', 'type')
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"{type(value).__name__} {list(shape)}"
+    if not isinstance(value, str | bytes | int | float | list | tuple | dict | set | None):
+        return type(value).__name__
+    text = repr(value)
+    half = SHOWN // 2 - 2
+    return text if len(text) <= SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def described(value: Any) -> str:
+    """What a value is, and how a message shows it.
+
+    >>> described(1.0), described(["a"])
+    ('float 1.0', "list ['a']")
+    """
+    kind, shown = type(value).__name__, brief(value)
+    return shown if shown.startswith(kind) else f"{kind} {shown}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,20 @@ from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
-from hf_cam.errors import MethodError, ModelError, OptionError
+from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
+from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
-from hf_cam.models.loading import LoadedModel, Picture, input_size, load
-from hf_cam.outputs import sample_of
+from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
 from hf_cam.request import Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
-from hf_cam.targets import Target
+from hf_cam.targets import entries_of
 
 BATCH = 8
 """Images per forward where the caller does not say."""
@@ -53,6 +55,8 @@ def explain(
     method_options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     processor: Any = None,
+    labels: Labels | None = None,
+    output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> list[Any]:
@@ -64,7 +68,10 @@ def explain(
         model: A Hub id, a folder, `demo:NAME`, or a loaded model.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
-            `[H, W]` of the image, embedding models another image. Not given: what the model itself found.
+            `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
+            list several: for a list of images one entry per image, which may itself be a list. An array or tensor of
+            one axis counts as a list if it holds whole numbers, and as an embedding if not. By default, what the model
+            itself finds.
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
@@ -80,6 +87,10 @@ def explain(
         batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
             variants of an image per forward; a number that suits the device where not given.
         processor: The image processor, where it does not come with the model.
+        labels: Class names, where they do not come with the model: a list, or a dict from index to name.
+        output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
+            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it from what the model returns
+            and from what it ends in.
         device, dtype: For a model that is loaded here.
 
     Returns:
@@ -107,12 +118,13 @@ def explain(
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
     sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
-    loaded = load(model, processor=processor, device=device, dtype=dtype)
+    loaded = load(model, processor=processor, labels=labels, output=output, device=device, dtype=dtype)
     images = [loaded.opened(source) for source in sources]
     if batch_size is not None:
         check_count("batch_size", batch_size)
+    loaded = replace(loaded, example=images[0] if images else None)
     explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
-    found = list(explainer(images, request, batch_size=batch_size or BATCH))
+    found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
@@ -152,21 +164,22 @@ class Explainer:
 
         Args:
             images: As `LoadedModel.opened` returns them.
-            request: What is wanted.
+            request: What is wanted; a list as target has one entry per image, which may itself be a list.
             batch_size: Images per forward.
             settings: Fields of a `Request` in place of one, such as `target="tabby"`.
 
         Raises:
             TargetError, OptionError, MethodError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings)
+        wanted = self.checked(request, settings).for_images(len(images))
         check_count("batch_size", batch_size)
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            for inputs, members in self._batches(chunk):
-                with texts_read_once(self.loaded.model, readers) if wanted.text else nullcontext():
-                    [found], _ = self._explained([self.cam.method], inputs, members, wanted)
+            requests = iter(wanted[start : start + batch_size])
+            for inputs, members in self._batches(images[start : start + batch_size]):
+                own = list(islice(requests, len(members)))
+                with texts_read_once(self.loaded.model, readers) if own[0].text else nullcontext():
+                    [found], _ = self._explained([self.cam.method], inputs, members, own)
                 yield from found
 
     def compare(
@@ -209,14 +222,16 @@ class Explainer:
         if request is not None and settings:
             raise OptionError(f"the request holds all settings; put {min(settings)!r} into it")
         wanted = Request.of(**settings) if request is None else request
-        self.head.check(wanted)
+        self.head.check_all(wanted)
         return wanted
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
     ) -> tuple[list[list[Explanation]], dict[str, str]]:
+        if entries_of(request.target) is not None:
+            raise TargetError(f"methods are compared on one target, got {brief(request.target)}; explain takes several")
         records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
-        found, skipped = self._explained(records, inputs, [image], request, skip_undefined=skip_undefined)
+        found, skipped = self._explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
@@ -246,7 +261,7 @@ class Explainer:
         methods: Sequence[Method],
         inputs: Mapping[str, Tensor],
         images: Sequence[Picture],
-        request: Request,
+        requests: Sequence[Request],
         *,
         skip_undefined: bool = False,
     ) -> tuple[list[list[list[Explanation]]], dict[str, str]]:
@@ -259,8 +274,10 @@ class Explainer:
         size = input_size(inputs)
         geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
         found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
-        for part in self.head.rounds(request, inputs):
-            chosen = _Chosen(self.head, part, geometries)
+        for part in self.head.rounds(requests[0], inputs):
+            # Only the targets differ from image to image, and only heads that take one image at a time change them.
+            own = [replace(part, target=request.target) for request in requests] if len(requests) > 1 else [part]
+            chosen = Chosen(self.head, own, geometries)
             full = {**inputs, **self.head.inputs(part)}
             saliencies = self.cam.saliencies(
                 [method for method in methods if method.id not in skipped],
@@ -273,8 +290,9 @@ class Explainer:
             for saliency in saliencies:
                 for i, image in enumerate(images):
                     origins = self._origins(saliency, i, full, chosen.subjects[i])
-                    own = _explanations(saliency, i, image, chosen.subjects[i], geometries[i], origins)
-                    found[saliency.method.id][i] += own
+                    found[saliency.method.id][i] += _explanations(
+                        saliency, i, image, chosen.subjects[i], geometries[i], origins
+                    )
         return [found[method.id] for method in methods if method.id not in skipped], skipped
 
     def _origins(
@@ -285,24 +303,6 @@ class Explainer:
         return [
             Origin(self.loaded.model, own, subject.target, saliency.maps[k, i]) for k, subject in enumerate(subjects)
         ]
-
-
-class _Chosen:
-    """A selector that asks the head what to explain in each image, and remembers it."""
-
-    def __init__(self, head: Head, request: Request, geometries: Sequence[Geometry]) -> None:
-        self.head, self.request, self.geometries = head, request, geometries
-        self.subjects: list[list[Subject]] = []
-
-    def __call__(self, outputs: Any) -> list[list[Target]]:
-        """Columns of targets; images with fewer subjects than others repeat their first."""
-        batch = len(self.geometries)
-        self.subjects = [
-            self.head.subjects(sample_of(outputs, i, batch), self.request, geometry)
-            for i, geometry in enumerate(self.geometries)
-        ]
-        longest = max(map(len, self.subjects))
-        return [[own[k if k < len(own) else 0].target for own in self.subjects] for k in range(longest)]
 
 
 def _explanations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.cam import selector_of
 from hf_cam.capture.guard import borrowed
-from hf_cam.capture.inputs import call, model_inputs_of
+from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.errors import TargetError
+from hf_cam.heads.selection import selection
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
 from hf_cam.models.traits import unwrap
-from hf_cam.targets import Target, target_values
+from hf_cam.targets import target_values
 
 GATES = {
     F.relu,
@@ -86,26 +86,26 @@ class GuidedBackprop:
     def __call__(
         self,
         pixel_values: Tensor,
-        targets: Sequence[int | Target] | int | Target | None = None,
+        targets: Any = None,
         **model_inputs: Any,
     ) -> Tensor:
         """The guided gradient, `[B, C, H, W]`, signed, in units of the target per unit of the input.
 
         Args:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
-            targets: One class index or callable per image; None explains each image's top class.
+            targets: As in a call of `CAM`; None explains what the model itself finds first.
             model_inputs: Other inputs of the forward.
 
         Raises:
             TargetError: a target does not depend on the picture, or there is not one target per image.
         """
-        select = selector_of(targets, len(pixel_values))
-        inputs = model_inputs_of(self.model, pixel_values, model_inputs)
+        chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, {})
+        inputs = model_inputs_of(self.model, chosen.inputs["pixel_values"], others_of(chosen.inputs))
         with borrowed(unwrap(self.model)), torch.enable_grad():
             pixels = inputs["pixel_values"].requires_grad_()
             with _Guide():
                 outputs = call(unwrap(self.model), {**inputs, "pixel_values": pixels})
-            [column] = select(outputs)
+            [column] = chosen.select(outputs)
             score = target_values(outputs, column).sum()
             if not score.requires_grad:
                 raise TargetError("the target does not depend on the picture")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from hf_cam.errors import OptionError, TargetError, nearest
+from hf_cam.errors import OptionError, TargetError, brief, nearest
+from hf_cam.targets import entries_of
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,9 @@ class Request:
     """The settings of one call, from any of the interfaces.
 
     Args:
-        target: A class index, a label, a position in the image, a box, a mask, another image or any callable; None for
-            what the model itself finds.
+        target: A class index, a label, a pixel or a box (a tuple), a mask, another image, an embedding or any callable;
+            None for what the model itself finds. A list holds several: one entry per image for a list of images, and
+            for a single image one explanation per entry.
         text: Prompts or questions; empty if there are none.
         top_k: How many things to explain; None for all that the head finds (for a classifier, one).
         threshold: Lowest score in [0, 1] at which a detector or segmenter shows what it finds; None for the head's own.
@@ -39,11 +41,11 @@ class Request:
         """Refuse invalid values."""
         options = self.method_options
         if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-            raise OptionError(f"method_options must be a dict such as {{'seed': 3}}, got {options!r}")
+            raise OptionError(f"method_options must be a dict such as {{'seed': 3}}, got {brief(options)}")
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         if self.threshold is not None and not _is_share(self.threshold):
-            raise OptionError(f"threshold must be a score in [0, 1], got {self.threshold!r}")
+            raise OptionError(f"threshold must be a score in [0, 1], got {brief(self.threshold)}")
 
     @classmethod
     def of(
@@ -61,8 +63,48 @@ class Request:
         known = [field.name for field in fields(cls)]
         for name in others:
             if name not in known:
-                raise OptionError(f"there is no setting {name!r}; nearest: {nearest(name, known)}")
+                raise OptionError(f"there is no setting {brief(name)}; nearest: {nearest(name, known)}")
         return cls(text=_texts(text), method_options={} if method_options is None else method_options, **others)
+
+    def for_images(self, count: int) -> list[Request]:
+        """The request for each of a list of images: a list as target has one entry per image.
+
+        Raises:
+            TargetError: it has another length.
+
+        >>> [request.target for request in Request(target=["tabby", ["pug", 3]]).for_images(2)]
+        ['tabby', ['pug', 3]]
+        """
+        entries = entries_of(self.target)
+        if entries is None:
+            return [self] * count
+        if len(entries) != count:
+            raise TargetError(
+                f"{len(entries)} targets for {count} images; a list of targets has one entry per image, which may "
+                "itself be a list, and a tuple is one target, such as a pixel (x, y)"
+            )
+        return [replace(self, target=entry) for entry in entries]
+
+    def of_one_image(self) -> Request:
+        """The same request for a list of one image: a list as target holds several targets for it."""
+        return self if entries_of(self.target) is None else replace(self, target=[entries_of(self.target)])
+
+    def singly(self) -> list[Request]:
+        """A request per target of one image, or of each image.
+
+        Raises:
+            TargetError: a list of targets is empty, or holds another list.
+        """
+        entries = entries_of(self.target)
+        if entries is None:
+            return [self]
+        if not entries:
+            raise TargetError("the list of targets is empty; omit target= for what the model itself finds")
+        if any(entries_of(entry) is not None for entry in entries):
+            raise TargetError(
+                f"the targets of one image must be one list, got {brief(self.target)}; a pixel or a box is a tuple"
+            )
+        return [replace(self, target=entry) for entry in entries]
 
     def first(self, found: Sequence[Any], default: int | None = None) -> Sequence[Any]:
         """The best `top_k` of what was found, or the default number if `top_k` is None."""
@@ -76,7 +118,7 @@ def check_count(name: str, value: Any) -> None:
         OptionError: the value is not a whole number, or less than 1.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} must be a whole number from 1, got {value!r}")
+        raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
 
 
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -85,7 +127,7 @@ def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
         raise TargetError("text= contains no prompt")
     for one in texts:
         if not isinstance(one, str) or not one.strip():
-            raise TargetError(f"a prompt must be a text that is not empty, not {one!r}")
+            raise TargetError(f"a prompt must be a text that is not empty, not {brief(one)}")
     return texts
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,60 +12,77 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_cam.errors import TargetError, nearest
+from hf_cam.errors import TargetError, brief, nearest
 from hf_cam.outputs import (
     BOXES,
     DEPTH,
     LOGITS,
     MASKS,
     TEXT,
+    detections_of,
     embedding_of,
     field_of,
-    logits_of,
-    row_of,
     sample_of,
     similarities_of,
     upright,
 )
+from hf_cam.readings import AS_LOGITS, AS_MAPS, Reading
 
 Target = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
 class ClassLogit:
-    """The logit of one class.
+    """The logit of one class; of a model that returns probabilities, its log-probability or log-odds.
+
+    Args:
+        index: The class.
+        reading: Where the scores stand in the output, and whether they are logits or probabilities.
 
     >>> ClassLogit(2)(torch.tensor([0.0, 1.0, 5.0]))
     tensor(5.)
     """
 
     index: int
+    reading: Reading = AS_LOGITS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output: a tensor of logits `[K]` or a record that holds them."""
-        return row_of(output)[self.index]
+        return self.reading.logits(output)[self.index]
 
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """The softmax probability of one class. Its gradient vanishes when the model is certain, so prefer the logit."""
+    """The probability of one class. Its gradient vanishes when the model is certain, so prefer the logit.
+
+    Args:
+        index: The class.
+        reading: See `ClassLogit`.
+    """
 
     index: int
+    reading: Reading = AS_LOGITS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        return row_of(output).softmax(-1)[self.index]
+        return self.reading.scores(output)[self.index]
 
 
 @dataclass(frozen=True)
 class BinaryLogit:
-    """The single logit of a binary classifier, with its sign flipped for the negative class."""
+    """The single logit of a binary classifier, with its sign flipped for the negative class.
+
+    Args:
+        positive: False for the negative class.
+        reading: See `ClassLogit`; of a probability, the target is its log-odds.
+    """
 
     positive: bool = True
+    reading: Reading = AS_LOGITS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output `[1]`."""
-        logit = logits_of(output).reshape(-1)[0]
+        logit = self.reading.logits(output).reshape(-1)[0]
         return logit if self.positive else -logit
 
 
@@ -104,9 +123,32 @@ class EmbeddingSimilarity:
     embedding: Tensor
 
     def __call__(self, output: Any) -> Tensor:
-        """The scalar, from one sample's output."""
+        """The scalar, from one sample's output.
+
+        Raises:
+            TargetError: the two embeddings differ in length.
+        """
         own = embedding_of(output)
-        return torch.nn.functional.cosine_similarity(own, self.embedding.to(own), dim=-1)
+        if own.shape != self.embedding.shape:
+            raise TargetError(
+                f"the embedding to compare with is {list(self.embedding.shape)}, but the model's is {list(own.shape)}"
+            )
+        similarity: Tensor = torch.nn.functional.cosine_similarity(own, self.embedding.to(own), dim=-1)
+        return similarity
+
+
+@dataclass(frozen=True)
+class EmbeddingNorm:
+    """The length of the image's embedding: what an embedding model finds in an image, compared with nothing.
+
+    >>> EmbeddingNorm()(torch.tensor([3.0, 4.0]))
+    tensor(5.)
+    """
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        length: Tensor = torch.linalg.vector_norm(embedding_of(output))
+        return length
 
 
 @dataclass(frozen=True)
@@ -162,17 +204,22 @@ class BoxLogit:
     Args:
         box: `(x0, y0, x1, y1)` in the pixels of the model's input.
         label: The class.
+        read: From one sample's output to the record.
     """
 
     box: tuple[float, float, float, float]
     label: int
+    read: Callable[[Any], dict[str, Tensor] | None] = detections_of
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
         from torchvision.ops import box_iou
 
-        boxes, scores = output["boxes"], output["scores"]
-        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(output["labels"] == self.label, 0)
+        found = self.read(output)
+        if found is None:
+            raise TargetError("the model's output holds no boxes with scores")
+        boxes, scores = found["boxes"], found["scores"]
+        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(found["labels"] == self.label, 0)
         if not (fit >= SAME_BOX).any():
             nothing: Tensor = scores.new_zeros(())
             return nothing
@@ -186,14 +233,16 @@ class RegionLogit:
     Args:
         index: The class.
         region: `[h, w]` booleans on the grid of the logits; None takes every cell.
+        reading: See `ClassLogit`.
     """
 
     index: int
     region: Tensor | None = None
+    reading: Reading = AS_MAPS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with logits `[classes, h, w]`."""
-        return _mean_over(field_of(output, LOGITS)[self.index], self.region)
+        return _mean_over(self.reading.logits(output)[self.index], self.region)
 
 
 @dataclass(frozen=True)
@@ -203,15 +252,17 @@ class PixelLogit:
     Args:
         index: The class.
         row, column: The cell, on the grid of the logits.
+        reading: See `ClassLogit`.
     """
 
     index: int
     row: int
     column: int
+    reading: Reading = AS_MAPS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with logits `[classes, h, w]`."""
-        return field_of(output, LOGITS)[self.index, self.row, self.column]
+        return self.reading.logits(output)[self.index, self.row, self.column]
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +341,7 @@ def as_target(target: int | Target) -> Target:
         return ClassLogit(index)
     if callable(target) and not isinstance(target, bool):
         return target
-    raise TargetError(f"a target must be a class index or a callable, not {type(target).__name__}")
+    raise TargetError(f"a target must be a class index or a callable, not {brief(target)}")
 
 
 def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
@@ -314,15 +365,30 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
 
 
 def _value(target: Target, output: Any) -> Tensor:
-    name = getattr(target, "__name__", None) or repr(target)
+    name = getattr(target, "__name__", None) or brief(target)
     try:
         value = target(output)
     except (IndexError, AttributeError, KeyError) as error:
-        raise TargetError(f"the target {name} does not fit the model's output: {error}") from error
+        raise TargetError(f"the target {name} does not fit the model's output: {str(error)[:200]}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(f"a target must return a scalar tensor, {name} returned {got}")
     return value.reshape(())
+
+
+def entries_of(target: Any) -> list[Any] | None:
+    """The targets in a list, or in an array or tensor of whole numbers with one axis; None for a single target.
+
+    A tuple is a single target: a pixel or a box. So is a vector of floating numbers: an embedding.
+
+    >>> entries_of(["tabby", "pug"]), entries_of(torch.tensor([3, 5])), entries_of((12, 30))
+    (['tabby', 'pug'], [3, 5], None)
+    """
+    if isinstance(target, list):
+        return list(target)
+    if getattr(target, "ndim", None) == 1 and all(index_of(entry) is not None for entry in target):
+        return [index_of(entry) for entry in target]
+    return None
 
 
 def index_of(target: Any) -> int | None:
@@ -340,26 +406,52 @@ SAME_BOX = 0.5
 def find_label(label: str, id2label: Mapping[int, str]) -> int:
     """The class index for a label: the whole label, one of its comma-separated names, or a unique part of it.
 
+    Upper and lower case and the two ways of writing an accent are the same; whole words go before parts of words.
+
     >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
     281
 
     Raises:
-        TargetError: no label fits (the nearest are listed), or several do.
+        TargetError: no label fits (the nearest are listed), or several do (they are listed with their indices).
     """
-    wanted = label.strip().lower()
-    names = {index: [part.strip().lower() for part in text.split(",")] for index, text in id2label.items()}
+    wanted = folded(label)
+    labels = {index: folded(text) for index, text in id2label.items()}
+    names = {index: [part.strip() for part in text.split(",")] for index, text in labels.items()}
+    words = _words(wanted)
     tests: tuple[Callable[[int], bool], ...] = (
-        lambda index: id2label[index].strip().lower() == wanted,
+        lambda index: labels[index] == wanted,
         lambda index: wanted in names[index],
-        lambda index: bool(wanted) and any(wanted in part.split() for part in names[index]),
-        lambda index: bool(wanted) and wanted in id2label[index].lower(),
+        lambda index: bool(words) and any(words in _words(part) for part in names[index]),
+        lambda index: bool(wanted) and wanted in labels[index],
     )
     for fits in tests:
         found = [index for index in id2label if fits(index)]
         if len(found) == 1:
             return found[0]
         if found:
-            examples = ", ".join(repr(id2label[index]) for index in found[:5])
-            raise TargetError(f"the label {label!r} fits {len(found)} classes ({examples}); be more specific")
-    known = [name.strip() for text in id2label.values() for name in text.split(",")]
-    raise TargetError(f"no class is called {label!r}; nearest: {nearest(label, known)}")
+            examples, more = (
+                ", ".join(repr(id2label[index][:40]) for index in found[:5]),
+                ", ..." if len(found) > 5 else "",
+            )
+            indices = ", ".join(map(str, found[:5]))
+            raise TargetError(
+                f"the label {brief(label)} fits {len(found)} classes ({examples}{more}); "
+                f"pass one of their indices, {indices}{more}"
+            )
+    known = [name.strip()[:40] for text in id2label.values() for name in text.split(",")]
+    raise TargetError(f"no class is called {brief(label)}; nearest: {nearest(label[:80], known)}")
+
+
+def folded(text: str) -> str:
+    """A text for comparison: without case, surrounding blanks or a difference between composed and combined accents.
+
+    >>> folded(" Cafe\u0301") == folded("CAF\u00c9")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).strip()
+
+
+def _words(text: str) -> str:
+    """The words of a text between blanks, so that one text's words are looked up in another's."""
+    words = re.sub(r"[\W_]+", " ", text).strip()
+    return f" {words} " if words else ""

@@ -15,7 +15,7 @@ from torch import nn
 from hf_cam.capture.checkpointing import uncheckpointed
 from hf_cam.errors import ModelError
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, tuple, type(None), torch.Tensor)
 
 # Grad mode belongs to a thread, hooks and `requires_grad` to the model: two threads must never use one model at once.
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

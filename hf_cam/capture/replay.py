@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from hf_cam.capture.capture import first_tensor, with_first_tensor
 from hf_cam.capture.guard import borrowed, forwards, lock_of
-from hf_cam.capture.inputs import arguments, call
+from hf_cam.capture.inputs import Shared, arguments, call
 from hf_cam.capture.runs import Counter, located
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import map_tensors, sample_of
@@ -65,7 +65,7 @@ class Tail:
             return value.narrow(axis, sample, 1).expand(shape)
 
         def spread(value: Any) -> Any:
-            return map_tensors(value, variants)
+            return value if isinstance(value, Shared) else map_tensors(value, variants)
 
         given = (widened(activations) if self.wide else activations).movedim(0, self.axis)
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}

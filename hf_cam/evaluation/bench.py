@@ -14,7 +14,7 @@ from hf_cam.cam import CAM, check_options
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.comparison import every_quick_method, method_ids
-from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError
+from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
 from hf_cam.evaluation.table import Evaluation, Record
@@ -27,7 +27,7 @@ from hf_cam.models.loading import input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request
-from hf_cam.targets import Target
+from hf_cam.targets import Target, entries_of
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
 MASK_METRICS = ("energy-inside", "pointing-game", "average-precision")
@@ -171,6 +171,10 @@ class _Bench:
     def asked(self, sample: Sample) -> Request:
         """What to explain: the caller's target and text, or else the sample's; checked against the model's head."""
         target = sample.target if self.request.target is None else self.request.target
+        if entries_of(target) is not None:
+            raise TargetError(
+                f"one target is measured per image, as target= or Sample(target=...), not {brief(target)}"
+            )
         return self.explainer.checked(None, {"target": target, "text": self.request.text or sample.text})
 
     def records(self, sample: Sample, done: Callable[[str, str, tuple[str, ...]], bool]) -> Iterator[Record]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.errors import OptionError, TargetError
+from hf_cam.errors import OptionError, TargetError, brief, described
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import ModelTraits
 from hf_cam.request import Request
-from hf_cam.targets import Target, find_label, index_of
+from hf_cam.targets import Target, entries_of, find_label, index_of
 
 Box = tuple[float, float, float, float]
 
@@ -57,9 +57,27 @@ class Head(ABC):
     takes_text: ClassVar[bool] = False
     alone: ClassVar[bool] = False  # one image per forward
     threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
+    places: ClassVar[tuple[int, ...]] = ()  # how many numbers a place in the image has, for heads that take one
+
+    def check_all(self, request: Request) -> None:
+        """Refuse a request one of whose targets cannot be explained, before the model runs.
+
+        Raises:
+            TargetError, OptionError: see `check`; or a pixel or a box is given as a list.
+        """
+        for entries in (request.target, *(entries_of(request.target) or ())):
+            if _is_place(entries_of(entries), self.places):
+                place = tuple(entries_of(entries) or ())
+                raise TargetError(
+                    f"a list is several targets, and a pixel or a box is a tuple: pass target={place} for the place, "
+                    f"or {[str(number) for number in place]} for as many classes or queries"
+                )
+        for entry in entries_of(request.target) or [request.target]:
+            for single in replace(request, target=entry).singly():
+                self.check(single)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that cannot be explained, before the model runs.
+        """Refuse a request for one target that cannot be explained, before the model runs.
 
         Raises:
             TargetError: the target or text does not suit the model.
@@ -101,6 +119,21 @@ class Head(ABC):
             geometry: The mapping between this image and the model's input.
         """
 
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """What the caller's own tensors ask for, and the inputs of the forward.
+
+        Args:
+            inputs: The named inputs of a batch, texts among them as tokens.
+
+        Raises:
+            TargetError: the model cannot be asked so.
+        """
+        return Request(top_k=1), inputs
+
+    def subjects_of_all(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """What to explain in one image, for every target of the request."""
+        return [found for single in request.singly() for found in self.subjects(output, single, geometry)]
+
     def classes(self, request: Request) -> Mapping[int, str]:
         """The names of the classes, by index; empty if they have none."""
         del request
@@ -114,17 +147,19 @@ class Head(ABC):
         """
         target, classes = request.target, self.classes(request)
         if isinstance(target, str):
-            if target.strip().isdigit() and target.strip() not in classes.values():
+            if target.strip().isdecimal() and target.strip() not in classes.values():
                 target = int(target)
             elif not classes:
-                raise TargetError(f"the model has no label names; pass a class index instead of {target!r}")
+                raise TargetError(
+                    f"the model has no label names; pass a class index instead of {brief(target)}, or names as labels="
+                )
             else:
                 return find_label(target, classes)
         index = index_of(target)
         if index is None:
-            raise TargetError(f"a target must be a class index, a label or a callable, not {type(target).__name__}")
-        if index < 0 or (classes and index >= len(classes)):
-            known = f"the model has classes 0 to {len(classes) - 1}" if classes else "classes count from 0"
+            raise TargetError(f"a target must be a class index, a label or a callable, not {described(target)}")
+        if index < 0 or (classes and index > max(classes)):
+            known = f"the model has classes {min(classes)} to {max(classes)}" if classes else "classes count from 0"
             raise TargetError(f"no class {index}; {known}")
         return index
 
@@ -156,19 +191,24 @@ def custom(target: Target) -> Subject:
 
 
 def numbers_of(target: Any, count: int) -> tuple[float, ...] | None:
-    """`count` numbers from a tuple, list or array, or from a text such as "12,30"; None for everything else."""
+    """`count` numbers from a tuple, or from a text such as "12,30"; None for everything else."""
     if isinstance(target, str):
         try:
-            target = [float(part) for part in target.split(",")]
+            target = tuple(float(part) for part in target.split(","))
         except ValueError:
             return None
-    if isinstance(target, Tensor | np.ndarray) and target.ndim == 1:
-        target = target.tolist()
-    if not isinstance(target, list | tuple) or len(target) != count:
-        return None
-    if not all(isinstance(value, int | float | np.number) for value in target):
+    if not isinstance(target, tuple) or len(target) != count or not all(map(_is_number, target)):
         return None
     return tuple(float(value) for value in target)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_place(entries: list[Any] | None, places: Sequence[int]) -> bool:
+    """Whether a list may be meant as a pixel or a box."""
+    return entries is not None and len(entries) in places and all(map(_is_number, entries))
 
 
 def mask_of(target: Any) -> np.ndarray | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, custom
+from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
-from hf_cam.outputs import probabilities, row_of
+from hf_cam.readings import AS_LOGITS, Reading
 from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
 
@@ -19,8 +18,9 @@ from hf_cam.targets import BinaryLogit, ClassLogit
 class ClassificationHead(Head):
     """Class logits: those of the highest classes, or that of the class that the caller names.
 
-    A single logit belongs to a binary classifier (its sign is flipped for the negative class) or, if the config has
-    `problem_type="regression"`, is the predicted value itself.
+    Where the model returns probabilities, the scores are its own, and what is differentiated is the log-probability of
+    the class after a softmax, or its log-odds after a sigmoid. A single score belongs to a binary classifier (its sign
+    is flipped for the negative class) or, if the config has `problem_type="regression"`, is the predicted value itself.
     """
 
     task: ClassVar[str] = "image-classification"
@@ -37,29 +37,58 @@ class ClassificationHead(Head):
         target = request.target
         if callable(target) and not isinstance(target, ClassLogit | BinaryLogit):
             return [custom(target)]
-        logits = self._logits(output)
-        if len(logits) == 1:
-            return [self._single(logits, request)]
-        scores = probabilities(logits.detach(), self.loaded.traits.problem_type)
-        if target is None:
-            best = logits.detach().topk(min(request.top_k or 1, len(logits))).indices.tolist()
-        else:
-            best = [target.index if isinstance(target, ClassLogit) else self.index(request)]
-        return [Subject(ClassLogit(index), self.label(index, request), float(scores[index])) for index in best]
-
-    def _logits(self, output: Any) -> Tensor:
-        logits = row_of(output)
-        if logits.ndim != 1 or len(logits) == 0:
+        reading = reading_of(self.loaded, output) if target is None else self._reading(output, target)
+        order, scores = reading.logits(output).detach(), reading.scores(output).detach()
+        if order.ndim != 1 or not len(order):
             raise TargetError(
-                f"the model's logits for one image have the shape {tuple(logits.shape)}, not [classes]; "
+                f"the model's logits for one image have the shape {tuple(order.shape)}, not [classes]; "
                 "pass target= as a callable from one sample's output to a scalar"
             )
-        return logits
+        count = len(scores)
+        if count == 1:
+            return [self._single(reading, output, request)]
+        best = order.topk(min(request.top_k or 1, count)).indices.tolist()
+        chosen = best if target is None else [self._index(request, count)]
+        return [
+            Subject(ClassLogit(index, reading), self._name(index, count, request), float(scores[index]))
+            for index in chosen
+        ]
 
-    def _single(self, logits: Tensor, request: Request) -> Subject:
-        value, label, target = float(logits.detach()[0]), self.label(0, request), request.target
+    def _reading(self, output: Any, target: Any) -> Reading:
+        """The reading of a caller's own target, unless it is the default one."""
+        own = target.reading if isinstance(target, ClassLogit | BinaryLogit) else AS_LOGITS
+        return reading_of(self.loaded, output) if own == AS_LOGITS else own
+
+    def _index(self, request: Request, count: int) -> int:
+        """The index of the class that the caller asks for, which must be one of the model's scores."""
+        target = request.target
+        index = target.index if isinstance(target, ClassLogit) else self.index(request)
+        if index >= count:
+            called = self.classes(request).get(index)
+            raise TargetError(
+                f"class {index}{f' ({called[:60]!r})' if called else ''} does not exist: the model returns {count} "
+                f"score{'s' * (count != 1)}, counted from 0; label names must count like them (labels=)"
+            )
+        return index
+
+    def _name(self, index: int, count: int, request: Request) -> str:
+        """The name of a class; its index if the names do not fit the model's scores."""
+        names = self.classes(request)
+        return names.get(index, str(index)) if not names or max(names) < count else str(index)
+
+    def _single(self, reading: Reading, output: Any, request: Request) -> Subject:
+        """A single score: a value, or the positive class against the negative one, which may have a name of its own."""
+        names, target = self.classes(request), request.target
+        negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
         if self.loaded.traits.problem_type == "regression":
-            return Subject(ClassLogit(0), label, value)
-        positive = value >= 0 if target is None else getattr(target, "positive", True)
-        score = float(probabilities(logits.detach() if positive else -logits.detach())[0])
-        return Subject(BinaryLogit(positive), label if positive else f"not {label}", score)
+            return Subject(ClassLogit(0), label, float(reading.values(output).detach()[0]))
+        share = float(reading.scores(output).detach()[0])
+        if target is None:
+            positive = float(reading.logits(output).detach()[0]) >= 0
+        elif isinstance(target, BinaryLogit):
+            positive = target.positive
+        else:
+            index = self._index(request, 1 if negative is None else 2)
+            positive = negative is None or index == 1
+        name = label if positive else negative or f"not {label}"
+        return Subject(BinaryLogit(positive, reading), name, share if positive else 1 - share)

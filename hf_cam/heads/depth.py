@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_cam.errors import TargetError
+from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.segmentation import PlaceHead, in_view
@@ -27,7 +27,7 @@ class DepthHead(PlaceHead):
         """Refuse a target that is not a place in the image."""
         target = request.target
         if isinstance(target, str | int) and numbers_of(target, 2) is None:
-            raise TargetError(f"depth has no classes: pass a pixel (x, y) or a mask [H, W], not {target!r}")
+            raise TargetError(f"depth has no classes: pass a pixel (x, y) or a mask [H, W], not {brief(target)}")
         super().check(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:

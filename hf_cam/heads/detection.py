@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,9 +14,9 @@ from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
-from hf_cam.heads.similarity import sentence
+from hf_cam.heads.similarity import given_prompts, sentence
 from hf_cam.images.geometry import Geometry
-from hf_cam.outputs import BOXES, LOGITS, field_of, upright
+from hf_cam.outputs import BOXES, LOGITS, detections_of, field_of, upright
 from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
 
@@ -61,6 +61,7 @@ class DetectionHead(Head):
     method: ClassVar[str | None] = "hirescam"
     threshold: ClassVar[float | None] = 0.5
     """Default for requests without a threshold."""
+    places: ClassVar[tuple[int, ...]] = (2, 4)
 
     def check(self, request: Request) -> None:
         """Refuse an unknown label."""
@@ -154,32 +155,62 @@ def _place(target: Any) -> tuple[float, ...] | None:
 
 @register_head("listed-detection", models=["torchvision.models.detection.*"])
 class ListedDetectionHead(DetectionHead):
-    """torchvision's detectors, which return a list of boxes, labels and scores instead of queries.
+    """Detectors that return a list of boxes, labels and scores instead of queries, such as torchvision's.
 
     An index as target is the position of a detection in that list, most confident first.
     """
 
     def check(self, request: Request) -> None:
-        """Refuse a label: these models have no label names."""
-        if isinstance(request.target, str) and _place(request.target) is None:
-            raise TargetError(f"{self.model_name} has no label names; pass a pixel, a box or a detection's index")
+        """Refuse a label if the labels have no names."""
+        if isinstance(request.target, str) and _place(request.target) is None and not self.classes(request):
+            raise TargetError(
+                f"{self.model_name} has no label names; pass a pixel, a box or a detection's index, or names as labels="
+            )
         super().check(request)
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The kept detections, most confident first."""
-        if callable(request.target):
+        if callable(request.target) and not isinstance(request.target, QueryLogit):
             return [custom(request.target)]
-        if not len(output["scores"]):
+        listed = self.listed(output)
+        if not len(listed["scores"]):
             raise TargetError(f"{self.model_name} finds nothing in this image")
-        boxes = output["boxes"].detach().tolist()
-        found = super().subjects(output, request, geometry)
-        return [replace(subject, target=_of_list(subject.target, boxes)) for subject in found]
+        return [self._of_list(subject, listed) for subject in super().subjects(listed, request, geometry)]
+
+    def _of_list(self, subject: Subject, listed: dict[str, Tensor]) -> Subject:
+        query = subject.target
+        assert isinstance(query, QueryLogit)
+        assert isinstance(query.index, int)
+        return replace(subject, target=self.target_of(listed, query.query, query.index))
+
+    def target_of(self, listed: dict[str, Tensor], position: int, label: int) -> Target:
+        """The scalar for one entry of the list."""
+        x0, y0, x1, y1 = listed["boxes"][position].detach().tolist()
+        return BoxLogit((x0, y0, x1, y1), label)
+
+    def listed(self, output: Any) -> dict[str, Tensor]:
+        """The record of boxes `[N, 4]`, labels and scores in one sample's output.
+
+        Raises:
+            TargetError: there is none.
+        """
+        found = detections_of(output)
+        if found is None:
+            raise TargetError(f"the output of {self.model_name} holds no boxes with scores; pass target= as a callable")
+        return found
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """Each detection's score in the column of its class, `[N, K]`."""
-        del request
-        scores, labels = output["scores"].detach().float().cpu(), output["labels"].cpu()
-        return torch.zeros(len(scores), int(labels.max()) + 1).scatter_(1, labels[:, None], scores[:, None])
+        scores, labels = output["scores"].detach().float().cpu(), output["labels"].cpu().long()
+        count = max(int(labels.max()), *self.classes(request), 0) + 1
+        return torch.zeros(len(scores), count).scatter_(1, labels[:, None], scores[:, None])
+
+    def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
+        if request.target is not None and not found.scores[:, self.index(request)].any():
+            raise TargetError(
+                f"{self.model_name} finds no {self.label(self.index(request), request)[:60]!r} in this image"
+            )
+        return super()._kept(found, request)
 
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         height, width = geometry.model_size
@@ -191,13 +222,6 @@ class ListedDetectionHead(DetectionHead):
         ]
 
 
-def _of_list(target: Target, boxes: Sequence[Sequence[float]]) -> Target:
-    assert isinstance(target, QueryLogit)
-    assert isinstance(target.index, int)
-    x0, y0, x1, y1 = boxes[target.query]
-    return BoxLogit((x0, y0, x1, y1), target.index)
-
-
 @register_head("prompt-detection", tasks=["ZERO_SHOT_OBJECT_DETECTION"])
 class PromptDetectionHead(DetectionHead):
     """Detectors that look for what the prompts name (OWL-ViT, OWLv2): the classes are the prompts."""
@@ -205,6 +229,11 @@ class PromptDetectionHead(DetectionHead):
     task: ClassVar[str] = "zero-shot-object-detection"
     takes_text: ClassVar[bool] = True
     threshold: ClassVar[float | None] = 0.1
+
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The surest object, of those that the caller's tokenised prompts name."""
+        prompts = given_prompts(inputs)
+        return Request(text=prompts[: max(1, len(prompts) // len(inputs["pixel_values"]))], top_k=1), inputs
 
     def classes(self, request: Request) -> Mapping[int, str]:
         """The prompts."""
@@ -236,6 +265,11 @@ class PhraseDetectionHead(PromptDetectionHead):
 
     threshold: ClassVar[float | None] = 0.25
 
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The surest object, of those that the caller's tokenised text names."""
+        count = len(_phrases(inputs["input_ids"][0].tolist(), BORDERS))
+        return Request(text=tuple(f"phrase {index}" for index in range(count)), top_k=1), inputs
+
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """One tokenised text, "a cat. a dog.", once per image."""
         return {name: Shared(value, each=True) for name, value in self._tokens(request).items()}
@@ -254,16 +288,26 @@ class PhraseDetectionHead(PromptDetectionHead):
 
     def _spans(self, request: Request) -> list[tuple[int, ...]]:
         """The positions of each prompt's tokens; full stops and special tokens separate the prompts."""
+        if (given := self.loaded.given.get("input_ids")) is not None:
+            return _phrases(given[0].tolist(), BORDERS)
         [tokens] = self._tokens(request)["input_ids"].tolist()
         tokenizer = self.loaded.text_processor
-        borders = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(".")}
-        spans: list[list[int]] = [[]]
-        for position, token in enumerate(tokens):
-            if token not in borders:
-                spans[-1].append(position)
-            elif spans[-1]:
-                spans.append([])
-        return [tuple(span) for span in spans if span]
+        return _phrases(tokens, {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(".")})
+
+
+BORDERS = (101, 102, 1012, 1029)
+"""[CLS], [SEP], "." and "?" of BERT's vocabulary, at which these models themselves part a text."""
+
+
+def _phrases(tokens: Sequence[int], borders: Collection[int]) -> list[tuple[int, ...]]:
+    """The positions of the tokens between borders."""
+    spans: list[list[int]] = [[]]
+    for position, token in enumerate(tokens):
+        if token not in borders:
+            spans[-1].append(position)
+        elif spans[-1]:
+            spans.append([])
+    return [tuple(span) for span in spans if span]
 
 
 def _joined(prompts: Sequence[str]) -> str:
@@ -277,6 +321,11 @@ class TaskDetectionHead(PromptDetectionHead):
     """OmDet-Turbo: the prompts and a sentence that names the task."""
 
     threshold: ClassVar[float | None] = 0.3
+
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The surest object, of those that the caller's tokenised classes name."""
+        count = int(inputs["classes_structure"][0])
+        return Request(text=tuple(f"prompt {index}" for index in range(count)), top_k=1), inputs
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """The tokens of the task and of each prompt, once per image."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, model_inputs_of
-from hf_cam.errors import TargetError
+from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Subject, behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.registry import register_head
@@ -21,6 +21,8 @@ from hf_cam.request import Request
 
 LONGEST_ANSWER = 10
 IGNORED = -100  # the label that transformers' losses ignore
+GIVEN_ANSWER = "the model's answer"
+DECODER = ("decoder_input_ids", "decoder_attention_mask")
 
 
 @register_head("questions", tasks=["VISUAL_QUESTION_ANSWERING"])
@@ -35,6 +37,10 @@ class QuestionHead(ClassificationHead):
         if not request.text:
             raise TargetError(f'{self.model_name} answers questions: pass text=, such as "what colour is the cup?"')
         super().check(request)
+
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The answer to the question that the caller tokenised."""
+        return Request(text=("the question",), top_k=1), inputs
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
         """One request per question."""
@@ -71,12 +77,26 @@ class WrittenAnswerHead(QuestionHead):
     def check(self, request: Request) -> None:
         """Refuse a target that is not a text."""
         if request.target is not None and not isinstance(request.target, str) and not callable(request.target):
-            raise TargetError(f"the target of {self.model_name} must be an answer as text, not {request.target!r}")
+            raise TargetError(f"the target of {self.model_name} must be an answer as text, not {brief(request.target)}")
         super().check(replace(request, target=None))
 
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The answer in the caller's `labels`, or else the one that the model generates, as labels of the forward."""
+        if len(inputs["pixel_values"]) > 1:
+            raise TargetError(f"{self.model_name} scores the answers of a batch together: pass one image at a time")
+        question = {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+        if "input_ids" not in question:
+            raise TargetError(f"{self.model_name} answers questions: pass the tokens of one as input_ids=")
+        request = Request(GIVEN_ANSWER, text=("the question",))
+        if "labels" in inputs:
+            return request, inputs
+        answer = self._generated(inputs["pixel_values"], question)[None]
+        others = {name: value for name, value in inputs.items() if name not in (*question, *DECODER)}
+        return request, {**others, **self._joined(question, answer)}
+
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
-        """One request per question; if the caller gives no answer, the model first generates one."""
-        asked = super().rounds(request, pictures)
+        """One request per question and answer; if the caller gives no answer, the model first generates one."""
+        asked = [one for single in request.singly() for one in super(WrittenAnswerHead, self).rounds(single, pictures)]
         return [self._answered(one, pictures) if one.target is None else one for one in asked]
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
@@ -84,16 +104,19 @@ class WrittenAnswerHead(QuestionHead):
         question = self._question(request)
         if not isinstance(request.target, str):
             return {name: Shared(value) for name, value in question.items()}
-        answer = self.loaded.tokens([request.target])["input_ids"]
+        joined = self._joined(question, self.loaded.tokens([request.target])["input_ids"])
+        return {name: Shared(value) for name, value in joined.items()}
+
+    def _joined(self, question: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
+        """The inputs of a question and its answer, `[1, L]` each."""
         if not self._reads_on():
-            return {name: Shared(value) for name, value in {**question, "labels": answer}.items()}
+            return {**question, "labels": answer}
         ids = question["input_ids"]
-        joined = {
+        return {
             "input_ids": torch.cat([ids, answer], 1),
             "attention_mask": torch.ones(1, ids.shape[1] + answer.shape[1], dtype=torch.long),
             "labels": torch.cat([torch.full_like(ids, IGNORED), answer], 1),
         }
-        return {name: Shared(value) for name, value in joined.items()}
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The answer; its score is the geometric mean of the probabilities of its tokens."""
@@ -105,14 +128,20 @@ class WrittenAnswerHead(QuestionHead):
 
     def _answered(self, request: Request, pictures: Mapping[str, Tensor]) -> Request:
         """The same request with the model's own answer as target."""
-        module = self.loaded.module
-        inputs = model_inputs_of(module, pictures["pixel_values"], self._question(request))
-        with borrowed(module), torch.no_grad():
-            [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
+        written = self._generated(pictures["pixel_values"], self._question(request))
         answer = self.loaded.text_processor.decode(written, skip_special_tokens=True).strip()
         if not answer:
             raise TargetError(f"{self.model_name} generates no answer; pass one as target=")
         return replace(request, target=answer)
+
+    def _generated(self, pixels: Tensor, question: Mapping[str, Tensor]) -> Tensor:
+        """The tokens of the answer that the model generates, `[L]`."""
+        module = self.loaded.module
+        inputs = model_inputs_of(module, pixels, question)
+        with borrowed(module), torch.no_grad():
+            [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
+        tokens: Tensor = written
+        return tokens
 
     def _question(self, request: Request) -> dict[str, Tensor]:
         """The tokens of the question, after the placeholders for the image (BLIP-2)."""

@@ -84,17 +84,25 @@ def register_head(
     return add
 
 
-def head_kind(model: nn.Module) -> type[Head]:
-    """The kind of head of a model: the one registered for its class, or else for its nearest base class.
-
-    A transformers model without one embeds images; any other module counts as a classifier.
-    """
-    traits = traits_of(model)
+def registered_kind(traits: ModelTraits) -> type[Head] | None:
+    """The kind of head that is registered for a model's class, or else for its nearest base class; None if none is."""
     records = list(reversed(HEADS.records().values()))
     for parent in type(traits.module).__mro__:
         for record in records:
             if record.lists(parent) and record.when(traits):
                 return record.kind
+    return None
+
+
+def head_kind(model: nn.Module) -> type[Head]:
+    """The kind of head of a model, by its class alone; see `registered_kind`.
+
+    A transformers model without one embeds images; any other module counts as a classifier, unless
+    `hf_cam.heads.head_of` establishes something else.
+    """
+    traits = traits_of(model)
+    if (known := registered_kind(traits)) is not None:
+        return known
     bare = traits.is_transformers and not traits.class_name.startswith("TimmWrapperFor")
     return HEADS.get("embedding" if bare and not traits.has_classifier else "classification").kind
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import cv2
@@ -15,10 +16,12 @@ from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.detection import NOT_SURE
+from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
+from hf_cam.readings import Reading
 from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 
@@ -31,6 +34,8 @@ SMALL = 0.002
 class PlaceHead(Head):
     """A head with spatial output: a target can also be a pixel `(x, y)` or a mask `[H, W]` of the image."""
 
+    places: ClassVar[tuple[int, ...]] = (2,)
+
     def check(self, request: Request) -> None:
         """Refuse a target that is not a class, a pixel or a mask."""
         super().check(request)
@@ -40,9 +45,16 @@ class PlaceHead(Head):
         self.index(request)
 
 
-@register_head("semantic-segmentation", tasks=["SEMANTIC_SEGMENTATION"])
+@register_head(
+    "semantic-segmentation",
+    tasks=["SEMANTIC_SEGMENTATION"],
+    models=["torchvision.models.segmentation.*", "segmentation_models_pytorch.base.model.SegmentationModel"],
+)
 class SemanticHead(PlaceHead):
-    """The logit of a class, averaged over the region where it is predicted or over a caller's mask, or at one pixel."""
+    """The logit of a class, averaged over the region where it is predicted or over a caller's mask, or at one pixel.
+
+    Where the model returns probabilities, the scores are its own, and logarithms or log-odds are averaged.
+    """
 
     task: ClassVar[str] = "semantic-segmentation"
     threshold: ClassVar[float | None] = 0.0
@@ -52,39 +64,51 @@ class SemanticHead(PlaceHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        logits = field_of(output, LOGITS).detach().float().cpu()
-        if logits.ndim != 3:
-            raise TargetError(f"a segmenter must return logits [classes, h, w] for an image, not {tuple(logits.shape)}")
-        scores = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
-        grid = (logits.shape[1], logits.shape[2])
+        reading = reading_of(self.loaded, output, maps=True)
+        found = ClassMaps(
+            reading, reading.logits(output).detach().float().cpu(), reading.scores(output).detach().float().cpu()
+        )
+        if found.logits.ndim != 3:
+            raise TargetError(
+                f"a segmenter must return logits [classes, h, w] for an image, not {tuple(found.logits.shape)}"
+            )
         if (pixel := numbers_of(target, 2)) is not None:
-            row, column = pixel_to_grid(pixel, grid, geometry)
-            index = int(logits[:, row, column].argmax())
-            score, mask = float(scores[index, row, column]), winners(logits, geometry) == index
-            return [Subject(PixelLogit(index, row, column), self.label(index, request), score, mask=mask)]
+            row, column = pixel_to_grid(pixel, found.grid, geometry)
+            index = int(found.logits[:, row, column].argmax())
+            score, [drawn] = float(found.scores[index, row, column]), found.drawn([index], geometry)
+            return [Subject(PixelLogit(index, row, column, reading), self.label(index, request), score, mask=drawn)]
         if (mask := mask_of(target)) is not None:
-            region = mask_to_grid(mask, grid, geometry)
-            index = int(logits[:, region].mean(1).argmax())
-            return [self._subject(scores, index, region, mask, request)]
-        predicted = _best(logits).where(in_view(grid, geometry), -1)
-        indices = self._largest(scores, predicted, request) if target is None else [self.index(request)]
-        drawn = winners(logits, geometry)
-        return [self._subject(scores, index, predicted == index, drawn == index, request) for index in indices]
+            region = mask_to_grid(mask, found.grid, geometry)
+            index = int(found.logits[:, region].mean(1).argmax())
+            return [self._subject(found, index, region, mask, request)]
+        seen = in_view(found.grid, geometry)
+        indices = self._largest(found, seen, request) if target is None else [self._index(found, request)]
+        return [
+            self._subject(found, index, found.region(index) & seen, drawn, request)
+            for index, drawn in zip(indices, found.drawn(indices, geometry), strict=True)
+        ]
 
-    def _largest(self, scores: Tensor, predicted: Tensor, request: Request) -> list[int]:
-        indices, counts = predicted[predicted >= 0].unique(return_counts=True)
-        order = counts.argsort(descending=True)
-        found = [int(indices[i]) for i in order if counts[i] >= SMALL * predicted.numel()]
-        found = [i for i in found if scores[i][predicted == i].mean() >= self.kept_from(request)] or found[:1]
-        things = [index for index in found if self.label(index, request).lower() not in BACKGROUND]
-        return list(request.first(things or found[:1] or [0]))
+    def _index(self, found: ClassMaps, request: Request) -> int:
+        index = self.index(request)
+        if index >= len(found.logits):
+            raise TargetError(f"no class {index}; the model returns maps of {len(found.logits)} classes, from 0")
+        return index
 
-    def _subject(self, scores: Tensor, index: int, region: Tensor, mask: np.ndarray, request: Request) -> Subject:
+    def _largest(self, found: ClassMaps, seen: Tensor, request: Request) -> list[int]:
+        sizes = torch.stack([(found.region(index) & seen).sum() for index in range(len(found.logits))])
+        order = [int(i) for i in sizes.argsort(descending=True, stable=True) if sizes[i] > 0]
+        large = [i for i in order if sizes[i] >= SMALL * seen.numel()]
+        kept = [i for i in large if found.scores[i][found.region(i) & seen].mean() >= self.kept_from(request)]
+        shown = kept or large[:1]
+        things = [index for index in shown if self.label(index, request).lower() not in BACKGROUND]
+        return list(request.first(things or shown[:1] or [0]))
+
+    def _subject(self, found: ClassMaps, index: int, region: Tensor, mask: np.ndarray, request: Request) -> Subject:
         present = bool(region.any())
-        score = float(scores[index][region].mean() if present else scores[index].max())
+        score = float(found.scores[index][region].mean() if present else found.scores[index].max())
         sure = score >= self.kept_from(request)
         return Subject(
-            RegionLogit(index, region if present else None),
+            RegionLogit(index, region if present else None, found.reading),
             self.label(index, request),
             score,
             mask=mask,
@@ -92,26 +116,61 @@ class SemanticHead(PlaceHead):
         )
 
 
+@dataclass(frozen=True)
+class ClassMaps:
+    """What a segmenter predicts for one image.
+
+    Args:
+        reading: Where that stands in the output.
+        logits: `[K, h, w]`.
+        scores: `[K, h, w]` in [0, 1].
+    """
+
+    reading: Reading
+    logits: Tensor
+    scores: Tensor
+
+    @property
+    def grid(self) -> Size:
+        """Height and width."""
+        return self.logits.shape[1], self.logits.shape[2]
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a cell may belong to several classes, or to none."""
+        return len(self.logits) == 1 or not self.reading.exclusive
+
+    @cached_property
+    def best(self) -> Tensor:
+        """The class of each cell, `[h, w]`, where the classes exclude each other."""
+        return self.logits.argmax(0)
+
+    def region(self, index: int) -> Tensor:
+        """The cells `[h, w]` where a class is predicted."""
+        return self.logits[index] > 0 if self.overlap else self.best == index
+
+    def drawn(self, indices: Sequence[int], geometry: Geometry) -> list[np.ndarray]:
+        """The pixels `[H, W]` of the image where each class is predicted."""
+        if not self.overlap:
+            classes = winners(self.logits, geometry)
+            return [classes == index for index in indices]
+        visible = geometry.visible()
+        return [(geometry.to_image(self.logits[index]) > 0).numpy() & visible for index in indices]
+
+
 def winners(logits: Tensor, geometry: Geometry) -> np.ndarray:
     """The class of each pixel of the image, `[H, W]`: the highest logit after enlarging; -1 where there is none.
 
     Only classes that win some cell are enlarged: 150 classes at the size of a photograph would not fit in memory.
     """
-    highest = torch.full(geometry.image_size, 0.0 if len(logits) == 1 else -torch.inf)
+    highest = torch.full(geometry.image_size, -torch.inf)
     found = torch.full(geometry.image_size, -1)
-    for index in _best(logits).unique().tolist():
-        if index < 0:
-            continue
+    for index in logits.argmax(0).unique().tolist():
         enlarged = geometry.to_image(logits[index])
         found = torch.where(enlarged > highest, index, found)
         highest = torch.maximum(enlarged, highest)
     classes: np.ndarray = found.numpy()
     return np.where(geometry.visible(), classes, -1)
-
-
-def _best(logits: Tensor) -> Tensor:
-    """The class of each cell; 0 or -1 for a single class against the rest."""
-    return torch.where(logits[0] > 0, 0, -1) if len(logits) == 1 else logits.argmax(0)
 
 
 def in_view(grid: Size, geometry: Geometry) -> Tensor:

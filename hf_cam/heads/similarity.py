@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
-from hf_cam.errors import TargetError
+from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Head, Subject, behind_picture, custom
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
 from hf_cam.request import Request
-from hf_cam.targets import EmbeddingSimilarity, PromptSimilarity, Target
+from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity, Target
 
 TEMPLATE = "a photo of a {}"
 """Caption for a bare word, because the models were trained on captions."""
@@ -36,45 +36,65 @@ def sentence(prompt: str) -> str:
     return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
 
 
-@register_head("embedding")
+@register_head("embedding", models=["open_clip.*"])
 class EmbeddingHead(Head):
     """A model without a head: the similarity of its embeddings of the image and of another image."""
 
     task: ClassVar[str] = "image-feature-extraction"
 
     def check(self, request: Request) -> None:
-        """Refuse a request whose target is neither another image nor a callable."""
+        """Refuse a request whose target is neither another image, an embedding nor a callable."""
         super().check(request)
         if request.target is None:
             raise TargetError(
-                f"{self.model_name} has no classes, it embeds images: pass as target= another image "
-                "to compare with, or a callable from one sample's output to a scalar"
+                f"{self.model_name} has no classes, it embeds images: pass as target= another image or an embedding "
+                "[D] to compare with, or a callable from one sample's output to a scalar; "
+                "hf_cam.CAM(model)(pixel_values) explains the length of the embedding"
             )
-        if not is_image(request.target) and not callable(request.target):
-            got = request.target if isinstance(request.target, str | int) else type(request.target).__name__
-            raise TargetError(f"a target must be another image or a callable, not {got!r}")
+        if not (is_image(request.target) or callable(request.target) or is_embedding(request.target)):
+            raise TargetError(
+                f"{self.model_name} embeds images: a target must be another image, an embedding [D] or a callable, "
+                f"not {brief(request.target)}; if it is a classifier, pass output='logits'"
+            )
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
-        """The similarity to the other image, or the caller's own target."""
+        """The similarity to the other image or embedding, or the caller's own target."""
         del output, geometry
-        if not is_image(request.target):
-            return [custom(request.target)]
-        return [Subject(self.similarity(request), f"like {_name(request.target)}")]
+        target = request.target
+        if target is None:
+            return [Subject(EmbeddingNorm(), "length of the embedding")]
+        if is_embedding(target):
+            return [Subject(EmbeddingSimilarity(torch.as_tensor(target).flatten()), "like the given embedding")]
+        if not is_image(target):
+            return [custom(target)]
+        return [Subject(self.similarity(request), f"like {_name(target)}")]
 
     def similarity(self, request: Request) -> Target:
         """The cosine similarity to the caller's image."""
         return EmbeddingSimilarity(self._embedding(request))
 
     def _embedding(self, request: Request) -> Tensor:
-        inputs = {**self.loaded.inputs([self.loaded.opened(request.target)]), **self.inputs(request)}
+        others = self.loaded.given or self.inputs(request)
+        inputs = {**others, **self._other(request.target)}
         inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
         module = self.loaded.module
         with borrowed(module), torch.no_grad():
             outputs = call(module, inputs)
         return embedding_of(sample_of(outputs, 0, 1))
 
+    def _other(self, target: Any) -> dict[str, Tensor]:
+        """The inputs of the other image; without a processor, it must be preprocessed already."""
+        if self.loaded.processor is not None:
+            return self.loaded.inputs([self.loaded.opened(target)])
+        if not isinstance(target, Tensor) or not target.is_floating_point():
+            raise TargetError(
+                f"hf_cam.CAM preprocesses nothing: another image must be a floating tensor [C, H, W], not "
+                f"{brief(target)}; hf_cam.explain takes images"
+            )
+        return {"pixel_values": target if target.ndim > self.loaded.given["pixel_values"].ndim - 1 else target[None]}
 
-@register_head("prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"])
+
+@register_head("prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"], models=["hf_cam.models.libraries.PairOfTowers"])
 class PromptHead(EmbeddingHead):
     """Image and text towers: how well each prompt fits the image."""
 
@@ -83,9 +103,13 @@ class PromptHead(EmbeddingHead):
     method: ClassVar[str | None] = "hirescam"
     takes_text: ClassVar[bool] = True
 
+    def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """The prompt that fits best, of those that the caller tokenised."""
+        return Request(text=given_prompts(inputs), top_k=1), inputs
+
     def check(self, request: Request) -> None:
         """Refuse a request without prompts, or whose target is not one of them."""
-        if is_image(request.target):
+        if is_image(request.target) or is_embedding(request.target):
             Head.check(self, request)
             return
         if not request.text:
@@ -104,7 +128,7 @@ class PromptHead(EmbeddingHead):
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """One subject per prompt, in the caller's order, or the `top_k` that fit best."""
-        if is_image(request.target) or (callable(request.target) and not isinstance(request.target, PromptSimilarity)):
+        if is_image(request.target) or is_embedding(request.target) or _is_own(request.target):
             return super().subjects(output, request, geometry)
         scores = self._scores(output, request)
         if isinstance(request.target, PromptSimilarity):
@@ -123,7 +147,7 @@ class PromptHead(EmbeddingHead):
             index = int(request.target)
         except (TypeError, ValueError) as error:
             raise TargetError(
-                f"target= must be one of the prompts in text= or its index, not {request.target!r}"
+                f"target= must be one of the prompts in text= or its index, not {brief(request.target)}"
             ) from error
         if not 0 <= index < len(request.text):
             raise TargetError(f"no prompt {index}; text= has {len(request.text)}, counted from 0")
@@ -156,6 +180,17 @@ class VideoPromptHead(PromptHead):
     alone: ClassVar[bool] = True  # in a batch, prompt embeddings could be mistaken for those of as many videos
 
 
+def given_prompts(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names for the prompts that a caller passes as tokens `[P, L]`."""
+    tokens = inputs.get("input_ids", inputs.get("text"))
+    count = len(tokens) if isinstance(tokens, Tensor) else 1
+    return tuple(f"prompt {index}" for index in range(count))
+
+
+def _is_own(target: Any) -> bool:
+    return callable(target) and not isinstance(target, PromptSimilarity)
+
+
 def is_image(target: Any) -> bool:
     """Whether a target is another image or video: a picture, an array, a URL, or the path of a file."""
     if isinstance(target, Image.Image | Path | Video):
@@ -163,6 +198,14 @@ def is_image(target: Any) -> bool:
     if isinstance(target, np.ndarray | Tensor):
         return target.ndim in (3, 4)
     return isinstance(target, str) and (target.lower().startswith(("http://", "https://")) or _is_file(target))
+
+
+def is_embedding(target: Any) -> bool:
+    """Whether a target is an embedding: floating numbers `[D]` or `[1, D]`."""
+    if isinstance(target, np.ndarray):
+        return target.dtype.kind == "f" and target.ndim in (1, 2) and target.size == target.shape[-1] > 1
+    floating = isinstance(target, Tensor) and target.is_floating_point()
+    return floating and target.ndim in (1, 2) and target.numel() == target.shape[-1] > 1
 
 
 def _is_file(text: str) -> bool:

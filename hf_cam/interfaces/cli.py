@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,11 +55,16 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
     explain.add_argument(
         "--target",
-        help='class index, label such as "tabby", pixel X,Y or box X0,Y0,X1,Y1 (default: what the model finds)',
+        action="append",
+        help='class index, label such as "tabby", pixel X,Y or box X0,Y0,X1,Y1; repeatable (default: what the model '
+        "finds)",
     )
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
     explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
+    )
+    explain.add_argument(
+        "--threshold", type=float, help="lowest score of objects or segments, in [0, 1] (default: set by the model)"
     )
     explain.add_argument(
         "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: set by the model)"
@@ -67,6 +73,13 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    explain.add_argument("--labels", metavar="FILE", help="class names: JSON (a list, or an object) or one per line")
+    explain.add_argument(
+        "--output",
+        choices=("auto", "logits", "probabilities", "multi-label", "embedding"),
+        default="auto",
+        help="what the model returns (default: auto, established by a run)",
+    )
     _add_device(explain)
     explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
     explain.set_defaults(run=_explain)
@@ -162,13 +175,15 @@ def _explain(options: argparse.Namespace) -> None:
     for image in options.images:
         if image not in moving:
             load_image(image)  # report a damaged image before anything is written, but keep none in memory
-    loaded = load(options.model, device=options.device)
+    labels = None if options.labels is None else _labels(options.labels)
+    loaded = load(options.model, labels=labels, output=options.output, device=options.device)
     for video in moving:
         loaded.opened(video)
     explainer = Explainer(loaded, methods[0], options.layers)
     settings = {
-        "target": options.target,
+        "target": options.target[0] if len(options.target or ()) == 1 else options.target,
         "text": options.text,
+        "threshold": options.threshold,
         "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
@@ -183,6 +198,25 @@ def _explain(options: argparse.Namespace) -> None:
             progress.write(line)
 
 
+def _labels(path: str) -> Any:
+    """The class names in a file: JSON, or one per line.
+
+    Raises:
+        OptionError: the file cannot be read, or holds no names.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"--labels names a file with class names, and {path[:80]!r} cannot be read: {error}"
+        ) from error
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, list | dict) else [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _explained(
     explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
 ) -> Iterator[Any]:
@@ -192,7 +226,9 @@ def _explained(
         if len(methods) > 1:
             yield from (explainer.compare(image, methods, **settings) for image in images)
         else:
-            yield from explainer(images, **settings)
+            targets = settings["target"]
+            own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
+            yield from explainer(images, **own)
 
 
 def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
@@ -305,8 +341,6 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _adapter(options: argparse.Namespace) -> None:
-    import json
-
     from hf_cam.models.checkpoints import load_config, resolve_name
     from hf_cam.target_layers.infer import infer_adapter
 

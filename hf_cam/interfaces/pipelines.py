@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_cam.errors import ImageError, ModelError, OptionError, nearest
+from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, nearest
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
-from hf_cam.models.loading import LoadedModel, processor_of
+from hf_cam.models.loading import LoadedModel, check_output, names_of, processor_of
 from hf_cam.models.traits import check_takes_pictures, traits_of
 from hf_cam.request import Request, check_count
+from hf_cam.targets import entries_of
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
 WHERE = ("method", "layers", "reshape")
+DECLARED = ("labels", "output")
 WHAT = tuple(field.name for field in fields(Request))
+
+
+KNOWN = WHERE + DECLARED + WHAT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An image with targets of its own.
+
+    Args:
+        image: Anything that the pipeline takes as an image.
+        target: One target, or a list of several.
+    """
+
+    image: Any
+    target: Any
 
 
 class HeadLoader:
@@ -86,26 +105,37 @@ class ImageCamPipeline(Pipeline):
             inputs = _column_images(inputs)
         elif type(inputs).__module__.startswith("datasets."):
             inputs = (item for item in inputs)  # a column: rows are decoded one by one
+        if entries_of(kwargs.get("target")) is not None:
+            inputs = _asked(inputs, kwargs.pop("target"))
         return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         for name in kwargs:
-            if name not in WHERE + WHAT:
-                raise OptionError(f"{TASK} has no argument {name!r}; nearest: {nearest(name, WHERE + WHAT)}")
+            if name not in KNOWN:
+                raise OptionError(f"{TASK} has no argument {brief(name)}; nearest: {nearest(name, KNOWN)}")
         return {}, kwargs, {}
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """Decode the image; resizing and normalising happen per batch, where images of one size are grouped."""
+        if isinstance(image, Asked):
+            return {"image": self._loaded.opened(image.image), "target": image.target}
         return {"image": self._loaded.opened(image)}
 
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        images = inputs["image"] if isinstance(inputs["image"], list) else [inputs["image"]]
-        where = {name: kwargs.pop(name, None) for name in WHERE}
-        layers = where["layers"]
+        batched = isinstance(inputs["image"], list)
+        images = inputs["image"] if batched else [inputs["image"]]
+        if "target" in inputs:
+            kwargs["target"] = inputs["target"] if batched else [inputs["target"]]
+        elif entries_of(kwargs.get("target")) is not None:
+            kwargs["target"] = [kwargs["target"]] * len(images)
+        where, declared = ({name: kwargs.pop(name, None) for name in names} for names in (WHERE, DECLARED))
+        layers, labels = where["layers"], declared["labels"]
         explainer = self._explainer(
             where["method"] or "auto",
             layers if layers is None or isinstance(layers, str) else tuple(layers),
             where["reshape"],
+            None if labels is None else tuple(names_of(labels).items()),
+            declared["output"] or "auto",
         )
         return {"explanations": list(explainer(images, batch_size=len(images), **kwargs))}
 
@@ -116,8 +146,27 @@ class ImageCamPipeline(Pipeline):
             found = found[0]
         return [_as_dict(explanation) for explanation in found]
 
-    def _make_explainer(self, method: str, layers: Any, reshape: Any) -> Explainer:
-        return Explainer(self._loaded, method, layers, reshape)
+    def _make_explainer(self, method: str, layers: Any, reshape: Any, labels: Any, output: Any) -> Explainer:
+        names = self._loaded.id2label if labels is None else dict(labels)
+        loaded = replace(self._loaded, id2label=names, output=check_output(output))
+        return Explainer(loaded, method, layers, reshape)
+
+
+def _asked(inputs: Any, target: Any) -> Any:
+    """The images with their own targets: of a list one entry each, and of a single image all.
+
+    Raises:
+        TargetError: the list of targets has another length, or the images are not counted beforehand.
+    """
+    if isinstance(inputs, list):
+        requests = Request(target=target).for_images(len(inputs))
+        return [Asked(image, request.target) for image, request in zip(inputs, requests, strict=True)]
+    if isinstance(inputs, Iterator) or (hasattr(inputs, "__getitem__") and not isinstance(inputs, str | np.ndarray)):
+        raise TargetError(
+            f"a list of targets has one entry per image, so it needs a list of images, not {type(inputs).__name__}; "
+            "pass target= to the pipeline itself for the same targets in every image"
+        )
+    return Asked(inputs, entries_of(target))
 
 
 def _as_dict(explanation: Explanation) -> dict[str, Any]:

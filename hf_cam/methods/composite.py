@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_cam.errors import MethodError
 from hf_cam.maps import fuse_product
 from hf_cam.methods.registry import Method, get_method, method
-from hf_cam.outputs import logits_of
+from hf_cam.readings import AS_LOGITS, Reading
 from hf_cam.target_layers.stages import stage_ends
 from hf_cam.targets import ClassLogit, Target
 
@@ -27,15 +27,17 @@ class ContrastedLogit:
         index: The class t.
         alpha: Weight of the rivals; 0 gives the plain class logit.
         references: The rivals k: their indices, or how many to take of the classes with the nearest logits.
+        reading: Where the logits are in the output; see `hf_cam.targets.ClassLogit`.
     """
 
     index: int
     alpha: float
     references: int | Sequence[int]
+    reading: Reading = AS_LOGITS
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        logits = logits_of(output)
+        logits = self.reading.logits(output)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         rivals = self._rivals(logits.detach())
         weights = logits.softmax(-1)[rivals]
@@ -61,7 +63,7 @@ def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[in
     """
     if not isinstance(target, ClassLogit):
         raise MethodError("'finercam' contrasts classes, so it needs a class index or label; 'gradcam' takes any")
-    return ContrastedLogit(target.index, alpha, references)
+    return ContrastedLogit(target.index, alpha, references, target.reading)
 
 
 @method(

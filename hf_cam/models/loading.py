@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.errors import ImageError, ModelError, OptionError, TargetError
+from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.images.placing import Geometries
@@ -20,10 +21,17 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, is_video, load_video
 from hf_cam.layouts import Size
 from hf_cam.models.checkpoints import load_pretrained, load_processor, load_tokenizer, resolve_name
+from hf_cam.models.libraries import adopted, library_processor, library_tokenizer
 from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 
 Picture = Image.Image | Video
 """One input of a model: an image, or a video."""
+
+Output = Literal["auto", "logits", "probabilities", "multi-label", "embedding"]
+"""What the model returns: "auto" establishes it."""
+
+Labels = Sequence[str] | Mapping[int, str]
+"""Class names: in the order of the model's outputs, or by index."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,20 @@ class LoadedModel:
         processor: A transformers image processor, or any callable from a PIL image to a tensor `[C, H, W]`.
         id2label: The class names, by index.
         tokenizer: For models that take text; by default the processor's, or the one found under the model's name.
+        output: What the model returns, if the caller declares it.
+        example: An image to try the model on, where what it returns must be established; by default noise.
+        given: The model's own inputs of one image, to try it on if there is no processor.
+        known: What was established about the model, by name.
     """
 
     model: nn.Module
     processor: Any
     id2label: dict[int, str]
     tokenizer: Any = None
+    output: Output = "auto"
+    example: Picture | None = field(default=None, repr=False, compare=False)
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _geometries: Geometries = field(default_factory=Geometries, repr=False, compare=False)
 
     @cached_property
@@ -94,6 +110,13 @@ class LoadedModel:
             for name, value in encoded.items()
             if isinstance(value, Tensor) and (name == "pixel_values" or not self.traits.swallows(name))
         }
+
+    def example_inputs(self) -> dict[str, Any]:
+        """The model's keyword inputs for one image to try it on."""
+        if self.given:
+            return dict(self.given)
+        noise = np.random.default_rng(0).integers(0, 256, (*self.traits.usual_size, 3), np.uint8)
+        return dict(self.inputs([self.example or Image.fromarray(noise)]))
 
     def _processed(self, images: Sequence[Picture]) -> dict[str, Any]:
         videos = [list(image.frames) for image in images if isinstance(image, Video)]
@@ -192,6 +215,8 @@ def load(
     model: str | Path | nn.Module,
     *,
     processor: Any = None,
+    labels: Labels | None = None,
+    output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> LoadedModel:
@@ -200,14 +225,19 @@ def load(
     Args:
         model: A Hub id, a short name, a folder, `demo:NAME`, or a module (which is neither moved nor changed).
         processor: The processor to use instead of the model's own.
+        labels: Class names to use instead of the model's own: a list, or a dict from index to name.
+        output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
+            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it.
         device: Device of a model that is loaded here; by default the GPU if there is one.
         dtype: Dtype of a model that is loaded here; by default float32.
 
     Raises:
         ModelError: the model cannot be found, reached or read, or takes no images.
-        OptionError: there is no such device or dtype, one was given for a model that is already loaded, or the
-            processor is not callable.
+        OptionError: there is no such device, dtype or kind of output, a device was given for a model that is already
+            loaded, the processor is not callable, or the labels are no list or dict of names.
     """
+    names = None if labels is None else names_of(labels)
+    check_output(output)
     if processor is not None and not callable(processor):
         raise OptionError(
             f"a processor must be a transformers image processor or a function, not {type(processor).__name__}"
@@ -216,7 +246,10 @@ def load(
         if device is not None or dtype is not None:
             raise OptionError("device and dtype apply to models that hf-cam loads; move this one with .to() yourself")
         check_takes_pictures(model)
-        return LoadedModel(model, processor or processor_of(model), traits_of(model).id2label)
+        model = adopted(model)
+        known_names = names or traits_of(model).id2label
+        tokenizer = getattr(processor, "tokenizer", None) or library_tokenizer(model)
+        return LoadedModel(model, processor or processor_of(model), known_names, tokenizer, output)
     if not isinstance(model, str | Path):
         raise ModelError(
             f"a model must be a Hub id, a folder, 'demo:NAME' or a torch module, not {type(model).__name__}"
@@ -224,11 +257,46 @@ def load(
     chosen, precision = _device(device), _dtype(dtype)
     name = resolve_name(model)
     loaded = load_pretrained(name, dtype=precision).eval()
-    return LoadedModel(loaded.to(chosen), processor or load_processor(name), traits_of(loaded).id2label)
+    known_names = names or traits_of(loaded).id2label
+    return LoadedModel(loaded.to(chosen), processor or load_processor(name), known_names, output=output)
+
+
+def check_output(output: Any) -> Output:
+    """What a model is declared to return.
+
+    Raises:
+        OptionError: there is no such kind of output.
+    """
+    if output not in get_args(Output):
+        known = ", ".join(map(repr, get_args(Output)))
+        raise OptionError(f"output must be one of {known}, not {brief(output)}")
+    found: Output = output
+    return found
+
+
+def names_of(labels: Any) -> dict[int, str]:
+    """Class names by index, from a list or from a dict whose keys are indices.
+
+    >>> names_of(["cat", "dog"]), names_of({"7": "cat"})
+    ({0: 'cat', 1: 'dog'}, {7: 'cat'})
+
+    Raises:
+        OptionError: they are neither, or a name is not a text.
+    """
+    named = dict(enumerate(labels)) if isinstance(labels, list | tuple) else labels
+    if not isinstance(named, Mapping) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise OptionError(
+            f"labels must be a list of class names, or a dict from index to name such as {{0: 'cat'}}, "
+            f"not {brief(labels)}"
+        )
+    try:
+        return {int(index): name for index, name in named.items()}
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"the keys of labels= must be class indices, got {brief(labels)}") from error
 
 
 def processor_of(model: nn.Module) -> Any:
-    """The processor of a model that the caller loaded: found under its name, or made from timm's data config.
+    """The processor of a model that the caller loaded: found under its name, or made by timm or its own library.
 
     Raises:
         ModelError: the model has neither.
@@ -240,6 +308,8 @@ def processor_of(model: nn.Module) -> Any:
         import timm.data
 
         return timm.data.create_transform(**timm.data.resolve_data_config({}, model=traits.timm))
+    if (own := library_processor(traits.module)) is not None:
+        return own
     raise ModelError(
         f"no image processor is known for this {type(model).__name__}; pass processor= "
         "(a transformers image processor, or a function from a PIL image to a tensor [C, H, W])"

@@ -22,15 +22,30 @@ RGB = 3
 DEFAULT_SIZE = (224, 224)
 
 
+def comes_from(module: nn.Module, library: str) -> bool:
+    """Whether a module's class, or one that it inherits from, is defined in a library or a file of it."""
+    return any(f"{parent.__module__}.".startswith(f"{library}.") for parent in type(module).__mro__)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, whose hooks do fire."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
+    """The module inside `torch.compile`, `DataParallel`, `DistributedDataParallel` or `ultralytics.YOLO`.
+
+    Its hooks do fire.
+    """
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The module in a wrapper; None if the model is none."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrapped: nn.Module = model.module
+        return wrapped
+    inner: Any = model.__dict__.get("_modules", {}).get("_orig_mod")
+    if inner is None and comes_from(model, "ultralytics.engine.model"):
+        inner = model.model
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def accepts(module: nn.Module, name: str) -> bool:
@@ -111,7 +126,7 @@ class ModelTraits:
     @property
     def class_name(self) -> str:
         """The name of the model's class, for messages."""
-        return type(self.module).__name__
+        return type(self.module.__dict__.get("pair", self.module)).__name__
 
     @cached_property
     def model_type(self) -> str:
@@ -125,8 +140,17 @@ class ModelTraits:
 
     @cached_property
     def id2label(self) -> dict[int, str]:
-        """The class names in the config, by index; empty if there are none."""
-        return {int(index): str(label) for index, label in (self.read("id2label") or {}).items()}
+        """The class names in the config or in timm's metadata, by index; empty if there are none."""
+        named = self.read("id2label") or ({} if self.timm is None else timm_names(self.timm))
+        if not named and comes_from(self.module, "ultralytics"):
+            named = getattr(self.module, "names", None) or {}
+        return {int(index): str(label) for index, label in named.items()}
+
+    @cached_property
+    def class_count(self) -> int | None:
+        """How many classes the model has, according to its config or its own `num_classes`; 0 if it has none."""
+        count = self.read("num_labels", getattr(self.timm or self.module, "num_classes", None))
+        return count if isinstance(count, int) else None
 
     @cached_property
     def problem_type(self) -> str | None:
@@ -299,6 +323,23 @@ def timm_model(module: nn.Module) -> nn.Module | None:
     if isinstance(inner, nn.Module):
         return inner
     return module if hasattr(module, "pretrained_cfg") and hasattr(module, "forward_features") else None
+
+
+def timm_names(net: nn.Module) -> dict[int, str]:
+    """The class names of a timm network, by index: those in its metadata, or else those of its ImageNet subset.
+
+    Empty if it has another number of classes than the weights that the metadata describes.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    config = _timm_config(net)
+    count = config.get("num_classes")
+    if not count or getattr(net, "num_classes", None) != count:
+        return {}
+    names = config.get("label_names")
+    if not names and (subset := infer_imagenet_subset(dict(config))) is not None:
+        names = ImageNetInfo(subset).label_descriptions()
+    return dict(enumerate(names)) if names and len(names) == count else {}
 
 
 @dataclass(frozen=True)
