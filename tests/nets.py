@@ -193,7 +193,7 @@ def blip2() -> LoadedModel:
     )
 
 
-# Nets whose maps can be computed by hand ----------------------------------------------------------------------------
+# Nets whose maps can be computed by hand -----------------------------------------------------------------------------
 
 
 class Cubic(nn.Module):
@@ -209,5 +209,5 @@ class Cubic(nn.Module):
 
 
 READ = torch.zeros(24, 32, dtype=torch.bool)
-"""Where the patch lies that the laws' `PatchReader` reads."""
 READ[PATCH] = True
+"""Where the patch lies that the laws' `PatchReader` reads."""

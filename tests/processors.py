@@ -318,6 +318,7 @@ CURVES: dict[str, Process] = {
     "window 0 to 20": pixels(window(0, 20)),
     "window 220 to 255": pixels(window(220, 255)),
     "window of grey 0 to 25": resized(T.Grayscale(), to_tensor, window(0, 25)),
+    "window of grey 220 to 255": resized(T.Grayscale(), to_tensor, window(220, 255)),
     "threshold": pixels(lambda tensor: (tensor > 0.5).float()),
     "threshold at the mean": pixels(lambda tensor: (tensor > tensor.mean()).float()),
     "threshold of Otsu": otsu,

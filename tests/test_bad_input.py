@@ -30,6 +30,7 @@ from hf_cam.errors import (
 )
 from hf_cam.methods import get_method
 from nets import tiny
+from pictures import noise
 from unchanged import half_frozen, unchanged
 
 PATCH_GRID = (4, 6)
@@ -60,7 +61,7 @@ def truncated(kind: str) -> bytes:
     import io
 
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(buffer, kind)
+    noise().save(buffer, kind)
     return buffer.getvalue()[: len(buffer.getvalue()) * 2 // 3]
 
 
@@ -462,7 +463,7 @@ CONSTRUCTED = {
     "a number of a layer": (
         lambda model: hf_cam.GradCAM(model, layers=5),
         OptionError,
-        "a dotted name or a list of them, not int",
+        "a dotted name, a module or a list of them, not int",
     ),
     "a pattern in place of a function": (
         lambda model: hf_cam.GradCAM(model, reshape="b (h w) c"),

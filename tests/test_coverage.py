@@ -134,7 +134,7 @@ def test_a_grid_in_another_order_than_claimed_fails_the_check(task: str, model_t
     inputs = case.inputs(net)
     right = infer_adapter(net, inputs=inputs)
     layout = Reshape(lambda tokens: WRONG[wrong](right.to_spatial(tokens, case.size)))
-    with pytest.raises(LayoutError, match="does not show at its place"):
+    with pytest.raises(LayoutError, match="does not show at the same place"):
         check_adapter(net, Adapter(right.layers, (layout,)), inputs=inputs)
 
 
@@ -148,7 +148,7 @@ def test_time_and_space_taken_for_each_other_fail_the_check(model_type: str, axe
     inputs = case.inputs(net)
     right = infer_adapter(net, inputs=inputs)
     wrong = Layout(axes, right.layouts[0].prefix, patch=(16, 16))
-    with pytest.raises(LayoutError, match="does not show at its place"):
+    with pytest.raises(LayoutError, match="does not show at the same place"):
         check_adapter(net, Adapter(right.layers, (wrong,)), inputs=inputs)
 
 

@@ -90,6 +90,19 @@ def test_a_batch_of_pictures_of_several_sizes_is_the_same_one_by_one(photo):
             np.testing.assert_allclose(one.heatmap, same.heatmap, atol=2e-4)
 
 
+def test_boxes_of_a_padded_picture_lie_in_the_picture_alone(photo):
+    padded = hf.DetrImageProcessor(size=LONGEST, pad_size={"height": 160, "width": 256})
+    loaded = LoadedModel(sure_detr().model, padded, THINGS)
+    inputs = loaded.inputs([photo])
+    assert inputs["pixel_values"].shape[-2:] == (160, 256)
+    with torch.no_grad():
+        output = loaded.model(**inputs)
+    [expected] = padded.post_process_object_detection(output, threshold=0.0, target_sizes=[(128, 192)])
+    boxes = expected["boxes"].clamp(torch.zeros(4), torch.tensor([192.0, 128, 192, 128]))
+    for one in explained(loaded, photo):
+        assert (boxes - torch.tensor(one.box)).abs().amax(1).min() < 0.05
+
+
 # Two of a kind, by trained weights -----------------------------------------------------------------------------------
 
 

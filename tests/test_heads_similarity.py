@@ -106,7 +106,6 @@ def test_the_biases_of_a_text_tower_are_no_part_of_a_full_gradient(photo):
 
 # The text is read once -----------------------------------------------------------------------------------------------
 
-
 COMPARING = [case for case in cases("zero-shot-image-classification") if case.model_type != "videoprism"]
 
 

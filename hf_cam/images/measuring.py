@@ -11,6 +11,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from hf_cam.errors import ModelError
 from hf_cam.images.geometry import Axis, Geometry, placed
-from hf_cam.images.patterns import Colour, Pattern, checkerboard, random_blocks
+from hf_cam.images.patterns import PALETTES, Colour, Pattern, checkerboard, random_blocks
 from hf_cam.images.rules import Reading, Rule
 from hf_cam.layouts import Size
 
@@ -38,11 +39,13 @@ LEGIBLE = 2.5
 """Model pixels per stripe below which edges merge."""
 TINY, THIN = 8, 8
 """Pixels along an axis, and times that the other is longer, beyond which too little may be left to read off."""
+SEEN = 0.2
+"""Share of the input that has to differ between a pattern and its negative, lest other colours show more."""
 VISIBLE = 0.1
 """Share of the strongest difference from which a pixel counts as dark or light."""
 WRONG, PARTS = 0.01, 4
 """Share of the pixels, in each of 4 x 4 parts of the input, that may show another block than they should."""
-REPEATS, REPEATS_OF_RANDOM = 4, 48
+REPEATS, REPEATS_OF_RANDOM = 8, 48
 
 DOOR = "explain what it returns with hf_cam.GradCAM(model)(pixel_values)"
 RANDOM = (
@@ -117,24 +120,32 @@ def located(preprocess: Preprocess, image_size: Size, rules: Sequence[Rule]) -> 
     for stripes in STRIPES:
         pattern = checkerboard(image_size, stripes)
         difference = differences(preprocess, pattern)
-        read = [found for found in _candidates(difference, pattern) if shows(difference, pattern, found.geometry)]
-        yield from read
-        if read:
-            return
-        if min(image_size) < TINY or max(image_size) > THIN * min(image_size):
-            guesses = (rule.predict(image_size, _size(difference)) for rule in rules)
-            yield from (Reading(guess, math.inf) for guess in guesses if shows(difference, pattern, guess))
+        yield from (found for found in _candidates(difference, pattern) if shows(difference, pattern, found.geometry))
+    if min(image_size) < TINY or max(image_size) > THIN * min(image_size):
+        size = prepared_size(preprocess, image_size)
+        yield from (Reading(rule.predict(image_size, size), math.inf) for rule in rules)
 
 
-def agrees(preprocess: Preprocess, geometry: Geometry, rim: Colour) -> bool:
-    """Whether a second pattern, as fine as the input allows and in a rim of a colour, comes out where it should."""
-    upright = geometry.unswapped()
-    axes = zip((upright.rows, upright.columns), upright.image_size, upright.model_size, strict=True)
-    rows, columns = (
-        max(1, round(min(BLOCKS, side / LEGIBLE) * abs(axis.scale) * length / side)) for axis, length, side in axes
-    )
-    pattern = random_blocks(geometry.image_size, (rows, columns), rim)
-    return shows(differences(preprocess, pattern), pattern, geometry)
+def second_look(preprocess: Preprocess, image_size: Size) -> Callable[[Geometry, Colour], bool]:
+    """A function of a geometry and a colour: whether random blocks in a rim of it come out where the geometry says."""
+
+    @cache
+    def seen(blocks: Size, rim: Colour) -> tuple[Pattern, Tensor]:
+        pattern = random_blocks(image_size, blocks, rim)
+        return pattern, differences(preprocess, pattern)
+
+    def confirms(geometry: Geometry, rim: Colour) -> bool:
+        upright = geometry.unswapped()
+        rows, columns = (
+            max(1, round(min(BLOCKS, side / LEGIBLE) * abs(axis.scale) * length / side))
+            for axis, length, side in zip(
+                (upright.rows, upright.columns), upright.image_size, upright.model_size, strict=True
+            )
+        )
+        pattern, difference = seen((rows, columns), rim)
+        return shows(difference, pattern, geometry)
+
+    return confirms
 
 
 def differences(preprocess: Preprocess, pattern: Pattern) -> Tensor:
@@ -143,12 +154,15 @@ def differences(preprocess: Preprocess, pattern: Pattern) -> Tensor:
     Raises:
         ModelError: it cannot prepare them, or makes the same of both.
     """
-    shown, negative = (_called(preprocess, picture) for picture in pattern.pictures())
-    if shown.shape != negative.shape:
-        raise ModelError(OTHERWISE)
-    difference = (shown - negative).reshape(-1, *_size(shown))
-    if not math.isfinite(float(difference.sum())):
-        difference = difference.nan_to_num(0.0, 0.0, 0.0)
+    for palette in PALETTES:
+        shown, negative = (_called(preprocess, picture) for picture in pattern.pictures(palette))
+        if shown.shape != negative.shape:
+            raise ModelError(OTHERWISE)
+        difference = (shown - negative).reshape(-1, *_size(shown))
+        if not math.isfinite(float(difference.sum())):
+            difference = difference.nan_to_num(0.0, 0.0, 0.0)
+        if difference.ne(0).float().mean() > SEEN:
+            break
     if not difference.any():
         raise ModelError(BLIND)
     height, width = _size(difference)

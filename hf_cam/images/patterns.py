@@ -10,18 +10,19 @@ from PIL import Image
 from hf_cam.images.geometry import Axis
 from hf_cam.layouts import Size
 
+Colour = tuple[int, int, int]
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 DARK, LIGHT = (16, 8, 104), (104, 252, 248)
 """Far apart in grey and in green; both low in red and both high in blue, for processors that fold the levels over."""
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-"""Of a rim, as a scan has one; a processor that looks for the object within it cuts it off."""
+PALETTES = ((DARK, LIGHT), (BLACK, WHITE))
+"""Of patterns, tried in turn where a processor sees no difference."""
 RIM = 0.06
-"""Width of the rim in shares of the picture's length, on either side."""
+"""Width of a rim in shares of the picture's length: a scan has one, and processors that look for what is in it cut it
+off."""
 SEEDS = (60, 97)
 """Of the widths of stripes: tried out to be unlike each other and themselves, whichever way round and shifted."""
 MOST = 128
 """Pixels per axis that are looked at, evenly spaced where there are more."""
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Pattern:
     Args:
         rows, columns: Edges of the blocks along each axis in pixels, from 0 to the picture's length.
         light: `[len(rows) - 1, len(columns) - 1]` booleans.
-        rim: The colour of the outermost blocks, in the negative too; they are like the others where not given.
+        rim: The colour of the outermost of several blocks, in the negative too; they are as the others where not given.
     """
 
     rows: np.ndarray
@@ -54,14 +55,16 @@ class Pattern:
     light: np.ndarray
     rim: Colour | None = None
 
-    def pictures(self) -> tuple[Image.Image, Image.Image]:
-        """The pattern, and its negative."""
-        return self._drawn(self.light), self._drawn(~self.light)
+    def pictures(self, palette: tuple[Colour, Colour] = PALETTES[0]) -> tuple[Image.Image, Image.Image]:
+        """The pattern in a dark and a light colour, and its negative."""
+        return self._drawn(palette), self._drawn(palette[::-1])
 
-    def _drawn(self, light: np.ndarray) -> Image.Image:
-        colours = np.array([DARK, LIGHT], np.uint8)[light.astype(int)]
-        if self.rim is not None:
-            colours[[0, -1]] = colours[:, [0, -1]] = self.rim
+    def _drawn(self, palette: tuple[Colour, ...]) -> Image.Image:
+        colours = np.array(palette, np.uint8)[self.light.astype(int)]
+        if self.rim is not None and len(self.rows) > 2:
+            colours[[0, -1]] = self.rim
+        if self.rim is not None and len(self.columns) > 2:
+            colours[:, [0, -1]] = self.rim
         lines = colours.repeat(np.diff(self.columns), 1)
         return Image.fromarray(lines.repeat(np.diff(self.rows), 0))
 
@@ -72,7 +75,8 @@ class Pattern:
             edges: `rows` or `columns`.
             axis: The image's axis in the model's input.
             side: Of the model's input.
-            margin: How many model pixels from a block's edge are well within it; a quarter of the block at most.
+            margin: How many model pixels from a block's edge are well within it: a quarter of the block at most, and a
+                third of a pixel of an enlarged image at least.
             mirrored: Whether padding goes on with the image mirrored, rather than with its outermost pixels.
         """
         length = int(edges[-1])
@@ -84,10 +88,10 @@ class Pattern:
         depth = np.minimum(folded - first, last - folded)
         if not mirrored:
             depth = np.maximum(depth, beyond)
-        blur = abs(axis.scale) / 4  # of an enlarged image
-        least = np.minimum(max(margin, blur), (last - first) * abs(axis.scale) / 4)
-        named = depth * abs(axis.scale) >= least
-        if self.rim is not None:
+        scale = abs(axis.scale)
+        least = np.maximum(np.minimum(margin, (last - first) * scale / 4), scale / 3 if scale > 1 else 0)
+        named = depth * scale >= least
+        if self.rim is not None and len(edges) > 2:
             named &= (shown > 0) & (shown < len(edges) - 2)
         pixels = np.flatnonzero(named)
         pixels = pixels[:: -(-len(pixels) // MOST) or 1]
@@ -115,7 +119,9 @@ def random_blocks(image_size: Size, blocks: Size, rim: Colour) -> Pattern:
 
 
 def _framed(length: int, blocks: int) -> np.ndarray:
-    """Edges from 0 to `length`, the same distance apart but for the first and the last."""
+    """Edges from 0 to `length`, evenly spaced but for the first and last; of one block these two alone."""
+    if blocks == 1:
+        return np.array([0, length])
     rim = int(length * RIM)
     inner = np.linspace(rim, length - rim, min(blocks, length - 2 * rim) + 1)
     return np.unique(np.array([0, *inner.round(), length], int))

@@ -13,11 +13,11 @@ from hf_cam.images.measuring import (
     REPEATS,
     REPEATS_OF_RANDOM,
     Preprocess,
-    agrees,
     located,
     prepared_size,
     random_state_kept,
     repeatable,
+    second_look,
 )
 from hf_cam.images.patterns import BLACK, WHITE
 from hf_cam.images.rules import Reading, Rule, alike, general_rules, resized_size, rules_of
@@ -104,10 +104,11 @@ class Geometries:
         """What a checkerboard shows and a rule foretold, or else a second pattern confirms."""
         if not self._readings:
             self._check_repeatable(preprocess, image_size, REPEATS)
+        confirms = second_look(preprocess, image_size)
         rims = (BLACK,) if self._readings else (BLACK, WHITE)
         for reading in located(preprocess, image_size, [*self._rules, *general_rules()]):
             foretold = math.isfinite(reading.slack) and any(rule.fits(reading) for rule in self._rules)
-            if foretold or all(agrees(preprocess, reading.geometry, rim) for rim in rims):
+            if foretold or all(confirms(reading.geometry, rim) for rim in rims):
                 return reading
         self._check_repeatable(preprocess, image_size, REPEATS_OF_RANDOM)
         raise ModelError(OTHERWISE)
