@@ -9,6 +9,9 @@ from typing import Any
 
 from torch.utils import checkpoint
 
+SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp")
+"""Attributes by which timm, transformers and others switch it on; timm's stages are not called as such while it is."""
+
 # What `torch.utils.checkpoint.checkpoint` looks up at each call: one class for its reentrant kind, one for the other.
 # Models import the function itself, under any name, so only these can be exchanged.
 _REENTRANT, _SAVING = "CheckpointFunction", "_checkpoint_hook"

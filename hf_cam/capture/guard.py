@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hf_cam.capture.checkpointing import uncheckpointed
+from hf_cam.capture.checkpointing import SWITCHES, uncheckpointed
 from hf_cam.errors import ModelError
 
 _PLAIN = (bool, int, float, str, tuple, type(None), torch.Tensor)
@@ -62,6 +62,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             try:
                 for module in modules:
                     module.__dict__["training"] = False  # bypasses nn.Module's setter, which is slow
+                    module.__dict__.update({name: False for name in SWITCHES if name in module.__dict__})
                 for parameter in parameters:
                     parameter.requires_grad_(False)
                 yield

@@ -50,16 +50,13 @@ def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     If the head reads only the class token, nearly all tokens after the last attention get no gradient, and autograd
     would multiply those zeros. Layers of any other kind are left to torch.
     """
-    if functional.linear is not _LINEAR:
+    if functional.linear is not torch._C._nn.linear:  # noqa: SLF001 - another function stands in for it
         return {}
     return {
         module: partial(_linear, module)
         for module in model.modules()
         if type(module) is nn.Linear and "forward" not in module.__dict__ and module.weight.device.type == "cpu"
     }
-
-
-_LINEAR = functional.linear
 
 
 def _linear(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
