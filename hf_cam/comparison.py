@@ -21,6 +21,7 @@ from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method, list_methods
 from hf_cam.models.loading import Labels, Output, load
 from hf_cam.request import Request
+from hf_cam.target_layers.named import Layers
 
 TILE, MARGIN, TITLE = 320, 8, 28
 
@@ -77,7 +78,7 @@ def compare(
     methods: Sequence[str] | str | None = None,
     target: Any = None,
     text: str | Sequence[str] | None = None,
-    layers: Sequence[str] | str | None = None,
+    layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     threshold: float | None = None,
     aug_smooth: bool = False,

@@ -30,6 +30,7 @@ from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
 from hf_cam.request import Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
+from hf_cam.target_layers.named import Layers
 from hf_cam.targets import entries_of
 
 BATCH = 8
@@ -46,7 +47,7 @@ def explain(
     target: Any = None,
     text: str | Sequence[str] | None = None,
     method: str = "auto",
-    layers: Sequence[str] | str | None = None,
+    layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -75,7 +76,8 @@ def explain(
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
-        layers: Dotted names of the target layers, inferred where not given.
+        layers: The target layers, as dotted names or modules of the model, inferred where not given; see `hf_cam.CAM`
+            for layers that run several times.
         reshape: `activation -> [B, C, h, w]`, inferred where not given.
         top_k: How many of the classes, detections, segments or prompts to explain, the surest first; where not given, a
             classifier's first and everything that other heads find.
@@ -143,7 +145,7 @@ class Explainer:
         self,
         loaded: LoadedModel,
         method: str = "auto",
-        layers: Sequence[str] | str | None = None,
+        layers: Layers | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
         rerun_batch_size: int | None = None,

@@ -22,6 +22,7 @@ from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
 from hf_cam.outputs import class_logits, probabilities
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.named import Layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class DeepFeatureFactorization:
 
     Args:
         model: Any vision model; it is left unchanged.
-        layers: Dotted name of the layer; inferred by default.
+        layers: The layer, as a dotted name or a module; inferred by default.
         reshape: `activation -> [B, C, h, w]`; inferred by default.
 
     >>> from transformers import ResNetConfig, ResNetForImageClassification
@@ -90,7 +91,7 @@ class DeepFeatureFactorization:
     def __init__(
         self,
         model: nn.Module,
-        layers: Sequence[str] | str | None = None,
+        layers: Layers | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._cam = CAM(model, "eigencam", layers, reshape)

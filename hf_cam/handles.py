@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
 from hf_cam.methods import get_method
+from hf_cam.target_layers.named import Layers
 
 
 class NamedCAM(CAM):
@@ -29,7 +30,7 @@ class NamedCAM(CAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: Sequence[str] | str | None = None,
+        layers: Layers | None = None,
         reshape: Callable[[Tensor], Tensor] | None = None,
         *,
         rerun_batch_size: int | None = None,

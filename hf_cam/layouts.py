@@ -319,7 +319,8 @@ def read_layouts(
     batch_first = images is None or shape[:1] == (images,)
     if len(shape) == 4 and batch_first:
         by_axes = {NCHW: (shape[2], shape[3]), NHWC: (shape[1], shape[2])}
-        return [Layout(axes) for axes, grid in by_axes.items() if same_stride(grid, image_size)]
+        fitting = {axes: grid for axes, grid in by_axes.items() if same_stride(grid, image_size)}
+        return [Layout(axes) for axes in sorted(fitting, key=lambda axes: _stretch(fitting[axes], image_size))]
     if len(shape) == 5 and batch_first:
         return [Layout(NCDHW)] if same_stride((shape[3], shape[4]), image_size) else []
     if len(shape) != 3:
@@ -331,6 +332,12 @@ def read_layouts(
         for layout in tokens
         if len(token_grids(shape[layout.token_axis] - layout.prefix, image_size, patch)) == 1
     ]
+
+
+def _stretch(grid: Size, image_size: Size) -> float:
+    """How much the strides of the two axes differ, as a rounded share."""
+    rows, columns = image_size[0] / grid[0], image_size[1] / grid[1]
+    return round(abs(rows - columns) / max(rows, columns), 2)
 
 
 def why_unread(shape: Iterable[int], image_size: Size, images: int | None = None) -> str:

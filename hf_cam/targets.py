@@ -353,15 +353,7 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
     Raises:
         TargetError: a target does not fit the output, or is no scalar.
     """
-    try:
-        return torch.stack([_value(target, sample_of(outputs, i, len(targets))) for i, target in enumerate(targets)])
-    except TargetError as error:
-        if isinstance(outputs, Tensor) and outputs.ndim > 1 and len(outputs) != len(targets):
-            raise TargetError(
-                f"the model returned {len(outputs)} rows of scores for {len(targets)} images, so no row belongs to one "
-                "image; pass targets= as callables from the whole output to a scalar"
-            ) from error
-        raise
+    return torch.stack([_value(target, sample_of(outputs, i, len(targets))) for i, target in enumerate(targets)])
 
 
 def _value(target: Target, output: Any) -> Tensor:

@@ -60,7 +60,7 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
     Raises:
         UnknownArchitecture: there is no picture among the inputs.
     """
-    module, size = unwrap(model), picture_size(inputs)
+    module, size, images = unwrap(model), picture_size(inputs), len(inputs[picture_name(inputs, (3, 4, 5))])
     with borrowed(module), torch.no_grad():
         clean, random = _clean(module, inputs, {layer for layer, _ in claims})
         verdicts: list[Verdict] = ["refuted" if layer in random else "undecided" for layer, _ in claims]
@@ -68,7 +68,7 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
             unsure = {layer for (layer, _), verdict in zip(claims, verdicts, strict=True) if verdict == "undecided"}
             changes = _changes(module, inputs, {layer: clean[layer] for layer in unsure}, disturbance) if unsure else {}
             verdicts = [
-                _verdict(changes[layer], disturbance, layout, size) if verdict == "undecided" else verdict
+                _verdict(changes[layer], disturbance, layout, size, images) if verdict == "undecided" else verdict
                 for (layer, layout), verdict in zip(claims, verdicts, strict=True)
             ]
     return verdicts
@@ -142,8 +142,8 @@ def _span(start: float, length: float, cells: int) -> slice:
     return slice(round(start * cells), round((start + length) * cells))
 
 
-def _verdict(changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size) -> Verdict:
-    claimed, others = _matches(changes, disturbance, layout, size)
+def _verdict(changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size, images: int) -> Verdict:
+    claimed, others = _matches(changes, disturbance, layout, size, images)
     rival = max(others, default=0.0)
     if claimed > _NOISE and rival <= _MARGIN * claimed:
         return "confirmed"
@@ -151,11 +151,11 @@ def _verdict(changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spati
 
 
 def _matches(
-    changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size
+    changes: Sequence[Tensor], disturbance: _Disturbance, layout: Spatial, size: Size, images: int
 ) -> tuple[float, list[float]]:
     """How well the change matches the disturbed places in the claimed layout, and in each of the rivals."""
     try:
-        laid = [layout.to_spatial(change, size).square().sum((0, 1)).sqrt().cpu() for change in changes]
+        laid = [layout.to_spatial(change, size, images).square().sum((0, 1)).sqrt().cpu() for change in changes]
     except LayoutError:
         return 0.0, []
     spatial = torch.stack(laid).unflatten(1, (1, -1)) if laid[0].ndim == 2 else torch.stack(laid)  # [places, t, h, w]

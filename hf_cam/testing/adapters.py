@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
-from hf_cam.capture.inputs import picture_size
+from hf_cam.capture.inputs import picture_name, picture_size
 from hf_cam.errors import DetachedError, LayoutError, NoGradientError
 from hf_cam.layouts import Size
 from hf_cam.target_layers.adapter import Adapter
@@ -67,10 +67,10 @@ def check_adapter(
     """
     inputs = inputs or example_inputs(model)
     adapter = adapter or infer_adapter(model, inputs=inputs)
-    size = picture_size(inputs)
+    size, images = picture_size(inputs), len(inputs[picture_name(inputs, (3, 4, 5))])
     with capture(model, adapter.layers, inputs) as captured:
         reached = [
-            adapter.to_spatial(gradient, size, layer).abs().sum(1) > 0
+            adapter.to_spatial(gradient, size, layer, images).abs().sum(1) > 0
             for layer, gradient in zip(adapter.layers, _gradients(captured, score), strict=True)
         ]
     claims = [(layer, layout) for layer, layout in zip(adapter.layers, adapter.layouts, strict=True)]
