@@ -49,6 +49,7 @@ class Recording:
         calls: The calls, in the order of the forward.
         finished: The blocks and the modules beside them, in the order in which they finished.
         running: The modules whose forward is running, outermost first, each with the number of its call.
+        paths: What was running at each call of attention.
     """
 
     names: dict[nn.Module, str]
@@ -56,6 +57,7 @@ class Recording:
     calls: list[Attention] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     running: list[tuple[nn.Module, int]] = field(default_factory=list)
+    paths: dict[Attention, tuple[tuple[nn.Module, int], ...]] = field(default_factory=dict)
 
     def block_of(self, call: Attention) -> str:
         """The name of the block that a call belongs to; the call's own layer if it is in no block."""
@@ -63,6 +65,19 @@ class Recording:
         parts = call.layer.split(".")
         paths = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
         return next((path for path in paths if path in known), call.layer)
+
+    def around(self, call: Attention) -> str:
+        """The name of the block that a call belongs to, in a list or not: empty if there is none.
+
+        It is the member of a list or else the outermost module whose run makes no other call of attention.
+        """
+        block = self.block_of(call)
+        if block in {self.names[member] for member in self.blocks}:
+            return block
+        others = {number for other, path in self.paths.items() if other is not call for _, number in path}
+        alone = (self.names[module] for module, number in self.paths[call] if number not in others)
+        around = next(filter(None, alone), "")
+        return "" if around == call.layer else around
 
     def group_of(self, call: Attention) -> str:
         """The name of the list of blocks that a call belongs to."""
@@ -131,7 +146,9 @@ class Recorder(TorchFunctionMode):
         if not output.requires_grad:  # DETR's first queries attend to each other before they have seen the picture
             output = output.detach().requires_grad_()
         layer = self.recording.names[self.recording.running[-1][0]] if self.recording.running else ""
-        self.recording.calls.append(Attention(layer, query, key, value, output, **rest))
+        call = Attention(layer, query, key, value, output, **rest)
+        self.recording.calls.append(call)
+        self.recording.paths[call] = tuple(self.recording.running)
         return output
 
 

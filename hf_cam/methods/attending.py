@@ -106,7 +106,8 @@ def traced(run: Run) -> AttentionTrace:
         grids.append((rows, columns))
     assert run.captured.pixels is not None
     layouts = (*run.adapter.layouts, AnyLayout(run.adapter.prefixes))
-    return trace_of(_recorded(run), run.captured.pixels, run.scores.sum(), layouts, grids, run.picture_size)
+    score = _connected(run.scores.sum())
+    return trace_of(_recorded(run), run.captured.pixels, score, layouts, grids, run.picture_size)
 
 
 def terms(run: Run, attend: Attend) -> Tensor:
@@ -115,7 +116,7 @@ def terms(run: Run, attend: Attend) -> Tensor:
     Runs the model once more under these rules.
     """
     module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
-    blocks = list(dict.fromkeys(record.block_of(one) for one in trace.encoder))
+    blocks = list(dict.fromkeys(_blocks(record, trace)))
     tokens: list[Tensor] = []  # of the picture alone: those that require grad
     handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
     handles += [
@@ -140,6 +141,22 @@ def terms(run: Run, attend: Attend) -> Tensor:
         ],
         1,
     )
+
+
+def _blocks(record: Recording, trace: AttentionTrace) -> list[str]:
+    """The name of the block of each call of the encoder.
+
+    Raises:
+        MethodError: one is in no block, as in a traced network, which has no modules but the innermost.
+    """
+    blocks = [record.around(one) for one in trace.encoder]
+    for one, block in zip(trace.encoder, blocks, strict=True):
+        if not block:
+            raise MethodError(
+                f"{one.layer!r} is in no module that is a whole block, so the tokens between blocks are not to be had; "
+                "'chefer' and 'rollout' need none"
+            )
+    return blocks
 
 
 def _token_axis(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
@@ -207,7 +224,7 @@ def _readouts(run: Run) -> Readouts:
     trace, record = run.once(traced), _recorded(run)
     if trace.decoder:
         raise MethodError("'legrad' is not defined for models whose queries cross-attend to the cells; use 'chefer'")
-    blocks = [record.block_of(one) for one in trace.encoder]
+    blocks = _blocks(record, trace)
     if len(set(blocks)) != len(blocks):
         raise MethodError("'legrad' needs exactly one attention call per block; use 'chefer'")
     assert run.captured.pixels is not None

@@ -150,9 +150,9 @@ def libracam(frozen_terms: Tensor) -> Tensor:
 
     These tokens are the last block's output if the head reads the cells, and its input if the head reads a class token.
     """
-    depends = [bool(term.any()) for term in frozen_terms.unbind(1)]
-    last = max((index for index, found in enumerate(depends) if found), default=0)
-    return frozen_terms[:, last : last + 1]
+    depends = frozen_terms.flatten(2).any(2)  # [B, blocks + 1]: image by image, so that none depends on another
+    last = (depends * torch.arange(depends.shape[1], device=depends.device)).amax(1)
+    return frozen_terms[torch.arange(len(last), device=last.device), last][:, None]
 
 
 def _relevance(call: Attention) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
+from hf_cam.capture.runs import located
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, Layout, Reshape
 from hf_cam.models.traits import (
@@ -61,15 +62,17 @@ def infer_adapter(
         return declared
     if not isinstance(model, nn.Module):
         module = module_tree(model, device="cpu")  # the probe needs gradients, and so weights, though random ones do
-    return _with_reshape(_running(module, inputs, lambda: probed_adapter(module, inputs)), reshape)
+    return probed_adapter(module, inputs, reshape)
 
 
 def _running(module: nn.Module, inputs: Mapping[str, Any] | None, run: Callable[[], Result]) -> Result:
     """What `run` returns; the model's own exceptions become one of ours, with theirs as the cause."""
     try:
         return run()
-    except HFCamError:
-        raise
+    except HFCamError as error:
+        if inputs is not None or not isinstance(error, OptionError):
+            raise
+        raise UnknownArchitecture(f"{error}; infer_adapter takes them all as inputs=") from error
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if inputs is not None:
@@ -179,10 +182,12 @@ def _from_cam_config(module: nn.Module) -> Adapter | None:
     if path is None:
         return None
     adapter = read_cam_config(path)
-    known = dict(module.named_modules())
     for layer in adapter.layers:
-        if layer not in known:
-            raise LayerError(f"{path} names a layer {layer!r} that the model lacks; nearest: {nearest(layer, known)}")
+        try:
+            located(module, layer)
+        except LayerError as error:
+            close = nearest(layer, dict(module.named_modules()))
+            raise LayerError(f"{path} names a layer {layer!r} that the model lacks; nearest: {close}") from error
     return adapter
 
 
@@ -218,11 +223,12 @@ def _is_confirmed(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tens
     size = (inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])
     try:
         with capture(module, adapter.layers, inputs) as captured:
-            cells = adapter.to_spatial(captured.activations[0], size)
+            images = len(inputs["pixel_values"])
+            cells = adapter.to_spatial(captured.activations[0], size, images=images)
             if cells.is_meta:
                 return True  # no values, hence no gradients to check
             [gradient, *_] = captured.gradients(class_logits(captured.outputs).amax(1).sum())
-            reached = adapter.to_spatial(gradient, size).abs().sum(1) > 0
+            reached = adapter.to_spatial(gradient, size, images=images).abs().sum(1) > 0
             return bool(reached.float().mean() >= MIN_COVERAGE)
     except HFCamError:
         return False
@@ -231,13 +237,23 @@ def _is_confirmed(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tens
 # The probe -----------------------------------------------------------------------------------------------------------
 
 
-def probed_adapter(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Adapter:
+def probed_adapter(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor] | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> Adapter:
     """The adapter inferred from the structure alone, by one traced forward on `inputs` (by default noise).
 
     Raises:
-        UnknownArchitecture: no layer is both spatial and relevant to the target, or its cells are shuffled.
+        ModelError: the model fails on `inputs`.
+        UnknownArchitecture: no layer is both spatial and relevant to the target, its cells are shuffled, or the model
+            does not run on a picture of noise.
     """
     module = unwrap(model)
+    return _with_reshape(_running(module, inputs, lambda: _probed(module, inputs)), reshape)
+
+
+def _probed(module: nn.Module, inputs: Mapping[str, Tensor] | None) -> Adapter:
     finding = probe(module, inputs or example_inputs(module), patch=traits_of(module).cut)
     if finding.verdict == "refuted":
         raise UnknownArchitecture(

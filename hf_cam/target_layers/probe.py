@@ -16,7 +16,7 @@ from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, TOKENS_FIRST, Layout, Size, token_grids, why_unread
 from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.noise import Verdict, check_layouts
-from hf_cam.target_layers.trace import Produced, Trace, depths, path_shares, trace
+from hf_cam.target_layers.trace import Produced, Trace, depths, is_avoided, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6
@@ -244,17 +244,35 @@ class _Search:
     # Refusals ---------------------------------------------------------------------------------------------------------
 
     def refuse_shallow(self, found: Finding, graph: _Graph) -> None:
-        """Refuse a layer near the entrance if other layers work on the picture's cells behind it.
+        """Refuse a layer that is not the deepest, though no deeper one can be read.
+
+        It lies near the entrance, with other layers that work on the picture's cells behind it; or every path behind it
+        runs through coarser cells, of which each layer returns only a part.
 
         Raises:
-            UnknownArchitecture: with the deepest of those and the reason why each does not serve.
+            UnknownArchitecture: with the deepest of those layers and the reason why each does not serve.
         """
-        if found.depth < NEAR and (behind := self._behind(found.depth, graph)):
+        near = found.depth < NEAR
+        if (near or self._is_stage_before(found, graph)) and (behind := self._behind(found.depth, graph)):
             raise UnknownArchitecture(
-                f"the deepest layer of {type(self.module).__name__} that can be read is {found.layer!r}, near the "
-                f"entrance ({found.depth:.0%} of the way to the output), and not one of those behind it: {behind}; "
-                "pass a layer with layers= and, if need be, its layout with reshape="
+                f"the deepest layer of {type(self.module).__name__} that can be read is {found.layer!r}, "
+                f"{'near the entrance' if near else 'in an early stage'} ({found.depth:.0%} of the way to the output), "
+                f"and not one of those behind it: {behind}; pass a layer with layers= and, if need be, its layout with "
+                "reshape="
             )
+
+    def _is_stage_before(self, found: Finding, graph: _Graph) -> bool:
+        """Whether every path runs through coarser cells behind a layer, in parts that are layers of their own."""
+
+        def fewest(shape: tuple[int, ...]) -> float:
+            grids = (layout.grid(shape, self.traced.image_size) for layout in readings(shape, self.traced))
+            return min((rows * columns for rows, columns in grids), default=math.inf)
+
+        outputs = list(graph.outputs())
+        cells = fewest(next(one.shape for one in outputs if one.layer == found.layer))
+        behind = [one for one in outputs if graph.depth(one.edge) > found.depth and graph.share(one.edge) < MIN_SHARE]
+        parts = [one.edge for one in behind if fewest(one.shape) < cells]
+        return not is_avoided(parts, graph.score, self.traced.picture)
 
     def why_nothing(self, graph: _Graph | None) -> str:
         """Why no layer serves."""

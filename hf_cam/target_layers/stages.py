@@ -16,7 +16,7 @@ from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Layout, Size, read_layouts
 from hf_cam.models.traits import traits_of, unwrap
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.target_layers.trace import Trace, hooked, path_shares, trace
+from hf_cam.target_layers.trace import Produced, Trace, hooked, path_shares, trace
 
 STAGES = 4
 TRUNK = 0.99
@@ -121,15 +121,14 @@ def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any])
 def _trunk(module: nn.Module, traced: Trace, target: GradientEdge, adapter: Adapter) -> list[_Stop]:
     """The stops in the order in which they run, up to the target layer; empty if its output is not spatial.
 
-    Single runs of a layer that runs several times are stops only if the target is one of them.
+    Of an activation that is used everywhere, single runs are stops only if the target is one run of a layer.
     """
     share = path_shares(target, traced.picture)
     trunk = []
     _, run = located(module, adapter.layers[0])
     for one in traced.produced:
         is_target = one.edge == target
-        named = one.layer and (run is not None or not one.again)
-        if is_target or (named and share(one.edge) >= TRUNK):
+        if is_target or (share(one.edge) >= TRUNK and _is_named(module, one, any_run=run is not None)):
             patch = getattr(adapter.layouts[0], "patch", None)
             images = len(traced.picture)
             layouts = read_layouts(one.shape, traced.image_size, prefixes=adapter.prefixes, patch=patch, images=images)
@@ -141,6 +140,11 @@ def _trunk(module: nn.Module, traced: Trace, target: GradientEdge, adapter: Adap
         if is_target:
             return trunk if layouts else []
     return []
+
+
+def _is_named(module: nn.Module, one: Produced, *, any_run: bool) -> bool:
+    used_everywhere = one.again and next(located(module, one.layer)[0].parameters(), None) is None
+    return bool(one.layer) and (any_run or not used_everywhere)
 
 
 def _ends(trunk: list[_Stop]) -> list[_Stop]:

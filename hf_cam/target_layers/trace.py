@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -294,6 +294,27 @@ def _children_first(root: Node) -> list[Node]:
             entered.add(child)
             stack.append((child, _below(child)))
     return order
+
+
+def is_avoided(edges: Iterable[GradientEdge], score: Tensor, picture: Tensor) -> bool:
+    """Whether a path of the autograd graph leads from `score` to `picture` through none of these edges.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> branch = x.exp()
+    >>> is_avoided([get_gradient_edge(branch)], (x + branch).sum(), x), is_avoided([], branch.sum(), x)
+    (True, True)
+    """
+    blocked, source = {(edge.node, edge.output_nr) for edge in edges}, get_gradient_edge(picture).node
+    waiting = [score.grad_fn] if score.grad_fn is not None else []
+    entered = set(waiting)
+    while waiting:
+        for child, output in _below(waiting.pop()):
+            if child is source and (child, output) not in blocked:
+                return True
+            if child not in entered and (child, output) not in blocked:
+                entered.add(child)
+                waiting.append(child)
+    return False
 
 
 def depths(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], float]:
