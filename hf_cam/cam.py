@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
-from hf_cam.capture.inputs import model_inputs_of, one_image, picture_size
+from hf_cam.capture.inputs import model_inputs_of, noise_like, one_image, picture_size
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -24,6 +24,7 @@ from hf_cam.errors import (
     NoGradientError,
     OptionError,
     TargetError,
+    UnknownArchitecture,
 )
 from hf_cam.heads.selection import Selector, selection
 from hf_cam.images.patches import CutPictures, are_cut
@@ -226,29 +227,28 @@ class CAM:
         try:
             return run()
         except (LayoutError, NoGradientError, DetachedError, LayerError) as error:
-            claimed = self._adapter
+            claimed, look = self._adapter, self._second_look(error, before)
+            if look is None:
+                raise
             try:
-                self._adapter = self._second_look(
-                    error, before, model_inputs_of(self.model, pixel_values, model_inputs)
-                )
+                self._adapter = look(model_inputs_of(self.model, pixel_values, model_inputs))
                 return run()
             except HFCamError:
                 self._adapter = claimed
                 raise error from None
 
-    def _second_look(self, error: HFCamError, before: Adapter | None, inputs: Mapping[str, Any]) -> Adapter:
-        """Where to look after an error; raises that error if there is nothing else to try."""
+    def _second_look(self, error: HFCamError, before: Adapter | None) -> Callable[[Mapping[str, Any]], Adapter] | None:
+        """How to look again after an error; None if there is nothing else to try."""
         claimed = self._adapter
         if claimed is not None and claimed.origin == "timm":
             # timm's metadata names stages, not layouts: where it misleads, the structure shows more.
-            return probed_adapter(self.model, one_image(inputs, 0))
+            return self._probed
         # Found in the first pictures: beside others, a longer text for example, the same grid has other neighbours.
-        if before is not None and before == claimed and isinstance(error, LayoutError):
-            if claimed.origin == "probe":
-                return probed_adapter(self.model, one_image(inputs, 0))
-            if self._layers is not None:
-                return self._settle(inputs)
-        raise error
+        if before is None or before != claimed or not isinstance(error, LayoutError):
+            return None
+        if claimed.origin == "probe":
+            return self._probed
+        return self._settle if self._layers is not None else None
 
     def _saliencies(
         self,
@@ -358,9 +358,7 @@ class CAM:
 
     def _resolve_adapter(self, inputs: Mapping[str, Any]) -> Adapter:
         if self._adapter is None:
-            self._adapter = self._on_one_image(
-                inputs, lambda given: infer_adapter(self.model, reshape=self._reshape, inputs=given)
-            )
+            self._adapter = self._probed(inputs)
             if self._auto:
                 self.method = get_method(self._adapter.method)
         if not self._settled:
@@ -369,6 +367,21 @@ class CAM:
             except ModelError:
                 return self._adapter  # the forward that follows raises the model's own error
         return self._adapter
+
+    def _probed(self, inputs: Mapping[str, Any]) -> Adapter:
+        """The adapter that the structure shows.
+
+        It is found on noise of the pictures' size, so that it does not depend on the first picture; only if there is
+        none, on that picture itself.
+        """
+
+        def look(given: Mapping[str, Any]) -> Adapter:
+            return probed_adapter(self.model, given, self._reshape)
+
+        try:
+            return self._on_one_image(noise_like(inputs), look)
+        except (ModelError, UnknownArchitecture):
+            return self._on_one_image(inputs, look)
 
     def _settle(self, inputs: Mapping[str, Any]) -> Adapter:
         """The adapter of the caller's layers, as a run on these inputs shows it."""

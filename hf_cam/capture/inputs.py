@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.errors import OptionError, UnknownArchitecture, nearest
+from hf_cam.errors import ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import Size
 from hf_cam.models.traits import picture_place, traits_of
@@ -125,6 +125,7 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
 
     Raises:
         OptionError: the forward has no such input, or does not show which of its parameters takes the picture.
+        ModelError: the model has no weights.
     """
     traits = traits_of(model)
     for name in others:
@@ -133,6 +134,8 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
                 f"the model takes no input {name!r}; nearest: {nearest(name, (*SETTINGS, *traits.inputs))}"
             )
     picture_place(traits.module, others)
+    if traits.is_empty:
+        raise ModelError(f"{traits.class_name} lies on the meta device and has no weights; load it with its weights")
     inputs = plain_inputs({"pixel_values": pixel_values, **others})
     if (weight := traits.weight) is not None:
         inputs = {
@@ -146,6 +149,13 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
         if native is not None and native != tuple(pixel_values.shape[-2:]):
             inputs["interpolate_pos_encoding"] = True
     return inputs
+
+
+def noise_like(inputs: Mapping[str, Any], strength: float = 1.0, seed: int = 0) -> dict[str, Any]:
+    """The same inputs with pictures of noise, `strength` being its standard deviation."""
+    pixels = inputs["pixel_values"]
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+    return {**inputs, "pixel_values": (noise * strength).to(pixels.device, pixels.dtype)}
 
 
 def others_of(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6  # of float32 sums, relative
 FEW_CELLS = 8
 """Up to this many cells, ARPACK finds no component."""
 
@@ -53,6 +54,7 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
 
     vectors = contributions.flatten(2).transpose(1, 2)
     centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
+    centred[np.abs(centred) <= ROUNDING * float(vectors.abs().max())] = 0  # cells that are all alike have no direction
     found = []
     for cells in centred:
         # ARPACK computes one component without the others; the seed fixes the vector that it starts from.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
-import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
+from hf_cam.capture.inputs import noise_like
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
@@ -119,10 +119,8 @@ def vanishes_on_noise(run: Run, gradient: Callable[[Run], Tensor]) -> bool:
         run: The run; the model runs again at most three times, on weak, strong and very strong noise.
         gradient: From a run to the gradient.
     """
-    pixels, generator = run.inputs["pixel_values"], torch.Generator().manual_seed(0)
     for strength in NOISE:
-        noise = torch.randn(pixels.shape, generator=generator).to(pixels) * strength
-        inputs = {**run.inputs, "pixel_values": noise}
+        inputs = noise_like(run.inputs, strength)
         with capture(run.model, run.adapter.layers, inputs, watches=tuple(run.captured.watched)) as captured:
             try:
                 if gradient(replace(run, inputs=inputs, captured=captured)).any():

@@ -31,7 +31,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel`, `DistributedDataParallel` or `ultralytics.YOLO`.
 
     Its hooks do fire.
+
+    Raises:
+        ModelError: TorchScript compiled the model, so that no hook sees its layers.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a model compiled by torch.jit hides its layers; pass the module that it was compiled from")
     while (inner := _wrapped(model)) is not None:
         model = inner
     return model
@@ -102,11 +107,11 @@ _PICTURE = re.compile(r"imag|img|pixel|pict|photo|video|frame|^(x|inputs?|sample
 
 
 def swallows(module: nn.Module, name: str) -> bool:
-    """True if the module's forward does not list this input, but would accept it in its `**kwargs` and ignore it."""
+    """True if the module's forward lists other inputs, but would accept this one in its `**kwargs` and ignore it."""
     parameters = inspect.signature(module.forward).parameters.values()
     listed = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     wrapped = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    return not wrapped and name not in listed and name not in PASSED_ON
+    return bool(listed) and not wrapped and name not in listed and name not in PASSED_ON
 
 
 @dataclass(frozen=True)
@@ -279,6 +284,12 @@ class ModelTraits:
         return size
 
     # Parameters ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has parameters and all of them are on the meta device."""
+        devices = {parameter.device.type for parameter in self.module.parameters()}
+        return devices == {"meta"}
 
     @property
     def weight(self) -> torch.Tensor | None:
