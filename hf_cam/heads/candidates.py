@@ -13,7 +13,7 @@ from hf_cam.errors import TargetError
 from hf_cam.heads.detection import SAME_OBJECT, ListedDetectionHead
 from hf_cam.heads.registry import register_head
 from hf_cam.models.traits import ModelTraits
-from hf_cam.outputs import tensors_of
+from hf_cam.outputs import Path, part_at, tensors_of
 from hf_cam.readings import log_scores
 from hf_cam.targets import BoxLogit, Target
 
@@ -29,19 +29,32 @@ def has_table(traits: ModelTraits) -> bool:
 
 @dataclass(frozen=True)
 class CandidateLogit:
-    """The log-odds of a class for one candidate of a detector; the candidate is a cell, so it stays where it is.
+    """The logit of a class for one candidate of a detector; the candidate is a cell, so it stays where it is.
 
     Args:
         candidate: The index of the candidate.
         index: The class.
+        path: Where the output holds the logits, `[classes, candidates]`; None takes the log-odds of the table's scores.
     """
 
     candidate: int
     index: int
+    path: Path | None = None
 
     def __call__(self, output: Any) -> Tensor:
-        """The scalar, from one sample's table `[4 + classes, candidates]`."""
+        """The scalar, from one sample's output."""
+        if self.path is not None:
+            logit: Tensor = part_at(output, self.path)[self.index, self.candidate]
+            return logit
         return log_scores(table_of(output)[4 + self.index, self.candidate], "probabilities", exclusive=False)
+
+
+def logits_path(output: Any, scores: Tensor) -> Path | None:
+    """Where one sample's output holds the logits of these scores `[classes, candidates]`; None if it does not."""
+    for path, tensor in tensors_of(output):
+        if tensor.shape == scores.shape and torch.allclose(tensor.detach().float().sigmoid(), scores, atol=1e-4):
+            return path
+    return None
 
 
 def table_of(output: Any) -> Tensor:
@@ -84,10 +97,11 @@ class CandidateDetectionHead(ListedDetectionHead):
         kept = kept[order]
         return {"boxes": boxes[order], "scores": scores[kept], "labels": labels[kept], "candidates": kept}
 
-    def target_of(self, listed: dict[str, Tensor], position: int, label: int) -> Target:
-        """The log-odds of one detection."""
+    def target_of(self, output: Any, listed: dict[str, Tensor], position: int, label: int) -> Target:
+        """The logit of one detection."""
         if "candidates" in listed:
-            return CandidateLogit(int(listed["candidates"][position]), label)
+            scores = table_of(output).detach().float()[4 : 4 + self._count()]
+            return CandidateLogit(int(listed["candidates"][position]), label, logits_path(output, scores))
         x0, y0, x1, y1 = listed["boxes"][position].detach().tolist()
         return BoxLogit((x0, y0, x1, y1), label, detections_in)
 

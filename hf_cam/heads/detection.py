@@ -175,16 +175,17 @@ class ListedDetectionHead(DetectionHead):
         listed = self.listed(output)
         if not len(listed["scores"]):
             raise TargetError(f"{self.model_name} finds nothing in this image")
-        return [self._of_list(subject, listed) for subject in super().subjects(listed, request, geometry)]
+        found = []
+        for subject in super().subjects(listed, request, geometry):
+            query = subject.target
+            assert isinstance(query, QueryLogit)
+            assert isinstance(query.index, int)
+            found.append(replace(subject, target=self.target_of(output, listed, query.query, query.index)))
+        return found
 
-    def _of_list(self, subject: Subject, listed: dict[str, Tensor]) -> Subject:
-        query = subject.target
-        assert isinstance(query, QueryLogit)
-        assert isinstance(query.index, int)
-        return replace(subject, target=self.target_of(listed, query.query, query.index))
-
-    def target_of(self, listed: dict[str, Tensor], position: int, label: int) -> Target:
+    def target_of(self, output: Any, listed: dict[str, Tensor], position: int, label: int) -> Target:
         """The scalar for one entry of the list."""
+        del output
         x0, y0, x1, y1 = listed["boxes"][position].detach().tolist()
         return BoxLogit((x0, y0, x1, y1), label)
 

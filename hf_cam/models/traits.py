@@ -254,9 +254,10 @@ class ModelTraits:
     @cached_property
     def cut(self) -> Size | None:
         """`patch`, or else the patch size of the module that cuts the picture, possibly without a convolution."""
-        named = self.module.named_modules()
+        named = list(self.module.named_modules())
         cutters = (child for name, child in named if name.rpartition(".")[2].startswith("patch_embed"))
-        return self.patch or next(filter(None, map(patch_of, cutters)), None)
+        rearranging = (_rearranged(child) for _, child in named)
+        return self.patch or next(filter(None, (*map(patch_of, cutters), *rearranging)), None)
 
     @cached_property
     def frames(self) -> int | None:
@@ -321,6 +322,12 @@ def patch_of(config: Any) -> Size | None:
     if size is None and isinstance(tubelet, list | tuple) and len(tubelet) == 3:
         size = tubelet[1:]
     return _pair(size)
+
+
+def _rearranged(module: nn.Module) -> Size | None:
+    """Height and width of the patches that einops' `Rearrange("b c (h p1) (w p2) -> ...")` cuts."""
+    lengths = getattr(module, "axes_lengths", None) if comes_from(module, "einops") else None
+    return _pair([lengths.get("p1"), lengths.get("p2")]) if isinstance(lengths, Mapping) else None
 
 
 def count_of(config: Any, name: str) -> int:
