@@ -180,7 +180,8 @@ class CAM:
         _checked(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
         settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
-        saliency = self.saliency(select=chosen.select, request=settings, **chosen.inputs)
+        with chosen.explaining():
+            saliency = self.saliency(select=chosen.select, request=settings, **chosen.inputs)
         self.outputs = saliency.outputs
         return saliency.maps[0]
 
@@ -447,7 +448,9 @@ def top_classes(count: int) -> Selector:
 def _checked(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
     axes = 3 if are_cut(others) else 4  # pictures that come cut into patches, [B, N, patch]
     if not isinstance(pixel_values, Tensor) or pixel_values.ndim < axes or not pixel_values.is_floating_point():
-        got = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        got = type(pixel_values).__name__
+        if isinstance(pixel_values, Tensor):
+            got = f"{tuple(pixel_values.shape)} of {str(pixel_values.dtype).removeprefix('torch.')}"
         raise OptionError(f"pixel_values must be a floating tensor [B, C, H, W], got {got}")
     if len(pixel_values) == 0:
         raise OptionError("pixel_values holds no image")

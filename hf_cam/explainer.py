@@ -281,13 +281,14 @@ class Explainer:
             own = [replace(part, target=request.target) for request in requests] if len(requests) > 1 else [part]
             chosen = Chosen(self.head, own, geometries)
             full = {**inputs, **self.head.inputs(part)}
-            saliencies = self.cam.saliencies(
-                [method for method in methods if method.id not in skipped],
-                **full,
-                select=chosen,
-                request=part,
-                skip_undefined=skip_undefined,
-            )
+            with chosen.explaining():
+                saliencies = self.cam.saliencies(
+                    [method for method in methods if method.id not in skipped],
+                    **full,
+                    select=chosen,
+                    request=part,
+                    skip_undefined=skip_undefined,
+                )
             skipped |= saliencies.skipped
             for saliency in saliencies:
                 for i, image in enumerate(images):

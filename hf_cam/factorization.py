@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
-from hf_cam.capture.inputs import model_inputs_of
+from hf_cam.capture.inputs import model_inputs_of, one_image
 from hf_cam.capture.replay import tail_of
-from hf_cam.errors import LayoutError, MethodError, OptionError, TargetError
+from hf_cam.errors import HFCamError, LayoutError, MethodError, OptionError
+from hf_cam.heads import ClassificationHead, head_of
+from hf_cam.heads.establish import reading_of
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
-from hf_cam.outputs import class_logits, probabilities
+from hf_cam.models.loading import LoadedModel
+from hf_cam.models.traits import traits_of
+from hf_cam.outputs import sample_of
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.named import Layers
 
@@ -164,14 +168,30 @@ def _named(
         else:
             clean[:, layout.prefix : clean.shape[1] - layout.suffix] = concepts[:, None]
         try:
-            logits = class_logits(tail(clean, 0))
-        except (TargetError, LayoutError):
+            outputs = tail(clean, 0)
+        except LayoutError:
             return []
-    best = probabilities(logits).topk(min(top_k, logits.shape[1]))
+    scores = _scores(model, inputs, [sample_of(outputs, i, len(concepts)) for i in range(len(concepts))])
+    if scores is None:
+        return []
+    best = scores.topk(min(top_k, scores.shape[1]))
     return [
-        list(zip(indices, scores, strict=True))
-        for indices, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        list(zip(indices, values, strict=True))
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+def _scores(model: nn.Module, inputs: dict[str, Any], samples: Sequence[Any]) -> Tensor | None:
+    """The scores of the classes `[k, K]` in the outputs of `k` images; None if the model is no classifier."""
+    loaded = LoadedModel(model, None, traits_of(model).id2label, given=one_image(inputs, 0))
+    try:
+        if not isinstance(head_of(loaded), ClassificationHead):
+            return None
+        reading = reading_of(loaded, samples[0])
+        scores = [reading.scores(sample) for sample in samples]
+    except HFCamError:
+        return None
+    return torch.stack(scores) if scores[0].ndim == 1 else None
 
 
 def concept_colour(index: int, count: int) -> tuple[int, int, int]:

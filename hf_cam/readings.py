@@ -68,7 +68,7 @@ def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
     """
     if scale == "logits":
         return values
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    values = values if values.dtype == torch.float64 else values.float()
     limits = torch.finfo(values.dtype)
     if scale == "probabilities":
         logarithm = values.clamp_min(limits.tiny).log()
@@ -78,7 +78,7 @@ def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
 
 def probabilities_of(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
     """Scores in [0, 1] from logits, probabilities or log-probabilities; the classes are the first axis."""
-    values = values.float()
+    values = values if values.dtype == torch.float64 else values.float()
     if scale == "probabilities":
         return values
     if scale == "log-probabilities":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 import hf_cam
-from hf_cam.errors import OptionError, TargetError
+from hf_cam.errors import NoGradientError, OptionError, TargetError
 from hf_cam.heads import head_of
 from hf_cam.heads.endings import ending_of
 from hf_cam.heads.establish import reading_of
@@ -239,6 +239,46 @@ def test_metrics_measure_the_models_own_probability() -> None:
     assert confidence(ClassLogit(1, Reading(scale="probabilities")))(scores) == pytest.approx(0.7)
     negative = BinaryLogit(positive=False, reading=Reading(scale="probabilities"))
     assert float(confidence(negative)(torch.tensor([0.2]))) == pytest.approx(0.8)
+
+
+SATURATED = {
+    "a sigmoid at 1": (single(nn.Sigmoid(), bias=30.0), torch.float32),
+    "a sigmoid at 0": (single(nn.Sigmoid(), bias=-200.0), torch.float32),
+    "a softmax at 1": (three(Then(lambda logits: (500 * logits).softmax(1))), torch.float32),
+}
+
+
+@pytest.mark.parametrize(("model", "dtype"), SATURATED.values(), ids=SATURATED)
+def test_a_probability_without_a_gradient_is_refused_with_the_reason(
+    spot: Image.Image, model: nn.Module, dtype: torch.dtype
+) -> None:
+    with pytest.raises(NoGradientError, match=r"a probability that is exactly 0 or 1.* run it in float64"):
+        explained(model, spot)
+    with pytest.raises(NoGradientError, match=r"a probability that is exactly 0 or 1"):
+        hf_cam.GradCAM(model, LAYER)(PROCESSOR(spot)[None])
+    [found] = explained(model, spot, method="eigencam")
+    assert found.score == 1
+    assert "probability saturated" in found.flags
+
+
+def test_float64_lets_a_sure_sigmoid_be_explained(spot: Image.Image) -> None:
+    [found] = explained(single(nn.Sigmoid(), bias=20.0).double(), spot, labels=["bright"])
+    assert (found.label, found.flags) == ("bright", ())
+    assert found.heatmap[40, 105] > 0.7 > 0.1 > found.heatmap[10, 20]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(1), nn.Sigmoid()], ids=["logits", "softmax", "sigmoid"])
+def test_concepts_are_named_with_the_models_own_scores(end: nn.Module) -> None:
+    model = three(end)
+    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    found = hf_cam.DeepFeatureFactorization(model, layers="0.act")(pixels, components=1, top_k=3)
+    with torch.no_grad():
+        cells = found.concepts[0] * found.strengths.max()
+        scores = end(model[0].head(cells[None]))[0]
+        scores = scores.softmax(0) if isinstance(end, nn.Identity) else scores
+    [named] = found.classes
+    assert dict(named) == pytest.approx(dict(enumerate(scores.tolist())), abs=1e-4)
 
 
 # What is not taken for probabilities ---------------------------------------------------------------------------------

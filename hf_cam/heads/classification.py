@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import Head, Subject, custom
 from hf_cam.heads.establish import reading_of
@@ -12,6 +14,8 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.readings import AS_LOGITS, Reading
 from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
+
+SATURATED = "probability saturated"
 
 
 @register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
@@ -50,7 +54,12 @@ class ClassificationHead(Head):
         best = order.topk(min(request.top_k or 1, count)).indices.tolist()
         chosen = best if target is None else [self._index(request, count)]
         return [
-            Subject(ClassLogit(index, reading), self._name(index, count, request), float(scores[index]))
+            Subject(
+                ClassLogit(index, reading),
+                self._name(index, count, request),
+                float(scores[index]),
+                flags=_flags(reading, scores[index]),
+            )
             for index in chosen
         ]
 
@@ -82,7 +91,8 @@ class ClassificationHead(Head):
         negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
         if self.loaded.traits.problem_type == "regression":
             return Subject(ClassLogit(0), label, float(reading.values(output).detach()[0]))
-        share = float(reading.scores(output).detach()[0])
+        score = reading.scores(output).detach()[0]
+        share = float(score)
         if target is None:
             positive = float(reading.logits(output).detach()[0]) >= 0
         elif isinstance(target, BinaryLogit):
@@ -91,4 +101,11 @@ class ClassificationHead(Head):
             index = self._index(request, 1 if negative is None else 2)
             positive = negative is None or index == 1
         name = label if positive else negative or f"not {label}"
-        return Subject(BinaryLogit(positive, reading), name, share if positive else 1 - share)
+        chosen = share if positive else 1 - share
+        return Subject(BinaryLogit(positive, reading), name, chosen, flags=_flags(reading, score))
+
+
+def _flags(reading: Reading, score: Tensor) -> tuple[str, ...]:
+    """A warning if a probability is so close to 0 or 1 that its number is 0 or 1, and no gradient passes it."""
+    saturated = reading.scale != "logits" and (float(score) in (0.0, 1.0))
+    return (SATURATED,) if saturated else ()

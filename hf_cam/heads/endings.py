@@ -1,4 +1,4 @@
-"""What a network ends in: read from the autograd graph behind its output, back to the first operation that tells."""
+"""The last operation of a network that gives its output a meaning, read from the autograd graph."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _last_of(module: nn.Module) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _by_class(name: str, made: Any, tensor: Tensor) -> Ending | None:
-    """What the class of the last module tells, if the tensor is what that module returned."""
+    """The ending that the class of the last module stands for, if the tensor is what that module returned."""
     same = isinstance(made, Tensor) and made.numel() == tensor.numel()
     if name in BY_CLASS and same and torch.equal(made.detach().flatten(), tensor.detach().flatten()):
         return BY_CLASS[name]
@@ -149,7 +149,7 @@ def _embeds(examination: Examination, path: Path, loaded: LoadedModel) -> bool:
 
 
 def _count(loaded: LoadedModel) -> int | None:
-    """How many classes the model has, if its labels, its config or it itself say so."""
+    """How many classes the model has, by its labels, its config or its own attribute; None if none of them gives it."""
     return len(loaded.id2label) or loaded.traits.class_count or None
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from hf_cam.capture.inputs import one_image, picture_size
-from hf_cam.errors import TargetError
+from hf_cam.errors import NoGradientError, TargetError
 from hf_cam.heads import Head, Subject, head_of
+from hf_cam.heads.classification import SATURATED
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
@@ -48,6 +50,20 @@ class Chosen:
         longest = max(map(len, self.subjects))
         return [[own[k if k < len(own) else 0].target for own in self.subjects] for k in range(longest)]
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Where no gradient passes because a probability is exactly 0 or 1, the error gives that as the reason."""
+        try:
+            yield
+        except NoGradientError as error:
+            if any(SATURATED in subject.flags for subjects in self.subjects for subject in subjects):
+                raise NoGradientError(
+                    "the model returns a probability that is exactly 0 or 1, so no gradient passes its sigmoid or "
+                    "softmax: run it in float64 (model.double()), let it return logits, or use a method without "
+                    "gradients such as 'eigencam'"
+                ) from error
+            raise
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -56,10 +72,12 @@ class Selection:
     Args:
         select: Chooses one target per image from the model's output.
         inputs: The named inputs of the forward, to which a head may add.
+        explaining: A context for the run, in which an error gives the reason if it lies in the output.
     """
 
     select: Selector
     inputs: Mapping[str, Any]
+    explaining: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def selection(model: nn.Module, targets: Any, inputs: Mapping[str, Any], known: dict[str, Any]) -> Selection:
@@ -85,7 +103,7 @@ def selection(model: nn.Module, targets: Any, inputs: Mapping[str, Any], known: 
     requests = [_asked(head, request, target) for target in column]
     size = _size(inputs)
     chosen = Chosen(head, requests, [identity(size)] * batch)
-    return Selection(lambda outputs: chosen(outputs)[:1], inputs)
+    return Selection(lambda outputs: chosen(outputs)[:1], inputs, chosen.explaining)
 
 
 def _asked(head: Head, request: Request, target: Any) -> Request:
