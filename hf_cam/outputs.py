@@ -29,6 +29,9 @@ TEXT = ("last_hidden_state",)
 
 EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")
 
+FEATURES = ("embeddings", "embedding", "embeds", "features", "feats", "pooled")
+"""Names under which other networks return an embedding."""
+
 SCORES = (
     "logits", "class_logits", "cls_logits", "scores", "score", "preds", "pred", "predictions", "prediction", "out",
     "output", "outputs", "probs", "probabilities", "prob", "y_pred", "y_hat",
@@ -331,7 +334,7 @@ def embedding_of(output: Any) -> Tensor:
             return _pooled(value) if name == "last_hidden_state" else value.flatten()
     if isinstance(output, list | tuple) and output and all(isinstance(level, Tensor) for level in output):
         return _pooled(output[-1])
-    return _pooled(field_of(output, EMBEDDINGS))
+    return _pooled(field_of(output, (*EMBEDDINGS, *FEATURES)))
 
 
 def _pooled(value: Tensor) -> Tensor:
@@ -368,11 +371,3 @@ def upright(boxes: Tensor) -> Tensor:
     corners = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
     low, high = corners.amin(-2), corners.amax(-2)
     return torch.cat([(low + high) / 2, high - low], -1)
-
-
-def probabilities(logits: Tensor, problem_type: str | None = None) -> Tensor:
-    """Scores of the classes in [0, 1]: the softmax, or the sigmoid for multi-label heads and single logits."""
-    logits = logits.float()
-    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
-        return torch.sigmoid(logits)
-    return logits.softmax(-1)

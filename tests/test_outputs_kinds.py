@@ -213,6 +213,7 @@ EMBEDDINGS = {
     "a map": torch.arange(4.0)[:, None, None].expand(4, 3, 2),
     "tokens": torch.arange(4.0).expand(5, 4),
     "a record": {"pooler_output": torch.arange(4.0), "last_hidden_state": torch.rand(5, 4)},
+    "a record of one's own": {"features": torch.arange(4.0), "loss": torch.tensor(1.0)},
     "stages": [torch.rand(2, 6, 4), torch.arange(4.0)[:, None, None].expand(4, 3, 2)],
 }
 

@@ -101,6 +101,7 @@ EMBEDS: dict[str, Callable[[], nn.Module]] = {
     "cut off behind the pooling": lambda: nn.Sequential(*list(resnet().children())[:-1]),
     "cut off before the pooling": lambda: nn.Sequential(*list(resnet().children())[:-2]),
     "self-supervised": lambda: lively(SelfSupervised()),
+    "a dict of features": lambda: Wrapped(with_identity(resnet(), "fc"), lambda found: {"features": found}),
     "of length 1": lambda: Wrapped(resnet(), F.normalize),
     "of length 1 by hand": lambda: Wrapped(resnet(), lambda found: found / found.norm(dim=1, keepdim=True)),
     "a projection that ends in a norm": lambda: nn.Sequential(resnet(), nn.BatchNorm1d(5, affine=False)),

@@ -90,7 +90,10 @@ class WrittenAnswerHead(QuestionHead):
         request = Request(GIVEN_ANSWER, text=("the question",))
         if "labels" in inputs:
             return request, inputs
-        answer = self._generated(inputs["pixel_values"], question)[None]
+        written = self._generated(inputs["pixel_values"], question).to(question["input_ids"].device)
+        answer = written[written != self.loaded.traits.read("image_token_index", -1)][None]  # no second picture
+        if not answer.numel():
+            raise TargetError(f"{self.model_name} generates no answer; pass the tokens of one as labels=")
         others = {name: value for name, value in inputs.items() if name not in (*question, *DECODER)}
         return request, {**others, **self._joined(question, answer)}
 
