@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from hf_cam.errors import OptionError, TargetError, brief, nearest
+from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import entries_of
 
 
@@ -122,6 +122,8 @@ def check_count(name: str, value: Any) -> None:
 
 
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    if text is not None and not isinstance(text, str | list | tuple):
+        raise TargetError(f"text must be a prompt or a list of prompts, not {described(text)}")
     texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
     if text is not None and not texts:
         raise TargetError("text= contains no prompt")

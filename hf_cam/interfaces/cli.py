@@ -207,9 +207,7 @@ def _labels(path: str) -> Any:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"--labels names a file with class names, and {path[:80]!r} cannot be read: {error}"
-        ) from error
+        raise OptionError(f"--labels must be a file of class names; {path[:80]!r} cannot be read") from error
     try:
         found = json.loads(text)
     except ValueError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -267,11 +267,10 @@ def check_output(output: Any) -> Output:
     Raises:
         OptionError: there is no such kind of output.
     """
-    if output not in get_args(Output):
+    if not isinstance(output, str) or output not in get_args(Output):
         known = ", ".join(map(repr, get_args(Output)))
         raise OptionError(f"output must be one of {known}, not {brief(output)}")
-    found: Output = output
-    return found
+    return cast("Output", output)
 
 
 def names_of(labels: Any) -> dict[int, str]:
