@@ -13,17 +13,17 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
 import hf_cam
-from benchmarks.natural_maps import ASKED, natural_map
+from benchmarks.natural_maps import ASKED, natural_map, tensor_map
 from benchmarks.tiny_models import TASKS, Case, cases, prepare
 from hf_cam.errors import HFCamError, UnknownArchitecture
 from hf_cam.layouts import Layout, Size
@@ -61,6 +61,7 @@ class Row:
     picture: str = ""
     note: str = ""
     network: str = ""
+    tensors: Result | Literal[""] = ""
 
 
 # transformers --------------------------------------------------------------------------------------------------------
@@ -84,7 +85,17 @@ def _explained(case: Case, row: Row) -> Row:
     saliency = natural_map(case, model, inputs)
     checks = check_adapter(model, saliency.adapter, inputs=inputs)
     found = _row(row, saliency.adapter, saliency.method.id, checks, case.size, only_squares=case.only_squares)
-    return replace(found, result="asked") if found.result == "yes" and case.model_type in ASKED else found
+    if case.model_type in ASKED:
+        return replace(found, result="asked" if found.result == "yes" else found.result, tensors="asked")
+    return replace(found, tensors=_of_tensors(model, inputs))
+
+
+def _of_tensors(model: nn.Module, inputs: Mapping[str, Any]) -> Result:
+    try:
+        tensor_map(model, inputs)
+    except ERRORS:
+        return "failed"
+    return "yes"
 
 
 def _tried(row: Row, run: Callable[[Row], Row]) -> Row:
@@ -187,7 +198,8 @@ def _run(network: Network, row: Row, *, prepared: bool) -> Row:
         prepare(net, {"pixel_values": picture})
     with hf_cam.CAM(net, "auto") as cam:
         targets = (None, [0], [1], [2])  # with random weights, a class may have no evidence
-        found = next((found for target in targets if (found := cam(picture, targets=target)).any()), None)
+        maps = ((target, cam(picture, targets=target)) for target in targets)
+        named, found = next(((target, found) for target, found in maps if found.any()), (None, None))
         adapter, method = cam.adapter_for(picture, {}), cam.method.id
     if found is None or found.shape != (1, *picture.shape[-2:]) or not found.isfinite().all():
         raise UnknownArchitecture("no map that is as large as the picture, finite and not empty")
@@ -196,6 +208,7 @@ def _run(network: Network, row: Row, *, prepared: bool) -> Row:
         raise UnknownArchitecture(f"its config alone gives {known}, a forward pass {_places(adapter)}")
     checks = check_adapter(net, adapter, inputs={"pixel_values": picture})
     size = (picture.shape[-2], picture.shape[-1])
+    row = replace(row, tensors="yes" if named is None else "asked")
     return _row(row, adapter, method, checks, size, only_squares=only_squares)
 
 
@@ -256,15 +269,22 @@ def report(rows: Sequence[Row], title: str) -> str:
     counts = {kind: sum(row.result == kind for row in rows) for kind in ("yes", "asked", "refused")}
     line = f"{title}: {counts['yes']} of {len(rows) - counts['refused'] - counts['asked']} explained and verified"
     asked = f"; {counts['asked']} verified with the caller's target" if counts["asked"] else ""
-    return line + asked + (f"; {counts['refused']} refused with a reason" if counts["refused"] else "")
+    refused = f"; {counts['refused']} refused with a reason" if counts["refused"] else ""
+    return f"{line}{asked}{refused}; tensor door, targets=None: {_of_tensors_alone(rows)}"
+
+
+def _of_tensors_alone(rows: Sequence[Row]) -> str:
+    """`N of N`: how many gave a map of their own tensors, of those of which no target has to be named."""
+    tried = [row.tensors for row in rows if row.tensors not in ("", "asked")]
+    return f"{tried.count('yes')} of {len(tried)}"
 
 
 def failures(rows: Iterable[Row]) -> list[str]:
-    """One line per row that is neither explained nor refused."""
-    return [
-        f"  {row.result}: {row.task} {row.name} {row.network} {row.note}"
-        for row in rows
-        if row.result not in ("yes", "asked", "refused")
+    """One line per row that is neither explained nor refused, or has no map of its own tensors."""
+    rows = list(rows)
+    unexplained = [row for row in rows if row.result not in ("yes", "asked", "refused")]
+    return [f"  {row.result}: {row.task} {row.name} {row.network} {row.note}" for row in unexplained] + [
+        f"  no map of tensors: {row.task} {row.name} {row.network}" for row in rows if row.tensors == "failed"
     ]
 
 
@@ -281,6 +301,9 @@ auto mappings and for the smallest network of every module in timm.
 - **Picture**: height and width. It is not square unless the model accepts only squares.
 - **Layer**: numbered as in the tiny model. **Layout**: `b` pictures, `c` channels, `t` frames, `h` rows, `w` columns.
 - **Source** of the layer: the catalogue (`adapters/`), timm's metadata, or the structural probe.
+- **Tensor door** is "yes" if `hf_cam.GradCAM(model)(**inputs)` with `targets=None` gives a finite map, not constant,
+  of what the model itself finds: its top class, surest object, largest segment, best prompt, nearest region, its answer
+  or the length of its embedding.
 """
 
 
@@ -289,13 +312,14 @@ def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
     import transformers
 
     lines = [PAGE.format(transformers=transformers.__version__, timm=timm.__version__)]
-    lines += ["| task | types | verified | verified, with the caller's target | refused, with a reason |"]
-    lines += ["|---|---|---|---|---|"]
+    columns = ("types", "verified", "verified, with the caller's target", "refused, with a reason", "tensor door")
+    lines += [f"| task | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     by_task = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
     for task, own in by_task.items():
         counts = {kind: sum(row.result == kind for row in own) for kind in ("yes", "asked", "refused")}
         name = "timm, the smallest network of each module" if task == "timm" else task
-        lines.append(f"| {name} | {len(own)} | {' | '.join(str(count or '') for count in counts.values())} |")
+        counted = " | ".join(str(count or "") for count in counts.values())
+        lines.append(f"| {name} | {len(own)} | {counted} | {_of_tensors_alone(own)} |")
     if networks:
         resolved = sum(network.adapter is not None for network in networks)
         lines += [
@@ -309,13 +333,15 @@ def page(rows: Sequence[Row], networks: Sequence[Network]) -> str:
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     network = "network | " if rows[0].network else ""
-    yield f"| {'module' if network else 'type'} | {network}layer | layout | method | picture | source | verified |"
-    yield "|---|---|---|---|---|---|---|" + ("---|" if network else "")
+    columns = ("layer", "layout", "method", "picture", "source", "verified", "tensor door")
+    yield f"| {'module' if network else 'type'} | {network}{' | '.join(columns)} |"
+    yield "|---" * (1 + len(columns) + bool(network)) + "|"
     for row in rows:
         name = f"{row.name} | {row.network}" if network else row.name
         layout = row.layout and f"`{row.layout}`"
         shown = {"refused": "no map", "asked": "yes, with the caller's target"}.get(row.result, row.result)
-        yield f"| {name} | {row.layer} | {layout} | {row.method} | {row.picture} | {row.note} | {shown} |"
+        cells = (name, row.layer, layout, row.method, row.picture, row.note, shown, row.tensors)
+        yield f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

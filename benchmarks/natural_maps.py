@@ -13,6 +13,7 @@ from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError
 from hf_cam.explainer import Explainer
+from hf_cam.handles import GradCAM
 from hf_cam.heads import Head
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.models.loading import LoadedModel
@@ -75,6 +76,24 @@ def natural_map(case: Case, model: nn.Module, inputs: Mapping[str, Any]) -> Sali
         if found.maps.amax() > found.maps.amin():
             return found
     raise NoMapError(f"the maps of all {PICTURES} pictures are constant")
+
+
+def tensor_map(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """The map that `GradCAM` gives of a model's own inputs with `targets=None`, its words among them.
+
+    Returns:
+        `[1, H, W]` of one picture of noise; it has been checked to be finite and not the same everywhere.
+
+    Raises:
+        NoMapError: it is none of that on several pictures.
+        HFCamError: where hf-cam refuses.
+    """
+    pixels = inputs["pixel_values"]
+    for noise in (pixels, *(_noise(pixels, seed) for seed in range(1, PICTURES))):
+        found = GradCAM(model)(**{**inputs, "pixel_values": noise})
+        if found.isfinite().all() and found.amax() > found.amin():
+            return found
+    raise NoMapError(f"an empty map of each of {PICTURES} pictures")
 
 
 def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) -> Saliency:
