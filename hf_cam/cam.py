@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
-from hf_cam.capture.inputs import model_inputs_of, noise_like, one_image, picture_size
+from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_size
+from hf_cam.capture.quantized import gradient_stop
+from hf_cam.doors import blaming, door, renamed, unreadable
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -111,6 +113,7 @@ class CAM:
     torch.Size([1, 64, 96])
     """
 
+    @door()
     def __init__(
         self,
         model: nn.Module,
@@ -149,6 +152,7 @@ class CAM:
         """Drop the last output; hooks never outlive a call."""
         self.outputs = None
 
+    @door()
     def __call__(
         self,
         pixel_values: Tensor,
@@ -177,7 +181,8 @@ class CAM:
             TargetError: the number of targets differs from the number of images, or one does not fit the head.
             LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
         """
-        _checked(pixel_values, model_inputs)
+        _check_names(self.model, model_inputs)
+        checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
         settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
         with chosen.explaining():
@@ -196,6 +201,7 @@ class CAM:
         [found] = self.saliencies([self.method], pixel_values, select, request, **model_inputs)
         return found
 
+    @door()
     def saliencies(
         self,
         methods: Sequence[Method],
@@ -220,7 +226,7 @@ class CAM:
                 where none is.
             LayoutError, NoGradientError: the target layer does not serve.
         """
-        _checked(pixel_values, model_inputs)
+        checked_pixels(pixel_values, model_inputs)
         wanted = request or Request()
         check_options(methods, wanted.method_options)
         run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
@@ -298,10 +304,15 @@ class CAM:
         self, methods: Sequence[Method], inputs: Mapping[str, Any], skip_undefined: bool
     ) -> tuple[list[tuple[Method, Adapter]], dict[str, str]]:
         """Each method with its target layers; and the ids of those that are not defined, with the reason."""
-        self._resolve_adapter(inputs)
+        differentiating = [method for method in methods if method.differentiates]
+        stop = gradient_stop(self.model, inputs) if differentiating else ""
+        if len(differentiating) < len(methods) or not stop:
+            self._resolve_adapter(inputs)
         found, skipped = list[tuple[Method, Adapter]](), dict[str, str]()
         for method in methods:
             try:
+                if stop and method.differentiates:
+                    raise MethodError(_stopped_at(stop, method))
                 own = self._looks(method, inputs)
                 _check_works_on_pixels(method, own, inputs)
                 found.append((method, own))
@@ -340,7 +351,8 @@ class CAM:
                 given = {signal.name: signal.provide(run, layer) for signal in method.signals}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
-            maps.append(method.map(eigen_smooth=request.eigen_smooth, **given, **options))
+            with blaming(f"the method {method.id!r}", MethodError):
+                maps.append(method.map(eigen_smooth=request.eigen_smooth, **given, **options))
         return maps
 
     def _blames_layer(self, error: HFCamError, method: Method, own: Adapter) -> bool:
@@ -408,9 +420,12 @@ class CAM:
             self._looked[method.id, adapter] = method.layers(self.model, adapter, one_image(inputs, 0))
         return self._looked[method.id, adapter]
 
+    @door()
     def adapter_for(self, pixel_values: Tensor, model_inputs: Mapping[str, Any]) -> Adapter:
         """Where this CAM looks in these pictures."""
-        return self._looks(self.method, model_inputs_of(self.model, _checked(pixel_values, model_inputs), model_inputs))
+        return self._looks(
+            self.method, model_inputs_of(self.model, checked_pixels(pixel_values, model_inputs), model_inputs)
+        )
 
     @property
     def adapter(self) -> Adapter:
@@ -421,10 +436,10 @@ class CAM:
 
 
 def check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None:
-    """Refuse options that none of the methods has.
+    """Refuse options that none of the methods has, and values that do not fit.
 
     Raises:
-        OptionError: naming the option and those that there are.
+        OptionError: naming the option and those that there are, or the value and what it must be.
     """
     known = {name for method in methods for name in method.options}
     for name in options:
@@ -432,6 +447,8 @@ def check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None
             ids = ", ".join(repr(method.id) for method in methods[:3]) + (", ..." if len(methods) > 3 else "")
             listed = f"; known: {', '.join(sorted(known))}" if known else " or any other"
             raise OptionError(f"{ids} has no option {name!r}{listed}")
+    for method in methods:
+        method.check_options({name: value for name, value in options.items() if name in method.options})
 
 
 def top_classes(count: int) -> Selector:
@@ -445,16 +462,38 @@ def top_classes(count: int) -> Selector:
     return select
 
 
-def _checked(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
-    axes = 3 if are_cut(others) else 4  # pictures that come cut into patches, [B, N, patch]
-    if not isinstance(pixel_values, Tensor) or pixel_values.ndim < axes or not pixel_values.is_floating_point():
-        got = type(pixel_values).__name__
-        if isinstance(pixel_values, Tensor):
-            got = f"{tuple(pixel_values.shape)} of {str(pixel_values.dtype).removeprefix('torch.')}"
-        raise OptionError(f"pixel_values must be a floating tensor [B, C, H, W], got {got}")
+def checked_pixels(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
+    """The pictures of a call, checked.
+
+    Raises:
+        OptionError: they are no floating tensor `[B, C, H, W]` with values, or there are none.
+    """
+    expected = "pixel_values must be a floating tensor [B, C, H, W]"
+    if not isinstance(pixel_values, Tensor):
+        raise OptionError(f"{expected}, got {type(pixel_values).__name__}; hf_cam.explain takes images")
+    if problem := unreadable(pixel_values):
+        raise OptionError(f"{expected}, but this one {problem}")
+    if not pixel_values.is_floating_point():
+        raise OptionError(
+            f"{expected}, got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}; scale the values as the "
+            "model's processor does, or pass the images to hf_cam.explain"
+        )
+    if pixel_values.ndim < (3 if are_cut(others) else 4):  # pictures that come cut into patches are [B, N, patch]
+        raise OptionError(f"{expected}, got {tuple(pixel_values.shape)}; add the axis of the batch with [None]")
     if len(pixel_values) == 0:
         raise OptionError("pixel_values holds no image")
     return pixel_values
+
+
+def _check_names(model: nn.Module, others: Mapping[str, Any]) -> None:
+    """Refuse the names that other libraries give to arguments of a call, unless the model has such an input.
+
+    Raises:
+        OptionError: naming the argument that is meant.
+    """
+    for name in others:
+        if (meant := renamed(name, ("pixel_values", *SETTINGS))) and not traits_of(model).accepts(name):
+            raise OptionError(f"the model takes no input {name!r}{meant}")
 
 
 def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
@@ -488,6 +527,13 @@ def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
         for name, value in inputs.items()
     }
     return {**others, "pixel_values": torch.cat(views)}
+
+
+def _stopped_at(stop: str, method: Method) -> str:
+    return (
+        f"{method.id!r} needs gradients, but the quantised part {stop} passes none or wrong ones; load the model "
+        "without quantisation, or choose 'eigencam', 'fem' or 'scorecam', which need none"
+    )
 
 
 def _enlarged(size: tuple[int, ...], own: Adapter, cells: Sequence[int], rows: int) -> tuple[int, ...]:

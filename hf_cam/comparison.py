@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from hf_cam.doors import door
 from hf_cam.errors import MethodError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
@@ -20,7 +21,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method, list_methods
 from hf_cam.models.loading import Labels, Output, load
-from hf_cam.request import Request
+from hf_cam.request import Request, check_count, listed_names
 from hf_cam.target_layers.named import Layers
 
 TILE, MARGIN, TITLE = 320, 8, 28
@@ -40,10 +41,13 @@ class Comparison:
     image: Image.Image = field(repr=False)
     skipped: dict[str, str] = field(default_factory=dict, repr=False)
 
+    @door()
     def grid(self, columns: int | None = None, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
         """The image and each method's overlay under its name, row by row, in an almost square grid by default."""
         pictures = [("image", self.image)]
         pictures += [(get_method(e.method).name, e.overlay(alpha, colormap)) for e in self.explanations]
+        if columns is not None:
+            check_count("columns", columns)
         columns = columns or min(len(pictures), max(2, round((len(pictures) * 1.5) ** 0.5)))
         height = max(1, round(TILE * self.image.height / self.image.width))
         rows = -(-len(pictures) // columns)
@@ -71,6 +75,7 @@ class Comparison:
         return buffer.getvalue()
 
 
+@door()
 def compare(
     image: Any,
     model: str | Path | nn.Module,
@@ -134,9 +139,9 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
 
     Raises:
         MethodError: none is named, or one does not exist.
+        OptionError: these are no names.
     """
-    listed = methods.split(",") if isinstance(methods, str) else methods
-    named = list(dict.fromkeys(method.strip() for method in listed if method.strip()))
+    named = list(dict.fromkeys(listed_names("methods", methods)))
     if not named:
         raise MethodError("no method is named; `hf-cam methods` lists them")
     if named == ["auto"]:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 400
+"""Characters of the longest message."""
+LONGEST_WORD = 60
+
 
 class HFCamError(Exception):
-    """The base class of all errors that hf-cam raises on purpose."""
+    """The base class of all errors that hf-cam raises on purpose; its message is one line of at most 400 characters."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+    def __str__(self) -> str:
+        """The message, also where another base class would write its `repr`, as `KeyError` does."""
+        return str(self.args[0])
 
 
 class ImageError(HFCamError, ValueError):
@@ -51,6 +64,10 @@ class OptionError(HFCamError, TypeError):
     """An argument is unknown, or has the wrong type or value."""
 
 
+class UnexpectedError(HFCamError, RuntimeError):
+    """Code that hf-cam calls has failed in a way that is not foreseen; `__cause__` is its own exception."""
+
+
 class PluginWarning(UserWarning):
     """A plug-in or one of its data files cannot be used; everything else still works."""
 
@@ -59,7 +76,26 @@ class SlowWarning(UserWarning):
     """The result is correct, but took longer than it should."""
 
 
+def one_line(text: str, longest: int = LONGEST) -> str:
+    r"""A text as one line of at most `longest` characters, without control characters.
+
+    Long words, such as paths, are shortened first. What is still too long loses its middle: a message begins with the
+    fact and ends with the way out.
+
+    >>> one_line("the file 'a\nb' is missing;\nsee --help")
+    "the file 'a b' is missing; see --help"
+    """
+    text = " ".join(part for line in text.splitlines() if (part := line.strip()))
+    if len(text) > longest:
+        text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _without_middle(word[0], LONGEST_WORD), text)
+    text = _without_middle(text, longest)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return _without_middle(text, longest)
+
+
 SHOWN = 60
+"""Characters of the longest value in a message."""
 
 
 def brief(value: Any) -> str:
@@ -73,9 +109,7 @@ def brief(value: Any) -> str:
         return f"{type(value).__name__} {list(shape)}"
     if not isinstance(value, str | bytes | int | float | list | tuple | dict | set | None):
         return type(value).__name__
-    text = repr(value)
-    half = SHOWN // 2 - 2
-    return text if len(text) <= SHOWN else f"{text[:half]}...{text[-half:]}"
+    return one_line(_REPR.repr(value), SHOWN)
 
 
 def described(value: Any) -> str:
@@ -88,6 +122,19 @@ def described(value: Any) -> str:
     return shown if shown.startswith(kind) else f"{kind} {shown}"
 
 
+def reason(error: BaseException) -> str:
+    """The type of an exception and the first sentence of its message.
+
+    >>> reason(ValueError("no such thing. It may be that ..."))
+    'ValueError: no such thing'
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = re.sub(r"^\[enforce fail at [^]]*\] .*?\. ", "", text)  # of torch's own checks, which state the place first
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    sentence = one_line(re.split(r"\.\s", first)[0].rstrip("."), LONGEST // 2)
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The `count` entries of `known` that are most similar to `name`, quoted and joined, for the end of a message.
 
@@ -96,5 +143,28 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """
     known = list(known)
     by_case = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(name.lower(), by_case, n=count, cutoff=0.4)
-    return ", ".join(repr(by_case[entry]) for entry in close) or "none; there is " + ", ".join(map(repr, known[:count]))
+    close = difflib.get_close_matches(name[:LONGEST].lower(), by_case, n=count, cutoff=0.4)
+    found = ", ".join(brief(by_case[entry]) for entry in close)
+    return found or "none; there is " + ", ".join(map(brief, known[:count]))
+
+
+def _without_middle(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    end = (longest - 3) * 2 // 5
+    return f"{text[: longest - 3 - end]}...{text[-end:]}"
+
+
+class _Shortened(reprlib.Repr):
+    """The start and the end of long values; of very large integers the size, as Python refuses to write them out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = SHOWN
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= SHOWN else f"an integer of {x.bit_length()} bits"
+
+
+_REPR = _Shortened()

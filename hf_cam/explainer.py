@@ -17,6 +17,7 @@ from hf_cam.cam import CAM, Saliency
 from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
+from hf_cam.doors import door
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
@@ -40,6 +41,7 @@ FAINT = 0.01
 """Share of a map's peak up to which cells count as none of its evidence."""
 
 
+@door()
 def explain(
     image: Any,
     model: str | Path | nn.Module,
@@ -141,6 +143,7 @@ class Explainer:
         head: An id of `hf_cam.heads.list_heads()` or a class, in place of the head that the model's class gets.
     """
 
+    @door()
     def __init__(
         self,
         loaded: LoadedModel,
@@ -159,6 +162,7 @@ class Explainer:
             loaded.model, method, layers, reshape, rerun_batch_size=1 if self.head.alone else rerun_batch_size
         )
 
+    @door()
     def __call__(
         self, images: Sequence[Picture], request: Request | None = None, *, batch_size: int = BATCH, **settings: Any
     ) -> Iterator[list[Explanation]]:
@@ -184,6 +188,7 @@ class Explainer:
                     [found], _ = self._explained([self.cam.method], inputs, members, own)
                 yield from found
 
+    @door()
     def compare(
         self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> list[list[Explanation]]:
@@ -200,6 +205,7 @@ class Explainer:
         found, _ = self._compared(image, methods, self.checked(request, settings))
         return found
 
+    @door()
     def compare_defined(
         self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> tuple[list[list[Explanation]], dict[str, str]]:

@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from hf_cam.check import Check, Origin, check
-from hf_cam.errors import OptionError
+from hf_cam.doors import door
+from hf_cam.errors import ImageError, OptionError
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
 from hf_cam.images.patches import are_cut
+from hf_cam.request import check_seed
 
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
@@ -58,12 +60,13 @@ class Explanation:
         """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
 
+    @door()
     def check(self, seed: int = 0) -> Check:
         """Test whether the model's confidence falls without the pixels that the map marks; `str(check)` explains it.
 
         Raises:
             OptionError: the explanation was pickled and so has no model, or the model takes videos or patches, from
-                which no pixels can be removed.
+                which no pixels can be removed; or the seed is no whole number.
 
         >>> import hf_cam
         >>> from sklearn.datasets import load_sample_image
@@ -72,6 +75,7 @@ class Explanation:
         >>> found.drop > found.chance
         True
         """
+        check_seed(seed)
         if self.origin is None:
             raise OptionError("this explanation was pickled without its model; explain the image again")
         if self.frames or are_cut(self.origin.inputs):
@@ -100,6 +104,7 @@ class Explanation:
         """What was explained, without the heatmap: the image, or a contact sheet of the video's frames."""
         return contact_sheet(self.frames) if self.frames else self.image
 
+    @door(ImageError)
     def save(self, path: str | Path, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Path:
         """Save the overlay as a picture, or the heatmap itself if the path ends in `.npy`.
 

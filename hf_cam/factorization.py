@@ -16,6 +16,7 @@ from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of, one_image
 from hf_cam.capture.replay import tail_of
+from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayoutError, MethodError, OptionError
 from hf_cam.heads import ClassificationHead, head_of
 from hf_cam.heads.establish import reading_of
@@ -92,6 +93,7 @@ class DeepFeatureFactorization:
     torch.Size([2, 3, 64, 96])
     """
 
+    @door()
     def __init__(
         self,
         model: nn.Module,
@@ -100,6 +102,7 @@ class DeepFeatureFactorization:
     ) -> None:
         self._cam = CAM(model, "eigencam", layers, reshape)
 
+    @door()
     def __call__(
         self, pixel_values: Tensor, components: int = 5, top_k: int = 2, seed: int = 0, **model_inputs: Any
     ) -> Factorization:

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hf_cam.cam import checked_pixels
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
-from hf_cam.errors import TargetError
+from hf_cam.capture.quantized import gradient_stop
+from hf_cam.doors import door
+from hf_cam.errors import MethodError, TargetError
 from hf_cam.heads.selection import selection
 from hf_cam.layouts import Size
 from hf_cam.maps import normalize, resize
@@ -80,9 +83,11 @@ class GuidedBackprop:
     torch.Size([1, 3, 64, 96])
     """
 
+    @door()
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    @door()
     def __call__(
         self,
         pixel_values: Tensor,
@@ -98,9 +103,16 @@ class GuidedBackprop:
 
         Raises:
             TargetError: a target does not depend on the picture, or there is not one target per image.
+            MethodError: a quantised part of the model passes no gradient.
         """
+        checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, {})
         inputs = model_inputs_of(self.model, chosen.inputs["pixel_values"], others_of(chosen.inputs))
+        if stop := gradient_stop(self.model, inputs):
+            raise MethodError(
+                f"guided backpropagation needs gradients, but the quantised part {stop} passes none or wrong ones; "
+                "load the model without quantisation"
+            )
         with borrowed(unwrap(self.model)), torch.enable_grad():
             pixels = inputs["pixel_values"].requires_grad_()
             with _Guide():

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
+from hf_cam.doors import door
 from hf_cam.methods import get_method
 from hf_cam.target_layers.named import Layers
 
@@ -27,6 +28,7 @@ class NamedCAM(CAM):
         cls.method_id = method_id
         cls.__doc__ = f"{method.summary}\n\n    {method.paper}\n\n    See `CAM` for the arguments.\n    "
 
+    @door()
     def __init__(
         self,
         model: nn.Module,

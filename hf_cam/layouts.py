@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hf_cam.doors import blaming
 from hf_cam.errors import LayoutError
 
 NCHW = "b c h w"
@@ -226,7 +227,8 @@ class Reshape:
     def to_spatial(self, activations: Tensor, image_size: Size, images: int | None = None) -> Tensor:
         """Call the function and check that its result is spatial, with one grid per image."""
         images = len(activations) if images is None else images
-        spatial = self.function(activations)
+        with blaming("reshape=", LayoutError):
+            spatial = self.function(activations)
         if not isinstance(spatial, Tensor) or spatial.ndim not in (4, 5) or len(spatial) != images:
             got = tuple(spatial.shape) if isinstance(spatial, Tensor) else type(spatial).__name__
             raise LayoutError(

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from hf_cam.doors import unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import entries_of
 
@@ -27,6 +31,7 @@ class Request:
 
     Raises:
         OptionError: a setting has an invalid value.
+        TargetError: a position, box or mask has values that are not finite.
     """
 
     target: Any = None
@@ -46,6 +51,10 @@ class Request:
             check_count("top_k", self.top_k)
         if self.threshold is not None and not _is_share(self.threshold):
             raise OptionError(f"threshold must be a score in [0, 1], got {brief(self.threshold)}")
+        for name in ("aug_smooth", "eigen_smooth"):
+            if not isinstance(wanted := getattr(self, name), bool | np.bool_):
+                raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        _check_numbers(self.target)
 
     @classmethod
     def of(
@@ -121,16 +130,65 @@ def check_count(name: str, value: Any) -> None:
         raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that a random generator does not take.
+
+    Raises:
+        OptionError: the seed is not a whole number, or out of range.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed must be a whole number from 0 to 2**63 - 1, got {brief(seed)}")
+
+
+def listed_names(argument: str, given: Any) -> list[str]:
+    """The names in "a,b,c" or in a list of texts, without blanks.
+
+    >>> listed_names("methods", "gradcam, fem")
+    ['gradcam', 'fem']
+
+    Raises:
+        OptionError: it is neither.
+    """
+    listed = given.split(",") if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
+        raise OptionError(f"{argument} must be names in a list or in one text such as 'a,b', got {brief(given)}")
+    return [name.strip() for name in listed if name.strip()]
+
+
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
-    if text is not None and not isinstance(text, str | list | tuple):
+    if not isinstance(text, str | list | tuple | np.ndarray | None):
         raise TargetError(f"text must be a prompt or a list of prompts, not {described(text)}")
     texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
     if text is not None and not texts:
-        raise TargetError("text= contains no prompt")
+        raise TargetError("text= contains no prompt; pass a text such as 'a red bag'")
     for one in texts:
         if not isinstance(one, str) or not one.strip():
             raise TargetError(f"a prompt must be a text that is not empty, not {brief(one)}")
+        if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+            raise TargetError(f"a prompt must be valid Unicode, but {brief(one)} holds half a character (a surrogate)")
     return texts
+
+
+def _check_numbers(target: Any) -> None:
+    """Refuse a position, box or mask whose values cannot be read or are not finite, also as one of several targets.
+
+    Raises:
+        TargetError: naming it.
+    """
+    finite = True
+    if isinstance(target, list | tuple):
+        for one in target:
+            _check_numbers(one)
+    elif isinstance(target, Tensor):
+        if problem := unreadable(target):
+            raise TargetError(f"the tensor that is the target {problem}")
+        finite = target.ndim > 2 or bool(target.detach().isfinite().all())
+    elif isinstance(target, np.ndarray):
+        finite = target.ndim > 2 or target.dtype.kind not in "fc" or bool(np.isfinite(target).all())
+    elif isinstance(target, float | complex):
+        finite = bool(np.isfinite(target))
+    if not finite:
+        raise TargetError(f"a target must be made of finite numbers, got {brief(target)}")
 
 
 def _is_share(value: Any) -> bool:

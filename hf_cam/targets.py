@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_cam.doors import blaming, unreadable
 from hf_cam.errors import TargetError, brief, nearest
 from hf_cam.outputs import (
     BOXES,
@@ -359,12 +360,19 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
 def _value(target: Target, output: Any) -> Tensor:
     name = getattr(target, "__name__", None) or brief(target)
     try:
-        value = target(output)
+        with blaming(f"the target {name}", TargetError):
+            value = target(output)
     except (IndexError, AttributeError, KeyError) as error:
         raise TargetError(f"the target {name} does not fit the model's output: {str(error)[:200]}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TargetError(f"a target must return a scalar tensor, {name} returned {got}")
+    if problem := unreadable(value):
+        raise TargetError(f"a target must return a scalar tensor, what {name} returned {problem}")
+    if value.is_complex():
+        raise TargetError(
+            f"a target must return a real number, {name} returned {value.dtype}; take its .abs() or .real"
+        )
     return value.reshape(())
 
 

@@ -32,7 +32,7 @@ from work import (
 )
 
 from hf_cam.comparison import quick_methods
-from hf_cam.errors import HFCamError, ModelError
+from hf_cam.errors import HFCamError, ModelError, UnexpectedError
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.methods import get_method
 from hf_cam.zoo import SCENE
@@ -60,13 +60,14 @@ def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
         visit = "" if request is None else request.session_hash or ""
         try:
             return await jobs.run(work, *given, visit=visit)
-        except HFCamError as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
         except jobs.Stopped:
             return gr.skip()
         except Exception as error:
+            if isinstance(error, HFCamError) and not isinstance(error, UnexpectedError):
+                raise gr.Error(str(error), print_exception=False) from error
             logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
-            raise gr.Error(f"That did not work here ({type(error).__name__}).", print_exception=False) from error
+            kind = type(error.__cause__ if isinstance(error, UnexpectedError) else error).__name__
+            raise gr.Error(f"That did not work here ({kind}).", print_exception=False) from error
 
     return event
 

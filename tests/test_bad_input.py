@@ -91,7 +91,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, vit, name, content, words)
 SOURCES = {
     "missing file": ("no/such/cat.jpg", r"there is no file 'no/such/cat\.jpg'"),
     "a folder": (".", r"'\.' is not a file"),
-    "a name that no file can have": ("x" * 5000, "cannot be read: .*too long"),
+    "a name that no file can have": ("x" * 5000, "cannot be read as a file: .*too long"),
     "refused connection": ("http://127.0.0.1:1/cat.jpg", r"'http://127\.0\.0\.1:1/cat\.jpg' cannot be fetched"),
     "no host": ("http://", "'http://' cannot be fetched"),
     "malformed address": ("http://[::1", "cannot be fetched"),
@@ -114,7 +114,7 @@ SOURCES = {
     "negative integers": (np.full((8, 8, 3), -1), r"an integer image must lie in \[0, 255\]"),
     "complex numbers": (np.ones((8, 8, 3), complex), "an image array must hold numbers, not complex128"),
     "texts": (np.full((8, 8, 3), "a"), "an image array must hold numbers, not <U1"),
-    "meta tensor": (torch.zeros(3, 8, 8, device="meta"), "a tensor on the meta device holds no image"),
+    "meta tensor": (torch.zeros(3, 8, 8, device="meta"), "must hold its pixels, but this one is on the meta device"),
     "a list in a list": ([[1, 2]], "not list"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_cam.doors import blaming
 from hf_cam.errors import ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import Size
@@ -49,7 +50,8 @@ class Shared:
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run a model on named inputs."""
     args, kwargs = arguments(module, inputs)
-    return module(*args, **kwargs)
+    with blaming("the model's forward", ModelError):
+        return module(*args, **kwargs)
 
 
 def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

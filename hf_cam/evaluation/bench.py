@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_cam import __version__
 from hf_cam.cam import CAM, check_options
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.comparison import every_quick_method, method_ids
+from hf_cam.doors import callers_own, door
 from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
+from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
 from hf_cam.evaluation.table import Evaluation, Record
@@ -26,13 +30,15 @@ from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.models.loading import input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
-from hf_cam.request import Request
+from hf_cam.request import Request, check_count, check_seed, listed_names
+from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import Target, entries_of
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
 MASK_METRICS = ("energy-inside", "pointing-game", "average-precision")
 
 
+@door()
 def evaluate(
     model: str | Path | nn.Module,
     images: Any,
@@ -71,7 +77,9 @@ def evaluate(
             layer.
         target, text: What to explain, as in `hf_cam.explain`; override those of the samples.
         baselines: Also measure baseline maps, which do not depend on the model.
-        resume: A JSONL file, to which each record is added as it is made; records that it already holds are skipped.
+        resume: A JSONL file, to which each record is added as it is made. A record that it already holds is not made
+            again if the weights, the preprocessed image, target, text, method, options, metrics and the version of
+            hf-cam are the same. One process at a time can use it.
         seed: Seed for noise, ties and shuffled weights.
         method_options: What only some methods take, such as `{"seed": 3}`.
         rerun_batch_size: Number of variants per forward.
@@ -80,7 +88,8 @@ def evaluate(
         processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
-        OptionError: there is no such metric, a metric needs masks that are missing, or `resume` has other settings.
+        OptionError: there is no such metric, a metric needs masks that are missing, or the file `resume` is of another
+            evaluation, in use or cannot be written.
         MethodError: there is no such method, or none is defined for the model.
         LayerError: there is no such layer.
         ImageError: an image cannot be read.
@@ -94,6 +103,9 @@ def evaluate(
     samples = samples_of(images)
     chosen = [get_method(name) for name in (every_quick_method() if methods is None else method_ids(methods))]
     judges = _metrics(metrics, samples)
+    check_seed(seed)
+    if rerun_batch_size is not None:
+        check_count("rerun_batch_size", rerun_batch_size)
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     request = Request.of(target=target, text=text, method_options=method_options)
     check_options(chosen, request.method_options)
@@ -102,30 +114,28 @@ def evaluate(
     )
     for sample in samples:
         bench.asked(sample)
-    settings = {
-        "model": _name(model),
-        "metrics": list(judges),
-        "target": repr(target),
-        "text": text,
-        "options": repr(dict(request.method_options)),
-        "seed": seed,
-    }
-    log = Log(resume, settings)
-    for sample in _bar(samples, progress):
-        for record in bench.records(sample, log.done):
-            log.add(record)
-            if on_record is not None:
-                on_record(record)
-    if not log.records:
+    shared = None if resume is None else bench.settings()
+    records = []
+    with Log(resume, {"model": _name(model), **(shared or {})}) as log:
+        for sample in _bar(samples, progress):
+            for record in bench.records(sample, None if shared is None else fingerprint(shared), log.find):
+                records.append(record)
+                if not record.fingerprint or log.find(record.fingerprint) is None:
+                    log.add(record)
+                    if on_record is not None:
+                        with callers_own():
+                            on_record(record)
+        resumed = sum(record.fingerprint in log.before for record in records)
+    if not records:
         raise MethodError("; ".join(bench.skipped.values()) or "nothing was measured")
-    return Evaluation(tuple(log.records), judges, dict(bench.skipped))
+    return Evaluation(tuple(records), judges, dict(bench.skipped), resumed)
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:
     masked = all(sample.mask is not None for sample in samples)
     if metrics is None:
         return (*METRICS, *(MASK_METRICS if masked else ()))
-    names = [name.strip() for name in (metrics.split(",") if isinstance(metrics, str) else metrics)]
+    names = listed_names("metrics", metrics)
     for name in names:
         needs = get_metric(name).needs
         if "masks" in needs and not masked:
@@ -140,6 +150,8 @@ def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> 
 def _layer_sets(layers: Sequence[str | Sequence[str]] | str | None) -> list[Sequence[str] | str | None]:
     if layers is None or isinstance(layers, str):
         return [layers]
+    if not isinstance(layers, Sequence):
+        raise OptionError(f"layers must be names, or lists of names to fuse, got {brief(layers)}")
     return list(layers)
 
 
@@ -177,14 +189,34 @@ class _Bench:
             )
         return self.explainer.checked(None, {"target": target, "text": self.request.text or sample.text})
 
-    def records(self, sample: Sample, done: Callable[[str, str, tuple[str, ...]], bool]) -> Iterator[Record]:
-        """The records of one image that are not done yet."""
+    def settings(self) -> dict[str, Any]:
+        """What all records share, as JSON values."""
+        request = self.request
+        return {
+            "hf_cam": __version__,
+            "weights": model_fingerprint(self.explainer.loaded.model),
+            "metrics": list(self.metrics),
+            "target": None if request.target is None else f"{brief(request.target)} {fingerprint(request.target)}",
+            "text": list(request.text),
+            "options": {name: fingerprint(value) for name, value in request.method_options.items()},
+            "seed": self.seed,
+        }
+
+    def records(self, sample: Sample, shared: str | None, find: Callable[[str], Record | None]) -> Iterator[Record]:
+        """The records of one image, those that were made before among them.
+
+        Args:
+            sample: The image.
+            shared: The fingerprint of what all records share; None if records are made anew.
+            find: Returns the record of a fingerprint.
+        """
         image = load_image(sample.image)
         loaded = self.explainer.loaded
         pictures = loaded.inputs([image])
         geometry = loaded.geometry((image.height, image.width), input_size(pictures))
         head = self.explainer.head
-        request = head.rounds(self.asked(sample), pictures)[0]
+        asked = self.asked(sample)
+        request = head.rounds(asked, pictures)[0]
         inputs = model_inputs_of(
             loaded.model, pictures["pixel_values"], {**others_of(pictures), **head.inputs(request)}
         )
@@ -194,16 +226,22 @@ class _Bench:
         problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)
-        for name, layers, explain in self._maps(inputs, subject.target):
-            if not done(sample.name, name, layers):
-                try:
-                    yield self._judged(sample, name, layers, explain, scorer, geometry)
-                except (MethodError, LayoutError, NoGradientError) as error:
-                    self.skipped[name] = str(error)
+        own = shared and fingerprint(shared, sample.name, pictures, geometry, sample.mask, asked.target, asked.text)
+        for name, adapter, source, explain in self._maps(inputs, subject.target):
+            layers = adapter.layers if adapter else ()
+            key = fingerprint(own, name, layers, adapter and adapter.layouts, code_of(source)) if own else ""
+            if own and (known := find(key)) is not None:
+                yield known
+                continue
+            try:
+                yield replace(self._judged(sample, name, layers, explain, scorer, geometry), fingerprint=key)
+            except (MethodError, LayoutError, NoGradientError) as error:
+                self.skipped[name] = str(error)
 
     def _maps(
         self, inputs: Mapping[str, Any], target: Target
-    ) -> Iterator[tuple[str, tuple[str, ...], Callable[[Tensor], Tensor]]]:
+    ) -> Iterator[tuple[str, Adapter | None, Callable[..., Any], Callable[[Tensor], Tensor]]]:
+        """The id of each map, where it looks, the function that it is registered for, and one that makes it."""
         others = others_of(inputs)
         for cams in self.cams:
             for cam in cams:
@@ -213,10 +251,10 @@ class _Bench:
                 def explain(pixels: Tensor, cam: CAM = cam) -> Tensor:
                     return cam.saliency(pixels, lambda _: [[target]], **others).maps[0].float()
 
-                yield cam.method.id, cam.adapter_for(inputs["pixel_values"], others).layers, explain
+                yield cam.method.id, cam.adapter_for(inputs["pixel_values"], others), cam.method.source, explain
         if self.baselines:
             for name, make in BASELINES.items():
-                yield name, (), make
+                yield name, None, make, make
 
     def _judged(
         self,

@@ -11,11 +11,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from hf_cam.errors import ImageError, OptionError
-from hf_cam.images.reading import load_image
+from hf_cam.doors import blaming
+from hf_cam.errors import ImageError, OptionError, brief, one_line
+from hf_cam.images.reading import is_data_uri, load_image
+from hf_cam.layouts import Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+LONGEST_NAME = 300
 MASKS, BOXES = ("mask", "segmentation"), ("box", "bbox")
 
 
@@ -45,39 +48,64 @@ def samples_of(images: Any) -> list[Sample]:
         ImageError: there are no images.
         OptionError: the dataset has no column "image", or a mask is not as large as its image.
     """
-    if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
+    if isinstance(images, str | Path) and _is_folder(images):
         files = sorted(p for p in Path(images).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
-            raise ImageError(f"the folder {str(images)!r} holds no pictures ({', '.join(SUFFIXES)})")
+            raise ImageError(f"the folder {brief(str(images))} holds no pictures ({', '.join(SUFFIXES)})")
         return [Sample(path, str(path)) for path in files]
     if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
         images = [images]
     if not isinstance(images, Iterable):
         raise OptionError(f"images must be a folder, a list or a dataset, not {type(images).__name__}")
-    found = [_sample(entry, index) for index, entry in enumerate(images)]
+    with blaming("reading the images", ImageError):
+        found = [_sample(entry, index) for index, entry in enumerate(images)]
     if not found:
         raise ImageError("there is no image to evaluate on")
     return found
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long a name, as of a data URI
+        return False
 
 
 def _sample(entry: Any, index: int) -> Sample:
     if isinstance(entry, Sample):
         return entry
     if not isinstance(entry, Mapping):
-        return Sample(entry, str(entry) if isinstance(entry, str | Path) else str(index))
+        named = isinstance(entry, str | Path) and not is_data_uri(entry)
+        return Sample(entry, one_line(str(entry), LONGEST_NAME) if named else str(index))
     if "image" not in entry:
-        raise OptionError(f"a dataset must have a column 'image'; this one has: {', '.join(map(str, entry))}")
+        columns = ", ".join(map(str, entry))
+        raise OptionError(f"a dataset must have a column 'image', but this one has: {columns}; rename one")
     image = load_image(entry["image"])
     mask = next((entry[name] for name in MASKS if entry.get(name) is not None), None)
     box = next((entry[name] for name in BOXES if entry.get(name) is not None), None)
     inside = None
     if mask is not None:
-        marked: np.ndarray = np.asarray(mask) > 0
-        inside = marked.any(-1) if marked.ndim == 3 else marked
+        inside = _inside_mask(mask, index)
     elif box is not None:
-        x0, y0, x1, y1 = (round(float(side)) for side in box)
-        inside = np.zeros((image.height, image.width), bool)
-        inside[max(y0, 0) : y1, max(x0, 0) : x1] = True
+        inside = _inside_box(box, index, (image.height, image.width))
     if inside is not None and inside.shape != (image.height, image.width):
         raise OptionError(f"mask {index} is {inside.shape}, but its image is {(image.height, image.width)}")
     return Sample(image, str(index), inside, entry.get("target"), entry.get("text"))
+
+
+def _inside_mask(mask: Any, index: int) -> np.ndarray:
+    values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    if values.dtype.kind not in "buif" or not np.isfinite(values).all():
+        raise OptionError(f"mask {index} must hold finite numbers, nonzero inside, got {brief(mask)}")
+    marked: np.ndarray = np.asarray(values > 0)
+    return np.asarray(marked.any(-1)) if marked.ndim == 3 else marked
+
+
+def _inside_box(box: Any, index: int, size: Size) -> np.ndarray:
+    try:
+        x0, y0, x1, y1 = (round(float(side)) for side in box)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise OptionError(f"box {index} must be four finite numbers x0, y0, x1, y1, got {brief(box)}") from error
+    inside = np.zeros(size, bool)
+    inside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    return inside

@@ -17,7 +17,10 @@ from hf_cam.metrics import BASELINES, get_metric
 
 @dataclass(frozen=True)
 class Record:
-    """One map of one image: the id of its method or baseline, its layers, scores, seconds and curves."""
+    """One map of one image: the id of its method or baseline, its layers, scores, seconds and curves.
+
+    The fingerprint stands for everything that the scores depend on; it is empty if the evaluation has no file.
+    """
 
     image: str
     map: str
@@ -25,11 +28,7 @@ class Record:
     scores: Mapping[str, float]
     seconds: float
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
-
-    @property
-    def key(self) -> tuple[str, str, tuple[str, ...]]:
-        """What identifies the record within an evaluation."""
-        return self.image, self.map, self.layers
+    fingerprint: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,13 @@ class Evaluation:
         records: One per map and image.
         metrics: The ids of the metrics, in the order of the columns.
         skipped: Methods that are not defined for this model, with the reason.
+        resumed: How many of the records were read from the file of an earlier run.
     """
 
     records: tuple[Record, ...] = field(repr=False)
     metrics: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    resumed: int = 0
 
     @property
     def rows(self) -> list[Row]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_cam.cam import CAM
+from hf_cam.doors import door
 from hf_cam.errors import OptionError
 from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.table import Evaluation
@@ -44,6 +45,7 @@ class Tuned:
     written: str | None = None
 
 
+@door()
 def tune(
     model: str | Path | nn.Module,
     images: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -191,7 +192,11 @@ def custom(target: Target) -> Subject:
 
 
 def numbers_of(target: Any, count: int) -> tuple[float, ...] | None:
-    """`count` numbers from a tuple, or from a text such as "12,30"; None for everything else."""
+    """`count` numbers from a tuple, or from a text such as "12,30"; None for everything else.
+
+    Raises:
+        TargetError: one of them is not finite.
+    """
     if isinstance(target, str):
         try:
             target = tuple(float(part) for part in target.split(","))
@@ -199,7 +204,13 @@ def numbers_of(target: Any, count: int) -> tuple[float, ...] | None:
             return None
     if not isinstance(target, tuple) or len(target) != count or not all(map(_is_number, target)):
         return None
-    return tuple(float(value) for value in target)
+    try:
+        numbers = tuple(float(value) for value in target)
+    except OverflowError:
+        numbers = (math.inf,)
+    if not all(map(math.isfinite, numbers)):
+        raise TargetError(f"a pixel or box must be made of finite numbers, got {brief(target)}")
+    return numbers
 
 
 def _is_number(value: Any) -> bool:
@@ -215,7 +226,7 @@ def mask_of(target: Any) -> np.ndarray | None:
     """A mask `[H, W]` as booleans, from booleans or 0 and 1; None for everything else."""
     if isinstance(target, Tensor):
         target = target.detach().cpu().numpy()
-    if not isinstance(target, np.ndarray) or target.ndim != 2:
+    if not isinstance(target, np.ndarray) or target.ndim != 2 or target.dtype.kind not in "buif":
         return None
     return target.astype(bool)
 

@@ -18,10 +18,11 @@ from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Head, Subject, behind_picture, custom
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
+from hf_cam.images.reading import is_data_uri, is_file, is_url
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
 from hf_cam.request import Request
-from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity, Target
+from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity, Target, index_of
 
 TEMPLATE = "a photo of a {}"
 """Caption for a bare word, because the models were trained on captions."""
@@ -141,14 +142,12 @@ class PromptHead(EmbeddingHead):
 
     def _prompt(self, request: Request) -> int:
         """The index of the prompt that the caller's target gives by index or text."""
-        if request.target in request.text:
-            return request.text.index(request.target)
-        try:
-            index = int(request.target)
-        except (TypeError, ValueError) as error:
-            raise TargetError(
-                f"target= must be one of the prompts in text= or its index, not {brief(request.target)}"
-            ) from error
+        target = request.target
+        if isinstance(target, str) and target in request.text:
+            return request.text.index(target)
+        index = int(target) if isinstance(target, str) and target.strip().isdecimal() else index_of(target)
+        if index is None:
+            raise TargetError(f"target= must be one of the prompts in text= or its index, not {brief(target)}")
         if not 0 <= index < len(request.text):
             raise TargetError(f"no prompt {index}; text= has {len(request.text)}, counted from 0")
         return index
@@ -197,7 +196,7 @@ def is_image(target: Any) -> bool:
         return True
     if isinstance(target, np.ndarray | Tensor):
         return target.ndim in (3, 4)
-    return isinstance(target, str) and (target.lower().startswith(("http://", "https://")) or _is_file(target))
+    return isinstance(target, str) and (is_url(target) or is_data_uri(target) or is_file(target))
 
 
 def is_embedding(target: Any) -> bool:
@@ -208,14 +207,7 @@ def is_embedding(target: Any) -> bool:
     return floating and target.ndim in (1, 2) and target.numel() == target.shape[-1] > 1
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
 def _name(target: Any) -> str:
-    if isinstance(target, str | Path):
+    if isinstance(target, str | Path) and not is_data_uri(target):
         return Path(target).name
     return f"the other {'video' if may_be_video(target) else 'image'}"

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hf_cam.errors import ImageError, OptionError, nearest
+from hf_cam.doors import door
+from hf_cam.errors import ImageError, OptionError, brief, nearest
 from hf_cam.images.reading import load_image
 
 GAP, FRAME_MILLISECONDS = 4, 200
@@ -22,6 +23,7 @@ COLORMAPS = {
 DEFAULT_COLORMAP = "turbo"
 
 
+@door()
 def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
     """The heatmap in colours over the image.
 
@@ -33,7 +35,8 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
         colormap: Name of an OpenCV colour map, such as "turbo", "jet", "viridis" or "inferno".
 
     Raises:
-        OptionError: the sizes differ, alpha is not in [0, 1], or there is no such colour map.
+        OptionError: the sizes differ, the heatmap is not finite, alpha is not in [0, 1], or there is no such colour
+            map.
 
     >>> overlay(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32), alpha=0.0).getpixel((0, 0))
     (0, 0, 0)
@@ -44,10 +47,12 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
             f"the heatmap is {heatmap.shape[0]} x {heatmap.shape[1]}, "
             f"but the image is {picture.height} x {picture.width}"
         )
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha must lie in [0, 1], got {alpha}")
+    if not np.isfinite(heatmap).all():
+        raise OptionError("the heatmap holds values that are not finite; it must lie in [0, 1]")
+    if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise OptionError(f"alpha must lie in [0, 1], got {brief(alpha)}")
     if colormap not in COLORMAPS:
-        raise OptionError(f"no colour map {colormap!r}; nearest: {nearest(colormap, COLORMAPS)}")
+        raise OptionError(f"no colour map {brief(colormap)}; nearest: {nearest(str(colormap), COLORMAPS)}")
     levels = np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
     opacity = alpha * np.clip(2 * heatmap, 0, 1)[..., None]
@@ -71,6 +76,7 @@ def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray
     return Image.fromarray(canvas)
 
 
+@door(ImageError)
 def save_picture(picture: Image.Image, path: str | Path, **settings: Any) -> Path:
     """Save a picture, creating the folders above it; `settings` go to Pillow's `save`.
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 import urllib.request
 import warnings
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from hf_cam.errors import ImageError
+from hf_cam.doors import PASSING, door, unreadable
+from hf_cam.errors import ImageError, brief, reason
 
 MAX_DOWNLOAD = 100 * 2**20
 TIMEOUT = 20.0
+SHORTEST_PICTURE = 32
+"""Letters of the shortest text that is taken for a picture in base64."""
+OTHER_CHANNELS = "for pictures of other channels, pass tensors [B, C, H, W] to hf_cam.GradCAM(model)(pixel_values)"
 Read = TypeVar("Read")
 
 
+@door(ImageError)
 def load_image(source: Any) -> Image.Image:
     """The image at a source, upright and in RGB.
 
@@ -29,8 +36,9 @@ def load_image(source: Any) -> Image.Image:
     channel is dropped, as in transformers' own pipelines, so that the model sees the same pixels.
 
     Args:
-        source: A path, an http(s) URL, a PIL image, or an array or tensor: `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1,
-            3 or 4 channels, uint8 or uint16 at full range or floats in [0, 1].
+        source: A path, an http(s) URL, a data URI or the picture's file in base64, a PIL image, or an array or tensor:
+            `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels, uint8 or uint16 at full range or floats in
+            [0, 1].
 
     Raises:
         ImageError: the image cannot be found or fetched, is not an image, is damaged, or is too large to open.
@@ -39,16 +47,79 @@ def load_image(source: Any) -> Image.Image:
         return _rgb(source, "the image")
     if isinstance(source, np.ndarray | Tensor):
         return _from_array(_numpy(source) if isinstance(source, Tensor) else source)
-    if is_url(source):
-        return opened(io.BytesIO(fetch(source)), source, lambda image: _rgb(image, repr(source)))
     if isinstance(source, str | Path):
-        return opened(existing(source), str(source), lambda image: _rgb(image, repr(str(source))))
+        name, content = brief(str(source)), carried(source)
+        return opened(
+            existing(source) if content is None else io.BytesIO(content), str(source), lambda image: _rgb(image, name)
+        )
     raise ImageError(f"an image must be a path, a URL, a PIL image, an array or a tensor, not {type(source).__name__}")
+
+
+def carried(source: Any) -> bytes | None:
+    """The content of a file that a text names by URL or holds itself, as a data URI or in base64; None if neither.
+
+    >>> carried("data:image/gif;base64,R0lGODlhAQABAAAAACw=")[:6]
+    b'GIF89a'
+
+    Raises:
+        ImageError: the URL cannot be fetched, or the data URI is damaged.
+    """
+    if is_url(source):
+        return fetch(source)
+    if is_data_uri(source):
+        return _of_data_uri(source)
+    if isinstance(source, str) and len(source) >= SHORTEST_PICTURE and not is_file(source):
+        return _of_base64(source)
+    return None
 
 
 def is_url(source: Any) -> bool:
     """Whether a source is an http(s) URL."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
+
+
+def is_data_uri(source: Any) -> bool:
+    """Whether a source is a data URI, `data:image/png;base64,...`."""
+    return isinstance(source, str) and source[:5].lower() == "data:"
+
+
+def is_file(name: str) -> bool:
+    """Whether a text is the path of an existing file."""
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _of_data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise ImageError(f"{brief(uri)} is no data URI, which has the form data:image/png;base64,...")
+    if not head.lower().rstrip().endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return _from_base64(body if "%" not in body else unquote_to_bytes(body).decode("ascii"))
+    except ValueError as error:
+        raise ImageError(f"the data URI {brief(uri)} is damaged: {error}") from error
+
+
+def _of_base64(text: str) -> bytes | None:
+    """The content of a picture's file in base64; None if the text is something else."""
+    try:
+        content = _from_base64(text)
+        with Image.open(io.BytesIO(content)):
+            return content
+    except (UnidentifiedImageError, ValueError):
+        return None
+
+
+def _from_base64(text: str) -> bytes:
+    """Both alphabets of base64, also broken into lines, with or without the padding."""
+    letters = re.sub(r"\s", "", text).rstrip("=").translate(_URL_SAFE)
+    return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def existing(source: str | Path) -> Path:
@@ -60,11 +131,13 @@ def existing(source: str | Path) -> Path:
     try:
         path = Path(source).expanduser()
         if not path.exists():
-            raise ImageError(f"there is no file {str(source)!r}")
+            raise ImageError(f"there is no file {brief(str(source))}")
         if not path.is_file():
-            raise ImageError(f"{str(source)!r} is not a file" + "; pass its pictures, e.g. *.jpg" * path.is_dir())
-    except (OSError, RuntimeError) as error:  # the name is too long, the folder may not be entered, no such ~user
-        raise ImageError(f"{str(source)[:200]!r} cannot be read: {error}") from error
+            raise ImageError(f"{brief(str(source))} is not a file" + "; pass its pictures, e.g. *.jpg" * path.is_dir())
+    except ImageError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a closed folder, no such ~user, a surrogate
+        raise ImageError(f"{brief(str(source))} cannot be read as a file: {reason(error)}") from error
     return path
 
 
@@ -80,13 +153,15 @@ def opened(file: Path | io.BytesIO, name: str, read: Callable[[Image.Image], Rea
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 return read(image)
+    except PASSING:
+        raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name!r} is too large to open safely: {error}") from error
+        raise ImageError(f"{brief(name)} is too large to open safely: {error}") from error
     except UnidentifiedImageError as error:
         size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
-        raise ImageError(f"{name!r} is not an image" if size else f"{name!r} is an empty file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise error if isinstance(error, ImageError) else ImageError(f"{name!r} cannot be read: {error}") from error
+        raise ImageError(f"{brief(name)} is not an image" if size else f"{brief(name)} is an empty file") from error
+    except Exception as error:
+        raise ImageError(f"{brief(name)} cannot be read: {reason(error)}") from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -99,10 +174,10 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         if upright.mode == "P" and "transparency" in upright.info:
             upright = upright.convert("RGBA")  # Pillow warns if converted directly to RGB
         return upright.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ImageError(f"{name} is damaged or cut off: {error}") from error
-    except ValueError as error:
-        raise error if isinstance(error, ImageError) else ImageError(f"{name} cannot be read: {error}") from error
+    except PASSING:
+        raise
+    except Exception as error:  # each format's decoder has its own
+        raise ImageError(f"{name} is damaged or cut off: {reason(error)}") from error
 
 
 def _eight_bit(values: np.ndarray, mode: str, name: str) -> np.ndarray:
@@ -118,9 +193,9 @@ def _eight_bit(values: np.ndarray, mode: str, name: str) -> np.ndarray:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    if tensor.is_meta:
-        raise ImageError("a tensor on the meta device holds no image")
-    tensor = tensor.detach().cpu()
+    if problem := unreadable(tensor):
+        raise ImageError(f"an image tensor must hold its pixels, but this one {problem}")
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
     return array
 
@@ -132,9 +207,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if 0 in shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(f"an image array must be [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got {shape}")
+        raise ImageError(
+            f"an image array must be [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got {shape}; "
+            + OTHER_CHANNELS
+        )
     if array.dtype.kind not in "buif":
-        raise ImageError(f"an image array must hold numbers, not {array.dtype}")
+        raise ImageError(f"an image array must hold numbers, not {array.dtype}; pass uint8, or floats in [0, 1]")
     if array.dtype == np.uint16:
         array = array / 65535.0
     elif array.dtype == bool:
@@ -142,7 +220,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ImageError(
-                f"a float image must lie in [0, 1], got values from {array.min():.3g} to {array.max():.3g}"
+                f"a float image must lie in [0, 1], got values from {array.min():.3g} to {array.max():.3g}; pass the "
+                "image before the processor normalises it, or the tensor to hf_cam.GradCAM(model)(pixel_values)"
             )
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
@@ -164,7 +243,7 @@ def fetch(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
             body: bytes = response.read(MAX_DOWNLOAD + 1)
     except (OSError, HTTPException, ValueError) as error:
-        raise ImageError(f"{url!r} cannot be fetched: {error}") from error
+        raise ImageError(f"{brief(url)} cannot be fetched: {error}") from error
     if len(body) > MAX_DOWNLOAD:
-        raise ImageError(f"{url!r} is larger than {MAX_DOWNLOAD >> 20} MB")
+        raise ImageError(f"{brief(url)} is larger than {MAX_DOWNLOAD >> 20} MB")
     return body

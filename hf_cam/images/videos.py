@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from hf_cam.errors import ImageError
-from hf_cam.images.reading import existing, fetch, is_url, load_image, opened
+from hf_cam.errors import ImageError, brief
+from hf_cam.images.reading import carried, existing, is_data_uri, load_image, opened
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 """Endings of files that can only be videos. A `.gif` is a video for a video model, and its first frame for others."""
+LONGEST_ENDING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,20 @@ def is_video(source: Any) -> bool:
     if isinstance(source, np.ndarray | Tensor):
         return source.ndim == 4
     if isinstance(source, str | Path):
-        return str(source).split("?")[0].lower().endswith(ENDINGS)
+        return ending_of(source) in ENDINGS
     return isinstance(source, Video)
+
+
+def ending_of(source: str | Path) -> str:
+    """The ending of the file that a path, a URL or the type of a data URI names, in lower case.
+
+    >>> ending_of("https://example.org/Clip.MP4?size=1"), ending_of("data:video/webm;base64,GkXf")
+    ('.mp4', '.webm')
+    """
+    if is_data_uri(source):
+        kind = str(source)[: str(source).find(",")].split(";")[0]
+        return f".{kind.rpartition('/')[2].strip().lower()}"
+    return Path(str(source).split("?")[0]).suffix.lower()
 
 
 def may_be_video(source: Any) -> bool:
@@ -100,7 +113,7 @@ def may_be_video(source: Any) -> bool:
     >>> may_be_video("clip.gif"), may_be_video("clip.png"), may_be_video(np.zeros((8, 48, 64, 3), np.uint8))
     (True, False, True)
     """
-    gif = isinstance(source, str | Path) and str(source).split("?")[0].lower().endswith(".gif")
+    gif = isinstance(source, str | Path) and ending_of(source) == ".gif"
     return gif or is_video(source) or (isinstance(source, Image.Image) and getattr(source, "n_frames", 1) > 1)
 
 
@@ -108,8 +121,8 @@ def load_video(source: Any, count: int | None = None) -> Video:
     """The video at a source.
 
     Args:
-        source: A path or URL (`.gif`, `.mp4`, `.webm`, ...), a `Video`, or an array or tensor `[T, H, W, C]` or
-            `[T, C, H, W]`.
+        source: A path, URL or data URI (`.gif`, `.mp4`, `.webm`, ...), a `Video`, or an array or tensor `[T, H, W, C]`
+            or `[T, C, H, W]`.
         count: How many evenly spread frames to take; all if None.
 
     Raises:
@@ -131,10 +144,10 @@ def load_video(source: Any, count: int | None = None) -> Video:
 
 
 def _of_file(source: str | Path, count: int | None) -> Video:
-    if is_url(source):
-        ending = Path(str(source).split("?")[0]).suffix
-        with tempfile.NamedTemporaryFile(suffix=ending) as file:
-            file.write(fetch(str(source)))
+    content = carried(source)
+    if content is not None:
+        with tempfile.NamedTemporaryFile(suffix=ending_of(source)[:LONGEST_ENDING]) as file:
+            file.write(content)
             file.flush()
             return _decoded(Path(file.name), str(source), count)
     return _decoded(existing(source), str(source), count)
@@ -167,7 +180,7 @@ def _read(path: Path, name: str, see: Callable[[int, Any], None] | None) -> int:
         capture.release()
     if not total:
         raise ImageError(
-            f"{name!r} is not a video, or is damaged" if path.stat().st_size else f"{name!r} is an empty file"
+            f"{brief(name)} is not a video, or is damaged" if path.stat().st_size else f"{brief(name)} is an empty file"
         )
     return total
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
-from hf_cam.errors import HFCamError, OptionError
+from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 CHUNK = 8
+LONGEST_STEM = 100
 
 if TYPE_CHECKING:
     from hf_cam.explainer import Explainer
@@ -29,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except HFCamError as error:
-        print(f"hf-cam: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hf-cam: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # noqa: BLE001  (a command shows no traceback; calls from Python do)
-        print(f"hf-cam: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hf-cam: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-cam: stopped", file=sys.stderr)
@@ -108,7 +109,10 @@ def _add_evaluate(commands: Any) -> None:
     judge.add_argument("--text", action="append", help="prompt; repeatable")
     judge.add_argument("--seed", type=int, default=0, help="seed for noise and ties (default: 0)")
     _add_device(judge)
-    judge.add_argument("--out", type=Path, default=Path("hf-cam-evaluation"), help="folder; a second run resumes there")
+    judge.add_argument(
+        "--out", type=Path, default=Path("hf-cam-evaluation"), help="folder (default: hf-cam-evaluation)"
+    )
+    judge.add_argument("--resume", action="store_true", help="continue the records that are in the folder already")
     judge.set_defaults(run=_evaluate)
 
 
@@ -149,10 +153,10 @@ def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
     for one in given or ():
         name, equals, value = one.partition("=")
         if not equals or not name.strip():
-            raise OptionError(f"--option takes NAME=VALUE, e.g. seed=3, got {one[:60]!r}")
+            raise OptionError(f"--option takes NAME=VALUE, e.g. seed=3, got {brief(one)}")
         try:
             found[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             found[name.strip()] = value
     return found
 
@@ -260,7 +264,8 @@ def _output_paths(images: Sequence[str], out: str) -> list[Path]:
         raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); for a folder, add a /")
     paths: list[Path] = []
     for image in images:
-        stem = Path(image.split("?")[0].rstrip("/")).stem or "image"
+        address = "" if image[:5].lower() == "data:" else image.split("?")[0].rstrip("/")
+        stem = Path(address).stem[:LONGEST_STEM] or "image"
         names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
         paths.append(next(free for name in names if (free := path / f"{name}.png") not in paths))
     return paths
@@ -272,7 +277,7 @@ def _numbered(path: Path, count: int) -> list[Path]:
 
 def _line(name: str, explanation: Explanation, path: Path) -> str:
     flags = f"  [{', '.join(explanation.flags)}]" if explanation.flags else ""
-    return f"{name}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
+    return f"{one_line(name)}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -289,6 +294,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()
+    out = options.out.expanduser()
+    records = _records_file(out, options.resume)
     sources = options.images
     if not sources:
         samples = [Sample(photograph.image(), photograph.name) for photograph in PHOTOGRAPHS]
@@ -305,16 +312,33 @@ def _evaluate(options: argparse.Namespace) -> None:
         seed=options.seed,
         method_options=_method_options(options.option),
         device=options.device,
-        resume=options.out / "records.jsonl",
+        resume=records,
     )
+    if options.resume:
+        print(f"resumed {table.resumed} of {len(table.records)} records from {records}", file=sys.stderr)
     print(table.to_markdown())
-    (options.out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
-    table.to_csv(options.out / "table.csv")
-    drawn = [draw_bars(table, options.out / "bars.png"), draw_curves(table, options.out / "curves.png")]
-    for name, reason in table.skipped.items():
-        print(f"hf-cam: {name} was left out: {reason}", file=sys.stderr)
+    (out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+    table.to_csv(out / "table.csv")
+    drawn = [draw_bars(table, out / "bars.png"), draw_curves(table, out / "curves.png")]
+    for name, why in table.skipped.items():
+        print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
     written = ", ".join(str(path) for path in drawn if path)
-    print(f"written to {options.out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
+    print(f"written to {out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
+
+
+def _records_file(folder: Path, resume: bool) -> Path:
+    """The records file in the folder of an evaluation.
+
+    Raises:
+        OptionError: it holds records, and the caller did not ask to continue them.
+    """
+    path = folder / "records.jsonl"
+    if not resume and path.exists() and (path.is_dir() or path.stat().st_size):
+        raise OptionError(
+            f"{brief(str(path))} holds the records of an earlier evaluation; pass --resume to continue it, "
+            "or another folder as --out"
+        )
+    return path
 
 
 def _space(options: argparse.Namespace) -> None:

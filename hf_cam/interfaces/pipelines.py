@@ -13,11 +13,13 @@ from torch import nn
 from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_cam.doors import door, renamed
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, nearest
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
-from hf_cam.models.checkpoints import explained, load_pretrained, resolve_name
+from hf_cam.models.checkpoints import explained, load_pretrained, load_processor, resolve_name
 from hf_cam.models.loading import LoadedModel, check_output, names_of, processor_of
+from hf_cam.models.peft import adapter_in
 from hf_cam.models.traits import check_takes_pictures, traits_of
 from hf_cam.request import Request, check_count
 from hf_cam.targets import entries_of
@@ -80,6 +82,7 @@ class ImageCamPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = None
 
+    @door(ModelError)
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         if not isinstance(model, PreTrainedModel):
             raise ModelError(
@@ -93,6 +96,7 @@ class ImageCamPipeline(Pipeline):
         self._loaded = LoadedModel(self.model, self.image_processor, traits_of(self.model).id2label, self.tokenizer)
         self._explainer = lru_cache(maxsize=8)(self._make_explainer)
 
+    @door()
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Explain one image, or all in a list, generator, `datasets.Dataset`, image column or `KeyDataset`."""
         if kwargs.get("batch_size") is not None:
@@ -113,15 +117,18 @@ class ImageCamPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         for name in kwargs:
             if name not in KNOWN:
-                raise OptionError(f"{TASK} has no argument {brief(name)}; nearest: {nearest(name, KNOWN)}")
+                meant = renamed(name, KNOWN) or f"; nearest: {nearest(name, KNOWN)}"
+                raise OptionError(f"{TASK} has no argument {brief(name)}{meant}")
         return {}, kwargs, {}
 
+    @door(ImageError)
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """Decode the image; resizing and normalising happen per batch, where images of one size are grouped."""
         if isinstance(image, Asked):
             return {"image": self._loaded.opened(image.image), "target": image.target}
         return {"image": self._loaded.opened(image)}
 
+    @door()
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         batched = isinstance(inputs["image"], list)
         images = inputs["image"] if batched else [inputs["image"]]
@@ -218,6 +225,7 @@ def register_tasks() -> None:
         del ImageCamPipeline._registered_impl  # noqa: SLF001  (transformers offers no switch)
 
 
+@door(ModelError)
 def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
     """`transformers.pipeline` that also accepts short names ("google/vit-base") and `demo:NAME`.
 
@@ -233,10 +241,13 @@ def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
 
     if task not in (TASK, ALIAS):
         return transformers.pipeline(task, model=model, **kwargs)
-    if isinstance(model, str | Path):
-        model = resolve_name(model)
-        return explained(model, lambda: transformers.pipeline(task, model=model, **kwargs))
-    return transformers.pipeline(task, model=model, **kwargs)
+    if not isinstance(model, str | Path | None):
+        return transformers.pipeline(task, model=model, **kwargs)
+    name = model = resolve_name(DEFAULT_MODEL[0] if model is None else model)
+    if adapter_in(name):
+        model = load_pretrained(name, dtype=kwargs.pop("dtype", None))
+        kwargs = {"image_processor": load_processor(name), **kwargs}
+    return explained(name, lambda: transformers.pipeline(task, model=model, **kwargs))
 
 
 register_tasks()

@@ -113,7 +113,7 @@ def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
 )
 def randomcam(activations: Tensor, seed: int = 0) -> Tensor:
     """`w_c a_c` with w uniform in [-1, 1], the same for every image of a batch and every run with the same seed."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     weights = 2 * torch.rand(activations.shape[1], generator=generator, dtype=torch.float64) - 1
     return weights.to(activations).reshape(1, -1, *[1] * (activations.ndim - 2)) * activations
 

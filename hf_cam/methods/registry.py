@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_cam.errors import MethodError, OptionError
+from hf_cam.doors import renamed
+from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import fuse_mean
+from hf_cam.methods.options import annotations_of, described, fits
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.methods.signals import SIGNALS, Signal
 from hf_cam.registry import Registry
@@ -84,9 +86,20 @@ class Method:
         return {**_defaults(self.contributions), **_defaults(self.reduce), **_defaults(self.retarget)}
 
     @property
+    def _types(self) -> dict[str, Any]:
+        """The annotated types of its options."""
+        parts = (self.contributions, self.reduce, self.retarget)
+        return {name: kind for part in parts for name, kind in annotations_of(part).items()}
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether the part of the model behind the target layer is recorded and differentiated."""
         return any(signal.gradients or signal.second_order for signal in self.signals)
+
+    @property
+    def differentiates(self) -> bool:
+        """True where it follows gradients, also to find its way through attention."""
+        return self.needs_gradients or any(signal.attention or signal.watch for signal in self.signals)
 
     @property
     def needs_attention(self) -> bool:
@@ -135,15 +148,21 @@ class Method:
         return f"{self.summary} Same map for every {shared}." if shared else self.summary
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Refuse options that the method does not have.
+        """Refuse options that the method does not have, and values of another type.
 
         Raises:
-            OptionError: there is no such option; the message names the known ones.
+            OptionError: there is no such option, or a value does not fit; the message says what does.
         """
-        for option in options:
+        for option, value in options.items():
             if option not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}")
+                meant = renamed(option, ("layers", "reshape", "rerun_batch_size", "pixel_values", "model", "targets"))
+                raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}{meant}")
+            expected = self._types.get(option, Any)
+            if not fits(value, expected):
+                raise OptionError(
+                    f"the option {option!r} of the method {self.id!r} must be {described(expected)}, got {brief(value)}"
+                )
 
     def targets(self, targets: Sequence[Target], **options: Any) -> list[Target]:
         """The targets that are differentiated in place of these.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hf_cam.errors import HFCamError, ModelError
+from hf_cam.errors import HFCamError, ModelError, brief, reason
+from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
 from hf_cam.models.traits import architectures, takes_pictures, transformers_classes
+
+Read = TypeVar("Read")
 
 SHORT_NAMES = {
     "google/vit-base": "google/vit-base-patch16-224",
@@ -31,6 +34,10 @@ SHORT_NAMES = {
 }
 """Short names of well-known checkpoints, for `hf_cam.explain`, `hf_cam.pipeline` and the command line."""
 
+PROCESSOR_HINT = (
+    "pass processor=, such as AutoImageProcessor.from_pretrained(NAME OF THE MODEL THAT IT WAS TRAINED FROM); "
+    "a pipeline calls it image_processor="
+)
 OFFLINE_HINT = 'pass a local folder, or model="demo:imagenet", which needs no network'
 
 
@@ -44,58 +51,101 @@ def resolve_name(model: str | Path) -> str:
         ModelError: the folder is missing or has no config, or there is no such demo model.
     """
     name = str(model)
+    if not name:
+        raise ModelError(f"an empty name is that of no model; {OFFLINE_HINT}")
     if name.startswith("demo:"):
         from hf_cam.zoo import demo_model
 
         return str(demo_model(name.removeprefix("demo:")))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"the folder {name!r} has no config.json, so it holds no model")
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such ~user, a surrogate
+        raise ModelError(f"{brief(name)} is neither a folder nor a Hub id ({reason(error)}); {OFFLINE_HINT}") from error
+    if is_folder:
+        if not any((folder / config).is_file() for config in ("config.json", ADAPTER_CONFIG)):
+            raise ModelError(
+                f"the folder {brief(name)} has no config.json, so it holds no model; save one there with "
+                "model.save_pretrained(folder)"
+            )
         return str(folder)
     if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {name!r}")
-    if folder.is_file():
-        raise ModelError(f"{name!r} is a file; a model is a folder with a config.json, or a Hub id")
+        raise ModelError(f"there is no folder {brief(name)}")
+    if is_file:
+        raise ModelError(f"{brief(name)} is a file; a model is a folder with a config.json, or a Hub id")
     return SHORT_NAMES.get(name, name)
 
 
 def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> nn.Module:
     """The model, in the class that its own config names (trying auto classes in turn could silently load a wrong head).
 
+    The name of a PEFT adapter loads the model that it changes, and the adapter.
+
     Raises:
         ModelError: it cannot be found, reached or read, lacks weights, or is not a vision model.
     """
     import transformers
 
-    known = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-    config = load_config(name, **known)
-    named = transformers_classes(architectures(config))
+    config, adapter = _config_and_adapter(name, **_hub_options(kwargs))
+    weights = adapter.weights() if adapter else {}
+    source, config = _of_base(adapter, str) if adapter else name, fitted_config(config, weights)
+    named = transformers_classes([adapter.class_name] if adapter and adapter.class_name else architectures(config))
     loader = named[0] if named else transformers.AutoModelForImageClassification
     if not takes_pictures(loader, config):
-        raise ModelError(f"{name!r} is a {config.model_type!r} model ({loader.__name__}), which takes no images")
-    dtype = dtype or torch.float32
-    loaded, report = explained(
-        name, lambda: loader.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **kwargs)
-    )
-    if report["missing_keys"]:
+        raise ModelError(f"{brief(name)} is a {config.model_type!r} model ({loader.__name__}), which takes no images")
+    options = {**kwargs, "config": config, "dtype": dtype or torch.float32, "output_loading_info": True}
+    if adapter:  # which may bring its own classifier; a revision is that of the adapter
+        options = {**options, "ignore_mismatched_sizes": True, "revision": None}
+    loaded, report = explained(source, lambda: loader.from_pretrained(source, **options))
+    untrained = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])} - weights.keys()
+    if untrained:
         raise ModelError(
-            f"{name!r} lacks {len(report['missing_keys'])} weights of {type(loaded).__name__} "
-            f"(such as {min(report['missing_keys'])!r}), which would stay random; "
+            f"{brief(name)} lacks {len(untrained)} weights of {type(loaded).__name__} "
+            f"(such as {brief(min(untrained))}), which would stay random; "
             "use a model that was trained for its task"
         )
-    return loaded  # type: ignore[no-any-return]
+    return adapted(loaded, adapter, weights) if adapter else loaded
 
 
 def load_config(name: str, **kwargs: Any) -> Any:
-    """The config of a checkpoint.
+    """The config of a checkpoint; of a PEFT adapter, that of the model that it changes.
 
     Raises:
         ModelError: there is no config, or it cannot be read.
     """
+    config, _ = _config_and_adapter(name, **kwargs)
+    return config
+
+
+def _config_and_adapter(name: str, **hub: Any) -> tuple[Any, PeftAdapter | None]:
     from transformers import AutoConfig
 
-    return explained(name, lambda: AutoConfig.from_pretrained(name, **kwargs), what="config")
+    adapter = adapter_in(name) if Path(name).is_dir() else None
+    try:
+        config = None if adapter else explained(name, lambda: AutoConfig.from_pretrained(name, **hub), what="config")
+    except ModelError as error:
+        if (adapter := adapter_in(name, fetch=not _is_out_of_reach(error), **hub)) is None:
+            raise
+    if adapter:
+        config, _ = _of_base(adapter, _config_and_adapter)
+    listed = architectures(config)
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
+        raise ModelError(
+            f"the config of {brief(name)} lists {brief(listed)} as architectures; it must list class names"
+        )
+    return config, adapter
+
+
+def _of_base(adapter: PeftAdapter, read: Callable[[str], Read]) -> Read:
+    """What `read` returns for the folder or Hub id of the model that an adapter changes."""
+    try:
+        return read(resolve_name(adapter.base))
+    except ModelError as error:
+        raise ModelError(f"{brief(adapter.name)} is a PEFT adapter of {brief(adapter.base)}: {error}") from error
+
+
+def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
 
 
 def load_processor(name: str) -> Any:
@@ -112,7 +162,9 @@ def load_processor(name: str) -> Any:
         try:
             return explained(name, lambda: AutoVideoProcessor.from_pretrained(name), what="video processor")
         except ModelError:
-            raise error from None
+            if adapter := adapter_in(name):
+                return _of_base(adapter, load_processor)
+            raise ModelError(f"{error}; {PROCESSOR_HINT}") from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -149,16 +201,29 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
         causes = list(_chain(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             raise ModelError(
-                f"{name!r} is gated: request access on its page and log in with `hf auth login`"
+                f"{brief(name)} is gated: request access on its page and log in with `hf auth login`"
             ) from error
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise ModelError(f"there is no model {name!r} on the Hub; {OFFLINE_HINT}") from error
+            raise ModelError(f"there is no model {brief(name)} on the Hub; {OFFLINE_HINT}") from error
         if any(isinstance(cause, HFValidationError) for cause in causes):
-            raise ModelError(f"{name!r} is neither a folder nor a valid Hub id; {OFFLINE_HINT}") from error
+            raise ModelError(f"{brief(name)} is neither a folder nor a valid Hub id; {OFFLINE_HINT}") from error
         unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
         if any(isinstance(cause, unreachable) for cause in causes):
-            raise ModelError(f"the Hub cannot be reached and {name!r} is not in the cache; {OFFLINE_HINT}") from error
-        raise ModelError(f"the {what} of {name!r} cannot be loaded: {_first_sentence(error)}") from error
+            raise ModelError(
+                f"the Hub cannot be reached and {brief(name)} is not in the cache; {OFFLINE_HINT}"
+            ) from error
+        raise ModelError(f"the {what} of {brief(name)} cannot be loaded: {_first_sentence(error)}") from error
+
+
+def _is_out_of_reach(error: ModelError) -> bool:
+    """Whether the Hub, or the repo on it, could not be reached: then no other file of it can."""
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RemoteEntryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    causes = list(_chain(error))
+    answered = any(isinstance(cause, RemoteEntryNotFoundError) for cause in causes)
+    barred = (OfflineModeIsEnabled, HFValidationError, httpx.HTTPError)
+    return not answered and any(isinstance(cause, barred) for cause in causes)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief
+from hf_cam.doors import PASSING, door, unreadable
+from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, reason
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.images.placing import Geometries
@@ -32,6 +33,10 @@ Output = Literal["auto", "logits", "probabilities", "multi-label", "embedding"]
 
 Labels = Sequence[str] | Mapping[int, str]
 """Class names: in the order of the model's outputs, or by index."""
+
+
+CHANNELS = (1, 3, 4)
+"""Numbers of channels by which a picture's axis of channels is recognised."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class LoadedModel:
 
         Raises:
             ImageError: the model takes videos, and an image was given.
-            ModelError: the processor fails, or returns images of different sizes.
+            ModelError: the processor fails, or returns no pixels, no floats, or images of different sizes.
         """
         if self.takes_videos and not all(isinstance(image, Video) for image in images):
             raise ImageError("this model takes videos, not single images")
@@ -105,6 +110,7 @@ class LoadedModel:
             encoded = self._processed(images)
         else:
             encoded = {"pixel_values": _together([self._called(image) for image in images])}
+        _check_pixels(encoded)
         return {
             name: value
             for name, value in encoded.items()
@@ -129,8 +135,10 @@ class LoadedModel:
                 process(videos, return_tensors="pt") if videos else process(images=list(images), return_tensors="pt")
             )
             encoded = dict(encoded)
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(f"the image processor cannot prepare these images: {error}") from error
+        except PASSING:
+            raise
+        except Exception as error:  # with a damaged config it may raise anything
+            raise ModelError(f"the image processor cannot prepare these images: {reason(error)}") from error
         if "pixel_values_videos" in encoded:
             encoded["pixel_values"] = encoded.pop("pixel_values_videos")
         return encoded
@@ -138,9 +146,18 @@ class LoadedModel:
     def _called(self, image: Picture) -> Tensor:
         """The output of a plain function as processor, for an image or for each frame of a video."""
         if not isinstance(image, Video):
-            return _picture(self.processor(image))
-        frames = _together([_picture(self.processor(frame)) for frame in image.frames])
+            return self._made_of(image)
+        frames = _together([self._made_of(frame) for frame in image.frames])
         return frames if self.takes_videos else frames.transpose(0, 1)
+
+    def _made_of(self, image: Image.Image) -> Tensor:
+        try:
+            made = self.processor(image)
+        except PASSING:
+            raise
+        except Exception as error:
+            raise ModelError(f"the processor failed on an image: {reason(error)}") from error
+        return _picture(made)
 
     @cached_property
     def text_processor(self) -> Any:
@@ -165,7 +182,7 @@ class LoadedModel:
         count = encoded["input_ids"].shape[1]
         if longest is not None and count > longest:
             worst = max(texts, key=len)
-            raise TargetError(f"the text {worst[:40]!r}... has {count} tokens, but the model reads at most {longest}")
+            raise TargetError(f"the text {brief(worst)} has {count} tokens, but the model reads at most {longest}")
         taken = self.traits.inputs
         return {name: value for name, value in encoded.items() if any(known.endswith(name) for known in taken)}
 
@@ -199,10 +216,39 @@ def input_size(inputs: Mapping[str, Tensor]) -> Size | None:
 
 def _picture(tensor: Any) -> Tensor:
     """The output of a caller's processor for one picture, checked, `[C, H, W]`."""
-    if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
-        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise OptionError(f"a processor must return a tensor [C, H, W] for an image, but this one returned {got}")
-    return tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
+    expected = "a processor must return a tensor [C, H, W] for an image, but this one returned"
+    if not isinstance(tensor, Tensor):
+        raise OptionError(f"{expected} {type(tensor).__name__}; torchvision's ToTensor makes one of a PIL image")
+    shape = tuple(tensor.shape)
+    if tensor.ndim not in (3, 4):
+        raise OptionError(f"{expected} {shape}")
+    picture = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
+    if picture.ndim == 3 and picture.shape[0] not in CHANNELS and picture.shape[2] in CHANNELS:
+        raise OptionError(f"{expected} {shape}, with the channels last; return its .permute(2, 0, 1)")
+    return picture
+
+
+def _check_pixels(encoded: Mapping[str, Any]) -> None:
+    """Refuse what a processor returned if it cannot be what a model takes.
+
+    Raises:
+        ModelError: it holds no `pixel_values`, or none with finite floats.
+    """
+    pixels = encoded.get("pixel_values")
+    if not isinstance(pixels, Tensor):
+        fields = ", ".join(f"{name}: {type(value).__name__}" for name, value in encoded.items()) or "nothing"
+        raise ModelError(f"the processor returned no tensor pixel_values ({fields}); it may be one for texts alone")
+    if problem := unreadable(pixels):
+        raise ModelError(f"the processor returned a tensor that {problem}")
+    if pixels.numel() == 0:
+        raise ModelError(f"the processor returned no pixels, but a tensor of shape {tuple(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise ModelError(
+            f"the processor returned {pixels.dtype} in place of floats; scale the values, as ToTensor or "
+            "do_rescale=True does"
+        )
+    if not pixels.isfinite().all():
+        raise ModelError("the processor returned values that are not finite; look at its mean, std and rescale_factor")
 
 
 def _together(tensors: list[Tensor]) -> Tensor:
@@ -211,6 +257,7 @@ def _together(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors)
 
 
+@door(ModelError)
 def load(
     model: str | Path | nn.Module,
     *,
@@ -240,7 +287,8 @@ def load(
     check_output(output)
     if processor is not None and not callable(processor):
         raise OptionError(
-            f"a processor must be a transformers image processor or a function, not {type(processor).__name__}"
+            f"a processor must be a transformers image processor or a function, not {type(processor).__name__}; "
+            "AutoImageProcessor.from_pretrained(NAME) loads one"
         )
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None:
@@ -321,8 +369,12 @@ def _device(device: str | torch.device | int | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise OptionError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # each backend has its own
+        named = brief(str(device) if isinstance(device, torch.device) else device)
+        others = ", ".join(repr(f"cuda:{number}") for number in range(torch.cuda.device_count()))
+        raise OptionError(
+            f"no device {named} here ({reason(error)}); there is 'cpu'{others and ', '}{others}"
+        ) from error
     if chosen.type == "meta":
         raise OptionError("a model on the meta device has no weights to explain")
     return chosen
@@ -333,5 +385,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
         return dtype
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise OptionError(f"dtype must be a floating-point type such as 'float32' or 'bfloat16', not {dtype!r}")
+        got = str(dtype) if isinstance(dtype, torch.dtype) else brief(dtype)
+        raise OptionError(f"dtype must be a floating-point type such as 'float32' or 'bfloat16', not {got}")
     return chosen

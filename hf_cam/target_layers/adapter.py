@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hf_cam.errors import LayerError, LayoutError, ModelError
+from hf_cam.errors import LayerError, LayoutError, ModelError, brief, reason
 from hf_cam.layouts import Layout, Size, Spatial
 
 CONFIG_NAME = "cam_config.json"
@@ -108,15 +108,17 @@ class Adapter:
             LayoutError: keys are missing, unknown or of the wrong type.
         """
         try:
-            layouts = tuple(
-                Layout(**{**layout, "patch": tuple(layout["patch"]) if layout.get("patch") else None})
-                for layout in data["layouts"]
-            )
-            layers = data["layers"]
+            layers, layouts = data["layers"], data["layouts"]
+            method, why = data.get("method", "gradcam"), data.get("reason", "")
             if not isinstance(layers, list | tuple):
-                raise TypeError(f"layers must be a list of names, not {layers!r}")
-            return cls(tuple(layers), layouts, data.get("method", "gradcam"), origin, data.get("reason", ""))
-        except (KeyError, TypeError) as error:
+                raise TypeError(f"layers must be a list of names, not {brief(layers)}")
+            if not isinstance(layouts, list | tuple):
+                raise TypeError(f"layouts must be a list with one object per layer, not {brief(layouts)}")
+            for text in (*layers, method, why):
+                if not isinstance(text, str):
+                    raise TypeError(f"layers must be a list of names, and method and reason texts, not {brief(text)}")
+            return cls(tuple(layers), tuple(map(_layout, layouts)), method, origin, why)
+        except (AttributeError, KeyError, TypeError) as error:
             raise LayoutError(f"not a valid {CONFIG_NAME}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -155,6 +157,32 @@ class Adapter:
         return str(commit.commit_url)
 
 
+def _layout(written: Any) -> Layout:
+    """A layout as it is written in a file.
+
+    Raises:
+        TypeError: a value is unknown or of another type.
+    """
+    if not isinstance(written, Mapping):
+        raise TypeError(f"a layout must be an object such as {{'axes': 'b c h w'}}, not {brief(written)}")
+    patch = written.get("patch")
+    if patch is not None and (
+        not isinstance(patch, list | tuple) or len(patch) != 2 or not all(_is_count(side, 1) for side in patch)
+    ):
+        raise TypeError(f"patch must be two numbers of pixels, not {brief(patch)}")
+    for name in ("prefix", "suffix"):
+        count = written.get(name, 0)
+        if not _is_count(count, 0) and (name, count) != ("suffix", None):
+            raise TypeError(f"{name} must be a number of tokens, not {brief(count)}")
+    if not isinstance(written.get("axes", ""), str) or not isinstance(written.get("square", False), bool):
+        raise TypeError("axes must be a text and square true or false")
+    return Layout(**{**written, "patch": tuple(patch) if patch else None})
+
+
+def _is_count(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
 def union(adapters: Sequence[Adapter]) -> Adapter:
     """The first adapter with the layers of all adapters, each layer once."""
     layouts = {layer: layout for one in adapters for layer, layout in zip(one.layers, one.layouts, strict=True)}
@@ -169,8 +197,8 @@ def read_cam_config(path: Path) -> Adapter:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LayoutError(f"{path} is not valid JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise LayoutError(f"{path} is not valid JSON: {reason(error)}") from error
     return Adapter.from_dict(data)
 
 

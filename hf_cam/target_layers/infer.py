@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
 from hf_cam.capture.runs import located
+from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, Layout, Reshape
 from hf_cam.models.traits import (
@@ -31,6 +32,7 @@ from hf_cam.target_layers.probe import MIN_COVERAGE, probe
 Result = TypeVar("Result")
 
 
+@door()
 def infer_adapter(
     model: nn.Module | Any,
     *,
