@@ -323,9 +323,9 @@ def test_a_prompt_is_named_by_its_text_or_index(picture, target) -> None:
 
 
 PROMPTS = {
-    "a number": (5, "text= must be a text or a list of texts, not 5"),
-    "a dict": ({"a": "b"}, "text= must be a text or a list of texts"),
-    "bytes": (b"cat", "text= must be a text or a list of texts"),
+    "a number": (5, "text must be a prompt or a list of prompts, not int 5"),
+    "a dict": ({"a": "b"}, "text must be a prompt or a list of prompts"),
+    "bytes": (b"cat", "text must be a prompt or a list of prompts"),
     "a tensor": (torch.zeros(2), r"not Tensor \[2\]"),
     "a number in a list": (["a", 5], "a prompt must be a text that is not empty, not 5"),
     "a list in a list": ([["a"]], "a prompt must be a text that is not empty"),
