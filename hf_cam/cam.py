@@ -348,7 +348,7 @@ class CAM:
         maps = []
         for layer in own.layers:
             try:
-                given = {signal.name: signal.provide(run, layer) for signal in method.signals}
+                given = {signal.name: signal.of(run, layer, options) for signal in method.signals}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
             with blaming(f"the method {method.id!r}", MethodError):

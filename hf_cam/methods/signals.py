@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,10 +15,11 @@ from hf_cam.capture.routes import is_batch_first
 from hf_cam.errors import LayoutError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout
 from hf_cam.maps import normalize, resize
+from hf_cam.methods.options import picked, required_of
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.registry import Registry
 
-Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
+Provider = TypeVar("Provider", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Signal:
     Args:
         name: Name of the parameter.
         meaning: A description with the shape, for the tables.
-        provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record.
+        provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record. Its parameters
+            with a default are options of every method that needs the signal.
         cost: What causes the cost, for the tables.
         gradients: Whether the part of the model behind the target layers is recorded and differentiated.
         second_order: Whether the gradients themselves are differentiated; implies `gradients`.
@@ -40,13 +42,13 @@ class Signal:
         attention: Whether it is defined only where attention runs over all cells of one picture.
         ignores_target: Whether it is the same for every target.
         watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
-        forwards: Cost per target.
+        forwards: Cost per target; a function of those options on which it depends.
         forwards_per_channel: Cost per target and channel of the target layer.
     """
 
     name: str
     meaning: str
-    provide: Callable[[Run, str], Any] = field(repr=False)
+    provide: Callable[..., Any] = field(repr=False)
     cost: str = ""
     gradients: bool = False
     second_order: bool = False
@@ -54,7 +56,7 @@ class Signal:
     attention: bool = False
     ignores_target: bool = False
     watch: Watch | None = field(default=None, repr=False)
-    forwards: float = 0.0
+    forwards: float | Callable[..., float] = 0.0
     forwards_per_channel: float = 0.0
 
     @property
@@ -72,6 +74,16 @@ class Signal:
         """Whether the model, or the part behind the target layer, runs once per channel."""
         return self.forwards_per_channel > 0
 
+    def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
+        """The value for one target layer of a run, with those of the options that the signal has."""
+        return self.provide(run, layer, **picked(options, self.provide))
+
+    def price(self, channels: int, options: Mapping[str, Any]) -> float:
+        """The cost on a layer of so many channels, with options that include every one of the signal's own."""
+        own = self.forwards
+        fixed = own(**{name: options[name] for name in required_of(own)}) if callable(own) else own
+        return fixed + channels * self.forwards_per_channel
+
 
 SIGNALS = Registry[Signal]("signal", MethodError, r"[a-z][a-z0-9_]*")
 
@@ -86,7 +98,7 @@ def signal(
     attention: bool = False,
     ignores_target: bool = False,
     watch: Watch | None = None,
-    forwards: float = 0.0,
+    forwards: float | Callable[..., float] = 0.0,
     forwards_per_channel: float = 0.0,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
