@@ -12,6 +12,7 @@ from hf_cam.methods import perturbation  # isort: skip
 from hf_cam.methods import decomposition  # isort: skip
 from hf_cam.methods import composite  # isort: skip
 from hf_cam.methods import attention  # isort: skip
+from hf_cam.methods import pixels  # isort: skip
 from hf_cam.methods import masking  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, method, register
 from hf_cam.methods.run import Run
@@ -31,6 +32,7 @@ __all__ = [
     "masking",
     "method",
     "perturbation",
+    "pixels",
     "register",
     "reruns",
     "signal",
