@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
+        DRISE,
         FEM,
         KPCACAM,
+        RISE,
         AblationCAM,
         AttentionRollout,
         AttnLRP,
@@ -94,6 +96,8 @@ _HOMES = {
     "LibraCAM": "handles",
     "LibraGrad": "handles",
     "Occlusion": "handles",
+    "DRISE": "handles",
+    "RISE": "handles",
     "SmoothGradCAMPlusPlus": "handles",
     "SmoothGrad": "handles",
     "IntegratedGradients": "handles",
@@ -136,8 +140,10 @@ _MODULES = ("methods", "metrics", "targets")
 
 __all__ = [
     "CAM",
+    "DRISE",
     "FEM",
     "KPCACAM",
+    "RISE",
     "AblationCAM",
     "Adapter",
     "AttentionRollout",

@@ -27,8 +27,8 @@ from nets import OF_EVERY_LAYOUT, Cubic, make, tiny
 from pictures import SIZE, pictures
 from reference import Logits, class_targets, let_go, package
 
-LAYERED = [method for method in list_methods() if not get_method(method).needs_attention]
-"""Those that look at a layer; what is made of attention has its own file of tests."""
+LAYERED = [method for method in list_methods() if not get_method(method).needs_attention and method != "d-rise"]
+"""Those that are defined for classifiers; what is made of attention has its own file of tests."""
 
 REFERENCE = {
     "gradcam": "GradCAM",
@@ -49,6 +49,7 @@ SIGN_IS_OURS = {"eigencam", "eigengradcam", "kpcacam"}  # the reference leaves i
 
 def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     batch, channels = activations.shape[:2]
+    shape = activations.shape
     everything = {
         "activations": activations,
         "gradients": gradients,
@@ -56,7 +57,14 @@ def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[s
         "ablated_scores": torch.rand(batch, 1 + channels),
         "masked_scores": torch.rand(batch, channels),
         "gradient_terms": activations.abs(),
-        "score_drops": activations,
+        "score_drops": activations[:, :1],
+        "mean_of_masked": activations[:, :1],
+        "mean_match": activations[:, :1],
+        "pixels": activations,
+        "pixel_gradients": gradients,
+        "path_terms": activations,
+        "noisy_contributions": activations,
+        "noisy_powers": gradients[:, None].expand(batch, 3, *shape[1:]),
     }
     return {name: everything[name] for name in record.needs}
 
@@ -183,7 +191,9 @@ def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.d
     full = CAM(make("resnet"), method, **few_forwards(method))(x, [3])
     half = CAM(make("resnet").to(dtype), method, **few_forwards(method))(x, [3])
     assert half.dtype == torch.float32
-    assert spearmanr(full.flatten(), half.flatten()).statistic > 0.98
+    assert spearmanr(full.flatten(), half.flatten()).statistic > (
+        0.97 if "activations" not in get_method(method).needs else 0.98
+    )
 
 
 @pytest.mark.parametrize("method", LAYERED)

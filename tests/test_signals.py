@@ -35,6 +35,12 @@ def registries(monkeypatch) -> None:
         monkeypatch.setattr(registry, "_records", dict(registry._records))
 
 
+PIXELS = {
+    *("occlusion", "rise", "d-rise", "gradient", "input-x-gradient", "integrated-gradients", "smoothgrad"),
+}
+"""Those that look at no layer."""
+
+
 def compared(net: nn.Module, methods: list[str], x: Tensor, **settings: Any) -> Saliencies:
     records = [get_method(name) for name in methods]
     targets = [[ClassLogit(1)] * len(x)]
@@ -93,10 +99,13 @@ def test_a_signal_that_is_registered_again_is_the_one_that_methods_get() -> None
 
 def test_properties_of_a_method_are_those_of_its_signals() -> None:
     of = list_methods()
-    assert {name for name, record in of.items() if record.reruns} == {"ablationcam", "scorecam"}
-    assert {name for name, record in of.items() if record.works_on_pixels} == {"fullgrad", "scorecam", "occlusion"}
+    assert {name for name, record in of.items() if record.reruns} == {
+        *("ablationcam", "scorecam", "smoothgradcam++"),
+        *PIXELS - {"gradient", "input-x-gradient"},
+    }
+    assert {name for name, record in of.items() if record.works_on_pixels} == PIXELS | {"fullgrad", "scorecam"}
     assert {name for name, record in of.items() if record.ignores_target} == {"randomcam", "eigencam", "kpcacam", "fem"}
-    assert set(of) - set(methods_within(BUDGET)) == {"scorecam", "occlusion"}
+    assert set(of) - set(methods_within(BUDGET)) == {"scorecam", *PIXELS} - {"gradient", "input-x-gradient"}
     assert [one.name for one in of["shapleycam"].signals] == ["activations", "gradients", "curvature"]
     assert of["gradcam"].needs_gradients
     assert not of["eigencam"].needs_gradients

@@ -47,7 +47,7 @@ class DarkTokens(Tokens):
         return super().forward(x) * (x.abs().mean((1, 2, 3), keepdim=True).flatten(1) - 0.1).relu()
 
 
-READS = [name for name in list_methods() if not get_method(name).needs_attention]
+READS = [name for name in list_methods() if not get_method(name).needs_attention and name != "d-rise"]
 ATTENDS = [name for name in list_methods() if get_method(name).needs_attention]
 
 

@@ -273,7 +273,7 @@ def wide_forward(module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> 
     if not wide:
         return partial(call, module)
     try:
-        agrees = _is_near(first_tensor(forward(inputs)), first_tensor(outputs), HALF_TOLERANCE)
+        agrees = is_near(first_tensor(forward(inputs)), first_tensor(outputs), HALF_TOLERANCE)
     except RuntimeError:
         agrees = False
     return forward if agrees else partial(call, module)
@@ -286,10 +286,10 @@ def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
         found = first_tensor(tail(tail.activations[:1].expand(2, *tail.activations.shape[1:]), 0))
     except RuntimeError:
         return False
-    return _is_near(found, expected, tolerance)
+    return is_near(found, expected, tolerance)
 
 
-def _is_near(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+def is_near(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
     """Whether outputs agree up to a share of the largest value."""
     if found is None or expected is None or found.shape[1:] != expected.shape[1:]:
         return False

@@ -14,6 +14,7 @@ from hf_cam.methods import composite  # isort: skip
 from hf_cam.methods import attention  # isort: skip
 from hf_cam.methods import pixels  # isort: skip
 from hf_cam.methods import masking  # isort: skip
+from hf_cam.methods import rise  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, method, register
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import Signal, signal
@@ -35,6 +36,7 @@ __all__ = [
     "pixels",
     "register",
     "reruns",
+    "rise",
     "signal",
     "signals",
 ]

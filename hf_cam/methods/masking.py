@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from hf_cam.images.fills import Fill, filled
 from hf_cam.methods.registry import method
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import signal
+from hf_cam.methods.tokens import grid_of, scores_of_kept
 from hf_cam.methods.variants import scores_of_variants
 from hf_cam.request import check_count
 
@@ -20,6 +22,9 @@ PATCH = 7
 """The side of a hidden square, as a divisor of the picture's shorter side."""
 TYPICAL = (224, 224)
 """The picture for which a cost in forwards is stated where it depends on the picture's size."""
+
+Cover = Fill | Literal["drop"]
+"""What stands in place of hidden pixels; "drop" leaves tokens out of a transformer's sequence."""
 
 Window = tuple[slice, ...]
 
@@ -61,30 +66,17 @@ def mean_over_windows(values: Tensor, places: Sequence[Window], size: Sequence[i
     return total / count
 
 
-def _number_of_windows(patch: int | None, stride: int | None) -> float:
-    return len(windows(TYPICAL, patch, stride))
-
-
-@signal(
-    "how far the target's value falls when a square hides the pixel, `[B, 1, H, W]`",
-    cost="one forward per position of the square",
-    pixels=True,
-    forwards=_number_of_windows,
-)
-def score_drops(run: Run, layer: str, patch: int | None = None, stride: int | None = None, fill: Fill = 0.0) -> Tensor:
-    """`[B, 1, *space]`: the fall of the targets' values, averaged over the squares that hide each pixel.
-
-    A fall within the rounding error of the two values is zero.
+def without_windows(run: Run, places: Sequence[Window], fill: Cover) -> Tensor:
+    """The targets' values `[B, windows]` when each window in turn is hidden.
 
     Args:
         run: The run.
-        layer: Not used.
-        patch, stride: See `windows`.
-        fill: What stands in the square; see `hf_cam.images.fills.filled`.
+        places: The windows.
+        fill: See `score_drops`.
     """
-    del layer
     pixels = run.pixels
-    places = windows(pixels.shape[2:], patch, stride)
+    if isinstance(fill, str) and fill == "drop":
+        return scores_of_kept(run, ~torch.stack([inside(place, pixels.shape[2:], grid_of(run)) for place in places]))
     instead = filled(pixels, fill)
 
     def hidden(sample: int, start: int, stop: int) -> Tensor:
@@ -93,13 +85,54 @@ def score_drops(run: Run, layer: str, patch: int | None = None, stride: int | No
             variant[(slice(None), *place)] = instead[sample][(slice(None), *place)]
         return variants
 
-    # The first variant hides nothing: a half-precision model's own score is not that of its float32 copy.
-    places = [(slice(0, 0),) * len(places[0]), *places]
-    clean, scores = scores_of_variants(run, len(places), hidden).tensor_split([1], 1)
+    return scores_of_variants(run, len(places), hidden)
+
+
+def inside(place: Window, size: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """Booleans `[cells]`: the cells of a grid over the picture whose centre lies in a window.
+
+    >>> inside((slice(0, 2), slice(0, 4)), (4, 6), (2, 3)).tolist()
+    [True, True, False, False, False, False]
+    """
+    found = torch.ones((), dtype=torch.bool)
+    for part, length, cells in zip(place, size, grid, strict=True):
+        centres = (torch.arange(cells) + 0.5) * length / cells
+        found = found[..., None] & (centres >= part.start) & (centres < part.stop)
+    return found.flatten()
+
+
+def _forwards(patch: int | None, stride: int | None) -> float:
+    return len(windows(TYPICAL, patch, stride))
+
+
+@signal(
+    "how far the target's value falls when a square hides the pixel, `[B, 1, H, W]`",
+    cost="one forward per position of the square",
+    pixels=True,
+    forwards=_forwards,
+)
+def score_drops(run: Run, layer: str, patch: int | None = None, stride: int | None = None, fill: Cover = 0.0) -> Tensor:
+    """`[B, 1, *space]`: the fall of the targets' values, averaged over the squares that hide each pixel.
+
+    A fall within the rounding error of the two values is zero.
+
+    Args:
+        run: The run.
+        layer: Not used.
+        patch, stride: See `windows`.
+        fill: What stands in the square, see `hf_cam.images.fills.filled`; or "drop", which leaves the tokens whose
+            centre is hidden out of a transformer's sequence.
+    """
+    del layer
+    size = run.pixels.shape[2:]
+    places = windows(size, patch, stride)
+    # The first window hides nothing: a half-precision model's own score is not that of its float32 copy.
+    nothing = (slice(0, 0),) * len(size)
+    clean, scores = without_windows(run, [nothing, *places], fill).tensor_split([1], 1)
     rounding = 8 * torch.finfo(scores.dtype).eps * torch.maximum(clean.abs(), scores.abs())
     drops = torch.where((clean - scores).abs() <= rounding, 0, clean - scores)
     wide = drops if drops.dtype == torch.float64 else drops.float()
-    return mean_over_windows(wide, places[1:], pixels.shape[2:])[:, None]
+    return mean_over_windows(wide, places, size)[:, None]
 
 
 @method(

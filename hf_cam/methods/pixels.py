@@ -129,10 +129,7 @@ def smoothed(base: str) -> Method:
         MethodError: there is none, or it is not one that differentiates the model once.
     """
     found = get_method(base)
-    once = (
-        found.needs_gradients and not found.reruns and all(one.price(0, found.options) < PASS for one in found.signals)
-    )
-    if not once or found.layers is not target_layers or "noisy_contributions" in found.needs:
+    if not found.needs_gradients or found.reruns or found.layers is not target_layers:
         raise MethodError(
             f"'smoothgrad' needs a base method that differentiates the model once, such as 'gradient', "
             f"'input-x-gradient', 'gradcam' or 'layercam', which {base!r} is not"

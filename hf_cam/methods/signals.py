@@ -72,8 +72,8 @@ class Signal:
 
     @property
     def reruns(self) -> bool:
-        """Whether the model, or the part behind the target layer, runs once per channel."""
-        return self.forwards_per_channel > 0
+        """Whether the model, or the part behind the target layer, runs once per channel, or as an option says."""
+        return self.forwards_per_channel > 0 or callable(self.forwards)
 
     def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
         """The value for one target layer of a run, with those of the options that the signal has."""

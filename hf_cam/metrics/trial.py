@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,30 +17,10 @@ from hf_cam.errors import OptionError
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
-from hf_cam.outputs import SIMILARITIES, field_of
-from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, PromptSimilarity, Target, target_values
+from hf_cam.targets import Target, target_values
 
 PERCENTILES = (20, 40, 60, 80)
 CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
-
-
-def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
-    """The confidence to measure for a target: a class's probability, a prompt's share, or else the target itself.
-
-    Args:
-        target: The explained target.
-        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
-        prompts: The number of prompts that the model compares the image with; a single one has no share.
-    """
-    if isinstance(target, ClassLogit):
-        alone = problem_type == "multi_label_classification"
-        reading = replace(target.reading, exclusive=False) if alone else target.reading
-        return ClassProbability(target.index, reading)
-    if isinstance(target, BinaryLogit):
-        return lambda output: target(output).sigmoid()
-    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
-        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
-    return target
 
 
 @dataclass(frozen=True, eq=False)
