@@ -23,11 +23,11 @@ from hf_cam.methods.reductions import first_component
 from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.methods import few_forwards
-from nets import OF_EVERY_LAYOUT, Cubic, make, tiny
+from nets import FOR_CLASSES, OF_EVERY_LAYOUT, Cubic, make, tiny
 from pictures import SIZE, pictures
 from reference import Logits, class_targets, let_go, package
 
-LAYERED = [method for method in list_methods() if not get_method(method).needs_attention and method != "d-rise"]
+LAYERED = [method for method in FOR_CLASSES if not get_method(method).needs_attention]
 """Those that are defined for classifiers; what is made of attention has its own file of tests."""
 
 REFERENCE = {
@@ -57,6 +57,8 @@ def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[s
         "ablated_scores": torch.rand(batch, 1 + channels),
         "masked_scores": torch.rand(batch, channels),
         "gradient_terms": activations.abs(),
+        "cell_scores": activations[:, :1],
+        "class_weights": torch.rand(batch, channels),
         "score_drops": activations[:, :1],
         "mean_of_masked": activations[:, :1],
         "mean_match": activations[:, :1],
@@ -272,8 +274,10 @@ def test_randomcam_repeats_itself_and_follows_its_seed() -> None:
 def test_every_method_has_its_class() -> None:
     for method_id in list_methods():
         record = get_method(method_id)
+        assert getattr(hf_cam, record.name).method_id == method_id
+    for method_id in FOR_CLASSES:
+        record = get_method(method_id)
         handle = getattr(hf_cam, record.name)
-        assert handle.method_id == method_id
         net, x = make("vit" if record.needs_attention else "resnet"), pictures(1)
         few = few_forwards(method_id)
         assert torch.equal(handle(net, **few)(x), CAM(net, method_id, **few)(x))

@@ -21,7 +21,7 @@ from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.target_layers.stages import stage_ends
 from hf_cam.testing.methods import few_forwards
 from kinds import WIDTH, Block, Plain, Tokens, made
-from nets import NETS
+from nets import FOR_CLASSES, NETS
 from pictures import SIZE, pictures
 from unchanged import unchanged
 
@@ -74,8 +74,12 @@ class Beside(nn.Module):
 SECOND = pictures(3)[2:]
 
 
+# The probabilities of single cells differ in their last digits, and the smallest is subtracted.
+CLOSE = {method: 2e-3 if method == "recipro-cam" else 1e-4 for method in FOR_CLASSES}
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["runs first", "runs last"])
-@pytest.mark.parametrize("method", [method for method in list_methods() if method != "fullgrad"])
+@pytest.mark.parametrize("method", [method for method in FOR_CLASSES if method != "fullgrad"])
 @pytest.mark.parametrize("kind", [Siamese, SiameseTokens])
 def test_the_run_on_the_picture_is_explained(kind: type, method: str, late: bool) -> None:
     if kind is Siamese and list_methods()[method].needs_attention:
@@ -86,7 +90,9 @@ def test_the_run_on_the_picture_is_explained(kind: type, method: str, late: bool
     cam = CAM(net, method, **few)
     found = cam(x, targets=1, second=SECOND)
     assert cam.adapter.layers[0].endswith(f":{int(late)}")
-    torch.testing.assert_close(found, CAM(Beside(net, SECOND).eval(), method, **few)(x, targets=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found, CAM(Beside(net, SECOND).eval(), method, **few)(x, targets=1), atol=CLOSE[method], rtol=0
+    )
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -173,7 +179,7 @@ class Untied(nn.Module):
         return self.head(x[:, 0] if self.front.shape[1] else x.mean(1))
 
 
-ALIKE = [method for method in list_methods() if method not in ("fullgrad", "legrad", "refinecam")]
+ALIKE = [method for method in FOR_CLASSES if method not in ("fullgrad", "legrad", "refinecam")]
 NAMES = {"attribute": "block", "list": "block.0", "wrapped": "block.inner"}
 
 

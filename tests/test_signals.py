@@ -100,7 +100,7 @@ def test_a_signal_that_is_registered_again_is_the_one_that_methods_get() -> None
 def test_properties_of_a_method_are_those_of_its_signals() -> None:
     of = list_methods()
     assert {name for name, record in of.items() if record.reruns} == {
-        *("ablationcam", "scorecam", "smoothgradcam++"),
+        *("ablationcam", "scorecam", "smoothgradcam++", "recipro-cam"),
         *PIXELS - {"gradient", "input-x-gradient"},
     }
     assert {name for name, record in of.items() if record.works_on_pixels} == PIXELS | {"fullgrad", "scorecam"}

@@ -11,8 +11,9 @@ from hf_cam.cam import CAM
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import NCDHW, Layout, read_layouts
 from hf_cam.maps import fuse_mean, normalize, resize
-from hf_cam.methods import get_method, list_methods
+from hf_cam.methods import get_method
 from hf_cam.testing.methods import few_forwards
+from nets import FOR_CLASSES
 from reference import class_targets, package
 
 SPACE = (8, 16, 24)
@@ -36,9 +37,7 @@ def scans(count: int = 2) -> Tensor:
     return torch.randn(count, 2, *SPACE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in list_methods() if not get_method(name).needs_attention and name != "d-rise"]
-)
+@pytest.mark.parametrize("method", [name for name in FOR_CLASSES if not get_method(name).needs_attention])
 def test_every_method_explains_volumes(method: str) -> None:
     net, x = _Volumes().eval(), scans()
     few = {name: min(value, 4) for name, value in few_forwards(method).items()}  # of few voxels

@@ -15,7 +15,7 @@ from hf_cam.errors import DetachedError, NoGradientError
 from hf_cam.methods import get_method, list_methods
 from hf_cam.testing.methods import few_forwards
 from kinds import WIDTH, Plain, Tokens, made
-from nets import tiny
+from nets import FOR_CLASSES, tiny
 from pictures import SIZE, pictures
 
 BLACK = torch.zeros(1, 3, *SIZE)
@@ -47,7 +47,7 @@ class DarkTokens(Tokens):
         return super().forward(x) * (x.abs().mean((1, 2, 3), keepdim=True).flatten(1) - 0.1).relu()
 
 
-READS = [name for name in list_methods() if not get_method(name).needs_attention and name != "d-rise"]
+READS = [name for name in FOR_CLASSES if not get_method(name).needs_attention]
 ATTENDS = [name for name in list_methods() if get_method(name).needs_attention]
 
 

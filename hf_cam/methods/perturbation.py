@@ -42,5 +42,23 @@ def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
     return _per_channel(torch.where(constant, torch.zeros_like(weights), weights), activations) * activations
 
 
+@method(
+    "recipro-cam",
+    name="ReciproCAM",
+    paper="Byun and Lee, Recipro-CAM, CVPR Workshops 2024, arXiv:2209.14074",
+    summary="How confident the part behind the target layer is of each cell alone, without gradients.",
+)
+def reciprocam(cell_scores: Tensor) -> Tensor:
+    """`y_n - min(y)`, where y_n is the target's probability, if it has one, when only the cell n is kept.
+
+    In a transformer the class token and its like are kept as well. Scores that differ by rounding alone are no
+    evidence.
+    """
+    space = tuple(range(2, cell_scores.ndim))
+    least, most = cell_scores.amin(space, keepdim=True), cell_scores.amax(space, keepdim=True)
+    rounding = 8 * torch.finfo(cell_scores.dtype).eps * torch.maximum(least.abs(), most.abs())
+    return torch.where(most - least <= rounding, 0, cell_scores - least)
+
+
 def _per_channel(weights: Tensor, activations: Tensor) -> Tensor:
     return weights.reshape(*weights.shape, *[1] * (activations.ndim - 2))

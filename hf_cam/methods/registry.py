@@ -120,7 +120,7 @@ class Method:
 
     @property
     def reruns(self) -> bool:
-        """Whether the model, or the part behind the target layer, runs once per channel, or as an option says."""
+        """Whether the model, or the part behind the target layer, runs again for many variants."""
         return any(signal.reruns for signal in self.signals)
 
     @property

@@ -14,14 +14,15 @@ from hf_cam.images.fills import filled
 from hf_cam.maps import resize
 from hf_cam.methods.masking import Cover
 from hf_cam.methods.registry import method
+from hf_cam.methods.reruns import confident
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import signal
 from hf_cam.methods.tokens import grid_of, scores_of_kept
 from hf_cam.methods.variants import scores_of_variants
 from hf_cam.models.traits import traits_of
-from hf_cam.outputs import BOXES, LOGITS, SIMILARITIES, field_of, sample_of, upright
+from hf_cam.outputs import BOXES, LOGITS, field_of, sample_of, upright
 from hf_cam.request import check_count, check_seed
-from hf_cam.targets import BoxLogit, PromptSimilarity, QueryBox, QueryLogit, Target, confidence
+from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target
 
 AT_ONCE = 64
 DROPPED = 0.55
@@ -128,8 +129,7 @@ def mean_of_masked(
         seed: Seed of the masks, which are the same for every picture of a batch.
     """
     del layer
-    problem = traits_of(run.model).problem_type
-    own = [confidence(target, problem, _prompts(target, run, i)) for i, target in enumerate(run.targets)]
+    own = [confident(run, index) for index in range(len(run.targets))]
     return masked_mean(replace(run, targets=own), samples, cells, keep, fill, seed)
 
 
@@ -147,13 +147,6 @@ def masked_mean(run: Run, samples: int, cells: int, keep: float, fill: Cover, se
         return instead[sample] + own * (pixels[sample] - instead[sample])
 
     return mean_kept(scores_of_variants(run, samples, masked), masks.smooth, keep)
-
-
-def _prompts(target: Target, run: Run, index: int) -> int:
-    """The number of prompts with which the model compares the picture."""
-    if not isinstance(target, PromptSimilarity):
-        return 1
-    return len(field_of(sample_of(run.captured.outputs, index, len(run.targets)), SIMILARITIES))
 
 
 @method(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.biases import BiasedOutputs, biased_outputs
 from hf_cam.capture.capture import Capture, Watch, capture
+from hf_cam.capture.replay import PrefixOf
 from hf_cam.capture.routes import is_batch_first
 from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout
@@ -19,6 +20,7 @@ from hf_cam.maps import normalize, resize
 from hf_cam.methods.options import picked, required_of
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.registry import Registry
+from hf_cam.target_layers.pooled import NOT_POOLED, LinearCall, is_mean_of, linear_calls
 
 Provider = TypeVar("Provider", bound=Callable[..., Any])
 
@@ -43,6 +45,7 @@ class Signal:
         attention: Whether it is defined only where attention runs over all cells of one picture.
         ignores_target: Whether it is the same for every target.
         watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
+        replays: Whether it reruns the part behind the target layer; then `run.tail(layer)` is that part.
         forwards: Cost per target; a function of those options on which it depends.
         forwards_per_channel: Cost per target and channel of the target layer.
     """
@@ -57,6 +60,7 @@ class Signal:
     attention: bool = False
     ignores_target: bool = False
     watch: Watch | None = field(default=None, repr=False)
+    replays: bool = False
     forwards: float | Callable[..., float] = 0.0
     forwards_per_channel: float = 0.0
 
@@ -72,8 +76,8 @@ class Signal:
 
     @property
     def reruns(self) -> bool:
-        """Whether the model, or the part behind the target layer, runs once per channel, or as an option says."""
-        return self.forwards_per_channel > 0 or callable(self.forwards)
+        """Whether the model, or the part behind the target layer, runs again for many variants."""
+        return self.replays or self.forwards_per_channel > 0 or callable(self.forwards)
 
     def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
         """The value for one target layer of a run, with those of the options that the signal has."""
@@ -99,6 +103,7 @@ def signal(
     attention: bool = False,
     ignores_target: bool = False,
     watch: Watch | None = None,
+    replays: bool = False,
     forwards: float | Callable[..., float] = 0.0,
     forwards_per_channel: float = 0.0,
     replace: bool = False,
@@ -106,8 +111,8 @@ def signal(
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
-        meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, forwards,
-            forwards_per_channel: See `Signal`.
+        meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, replays,
+            forwards, forwards_per_channel: See `Signal`.
         replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
@@ -126,6 +131,7 @@ def signal(
             attention,
             ignores_target,
             watch,
+            replays,
             forwards,
             forwards_per_channel,
         )
@@ -148,6 +154,7 @@ def captured_for(
         gradients=any(signal.gradients or signal.second_order for signal in signals),
         second_order=any(signal.second_order for signal in signals),
         watches=tuple(dict.fromkeys(signal.watch for signal in signals if signal.watch is not None)),
+        storing=tuple(map(PrefixOf, layers)) if any(signal.replays for signal in signals) else (),
     )
 
 
@@ -206,6 +213,30 @@ def pixel_gradients(run: Run, layer: str) -> Tensor:
     if gradient is None:
         raise DetachedError("the target does not depend on the picture: it was detached on the way")
     return (gradient if gradient.dtype == torch.float64 else gradient.float()) / scale
+
+
+@signal(
+    "the target's weight of each feature that the last linear layer reads, `[B, C]`",
+    cost="a backward pass through the last linear layer",
+    gradients=True,
+    watch=linear_calls,
+    forwards=0.1,
+)
+def class_weights(run: Run, layer: str) -> Tensor:
+    """`[B, C]`: the row of a class in the last linear layer; of other targets, their gradient times its weight.
+
+    Raises:
+        MethodError: the last linear layer does not read the mean of the target layer over all cells.
+    """
+    calls: list[LinearCall] = [call for call in run.captured.watched[linear_calls] if call.output.requires_grad]
+    score = run.scores.sum()
+    if not calls or not score.requires_grad:
+        raise MethodError(NOT_POOLED)
+    last = calls[-1]
+    [gradient] = torch.autograd.grad(score, [last.output], retain_graph=True, allow_unused=True)
+    if gradient is None or not is_mean_of(last.features, activations(run, layer)):
+        raise MethodError(NOT_POOLED)
+    return gradient @ last.module.weight.detach()
 
 
 @signal(
