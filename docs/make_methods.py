@@ -59,7 +59,8 @@ def line(method: Method) -> str:
 
 def signal_line(signal: Signal) -> str:
     defaults = options_of(signal.provide)
-    cost = forwards(signal.price(0, defaults), signal.forwards_per_channel)
+    fixed = signal.price(0, defaults)
+    cost = forwards(fixed, signal.price(1, defaults) - fixed)
     return f"| `{signal.name}` | {signal.meaning} | {cost} | {signal.cost} |"
 
 

@@ -228,7 +228,30 @@ class CAM:
         checked_pixels(pixel_values, model_inputs)
         wanted = request or Request()
         check_options(methods, wanted.method_options)
-        run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
+        make = partial(self._looked_twice, pixel_values, select, wanted, skip_undefined, model_inputs)
+        try:
+            return make(methods)
+        except LayerError as error:
+            plain = [method for method in methods if method.layers is target_layers]
+            if not skip_undefined or len(plain) in (0, len(methods)):
+                raise
+            # One of the layers that methods chose themselves does not serve, which concerns no other method.
+            found = make(plain)
+            return Saliencies(
+                found.found, {**found.skipped, **{one.id: str(error) for one in methods if one not in plain}}
+            )
+
+    def _looked_twice(
+        self,
+        pixel_values: Tensor,
+        select: Selector,
+        request: Request,
+        skip_undefined: bool,
+        model_inputs: Mapping[str, Any],
+        methods: Sequence[Method],
+    ) -> Saliencies:
+        """The maps; after an error that another look at the model may mend, with the layers that it finds."""
+        run = partial(self._saliencies, methods, pixel_values, select, request, skip_undefined, model_inputs)
         before = self._adapter if self._settled else None
         try:
             return run()

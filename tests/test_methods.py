@@ -19,6 +19,7 @@ from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
+from hf_cam.methods.concepts import Concepts
 from hf_cam.methods.reductions import first_component
 from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
@@ -56,6 +57,10 @@ def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[s
         "curvature": gradients * 0.1,
         "ablated_scores": torch.rand(batch, 1 + channels),
         "masked_scores": torch.rand(batch, channels),
+        "noisy_masked_scores": torch.rand(batch, channels),
+        "scaled_masked_scores": torch.rand(batch, channels),
+        "guided_gradients": gradients,
+        "concepts": Concepts(activations, torch.rand(batch, channels)),
         "gradient_terms": activations.abs(),
         "cell_scores": activations[:, :1],
         "class_weights": torch.rand(batch, channels),

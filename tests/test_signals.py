@@ -100,12 +100,17 @@ def test_a_signal_that_is_registered_again_is_the_one_that_methods_get() -> None
 def test_properties_of_a_method_are_those_of_its_signals() -> None:
     of = list_methods()
     assert {name for name, record in of.items() if record.reruns} == {
-        *("ablationcam", "scorecam", "smoothgradcam++", "recipro-cam"),
+        *("ablationcam", "scorecam", "sscam", "iscam", "smoothgradcam++", "recipro-cam", "dff"),
         *PIXELS - {"gradient", "input-x-gradient"},
     }
-    assert {name for name, record in of.items() if record.works_on_pixels} == PIXELS | {"fullgrad", "scorecam"}
+    assert {name for name, record in of.items() if record.works_on_pixels} == PIXELS | {
+        *("fullgrad", "scorecam", "sscam", "iscam", "guided-gradcam"),
+    }
     assert {name for name, record in of.items() if record.ignores_target} == {"randomcam", "eigencam", "kpcacam", "fem"}
-    assert set(of) - set(methods_within(BUDGET)) == {"scorecam", *PIXELS} - {"gradient", "input-x-gradient"}
+    assert set(of) - set(methods_within(BUDGET)) == {"scorecam", "sscam", "iscam", *PIXELS} - {
+        "gradient",
+        "input-x-gradient",
+    }
     assert [one.name for one in of["shapleycam"].signals] == ["activations", "gradients", "curvature"]
     assert of["gradcam"].needs_gradients
     assert not of["eigencam"].needs_gradients

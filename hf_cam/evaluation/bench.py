@@ -17,7 +17,7 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.comparison import method_ids
 from hf_cam.doors import callers_own, door
-from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
+from hf_cam.errors import LayerError, LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
 from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
@@ -33,6 +33,7 @@ from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request, check_count, check_seed, listed_names
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target, entries_of
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
@@ -254,10 +255,26 @@ class _Bench:
                 def explain(pixels: Tensor, cam: CAM = cam) -> Tensor:
                     return cam.saliency(pixels, lambda _: [[target]], **others).maps[0].float()
 
-                yield cam.method.id, cam.adapter_for(inputs["pixel_values"], others), cam.method.source, explain
+                if (adapter := self._place(cam, inputs)) is not None:
+                    yield cam.method.id, adapter, cam.method.source, explain
         if self.baselines:
             for name, make in BASELINES.items():
                 yield name, None, make, make
+
+    def _place(self, cam: CAM, inputs: Mapping[str, Any]) -> Adapter | None:
+        """Where a method looks; None if it finds no layer of its own, so that it is skipped.
+
+        Raises:
+            LayerError: there is no such layer as the caller names.
+        """
+        own = cam.method.layers is not target_layers
+        try:
+            return cam.adapter_for(inputs["pixel_values"], others_of(inputs))
+        except (MethodError, LayoutError, LayerError) as error:
+            if not own:
+                raise
+            self.skipped[cam.method.id] = str(error)
+            return None
 
     def _judged(
         self,

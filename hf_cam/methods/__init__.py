@@ -11,6 +11,7 @@ from hf_cam.methods import gradient  # isort: skip
 from hf_cam.methods import perturbation  # isort: skip
 from hf_cam.methods import decomposition  # isort: skip
 from hf_cam.methods import composite  # isort: skip
+from hf_cam.methods import concepts  # isort: skip
 from hf_cam.methods import attention  # isort: skip
 from hf_cam.methods import pixels  # isort: skip
 from hf_cam.methods import masking  # isort: skip
@@ -26,6 +27,7 @@ __all__ = [
     "attending",
     "attention",
     "composite",
+    "concepts",
     "decomposition",
     "get_method",
     "gradient",

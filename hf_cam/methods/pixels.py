@@ -7,16 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_cam.capture.guidance import guided_gradient
 from hf_cam.errors import MethodError
 from hf_cam.images.fills import Fill, filled
-from hf_cam.methods.reductions import strongest
+from hf_cam.maps import normalize, resize
+from hf_cam.methods.gradient import gradcam
+from hf_cam.methods.reductions import channel_sum, strongest
 from hf_cam.methods.registry import Method, get_method, method
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import SIGNALS, pixel_gradients, signal
 from hf_cam.methods.variants import mean_of_variants, noisy
 from hf_cam.request import check_count, check_positive, check_seed
 from hf_cam.target_layers.stages import target_layers
-from hf_cam.targets import Target
+from hf_cam.targets import Target, target_values
 
 PASS = 2.2
 """Forwards that one forward and one backward pass through the whole model take."""
@@ -203,3 +206,41 @@ def smoothgradcam_plusplus(activations: Tensor, noisy_powers: Tensor) -> Tensor:
     usable = (second != 0) & (denominator != 0)
     alpha = torch.where(usable, second / torch.where(usable, denominator, torch.ones_like(denominator)), 0)
     return (alpha * first.clamp_min(0)).sum(space, keepdim=True) * activations
+
+
+@signal(
+    "the guided gradient with respect to the picture, `[B, C, H, W]`",
+    cost="one more forward, and a backward pass through it",
+    gradients=True,
+    pixels=True,
+    forwards=PASS,
+)
+def guided_gradients(run: Run, layer: str) -> Tensor:
+    """`[B, C, *space]`: see `hf_cam.GuidedBackprop`; it does not depend on the target layer."""
+    del layer
+    return run.once(_guided)
+
+
+def _guided(run: Run) -> Tensor:
+    return guided_gradient(run.model, run.inputs, lambda outputs: target_values(outputs, run.targets).sum())
+
+
+def guided_gradcam(guided: Tensor, maps: Tensor) -> Tensor:
+    """Guided Grad-CAM: the guided gradient `[B, C, H, W]` times a map `[B, h, w]` in [0, 1], `[B, C, H, W]`.
+
+    Paper: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
+    """
+    size = guided.shape[2:]
+    return guided * resize(normalize(maps, len(size)), size)[:, None]
+
+
+@method(
+    "guided-gradcam",
+    name="GuidedGradCAM",
+    paper="Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391",
+    summary="Guided gradient of each pixel times the map of Grad-CAM, summed over the colours.",
+)
+def guided_times_gradcam(activations: Tensor, gradients: Tensor, guided_gradients: Tensor) -> Tensor:
+    """The guided gradient times the map; the paper shows it in colour, and a heatmap is its sum over the colours."""
+    maps = channel_sum(gradcam(activations, gradients)).clamp_min(0)
+    return guided_gradcam(guided_gradients, maps)

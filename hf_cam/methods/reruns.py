@@ -17,6 +17,7 @@ from hf_cam.methods.signals import activations, signal
 from hf_cam.methods.variants import scores_of_variants
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import sample_of, similarities_of
+from hf_cam.request import check_count, check_positive, check_seed
 from hf_cam.targets import PromptSimilarity, Target, confidence, target_values
 
 CHUNK_BYTES = 16 * 2**20
@@ -65,17 +66,59 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
     forwards_per_channel=0.9,
 )
 def masked_scores(run: Run, layer: str) -> Tensor:
-    """The targets' values `[B, C]` for the images masked by each channel, which is enlarged and scaled to [0, 1].
+    """The targets' values `[B, C]` for the images masked by each channel; see `masked_by`."""
+    return masked_by(run, activations(run, layer))
 
-    A constant channel becomes a mask of zeros, so its image is black, never NaN.
+
+def masked_by(run: Run, channels: Tensor, strength: float = 1.0) -> Tensor:
+    """The targets' values `[B, C]` for the images times each of the maps `[B, C, *space]`.
+
+    The maps are enlarged and scaled to [0, 1], then multiplied by `strength`. A constant one becomes a mask of zeros,
+    so its image is black, never NaN.
     """
-    channels, pixels = activations(run, layer), run.pixels
 
     def masked(sample: int, start: int, stop: int) -> Tensor:
         masks = normalize(resize(channels[sample, start:stop].float(), run.size), len(run.size))[:, None]
-        return pixels[sample] * masks.to(pixels)
+        return run.pixels[sample] * (strength * masks).to(run.pixels)
 
     return scores_of_variants(run, channels.shape[1], masked)
+
+
+@signal(
+    "the target's value for the image masked by each channel plus noise, averaged over draws, `[B, C]`",
+    cost="one forward per channel and draw",
+    pixels=True,
+    forwards_per_channel=lambda draws: 0.9 * draws,
+)
+def noisy_masked_scores(run: Run, layer: str, draws: int = 35, noise: float = 2.0, seed: int = 0) -> Tensor:
+    """The mean of `masked_scores` over channels to which Gaussian noise was added, `[B, C]`.
+
+    Args:
+        run: The run.
+        layer: The target layer.
+        draws: How often noise is drawn; each draw is the same for every channel and picture.
+        noise: Its standard deviation, in the units of the activations.
+        seed: Seed of the noise.
+    """
+    check_count("draws", draws)
+    check_positive("noise", noise)
+    check_seed(seed)
+    channels, generator = activations(run, layer), torch.Generator().manual_seed(seed)
+    each = [torch.randn(channels.shape[2:], generator=generator) * noise for _ in range(draws)]
+    return torch.stack([masked_by(run, channels.float() + one.to(channels.device)) for one in each]).mean(0)
+
+
+@signal(
+    "the target's value for the image masked by each channel, averaged from black to the full mask, `[B, C]`",
+    cost="one forward per channel and step",
+    pixels=True,
+    forwards_per_channel=lambda steps: 0.9 * steps,
+)
+def scaled_masked_scores(run: Run, layer: str, steps: int = 10) -> Tensor:
+    """The mean of `masked_scores` over masks that are scaled by `1 / steps, 2 / steps, ..., 1`, `[B, C]`."""
+    check_count("steps", steps)
+    channels = activations(run, layer)
+    return torch.stack([masked_by(run, channels, (step + 1) / steps) for step in range(steps)]).mean(0)
 
 
 @signal(

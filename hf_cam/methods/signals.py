@@ -47,7 +47,7 @@ class Signal:
         watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
         replays: Whether it reruns the part behind the target layer; then `run.tail(layer)` is that part.
         forwards: Cost per target; a function of those options on which it depends.
-        forwards_per_channel: Cost per target and channel of the target layer.
+        forwards_per_channel: Cost per target and channel of the target layer; likewise.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Signal:
     watch: Watch | None = field(default=None, repr=False)
     replays: bool = False
     forwards: float | Callable[..., float] = 0.0
-    forwards_per_channel: float = 0.0
+    forwards_per_channel: float | Callable[..., float] = 0.0
 
     @property
     def id(self) -> str:
@@ -77,7 +77,7 @@ class Signal:
     @property
     def reruns(self) -> bool:
         """Whether the model, or the part behind the target layer, runs again for many variants."""
-        return self.replays or self.forwards_per_channel > 0 or callable(self.forwards)
+        return self.replays or bool(self.forwards_per_channel) or callable(self.forwards)
 
     def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
         """The value for one target layer of a run, with those of the options that the signal has."""
@@ -85,9 +85,11 @@ class Signal:
 
     def price(self, channels: int, options: Mapping[str, Any]) -> float:
         """The cost on a layer of so many channels, with options that include every one of the signal's own."""
-        own = self.forwards
-        fixed = own(**{name: options[name] for name in required_of(own)}) if callable(own) else own
-        return fixed + channels * self.forwards_per_channel
+
+        def value(own: float | Callable[..., float]) -> float:
+            return own(**{name: options[name] for name in required_of(own)}) if callable(own) else own
+
+        return value(self.forwards) + channels * value(self.forwards_per_channel)
 
 
 SIGNALS = Registry[Signal]("signal", MethodError, r"[a-z][a-z0-9_]*")
@@ -105,7 +107,7 @@ def signal(
     watch: Watch | None = None,
     replays: bool = False,
     forwards: float | Callable[..., float] = 0.0,
-    forwards_per_channel: float = 0.0,
+    forwards_per_channel: float | Callable[..., float] = 0.0,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.

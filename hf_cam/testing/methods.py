@@ -16,7 +16,7 @@ from hf_cam.testing.models import check_model_untouched
 
 TOLERANCE = 1e-4
 
-FEW: Mapping[str, Any] = {"patch": 16, "stride": 16, "samples": 8, "steps": 4}
+FEW: Mapping[str, Any] = {"patch": 16, "stride": 16, "samples": 8, "draws": 2, "steps": 3}
 """Values of options by which methods that run the model many times take few forwards; the laws hold for any."""
 
 
