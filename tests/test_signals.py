@@ -224,6 +224,7 @@ def test_all_quick_methods_share_one_forward_and_give_what_each_gives_alone(name
         alone = CAM(net, saliency.method.id)(x, 1)
         torch.testing.assert_close(saliency.maps[0], alone, atol=1e-4, rtol=0, msg=saliency.method.id)
     undefined = {one for one, record in list_methods().items() if record.needs_attention} if name != "vit" else set()
+    undefined |= {"cam"} if name in ("vit", "convnext") else set()
     assert set(found.skipped) == undefined
 
 

@@ -37,20 +37,19 @@ def scans(count: int = 2) -> Tensor:
     return torch.randn(count, 2, *SPACE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in FOR_CLASSES if not get_method(name).needs_attention and name != "dff"]
-)
+OF_VOLUMES = [name for name in FOR_CLASSES if not get_method(name).needs_attention and name != "dff"]
+ON_PIXELS = ["fullgrad", "gradient", "guided-gradcam", "input-x-gradient", "integrated-gradients", "occlusion", "rise"]
+ON_PIXELS.append("smoothgrad")
+
+
+@pytest.mark.parametrize("method", OF_VOLUMES)
 def test_every_method_explains_volumes(method: str) -> None:
     net, x = _Volumes().eval(), scans()
     few = {name: min(value, 4) for name, value in few_forwards(method).items()}  # of few voxels
     cam = CAM(net, method, layers="features", **few)
     found = cam.saliency(x, lambda outputs: [[1, 3]])
     assert found.maps.shape == (1, 2, *SPACE)
-    assert found.raw[0].shape == (
-        1,
-        2,
-        *((2, 4, 6) if {"activations", "cell_scores"} & set(cam.method.needs) else SPACE),
-    )
+    assert found.raw[0].shape == (1, 2, *(SPACE if method in ON_PIXELS else (2, 4, 6)))
     assert found.maps.amax((2, 3, 4)).tolist() == [[1.0, 1.0]]
     assert found.maps[0, 0].std((1, 2)).gt(0).sum() > 4  # not one slice for all
     alone = cam(x[1:], [3])
