@@ -44,7 +44,7 @@ FAINT = 0.01
 @door()
 def explain(
     image: Any,
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     target: Any = None,
     text: str | Sequence[str] | None = None,
@@ -68,7 +68,7 @@ def explain(
     Args:
         image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
             `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
