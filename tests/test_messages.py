@@ -221,6 +221,16 @@ HELPFUL: dict[str, tuple[Callable[..., Any], type[HFCamError], str]] = {
         OptionError,
         "returned ndarray; torchvision's ToTensor",
     ),
+    "a processor that returns a dict": (
+        processed(lambda one: {"image": to_tensor(one)}),
+        OptionError,
+        r"returned dict; return the tensor alone, such as its \['image'\]",
+    ),
+    "a processor of arrays": (
+        processed(lambda image: torch.from_numpy(image.transpose(2, 0, 1))),
+        ModelError,
+        r"failed on an image \(TypeError.*gets a PIL image and returns a tensor \[C, H, W\]",
+    ),
     "a processor that returns bytes": (
         processed(lambda one: (to_tensor(one) * 255).byte()),
         ModelError,

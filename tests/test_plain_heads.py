@@ -14,6 +14,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import hf_cam
 from hf_cam.errors import TargetError
@@ -104,6 +106,11 @@ EMBEDS: dict[str, Callable[[], nn.Module]] = {
     "a dict of features": lambda: Wrapped(with_identity(resnet(), "fc"), lambda found: {"features": found}),
     "of length 1": lambda: Wrapped(resnet(), F.normalize),
     "of length 1 by hand": lambda: Wrapped(resnet(), lambda found: found / found.norm(dim=1, keepdim=True)),
+    "of length 1 by squares": lambda: Wrapped(resnet(), lambda found: found / (found * found).sum(1, True).sqrt()),
+    "timm's fc is an identity": lambda: with_identity(timm.create_model("test_resnet", num_classes=5), "fc"),
+    "timm's tokens of several blocks": lambda: timm.create_model("test_vit", features_only=True, img_size=SIZE),
+    "levels by name": lambda: create_feature_extractor(resnet(), {"layer3": "three", "layer4": "four"}),
+    "a feature pyramid": lambda: resnet_fpn_backbone(backbone_name="resnet18", weights=None),
     "a projection that ends in a norm": lambda: nn.Sequential(resnet(), nn.BatchNorm1d(5, affine=False)),
 }  # fmt: skip
 
@@ -139,6 +146,12 @@ def test_what_ends_in_a_linear_layer_classifies(make: Callable[[], nn.Module], p
     [found] = hf_cam.explain(photo, model, processor=PROCESSOR)
     with torch.no_grad():
         assert found.label == str(int(model(PROCESSOR(photo)[None]).argmax()))
+
+
+def test_a_softmax_that_is_sure_is_no_embedding_of_length_1() -> None:
+    sure = Wrapped(resnet(), lambda found: (1e6 * found).softmax(1))
+    assert sure(PIXELS).amax(1).tolist() == [1, 1]
+    assert kind_of(sure.eval()) == "image-classification"
 
 
 def test_what_a_model_returns_can_be_declared(photo: Image.Image) -> None:
@@ -241,6 +254,22 @@ def test_torchvisions_segmenters_need_no_declaration(photo: Image.Image) -> None
         assert int(found[0].label) == int(best.flatten().mode().values)
         [pixel] = hf_cam.explain(photo, model, processor=PROCESSOR, target=(40, 25))
         assert int(pixel.label) == int(best[int(25.5 / 50 * 64), int(40.5 / 80 * 96)])
+
+
+@pytest.mark.parametrize("classes", [2, 5, 96])
+def test_maps_with_the_classes_last_are_refused(classes: int) -> None:
+    maps = nn.Sequential(nn.Conv2d(3, classes, 4, 4), nn.Upsample(scale_factor=4))
+    last = Wrapped(maps, lambda found: found.permute(0, 2, 3, 1))
+    assert kind_of(maps) == "semantic-segmentation"
+    with pytest.raises(TargetError, match=r"with the classes last; let it return \[B, classes, h, w\]"):
+        kind_of(last)
+
+
+def test_several_maps_are_listed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Upsample(scale_factor=2))
+    supervised = Wrapped(net, lambda found: {"fine": found, "scores": {"coarse": found[..., ::2, ::2]}})
+    with pytest.raises(TargetError, match=r"several parts .* \(output\['fine'\] \[4, 32, 48\], output\['scores'\]"):
+        hf_cam.GradCAM(supervised)(PIXELS)
 
 
 def test_a_class_without_a_map_is_refused(scene: Image.Image) -> None:

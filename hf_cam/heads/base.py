@@ -158,11 +158,31 @@ class Head(ABC):
                 return find_label(target, classes)
         index = index_of(target)
         if index is None:
-            raise TargetError(f"a target must be a class index, a label or a callable, not {described(target)}")
+            raise TargetError(
+                f"a target of {self.model_name} must be a class index, a label{self._also} or a callable, "
+                f"not {described(target)}{self._instead(target)}"
+            )
         if index < 0 or (classes and index > max(classes)):
             known = f"the model has classes {min(classes)} to {max(classes)}" if classes else "classes count from 0"
             raise TargetError(f"no class {index}; {known}")
         return index
+
+    @property
+    def _also(self) -> str:
+        """What else than a class a target may be, as it stands in a message."""
+        named = [name for count, name in ((2, "a pixel (x, y)"), (4, "a box (x0, y0, x1, y1)")) if count in self.places]
+        return "".join(f", {name}" for name in (*named, *(["a mask [H, W]"] if named else [])))
+
+    def _instead(self, target: Any) -> str:
+        """What to pass in place of something that is no target, for the end of a message."""
+        if isinstance(target, float) and target.is_integer():
+            return f"; pass {int(target)}"
+        if isinstance(target, tuple) and not self.places and len(target) in (2, 4):
+            return "; a pixel or a box needs a detector or a segmenter, and several targets are a list"
+        if isinstance(target, tuple | range | set | frozenset):
+            listed = f", {brief(list(target))}" if len(target) <= 3 else ""
+            return f"; several targets are a list{listed}"
+        return "; pass the names or indices as a list" if getattr(target, "ndim", 0) else ""
 
     def label(self, index: int, request: Request) -> str:
         """The name of a class, or else its index."""

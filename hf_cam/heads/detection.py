@@ -153,7 +153,11 @@ def _place(target: Any) -> tuple[float, ...] | None:
     return numbers_of(target, 2) or numbers_of(target, 4)
 
 
-@register_head("listed-detection", models=["torchvision.models.detection.*"])
+@register_head(
+    "listed-detection",
+    models=["torchvision.models.detection.*"],
+    when=lambda traits: not traits.class_name.startswith("Backbone"),
+)
 class ListedDetectionHead(DetectionHead):
     """Detectors that return a list of boxes, labels and scores instead of queries, such as torchvision's.
 

@@ -37,7 +37,7 @@ def sentence(prompt: str) -> str:
     return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
 
 
-@register_head("embedding", models=["open_clip.*"])
+@register_head("embedding", models=["open_clip.*", "timm.models._features.*", "timm.models._features_fx.*"])
 class EmbeddingHead(Head):
     """A model without a head: the similarity of its embeddings of the image and of another image."""
 
@@ -49,8 +49,8 @@ class EmbeddingHead(Head):
         if request.target is None:
             raise TargetError(
                 f"{self.model_name} has no classes, it embeds images: pass as target= another image or an embedding "
-                "[D] to compare with, or a callable from one sample's output to a scalar; "
-                "hf_cam.CAM(model)(pixel_values) explains the length of the embedding"
+                "[D] to compare with, or a callable from one sample's output to a scalar; if it is a classifier, "
+                "declare output='logits'; hf_cam.CAM(model)(pixel_values) explains the length of the embedding"
             )
         if not (is_image(request.target) or callable(request.target) or is_embedding(request.target)):
             raise TargetError(
