@@ -16,7 +16,7 @@ from hf_cam.errors import TargetError
 Path = tuple[str | int, ...]
 """Where a tensor stands in an output: names and positions, from the outside in; `()` is the output itself."""
 
-LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
+LOGITS = ("logits", "class_queries_logits", "decoder_class_logits", "pred_logits")
 
 BOXES = ("pred_boxes", "decoder_coord_logits")
 
@@ -369,7 +369,8 @@ def are_levels(parts: Mapping[str | int, Any], batch: int = 0) -> bool:
     >>> are_levels({"layer3": torch.ones(8, 8, 6), "layer4": torch.ones(16, 4, 3)}), are_levels({0: torch.ones(5)})
     (True, False)
     """
-    levels = [part for part in parts.values() if isinstance(part, Tensor) and part.ndim > 1 + batch]
+    fewest = 2 if all(isinstance(name, int) for name in parts) else 3  # axes: tokens come in a list, maps also by name
+    levels = [part for part in parts.values() if isinstance(part, Tensor) and part.ndim >= fewest + batch]
     named = any(str(name).lower() in (*SCORES, *LOGITS, *MASKS) for name in parts)
     sizes = [tuple(level.shape[batch:][-2:]) for level in levels]
     coarser = all(min(finer) >= min(next_one) for finer, next_one in itertools.pairwise(sizes))
@@ -378,6 +379,18 @@ def are_levels(parts: Mapping[str | int, Any], batch: int = 0) -> bool:
 
 def _pooled(value: Tensor) -> Tensor:
     return value.flatten() if is_row(value) else value.mean((1, 2) if value.ndim == 3 else 0)
+
+
+def has_queries(output: Any) -> bool:
+    """Whether one sample's output holds class scores `[Q, K]` and boxes `[Q, 4]` of queries, as DETR's does.
+
+    >>> has_queries({"pred_logits": torch.zeros(100, 92), "pred_boxes": torch.zeros(100, 4)})
+    True
+    """
+    parts = {} if isinstance(output, Tensor) else parts_of(output) or {}
+    classes, boxes = ([parts[name] for name in names if name in parts] for names in (LOGITS, BOXES))
+    found = [*classes[:1], *boxes[:1]]
+    return len(found) == 2 and all(torch.is_tensor(one) and one.ndim == 2 for one in found) and boxes[0].shape[1] == 4
 
 
 def detections_of(output: Any) -> dict[str, Tensor] | None:

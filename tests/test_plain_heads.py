@@ -326,6 +326,40 @@ def test_a_module_that_lists_boxes_detects(scene: Image.Image, form: Callable) -
     assert [[one.label for one in found] for found in both] == [["plate"], ["cup"]]
 
 
+class Queries(nn.Module):
+    """Two queries, one for the left half of the picture and one for the right, as DETR returns them."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.names, self.cut = names, nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        maps = self.cut(pixels).relu()
+        classes = torch.stack([half.mean((2, 3)) for half in maps.chunk(2, 3)], 1)
+        boxes = pixels.new_tensor([[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]).expand(len(pixels), -1, -1)
+        return dict(zip(self.names, (8 * classes, boxes), strict=True))
+
+
+@pytest.mark.parametrize("names", [("pred_logits", "pred_boxes"), ("logits", "pred_boxes")], ids=str)
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_module_with_queries_detects(photo: Image.Image, names: tuple[str, str], count: int) -> None:
+    torch.manual_seed(0)
+    model = Queries(names).eval()
+    with torch.no_grad():
+        logits = model(PROCESSOR(photo)[None])[names[0]][0]
+    scores = logits.softmax(-1)[:, :-1] if count == 3 else logits.sigmoid()
+    asked = {"processor": PROCESSOR, "labels": ["cat", "dog", "cup", "pug"][:count], "layers": "cut"}
+    [found] = hf_cam.explain(photo, model, target=(60, 25), **asked)
+    assert found.box == pytest.approx((40, 0, 80, 50))
+    assert (found.label, found.score) == (asked["labels"][scores[1].argmax()], pytest.approx(float(scores[1].max())))
+    assert found.heatmap[:, 50:].max() == 1
+    assert not found.heatmap[:, :25].any()
+    with pytest.raises(TargetError, match=r"whether the last is 'no object' is open: pass labels= .*, 3 names if it"):
+        hf_cam.explain(photo, model, processor=PROCESSOR, layers="cut")
+    with pytest.raises(TargetError, match="or target= as a callable"):
+        hf_cam.GradCAM(model, "cut")(PIXELS)
+
+
 def test_a_name_that_no_detection_has_is_refused(scene: Image.Image) -> None:
     with pytest.raises(TargetError, match="Detector finds no 'spoon' in this image"):
         hf_cam.explain(scene, Detector(DETECTORS["torchvision's list"]).eval(), processor=PROCESSOR, target="spoon",

@@ -277,6 +277,7 @@ INSTEAD = {
     "a long range": (range(9), "several targets are a list$"),
     "a pixel": ((12, 30), "a pixel or a box needs a detector or a segmenter, and several targets are a list"),
     "a float": (3.0, "float 3.0; pass 3$"),
+    "a mask": (np.ones((4, 6), bool), "a mask needs a segmenter"),
     "names in an array": (np.array(["cat"]), "pass the names or indices as a list"),
 }
 

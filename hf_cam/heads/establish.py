@@ -19,6 +19,7 @@ from hf_cam.outputs import (
     Path,
     are_levels,
     detections_of,
+    has_queries,
     is_map,
     is_row,
     map_tensors,
@@ -140,6 +141,8 @@ def _kind_of(examination: Examination, loaded: LoadedModel) -> str:
     output, declared = examination.output, loaded.output != "auto"
     if detections_of(output) is not None:
         return "listed-detection"
+    if has_queries(output):
+        return "detection"
     for fits, kind in ((is_row, "classification"), (is_map, "semantic-segmentation")):
         if not any(fits(tensor) for _, tensor in tensors_of(output) if tensor.ndim):
             continue
