@@ -93,8 +93,8 @@ def explain(
         processor: The image processor, where it does not come with the model.
         labels: Class names, where they do not come with the model: a list, or a dict from index to name.
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
-            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it from what the model returns
-            and from what it ends in.
+            (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
+            establishes it from what the model returns and from what it ends in.
         device, dtype: For a model that is loaded here.
 
     Returns:

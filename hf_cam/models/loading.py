@@ -28,7 +28,7 @@ from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 Picture = Image.Image | Video
 """One input of a model: an image, or a video."""
 
-Output = Literal["auto", "logits", "probabilities", "multi-label", "embedding"]
+Output = Literal["auto", "logits", "probabilities", "multi-label", "regression", "embedding"]
 """What the model returns: "auto" establishes it."""
 
 Labels = Sequence[str] | Mapping[int, str]
@@ -156,7 +156,10 @@ class LoadedModel:
         except PASSING:
             raise
         except Exception as error:
-            raise ModelError(f"the processor failed on an image: {reason(error)}") from error
+            raise ModelError(
+                f"the processor failed on an image ({reason(error)}); a processor of your own gets a PIL image and "
+                "returns a tensor [C, H, W]"
+            ) from error
         return _picture(made)
 
     @cached_property
@@ -218,7 +221,10 @@ def _picture(tensor: Any) -> Tensor:
     """The output of a caller's processor for one picture, checked, `[C, H, W]`."""
     expected = "a processor must return a tensor [C, H, W] for an image, but this one returned"
     if not isinstance(tensor, Tensor):
-        raise OptionError(f"{expected} {type(tensor).__name__}; torchvision's ToTensor makes one of a PIL image")
+        way = "torchvision's ToTensor makes one of a PIL image"
+        if isinstance(tensor, Mapping) and tensor:
+            way = f"return the tensor alone, such as its [{brief(next(iter(tensor)))}]"
+        raise OptionError(f"{expected} {type(tensor).__name__}; {way}")
     shape = tuple(tensor.shape)
     if tensor.ndim not in (3, 4):
         raise OptionError(f"{expected} {shape}")
@@ -275,7 +281,8 @@ def load(
         processor: The processor to use instead of the model's own.
         labels: Class names to use instead of the model's own: a list, or a dict from index to name.
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
-            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it.
+            (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
+            establishes it.
         device: Device of a model that is loaded here; by default the GPU if there is one.
         dtype: Dtype of a model that is loaded here; by default float32.
 

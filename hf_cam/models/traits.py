@@ -94,7 +94,7 @@ def picture_place(module: nn.Module, named: Collection[str]) -> str:
     raise OptionError(
         f"{type(module).__name__}'s forward takes {', '.join(parameters) or 'nothing'}, and "
         + (f"{' and '.join(one.name for one in fitting)} are left" if fitting else "none is left")
-        + " for the picture; name every input but the picture"
+        + " for the picture; name every input but the picture: hf_cam.CAM(model)(picture, NAME=...)"
     )
 
 
