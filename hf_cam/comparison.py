@@ -21,7 +21,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method
 from hf_cam.methods.registry import BUDGET, methods_within
-from hf_cam.models.loading import Labels, Output, load
+from hf_cam.models.loading import Labels, LoadedModel, Output, load
 from hf_cam.request import Request, check_budget, check_count, listed_names
 from hf_cam.target_layers.named import Layers
 
@@ -79,7 +79,7 @@ class Comparison:
 @door()
 def compare(
     image: Any,
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     methods: Sequence[str] | str | None = None,
     budget: float = BUDGET,
@@ -101,7 +101,7 @@ def compare(
 
     Args:
         image: A path, URL, PIL image or array.
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.

@@ -76,14 +76,17 @@ SECOND = pictures(3)[2:]
 
 # The probabilities of single cells differ in their last digits, and the smallest is subtracted.
 CLOSE = {method: 2e-3 if method == "recipro-cam" else 1e-4 for method in FOR_CLASSES}
+TWINS = [
+    (kind, name)
+    for kind in (Siamese, SiameseTokens)
+    for name in FOR_CLASSES
+    if name != "fullgrad" and not (kind is Siamese and list_methods()[name].needs_attention)
+]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["runs first", "runs last"])
-@pytest.mark.parametrize("method", [method for method in FOR_CLASSES if method != "fullgrad"])
-@pytest.mark.parametrize("kind", [Siamese, SiameseTokens])
+@pytest.mark.parametrize(("kind", "method"), TWINS)
 def test_the_run_on_the_picture_is_explained(kind: type, method: str, late: bool) -> None:
-    if kind is Siamese and list_methods()[method].needs_attention:
-        pytest.skip("has no attention")
     net = made(kind, late)
     x = pictures(1)
     few = few_forwards(method)
