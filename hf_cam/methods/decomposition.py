@@ -60,10 +60,15 @@ def kpcacam(activations: Tensor) -> Tensor:
     "fem",
     name="FEM",
     paper="Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, doi:10.1109/IPTA50016.2020.9286629",
-    summary="Channels weighted by the share of their cells that stand out, without gradients.",
+    summary="Where channels exceed their mean by k standard deviations, weighted by that mean; without gradients.",
 )
 def fem(activations: Tensor, k: float = 2.0) -> Tensor:
-    """`w_c a_c`, where w is the share of a channel's cells that exceed its mean by k standard deviations."""
+    """`mean(a_c) [a_c > mean(a_c) + k std(a_c)]`: binary maps of the cells that stand out, weighted by the mean.
+
+    The package grad-cam computes `mean([a_c > mean(a_c) + k std(a_c)]) a_c` instead: the activations themselves,
+    weighted by the share of the cells that stand out, so that cells below the threshold show too. The paper assumes
+    non-negative activations; where they are signed, a channel with a negative mean counts against its cells.
+    """
     space = tuple(range(2, activations.ndim))
     mean, deviation = activations.mean(space, keepdim=True), activations.std(space, correction=0, keepdim=True)
-    return (activations > mean + k * deviation).to(activations.dtype).mean(space, keepdim=True) * activations
+    return mean * (activations > mean + k * deviation).to(activations.dtype)
