@@ -419,6 +419,50 @@ def test_relevance_matches_a_vit_written_out_with_the_rules(method, attend):
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
 
 
+def slow_gated_vit(net: nn.Module, x: Tensor, gates: str) -> tuple[Tensor, list[Tensor]]:
+    """A DINOv2 with registers and SwiGLU, written out with LibraGrad's rules; its tokens before and after each block."""
+
+    def norm(layer: nn.LayerNorm, tokens: Tensor) -> Tensor:
+        centred = tokens - tokens.mean(-1, keepdim=True)
+        length = (centred.detach().square().mean(-1, keepdim=True) + layer.eps).sqrt()
+        return centred / length * layer.weight + layer.bias
+
+    tokens = net.dinov2_with_registers.embeddings(x)
+    found = [tokens]
+    for block in net.dinov2_with_registers.encoder.layer:
+        normed, part = norm(block.norm1, tokens), block.attention
+        q, k, v = (one(normed).unflatten(-1, (2, -1)).transpose(1, 2) for one in (part.q_proj, part.k_proj, part.v_proj))
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).detach()
+        mixed = part.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        tokens = tokens + mixed * block.layer_scale1.lambda1
+        normed = norm(block.norm2, tokens)
+        gate, value = block.mlp.gate_proj(normed), block.mlp.up_proj(normed)
+        gate = gate * gate.sigmoid().detach()
+        product = gate.detach() * value
+        if gates == "halved":
+            product = (product + gate * value.detach()) / 2
+        tokens = tokens + block.mlp.down_proj(product) * block.layer_scale2.lambda1
+        found.append(tokens)
+    last = norm(net.dinov2_with_registers.layernorm, tokens)
+    read = torch.cat([last[:, 0], last[:, 5:].mean(1)], 1)
+    return net.classifier(read)[0, 1], found
+
+
+@pytest.mark.parametrize("gates", ["halved", "frozen"])
+def test_libragrad_shares_the_gradient_at_a_gated_product_or_freezes_the_gate(gates: str) -> None:
+    x = pictures(1, dtype=torch.float64)
+    score, tokens = slow_gated_vit(make("dinov2-registers", torch.float64), x, gates)
+    gradients = torch.autograd.grad(score, tokens)
+    terms = [(t * g).sum(-1)[0] for t, g in zip(tokens, gradients, strict=True)]
+    net = make("dinov2-registers", torch.float64)
+    default = raw_of("dinov2-registers", "libragrad", net, x)[0]
+    found = {m: raw_of("dinov2-registers", m, net, x, gates=gates)[0] for m in ("libragrad", "libracam")}
+    for method, expected in (("libragrad", sum(terms)), ("libracam", terms[-1])):
+        grid = on_grid("dinov2-registers", expected).detach()
+        torch.testing.assert_close(found[method], grid, atol=1e-9, rtol=0)
+    assert torch.equal(default, found["libragrad"]) == (gates == "halved")
+
+
 # What holds for all of them ------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
-from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.local_rules import Attend, Gates, LocalRules
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import Tail
 from hf_cam.capture.routes import is_batch_first, leaf_of, output_of, tail_after, trace_of
@@ -82,16 +83,17 @@ def halved_terms(run: Run, layer: str) -> Tensor:
 
 
 @signal(
-    "token times gradient at each block under the rules of LibraGrad, `[B, blocks + 1, h, w]`",
+    "token times gradient at each block under the rules of LibraGrad: a function from the rule for gated products "
+    '("halved" or "frozen") to `[B, blocks + 1, h, w]`',
     cost="one more forward, and a backward pass through it",
     attention=True,
     watch=recording,
     forwards=2.3,
 )
-def frozen_terms(run: Run, layer: str) -> Tensor:
+def frozen_terms(run: Run, layer: str) -> Callable[[Gates], Tensor]:
     """See `terms`; it does not depend on the target layer."""
     del layer
-    return run.once(terms, "frozen")
+    return partial(run.once, terms, "frozen")
 
 
 def traced(run: Run) -> AttentionTrace:
@@ -110,7 +112,7 @@ def traced(run: Run) -> AttentionTrace:
     return trace_of(_recorded(run), run.captured.pixels, score, layouts, grids, run.picture_size)
 
 
-def terms(run: Run, attend: Attend) -> Tensor:
+def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
     """`[B, blocks + 1, h, w]`: token times gradient under local rules, before the first block and after each.
 
     Runs the model once more under these rules.
@@ -126,7 +128,7 @@ def terms(run: Run, attend: Attend) -> Tensor:
     with borrowed(module), torch.enable_grad():
         pixels = run.inputs["pixel_values"].detach().requires_grad_()
         try:
-            with LocalRules(attend):
+            with LocalRules(attend, gates):
                 outputs = call(module, {**run.inputs, "pixel_values": pixels})
                 score = target_values(outputs, run.targets)
         finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.local_rules import Gates
 from hf_cam.errors import MethodError
 from hf_cam.methods.registry import method
 
@@ -132,27 +134,38 @@ def attnlrp(halved_terms: Tensor) -> Tensor:
     "libragrad",
     name="LibraGrad",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
-    summary="Token times gradient, summed over all blocks, with attention, norms and gates frozen.",
+    summary="Token times gradient, summed over all blocks, with attention, norms and activations' slopes frozen.",
 )
-def libragrad(frozen_terms: Tensor) -> Tensor:
-    """`sum_c x_c g_c` at the tokens between all blocks, g under LibraGrad's rules: HiResCAM, summed over layers."""
-    return frozen_terms
+def libragrad(frozen_terms: Callable[[Gates], Tensor], gates: Gates = "halved") -> Tensor:
+    """`sum_c x_c g_c` at the tokens between all blocks, g under LibraGrad's rules: HiResCAM, summed over layers.
+
+    Args:
+        frozen_terms: From the rule for gated products to the terms of each block.
+        gates: In a gated MLP (SwiGLU), "halved" gives each factor of the product half of the gradient, as the authors
+            do; "frozen" gives all of it to the factor without an activation.
+    """
+    return frozen_terms(gates)
 
 
 @method(
     "libracam",
     name="LibraCAM",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
-    summary="HiResCAM at the last tokens on which the target depends, with attention, norms and gates frozen.",
+    summary="HiResCAM at the last tokens on which the target depends, under the rules of LibraGrad.",
 )
-def libracam(frozen_terms: Tensor) -> Tensor:
+def libracam(frozen_terms: Callable[[Gates], Tensor], gates: Gates = "halved") -> Tensor:
     """`sum_c x_c g_c` at the last tokens on which the target depends, where g follows the rules of LibraGrad.
 
     These tokens are the last block's output if the head reads the cells, and its input if the head reads a class token.
+
+    Args:
+        frozen_terms: From the rule for gated products to the terms of each block.
+        gates: As in `libragrad`.
     """
-    depends = frozen_terms.flatten(2).any(2)  # [B, blocks + 1]: image by image, so that none depends on another
+    terms = frozen_terms(gates)
+    depends = terms.flatten(2).any(2)  # [B, blocks + 1]: image by image, so that none depends on another
     last = (depends * torch.arange(depends.shape[1], device=depends.device)).amax(1)
-    return frozen_terms[torch.arange(len(last), device=last.device), last][:, None]
+    return terms[torch.arange(len(last), device=last.device), last][:, None]
 
 
 def _relevance(call: Attention) -> Tensor:

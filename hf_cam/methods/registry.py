@@ -185,16 +185,19 @@ class Method:
             MethodError: a signal is not finite.
         """
         signals = {name: given[name] for name in self.needs}
-        for name, tensor in signals.items():
-            if isinstance(tensor, Tensor) and not _is_finite(tensor):
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
+        for name, value in signals.items():
+            if isinstance(value, Tensor):
+                _check_finite(name, value)
         tensors = {
             name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **_pick(given, self.contributions))
+        for name, value in signals.items():
+            if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
+                _check_finite(name, contributions)
         rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        contributions = _at_least_float32(contributions)
         reduced = reduce(contributions, **_pick(given, reduce)).clamp_min(0)
         # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
         error = rounding * contributions.norm(dim=1)
@@ -223,9 +226,11 @@ def _rounding(dtype: torch.dtype) -> float:
     return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _check_finite(name: str, tensor: Tensor) -> None:
     """Checked on the extremes, which propagate NaN: one pass over the values instead of three."""
-    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
