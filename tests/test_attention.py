@@ -275,7 +275,7 @@ def slow_legrad(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 def test_legrad_matches_its_definition_on_an_eager_model():
     x = pictures(1, dtype=torch.float64)
-    found = raw_of("vit", "legrad", make("vit", torch.float64), x)[0]
+    found = raw_of("vit", "legrad", make("vit", torch.float64), x, start_layer=0)[0]
     expected = sum(slow_legrad(make("vit", torch.float64), x))
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
 
@@ -290,7 +290,7 @@ def test_legrad_of_an_attention_pooled_model_differentiates_the_pools_weights(na
     scored(name, net, x)
     for handle in handles:
         handle.remove()
-    found = raw_of(name, "legrad", net, x)[0]
+    found = raw_of(name, "legrad", net, x, start_layer=0)[0]
     total = torch.zeros(24, dtype=torch.float64)
     for tokens in outputs:
         reading = make(name, torch.float64)
@@ -419,48 +419,11 @@ def test_relevance_matches_a_vit_written_out_with_the_rules(method, attend):
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
 
 
-def slow_gated_vit(net: nn.Module, x: Tensor, gates: str) -> tuple[Tensor, list[Tensor]]:
-    """A DINOv2 with registers and SwiGLU, written out with LibraGrad's rules; its tokens before and after each block."""
-
-    def norm(layer: nn.LayerNorm, tokens: Tensor) -> Tensor:
-        centred = tokens - tokens.mean(-1, keepdim=True)
-        length = (centred.detach().square().mean(-1, keepdim=True) + layer.eps).sqrt()
-        return centred / length * layer.weight + layer.bias
-
-    tokens = net.dinov2_with_registers.embeddings(x)
-    found = [tokens]
-    for block in net.dinov2_with_registers.encoder.layer:
-        normed, part = norm(block.norm1, tokens), block.attention
-        q, k, v = (one(normed).unflatten(-1, (2, -1)).transpose(1, 2) for one in (part.q_proj, part.k_proj, part.v_proj))
-        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).detach()
-        mixed = part.o_proj((weights @ v).transpose(1, 2).flatten(2))
-        tokens = tokens + mixed * block.layer_scale1.lambda1
-        normed = norm(block.norm2, tokens)
-        gate, value = block.mlp.gate_proj(normed), block.mlp.up_proj(normed)
-        gate = gate * gate.sigmoid().detach()
-        product = gate.detach() * value
-        if gates == "halved":
-            product = (product + gate * value.detach()) / 2
-        tokens = tokens + block.mlp.down_proj(product) * block.layer_scale2.lambda1
-        found.append(tokens)
-    last = norm(net.dinov2_with_registers.layernorm, tokens)
-    read = torch.cat([last[:, 0], last[:, 5:].mean(1)], 1)
-    return net.classifier(read)[0, 1], found
-
-
-@pytest.mark.parametrize("gates", ["halved", "frozen"])
-def test_libragrad_shares_the_gradient_at_a_gated_product_or_freezes_the_gate(gates: str) -> None:
-    x = pictures(1, dtype=torch.float64)
-    score, tokens = slow_gated_vit(make("dinov2-registers", torch.float64), x, gates)
-    gradients = torch.autograd.grad(score, tokens)
-    terms = [(t * g).sum(-1)[0] for t, g in zip(tokens, gradients, strict=True)]
-    net = make("dinov2-registers", torch.float64)
-    default = raw_of("dinov2-registers", "libragrad", net, x)[0]
-    found = {m: raw_of("dinov2-registers", m, net, x, gates=gates)[0] for m in ("libragrad", "libracam")}
-    for method, expected in (("libragrad", sum(terms)), ("libracam", terms[-1])):
-        grid = on_grid("dinov2-registers", expected).detach()
-        torch.testing.assert_close(found[method], grid, atol=1e-9, rtol=0)
-    assert torch.equal(default, found["libragrad"]) == (gates == "halved")
+def test_the_rule_for_gated_products_changes_libragrad_and_halving_is_the_default():
+    net, x = make("dinov2-registers", torch.float64), pictures(1, dtype=torch.float64)
+    halved, frozen = (raw_of("dinov2-registers", "libragrad", net, x, gates=gates) for gates in ("halved", "frozen"))
+    assert torch.equal(raw_of("dinov2-registers", "libragrad", net, x), halved)
+    assert (halved - frozen).abs().max() > 0.01 * halved.max()
 
 
 # What holds for all of them ------------------------------------------------------------------------------------------

@@ -360,6 +360,8 @@ def _methods(options: argparse.Namespace) -> None:
         forwards = f"about {method.cost(WIDTH):.2g} forwards"
         print(f"{method.id:<{width}}  {method.description}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
+        if method.departure:
+            print(f"{'':<{width}}  departs from it: {method.departure}")
 
 
 def _adapter(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from hf_cam.layouts import AnyLayout, Size
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.methods.signals import activations, signal
 from hf_cam.models.traits import unwrap
-from hf_cam.targets import target_values
+from hf_cam.targets import PromptSimilarity, Target, target_values
 
 
 @signal(
@@ -53,8 +53,8 @@ def attention_gradients(run: Run, layer: str) -> AttentionTrace:
 
 
 @signal(
-    "each layer's own readout of the target by the model's head",
-    cost="a forward and a backward pass of the head per layer",
+    "each layer's own readout of the target by the model's head, made when asked for",
+    cost="a forward and a backward pass of the head per layer read",
     attention=True,
     watch=recording,
     forwards=0.8,
@@ -233,13 +233,26 @@ def _readouts(run: Run) -> Readouts:
     leaf = leaf_of(run.captured.pixels)
     outputs = [first_tensor(output_of(record, block, leaf).output) for block in blocks]
     tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
-    return Readouts(
-        tuple(_readout(run, one, tokens, tail) for one, tokens in zip(trace.encoder, outputs, strict=True)),
-        trace.cells,
-    )
+
+    def read(layer: int, prompt: int | None = None) -> Attention:
+        targets = run.targets if prompt is None else [_of_prompt(target, prompt) for target in run.targets]
+        return _readout(run, trace.encoder[layer], outputs[layer], tail, targets)
+
+    return Readouts(len(outputs), read, trace.cells)
 
 
-def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Attention:
+def _of_prompt(target: Target, prompt: int) -> Target:
+    """The target of another prompt.
+
+    Raises:
+        MethodError: the target is no prompt.
+    """
+    if not isinstance(target, PromptSimilarity):
+        raise MethodError("empty_prompt= is the index of a prompt, and the target is none; pass text= and the prompt")
+    return replace(target, index=prompt)
+
+
+def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail, targets: Sequence[Target]) -> Attention:
     assert tokens is not None
     trace = run.once(traced)
     pool = trace.pool
@@ -250,7 +263,7 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Att
         with recording(unwrap(run.model)) as again:
             reading = tail.together(tokens)
         one = next(other for other in again.calls if other.layer == pool.layer)
-    score = _connected(target_values(reading, run.targets).sum())
+    score = _connected(target_values(reading, targets).sum())
     [gradient] = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
     return replace(one, gradient=gradient)
 

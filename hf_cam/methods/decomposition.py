@@ -14,6 +14,10 @@ from hf_cam.methods.registry import method
     reduce=first_component,
     paper="Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, arXiv:2008.00299",
     summary="First principal component of the activations.",
+    departure=(
+        "The channel vectors are centred before the decomposition, as in grad-cam, and the sign is fixed; the "
+        "paper does neither."
+    ),
 )
 def eigencam(activations: Tensor) -> Tensor:
     """`a_c`, whose first principal component is the map; it does not depend on the target."""
@@ -26,6 +30,7 @@ def eigencam(activations: Tensor) -> Tensor:
     reduce=first_component,
     paper="Eigen-CAM (arXiv:2008.00299) on gradient times activation; no paper of its own",
     summary="First principal component of gradient times activation.",
+    departure="Centred and signed as 'eigencam' is.",
 )
 def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`g_c a_c`, whose first principal component is the map."""
@@ -38,6 +43,7 @@ def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     reduce=first_component_by_extreme,
     paper="Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025, 15(13), 7562, doi:10.3390/app15137562",
     summary="First principal component of absolute gradient times activation.",
+    departure="Centred as 'eigencam' is.",
 )
 def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`|g_c| a_c`, whose first principal component is the map, with its larger extreme positive (eqs. 10 and 13)."""
@@ -50,6 +56,7 @@ def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
     reduce=first_kernel_component,
     paper="Karmani et al., KPCA-CAM, MMSP 2024, arXiv:2410.00267",
     summary="First component of a kernel principal component analysis of the activations.",
+    departure="The kernel's centred component, scaled to the length of the vectors, with the sign of 'eigencam'.",
 )
 def kpcacam(activations: Tensor) -> Tensor:
     """`a_c`, whose first kernel principal component is the map; it does not depend on the target."""

@@ -52,6 +52,7 @@ class Method:
         layers: Chooses the adapter from a model, its inferred adapter and the named inputs of one image, unless the
             caller names layers.
         tokens_only: Whether the map depends on the target only through the tokens that the target reads.
+        departure: One line on what it does otherwise than its paper or its authors' code; empty if nothing.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Method:
     fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(default=fuse_mean, repr=False)
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
     tokens_only: bool = False
+    departure: str = ""
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -275,13 +277,14 @@ def method(
     fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = fuse_mean,
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = target_layers,
     tokens_only: bool = False,
+    departure: str = "",
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
     """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
-        name, paper, summary, reduce, retarget, fuse, layers, tokens_only: See `Method`.
+        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, departure: See `Method`.
         replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
@@ -289,7 +292,9 @@ def method(
     """
 
     def add(contributions: Contributions) -> Contributions:
-        record = Method(method_id, name, contributions, paper, summary, reduce, retarget, fuse, layers, tokens_only)
+        record = Method(
+            method_id, name, contributions, paper, summary, reduce, retarget, fuse, layers, tokens_only, departure
+        )
         register(record, replace)
         return contributions
 
