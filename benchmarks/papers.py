@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*list_methods()], choices=list_methods())
     parser.add_argument("--markdown", type=Path, help="the page to write the table into")
     options = parser.parse_args()
+    if options.markdown and set(options.methods) != set(list_methods()):
+        parser.error("--markdown writes the rows of all methods; omit --methods")
     known = kept(options.markdown.read_text(encoding="utf-8")) if options.markdown else {}
     text = table([list_methods()[name] for name in options.methods], known)
     print(text)
