@@ -15,6 +15,7 @@ import hf_cam
 from hf_cam.cam import CAM
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
+from hf_cam.methods.registry import BUDGET, methods_within
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.outputs import sample_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
@@ -266,8 +267,7 @@ def test_compare_runs_the_model_once_and_beside_it_only_what_methods_run_themsel
         "ablationcam": 1,  # recorded, so that its 33 variants are runs of the tail alone
     }
     assert len(whole) == 1 + sum(of_their_own.values())
-    quick = [name for name, method in hf_cam.list_methods().items() if method.is_quick]
-    assert [explanation.method for explanation in found.explanations] == quick
+    assert [explanation.method for explanation in found.explanations] == methods_within(BUDGET)
     assert found.skipped == {}
 
 

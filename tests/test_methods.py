@@ -22,6 +22,7 @@ from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.reductions import first_component
 from hf_cam.request import Request
 from hf_cam.targets import ClassLogit
+from hf_cam.testing.methods import few_forwards
 from nets import OF_EVERY_LAYOUT, Cubic, make, tiny
 from pictures import SIZE, pictures
 from reference import Logits, class_targets, let_go, package
@@ -55,6 +56,7 @@ def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[s
         "ablated_scores": torch.rand(batch, 1 + channels),
         "masked_scores": torch.rand(batch, channels),
         "gradient_terms": activations.abs(),
+        "score_drops": activations,
     }
     return {name: everything[name] for name in record.needs}
 
@@ -168,8 +170,9 @@ def test_gradcam_is_hirescam_is_the_classic_cam_on_a_pooling_and_linear_head() -
 @pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
 def test_a_batch_gives_the_maps_of_its_images(name: str, method: str) -> None:
     net, x = make(name), pictures(3)
-    together = CAM(net, method)(x, [1, 2, 3])
-    alone = torch.cat([CAM(net, method)(x[i : i + 1], [i + 1]) for i in range(3)])
+    cam = CAM(net, method, **few_forwards(method))
+    together = cam(x, [1, 2, 3])
+    alone = torch.cat([cam(x[i : i + 1], [i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
 
 
@@ -177,8 +180,8 @@ def test_a_batch_gives_the_maps_of_its_images(name: str, method: str) -> None:
 @pytest.mark.parametrize("method", LAYERED)
 def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.dtype) -> None:
     x = pictures(1, (256, 384))  # 16 x 24 cells: on a tiny grid a single one that rounding moves decides
-    full = CAM(make("resnet"), method)(x, [3])
-    half = CAM(make("resnet").to(dtype), method)(x, [3])
+    full = CAM(make("resnet"), method, **few_forwards(method))(x, [3])
+    half = CAM(make("resnet").to(dtype), method, **few_forwards(method))(x, [3])
     assert half.dtype == torch.float32
     assert spearmanr(full.flatten(), half.flatten()).statistic > 0.98
 
@@ -186,8 +189,8 @@ def test_half_precision_ranks_the_cells_like_float32(method: str, dtype: torch.d
 @pytest.mark.parametrize("method", LAYERED)
 def test_smoothing_changes_the_map_but_not_its_range(method: str) -> None:
     net, x = make("convnext"), pictures(2)
-    plain = CAM(net, method)(x, [1, 2])
-    smoothed = CAM(net, method)(x, [1, 2], aug_smooth=True)
+    cam = CAM(net, method, **few_forwards(method))
+    plain, smoothed = cam(x, [1, 2]), cam(x, [1, 2], aug_smooth=True)
     assert smoothed.shape == plain.shape
     assert not torch.equal(smoothed, plain)
     assert smoothed.min() >= 0
@@ -262,7 +265,8 @@ def test_every_method_has_its_class() -> None:
         handle = getattr(hf_cam, record.name)
         assert handle.method_id == method_id
         net, x = make("vit" if record.needs_attention else "resnet"), pictures(1)
-        assert torch.equal(handle(net)(x), CAM(net, method_id)(x))
+        few = few_forwards(method_id)
+        assert torch.equal(handle(net, **few)(x), CAM(net, method_id, **few)(x))
 
 
 def test_registration_refuses_strangers_of_a_taken_id_and_bad_names() -> None:

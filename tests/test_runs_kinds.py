@@ -19,6 +19,7 @@ from hf_cam.methods import list_methods
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.target_layers.stages import stage_ends
+from hf_cam.testing.methods import few_forwards
 from kinds import WIDTH, Block, Plain, Tokens, made
 from nets import NETS
 from pictures import SIZE, pictures
@@ -86,10 +87,11 @@ TWINS = [
 def test_the_run_on_the_picture_is_explained(kind: type, method: str, late: bool) -> None:
     net = made(kind, late)
     x = pictures(1)
-    cam = CAM(net, method)
+    few = few_forwards(method)
+    cam = CAM(net, method, **few)
     found = cam(x, targets=1, second=SECOND)
     assert cam.adapter.layers[0].endswith(f":{int(late)}")
-    torch.testing.assert_close(found, CAM(Beside(net, SECOND).eval(), method)(x, targets=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, CAM(Beside(net, SECOND).eval(), method, **few)(x, targets=1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -184,8 +186,9 @@ NAMES = {"attribute": "block", "list": "block.0", "wrapped": "block.inner"}
 @pytest.mark.parametrize(("where", "read"), [("attribute", "class"), ("list", "class"), ("wrapped", "mean")])
 def test_tied_blocks_give_the_maps_of_copies(where: str, read: str, method: str) -> None:
     net = made(Tied, where, read)
-    expected = CAM(Untied(net).eval(), method)(pictures(), targets=1)
-    torch.testing.assert_close(CAM(net, method)(pictures(), targets=1), expected, atol=1e-5, rtol=0)
+    few = few_forwards(method)
+    expected = CAM(Untied(net).eval(), method, **few)(pictures(), targets=1)
+    torch.testing.assert_close(CAM(net, method, **few)(pictures(), targets=1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("where", NAMES)

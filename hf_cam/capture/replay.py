@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -245,12 +245,38 @@ def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
     target, run = located(tail.module, tail.layer)
     # A layer that runs again, and what ran in one of its runs, is part of the tail as well.
     replayed = {child for module in (*tail.prefix, target) for child in module.modules()} if run is None else set()
+    return _widened_of(tail.module, replayed)
+
+
+def _widened_of(module: nn.Module, besides: set[nn.Module]) -> dict[str, Tensor]:
+    """Float32 copies of the half-precision parameters and buffers of all other modules; empty if any is on meta."""
     found: dict[str, Tensor] = {}
-    for name, module in tail.module.named_modules():
-        if module not in replayed:
-            own = (*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False))
+    for name, child in module.named_modules():
+        if child not in besides:
+            own = (*child.named_parameters(name, recurse=False), *child.named_buffers(name, recurse=False))
             found.update({key: widened(tensor) for key, tensor in own if widened(tensor) is not tensor})
     return {} if any(tensor.is_meta for tensor in found.values()) else found
+
+
+def wide_forward(module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """The forward of a half-precision model in float32 if that gives these outputs for these inputs; or else its own.
+
+    Small differences between the scores of similar pictures are lost in half precision.
+    """
+    wide = _widened_of(module, set())
+
+    def forward(given: Mapping[str, Any]) -> Any:
+        shown = {name: widened(value) for name, value in given.items()}
+        args, kwargs = arguments(module, shown)
+        return functional_call(module, wide, args, kwargs)
+
+    if not wide:
+        return partial(call, module)
+    try:
+        agrees = _is_near(first_tensor(forward(inputs)), first_tensor(outputs), HALF_TOLERANCE)
+    except RuntimeError:
+        agrees = False
+    return forward if agrees else partial(call, module)
 
 
 def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
@@ -260,6 +286,11 @@ def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
         found = first_tensor(tail(tail.activations[:1].expand(2, *tail.activations.shape[1:]), 0))
     except RuntimeError:
         return False
+    return _is_near(found, expected, tolerance)
+
+
+def _is_near(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    """Whether outputs agree up to a share of the largest value."""
     if found is None or expected is None or found.shape[1:] != expected.shape[1:]:
         return False
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)

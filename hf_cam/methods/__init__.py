@@ -12,6 +12,8 @@ from hf_cam.methods import perturbation  # isort: skip
 from hf_cam.methods import decomposition  # isort: skip
 from hf_cam.methods import composite  # isort: skip
 from hf_cam.methods import attention  # isort: skip
+from hf_cam.methods import pixels  # isort: skip
+from hf_cam.methods import masking  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, method, register
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import Signal, signal
@@ -27,8 +29,10 @@ __all__ = [
     "get_method",
     "gradient",
     "list_methods",
+    "masking",
     "method",
     "perturbation",
+    "pixels",
     "register",
     "reruns",
     "signal",

@@ -8,15 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hf_cam.capture.chunks import images_at_once, in_chunks
-from hf_cam.capture.guard import borrowed
-from hf_cam.capture.inputs import call
+from hf_cam.capture.chunks import in_chunks
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import LayoutError, SlowWarning
 from hf_cam.maps import normalize, resize
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import activations, signal
-from hf_cam.models.traits import unwrap
+from hf_cam.methods.variants import scores_of_variants
 from hf_cam.targets import target_values
 
 CHUNK_BYTES = 16 * 2**20
@@ -69,26 +67,13 @@ def masked_scores(run: Run, layer: str) -> Tensor:
 
     A constant channel becomes a mask of zeros, so its image is black, never NaN.
     """
-    channels = activations(run, layer)
-    pixels = run.inputs["pixel_values"]
+    channels, pixels = activations(run, layer), run.pixels
 
     def masked(sample: int, start: int, stop: int) -> Tensor:
         masks = normalize(resize(channels[sample, start:stop].float(), run.size), len(run.size))[:, None]
-        inputs = {
-            name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
-            if isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1]
-            else value
-            for name, value in run.inputs.items()
-        }
-        inputs["pixel_values"] = pixels[sample] * masks.to(pixels)
-        outputs = call(unwrap(run.model), inputs)
-        return target_values(outputs, [run.targets[sample]] * (stop - start))
+        return pixels[sample] * masks.to(pixels)
 
-    with borrowed(unwrap(run.model)), torch.no_grad():
-        size = run.rerun_batch_size or images_at_once(pixels.device)
-        return torch.stack(
-            [in_chunks(channels.shape[1], size, partial(masked, sample)) for sample in range(len(channels))]
-        )
+    return scores_of_variants(run, channels.shape[1], masked)
 
 
 def _channel_axis(activation: Tensor, spatial: Tensor) -> int:

@@ -105,6 +105,12 @@ class Run:
         return images_axis(layout, self.activation(layer), self.picture_size, len(self.targets))
 
     @property
+    def pixels(self) -> Tensor:
+        """The pictures, `[B, C, *space]`, detached from any graph."""
+        pixels: Tensor = self.inputs["pixel_values"]
+        return pixels.detach()
+
+    @property
     def picture_size(self) -> Size:
         """Height and width, without the depth."""
         return self.size[-2], self.size[-1]

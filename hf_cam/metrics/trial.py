@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
-from hf_cam.capture.inputs import call
+from hf_cam.capture.inputs import call, repeated
 from hf_cam.errors import OptionError
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
@@ -73,17 +73,13 @@ class Scorer:
 
         def some(start: int, stop: int) -> Tensor:
             own = owners[start:stop]
-            inputs = {name: self._spread(value, own) for name, value in self.inputs.items()}
-            outputs = call(unwrap(self.model), {**inputs, "pixel_values": flat[start:stop]})
+            inputs = {**repeated(self.inputs, own), "pixel_values": flat[start:stop]}
+            outputs = call(unwrap(self.model), inputs)
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
         with borrowed(unwrap(self.model)), torch.no_grad():
             size = self.rerun_batch_size or images_at_once(flat.device)
             return in_chunks(len(flat), size, some).reshape(batch, count).float()
-
-    def _spread(self, value: Any, owners: Tensor) -> Any:
-        own = isinstance(value, Tensor) and value.ndim and len(value) == len(self.pixels)
-        return value[owners.to(value.device)] if own else value
 
 
 @dataclass(frozen=True, eq=False)
