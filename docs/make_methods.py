@@ -10,6 +10,7 @@ from hf_cam.methods.signals import SIGNALS
 
 PAGE = Path(__file__).with_name("methods.md")
 FIGURES = "## Figures\n"
+START, END = "<!-- agreement -->", "<!-- end of agreement -->"
 HEAD = f"""# Methods
 
 Written by `python docs/make_methods.py` from the registry that `explain(method=...)`, the classes, the pipeline and the
@@ -29,6 +30,20 @@ RefineCAM takes one more forward, to find its layers. By default, `hf_cam.compar
 methods that take {PATIENCE:.0f} forwards or more on {WIDTH} channels.
 
 """
+AGREEMENT = """## Agreement with the papers
+
+Printed by `python -m benchmarks.papers`: the largest difference between hf-cam's map and the same map computed
+otherwise, as a share of the map's largest value. "The equation in float64" is a slow re-implementation written from the
+paper's equation (`benchmarks/equations.py`), on random signals or on a tiny model with random weights. Other packages
+compute in float32. Each comparison is a test too.
+
+"""
+DEPARTURES = """
+## Departures
+
+What a method does otherwise than its paper, or than its authors' code:
+
+"""
 COSTS = """
 The figures below are written by `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`, for one image
 and one class, with every library at hf-cam's target layer. The time of a call is given as a multiple of a plain forward
@@ -40,12 +55,20 @@ significant. A dash means that the figure was not measured, or that no other lib
 """
 
 
-def page(figures: str) -> str:
+def page(written: str) -> str:
+    """The page, with the figures of the page as it is."""
     lines = [HEAD + "| id | what it shows | needs | forwards | options | paper |", "|---|---|---|--:|---|---|"]
     lines += [line(method) for method in list_methods().values()]
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
-    return "\n".join(lines) + "\n" + COSTS + FIGURES + figures
+    departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
+    registry = "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures) + "\n\n"
+    return registry + AGREEMENT + agreement(written) + "\n" + COSTS + FIGURES + written.partition(FIGURES)[2]
+
+
+def agreement(written: str) -> str:
+    """The table that `benchmarks.papers` wrote into the page, with its marks."""
+    return written[written.index(START) : written.index(END) + len(END)] if START in written else f"{START}\n\n{END}"
 
 
 def line(method: Method) -> str:
@@ -66,5 +89,4 @@ def forwards(fixed: float, per_channel: float) -> str:
 
 
 if __name__ == "__main__":
-    known = PAGE.read_text(encoding="utf-8").partition(FIGURES)[2] if PAGE.exists() else ""
-    PAGE.write_text(page(known), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""), encoding="utf-8")

@@ -108,12 +108,19 @@ def _add_evaluate(commands: Any) -> None:
     judge.add_argument("--target", help="class index or label (default: what the model finds)")
     judge.add_argument("--text", action="append", help="prompt; repeatable")
     judge.add_argument("--seed", type=int, default=0, help="seed for noise and ties (default: 0)")
+    judge.add_argument(
+        "--steps", type=_steps, help="steps of insertion and deletion; rise: one per row of pixels (default: see docs)"
+    )
     _add_device(judge)
     judge.add_argument(
         "--out", type=Path, default=Path("hf-cam-evaluation"), help="folder (default: hf-cam-evaluation)"
     )
     judge.add_argument("--resume", action="store_true", help="continue the records that are in the folder already")
     judge.set_defaults(run=_evaluate)
+
+
+def _steps(given: str) -> int | str:
+    return int(given) if given.lstrip("-").isdigit() else given
 
 
 def _add_space(commands: Any) -> None:
@@ -318,6 +325,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
+        **({} if options.steps is None else {"steps": options.steps}),
         method_options=_method_options(options.option),
         device=options.device,
         resume=records,
@@ -368,6 +376,8 @@ def _methods(options: argparse.Namespace) -> None:
         forwards = f"about {method.cost(WIDTH):.2g} forwards"
         print(f"{method.id:<{width}}  {method.description}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
+        if method.departure:
+            print(f"{'':<{width}}  departs from it: {method.departure}")
 
 
 def _adapter(options: argparse.Namespace) -> None:
