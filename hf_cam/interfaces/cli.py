@@ -213,17 +213,25 @@ def _labels(path: str) -> Any:
     """The class names in a file: JSON, or one per line.
 
     Raises:
-        OptionError: the file cannot be read, or holds no names.
+        OptionError: the file cannot be read, is broken JSON, or has an empty line between two names.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--labels must be a file of class names; {path[:80]!r} cannot be read") from error
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return found if isinstance(found, list | dict) else [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise OptionError(f"--labels: {path[:80]!r} is no valid JSON ({reason(error)})") from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in names:
+        number = names.index("") + 1
+        raise OptionError(
+            f"--labels: line {number} of {path[:80]!r} is empty, so which class the next line names is open; delete "
+            "the line or name its class"
+        )
+    return names
 
 
 def _explained(
