@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, Saliency
-from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
+from hf_cam.capture.inputs import alone, model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
@@ -62,6 +62,7 @@ def explain(
     output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
 ) -> list[Any]:
     """Show what a model looked at.
 
@@ -95,7 +96,7 @@ def explain(
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
             (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
             establishes it from what the model returns and from what it ends in.
-        device, dtype: For a model that is loaded here.
+        device, dtype, trust_config: For a model that is loaded here; see `hf_cam.load`.
 
     Returns:
         A list of `Explanation`, best first; for a list of images a list of such lists.
@@ -122,7 +123,15 @@ def explain(
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
     sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
-    loaded = load(model, processor=processor, labels=labels, output=output, device=device, dtype=dtype)
+    loaded = load(
+        model,
+        processor=processor,
+        labels=labels,
+        output=output,
+        device=device,
+        dtype=dtype,
+        trust_config=trust_config,
+    )
     images = [loaded.opened(source) for source in sources]
     if batch_size is not None:
         check_count("batch_size", batch_size)
@@ -309,8 +318,10 @@ class Explainer:
     ) -> list[Origin]:
         """What each explanation of image `i` was made from."""
         own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], others_of(inputs)), i)
+        own = {name: alone(value) if isinstance(value, Tensor) else value for name, value in own.items()}
         return [
-            Origin(self.loaded.model, own, subject.target, saliency.maps[k, i]) for k, subject in enumerate(subjects)
+            Origin(self.loaded.model, own, subject.target, alone(saliency.maps[k, i]))
+            for k, subject in enumerate(subjects)
         ]
 
 
@@ -332,8 +343,8 @@ def _explanations(
         Explanation(
             label=subject.label,
             score=float(saliency.scores[k, i]) if subject.score is None else subject.score,
-            heatmap=heatmaps[k],
-            raw=raw[k],
+            heatmap=heatmaps[k].copy(),  # not a view, which would keep those of the whole batch
+            raw=raw[k].copy(),
             method=saliency.method.id,
             layers=saliency.adapter.layers,
             image=image.frames[0] if isinstance(image, Video) else image,

@@ -409,3 +409,18 @@ def test_what_load_returns_is_a_model_too(vit_folder: Path, picture) -> None:
     assert hf_cam.load(loaded) is loaded
     with pytest.raises(OptionError, match="move this one"):
         hf_cam.load(loaded, device="cpu")
+
+
+@pytest.mark.parametrize("demo", ["demo:vit", "demo:maskformer"])
+def test_a_kept_explanation_keeps_nothing_of_its_batch(demo: str) -> None:
+    explainer = hf_cam.Explainer(load(demo))
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (90, 130, 3), np.uint8)) for seed in range(4)
+    ]
+    kept = next(one for found in explainer(images, top_k=3, batch_size=4) for one in found)
+    arrays = [kept.heatmap, kept.raw, *([] if kept.mask is None else [kept.mask])]
+    assert [np.asarray(array if array.base is None else array.base).nbytes for array in arrays] == [
+        array.nbytes for array in arrays
+    ]
+    for tensor in (kept.origin.map, *kept.origin.inputs.values()):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes

@@ -192,3 +192,12 @@ def one_image(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
         return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
 
     return {name: value[index : index + 1] if own(value) else value for name, value in inputs.items()}
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The tensor without a larger one that it is a view of; a copy if there is one.
+
+    >>> alone(torch.zeros(8, 3)[0]).untyped_storage().nbytes()
+    12
+    """
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

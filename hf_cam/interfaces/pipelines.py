@@ -17,7 +17,7 @@ from hf_cam.doors import door, renamed
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, nearest
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
-from hf_cam.models.checkpoints import explained, load_pretrained, load_processor, resolve_name
+from hf_cam.models.checkpoints import SAFELY, explained, load_pretrained, load_processor, resolve_name
 from hf_cam.models.loading import LoadedModel, check_output, names_of, processor_of
 from hf_cam.models.peft import adapter_in
 from hf_cam.models.traits import check_takes_pictures, traits_of
@@ -241,6 +241,7 @@ def pipeline(task: str = TASK, model: Any = None, **kwargs: Any) -> Any:
 
     if task not in (TASK, ALIAS):
         return transformers.pipeline(task, model=model, **kwargs)
+    kwargs = {**kwargs, **SAFELY}
     if not isinstance(model, str | Path | None):
         return transformers.pipeline(task, model=model, **kwargs)
     name = model = resolve_name(DEFAULT_MODEL[0] if model is None else model)

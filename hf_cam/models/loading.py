@@ -272,6 +272,7 @@ def load(
     output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
 ) -> LoadedModel:
     """A model with its preprocessing, ready to use.
 
@@ -285,9 +286,11 @@ def load(
             establishes it.
         device: Device of a model that is loaded here; by default the GPU if there is one.
         dtype: Dtype of a model that is loaded here; by default float32.
+        trust_config: Also build a network that is deeper or wider than any known model.
 
     Raises:
-        ModelError: the model cannot be found, reached or read, or takes no images.
+        ModelError: the model cannot be found, reached or read, takes no images, or its config describes a network of
+            absurd size.
         OptionError: there is no such device, dtype or kind of output, a device was given for a model that is already
             loaded, the processor is not callable, or the labels are no list or dict of names.
     """
@@ -314,7 +317,7 @@ def load(
         )
     chosen, precision = _device(device), _dtype(dtype)
     name = resolve_name(model)
-    loaded = load_pretrained(name, dtype=precision).eval()
+    loaded = load_pretrained(name, dtype=precision, trust_config=trust_config).eval()
     known_names = names or traits_of(loaded).id2label
     return LoadedModel(loaded.to(chosen), processor or load_processor(name), known_names, output=output)
 
