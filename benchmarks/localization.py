@@ -46,6 +46,7 @@ from hf_cam.explanation import Explanation
 from hf_cam.heads import ClassificationHead, PromptHead, head_kind
 from hf_cam.heads.base import overlaps
 from hf_cam.methods import get_method
+from hf_cam.methods.registry import BUDGET
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
 from hf_cam.models.loading import LoadedModel, load
 
@@ -85,7 +86,7 @@ def main() -> None:
 def print_methods(
     models: Sequence[str], methods: Sequence[str], truth: Sequence[Case], few: Sequence[Case], slow_scenes: int
 ) -> None:
-    slow = [method for method in methods if not get_method(parsed(method)[0]).is_quick]
+    slow = [method for method in methods if not get_method(parsed(method)[0]).fits(BUDGET)]
     print("| model | map | energy inside | peak inside | average precision | CPU ms per map |")
     print("|---|---|--:|--:|--:|--:|")
     share = share_of(truth)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_cam.methods import Method, Signal, list_methods
-from hf_cam.methods.registry import PATIENCE, WIDTH
+from hf_cam.methods.options import options_of
+from hf_cam.methods.registry import BUDGET, WIDTH
 from hf_cam.methods.signals import SIGNALS
 
 PAGE = Path(__file__).with_name("methods.md")
@@ -24,9 +25,10 @@ transformers are defined only where attention runs over all cells of the picture
 [defaults.md](defaults.md) how the model's confidence changes when the pixels that they mark are removed.
 
 The cost is counted in forwards of the model for one image and one target: the captured forward plus the cost of the
-signals. C is the number of channels of the target layer. The figures are those of a ViT-B/16. The first call of
-RefineCAM takes one more forward, to find its layers. By default, `hf_cam.compare` and `hf_cam.evaluate` leave out
-methods that take {PATIENCE:.0f} forwards or more on {WIDTH} channels.
+signals, with the options' defaults and a picture of 224 x 224. C is the number of channels of the target layer. The
+figures are those of a ViT-B/16. One of RefineCAM's forwards finds its layers, and later calls do without it. By
+default, `hf_cam.compare` and `hf_cam.evaluate` leave out
+methods that take more than {BUDGET:.0f} forwards on {WIDTH} channels.
 
 """
 AGREEMENT = """## Agreement with the papers
@@ -90,13 +92,19 @@ def line(method: Method) -> str:
 
 
 def signal_line(signal: Signal) -> str:
-    cost = forwards(signal.forwards, signal.forwards_per_channel)
+    defaults = options_of(signal.provide)
+    fixed = signal.price(0, defaults)
+    cost = forwards(fixed, signal.price(1, defaults) - fixed)
     return f"| `{signal.name}` | {signal.meaning} | {cost} | {signal.cost} |"
 
 
+def shown(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
 def forwards(fixed: float, per_channel: float) -> str:
-    own = [f"{fixed:.2g}"] if fixed or not per_channel else []
-    return " + ".join([*own, *([f"{per_channel:.2g} C"] if per_channel else [])])
+    own = [shown(fixed)] if fixed or not per_channel else []
+    return " + ".join([*own, *([f"{shown(per_channel)} C"] if per_channel else [])])
 
 
 if __name__ == "__main__":

@@ -130,6 +130,26 @@ def check_count(name: str, value: Any) -> None:
         raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
 
 
+def check_budget(budget: Any) -> None:
+    """Refuse a budget that is no number of forwards.
+
+    Raises:
+        OptionError: it is not a number from 1.
+    """
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not budget >= 1:
+        raise OptionError(f"budget must be a number of forwards from 1, got {brief(budget)}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse a number that is not positive.
+
+    Raises:
+        OptionError: the value is 0 or less.
+    """
+    if not value > 0:
+        raise OptionError(f"{name} must be a positive number, got {brief(value)}")
+
+
 def check_seed(seed: Any) -> None:
     """Refuse a seed that a random generator does not take.
 

@@ -360,12 +360,12 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
-    from hf_cam.methods.registry import WIDTH
 
     methods = list_methods()
     width = max(map(len, methods))
     for method in methods.values():
-        forwards = f"about {method.cost(WIDTH):.2g} forwards"
+        cost = method.cost()
+        forwards = "1 forward" if cost == 1 else f"about {cost:,.{0 if cost >= 10 else 1}f} forwards"
         print(f"{method.id:<{width}}  {method.description}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
         if method.departure:

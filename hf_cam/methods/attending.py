@@ -118,7 +118,7 @@ def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
     Runs the model once more under these rules.
     """
     module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
-    blocks = list(dict.fromkeys(_blocks(record, trace)))
+    blocks = list(dict.fromkeys(blocks_of(record, trace)))
     tokens: list[Tensor] = []  # of the picture alone: those that require grad
     handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
     handles += [
@@ -135,7 +135,7 @@ def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
             for handle in handles:
                 handle.remove()
         found = torch.autograd.grad(_connected(score.sum()), tokens, allow_unused=True, retain_graph=True)
-        axis = _token_axis(trace, tokens[0], pixels)
+        axis = token_axis_of(trace, tokens[0], pixels)
     return torch.stack(
         [
             trace.cells(_on_tokens(token.detach() * (0 if gradient is None else gradient), axis))
@@ -145,7 +145,7 @@ def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
     )
 
 
-def _blocks(record: Recording, trace: AttentionTrace) -> list[str]:
+def blocks_of(record: Recording, trace: AttentionTrace) -> list[str]:
     """The name of the block of each call of the encoder.
 
     Raises:
@@ -161,7 +161,7 @@ def _blocks(record: Recording, trace: AttentionTrace) -> list[str]:
     return blocks
 
 
-def _token_axis(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
+def token_axis_of(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
     """Which axis of a block's tokens counts them: 1 of `[B, N, C]`, 0 of `[N, B, C]`.
 
     Raises:
@@ -226,7 +226,7 @@ def _readouts(run: Run) -> Readouts:
     trace, record = run.once(traced), _recorded(run)
     if trace.decoder:
         raise MethodError("'legrad' is not defined for models whose queries cross-attend to the cells; use 'chefer'")
-    blocks = _blocks(record, trace)
+    blocks = blocks_of(record, trace)
     if len(set(blocks)) != len(blocks):
         raise MethodError("'legrad' needs exactly one attention call per block; use 'chefer'")
     assert run.captured.pixels is not None
@@ -257,7 +257,7 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail, target
     trace = run.once(traced)
     pool = trace.pool
     if pool is None:
-        axis = _token_axis(trace, tokens, run.captured.pixels)
+        axis = token_axis_of(trace, tokens, run.captured.pixels)
         reading = tail.together(tokens.mean(axis, keepdim=True).expand_as(tokens))
     else:
         with recording(unwrap(run.model)) as again:

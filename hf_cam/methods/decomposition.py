@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hf_cam.methods.reductions import first_component, first_component_by_extreme, first_kernel_component
 from hf_cam.methods.registry import method
+from hf_cam.target_layers.pooled import before_pooling
 
 
 @method(
@@ -80,3 +81,16 @@ def fem(activations: Tensor, k: float = 2.0) -> Tensor:
     space = tuple(range(2, activations.ndim))
     mean, deviation = activations.mean(space, keepdim=True), activations.std(space, correction=0, keepdim=True)
     return mean * (activations > mean + k * deviation).to(activations.dtype)
+
+
+@method(
+    "cam",
+    name="ClassActivationMap",
+    layers=before_pooling,
+    layer_forwards=1.0,
+    paper="Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016, arXiv:1512.04150",
+    summary="Channels weighted by the class's row of the last linear layer; needs a mean over all cells before it.",
+)
+def class_activation_map(activations: Tensor, class_weights: Tensor) -> Tensor:
+    """`w_c a_c`: the terms of the logit, which is their mean over the cells plus the bias."""
+    return class_weights.reshape(*class_weights.shape, *(1,) * (activations.ndim - 2)) * activations

@@ -47,7 +47,8 @@ from hf_cam.metrics.sanity import (  # isort: skip
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import Measurement, Metric, get_metric, list_metrics, measurement, metric, register
-from hf_cam.metrics.trial import Scorer, Trial, confidence
+from hf_cam.metrics.trial import Scorer, Trial
+from hf_cam.targets import confidence
 
 __all__ = [
     "BASELINES",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
-from hf_cam.capture.inputs import call
+from hf_cam.capture.inputs import call, repeated
 from hf_cam.errors import OptionError, brief
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
-from hf_cam.outputs import SIMILARITIES, field_of
-from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, PromptSimilarity, Target, target_values
+from hf_cam.targets import Target, target_values
 
 PERCENTILES = (20, 40, 60, 80)
 RISE: Literal["rise"] = "rise"
@@ -38,25 +37,6 @@ def check_steps(steps: Any) -> None:
     whole = isinstance(steps, Integral) and not isinstance(steps, bool)
     if steps != RISE and not (whole and steps >= 2):
         raise OptionError(f'steps must be a whole number from 2 on, or "rise" for one per row, got {brief(steps)}')
-
-
-def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
-    """The confidence to measure for a target: a class's probability, a prompt's share, or else the target itself.
-
-    Args:
-        target: The explained target.
-        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
-        prompts: The number of prompts that the model compares the image with; a single one has no share.
-    """
-    if isinstance(target, ClassLogit):
-        alone = problem_type == "multi_label_classification"
-        reading = replace(target.reading, exclusive=False) if alone else target.reading
-        return ClassProbability(target.index, reading)
-    if isinstance(target, BinaryLogit):
-        return lambda output: target(output).sigmoid()
-    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
-        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
-    return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +69,13 @@ class Scorer:
 
         def some(start: int, stop: int) -> Tensor:
             own = owners[start:stop]
-            inputs = {name: self._spread(value, own) for name, value in self.inputs.items()}
-            outputs = call(unwrap(self.model), {**inputs, "pixel_values": flat[start:stop]})
+            inputs = {**repeated(self.inputs, own), "pixel_values": flat[start:stop]}
+            outputs = call(unwrap(self.model), inputs)
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
         with borrowed(unwrap(self.model)), torch.no_grad():
             size = self.rerun_batch_size or images_at_once(flat.device)
             return in_chunks(len(flat), size, some).reshape(batch, count).float()
-
-    def _spread(self, value: Any, owners: Tensor) -> Any:
-        own = isinstance(value, Tensor) and value.ndim and len(value) == len(self.pixels)
-        return value[owners.to(value.device)] if own else value
 
 
 @dataclass(frozen=True, eq=False)
