@@ -11,7 +11,6 @@ from hf_cam.methods.signals import SIGNALS
 
 PAGE = Path(__file__).with_name("methods.md")
 FIGURES = "## Figures\n"
-START, END = "<!-- agreement -->", "<!-- end of agreement -->"
 HEAD = f"""# Methods
 
 Written by `python docs/make_methods.py` from the registry that `explain(method=...)`, the classes, the pipeline and the
@@ -46,6 +45,12 @@ DEPARTURES = """
 What a method does otherwise than its paper, or than its authors' code:
 
 """
+TAKEN_BACK = """
+
+What some of them change, printed by `python -m benchmarks.departures`: the correlation of the map with the map that has
+no such departure, for the demo models, with its standard error.
+
+"""
 COSTS = """
 The figures below are written by `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`, for one image
 and one class, with every library at hf-cam's target layer. The time of a call is given as a multiple of a plain forward
@@ -64,13 +69,19 @@ def page(written: str) -> str:
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
     departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
-    registry = "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures) + "\n\n"
-    return registry + AGREEMENT + agreement(written) + "\n" + COSTS + FIGURES + written.partition(FIGURES)[2]
+    parts = [
+        "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
+        TAKEN_BACK + between("departures", written) + "\n\n",
+        AGREEMENT + between("agreement", written) + "\n" + COSTS,
+        FIGURES + written.partition(FIGURES)[2],
+    ]
+    return "".join(parts)
 
 
-def agreement(written: str) -> str:
-    """The table that `benchmarks.papers` wrote into the page, with its marks."""
-    return written[written.index(START) : written.index(END) + len(END)] if START in written else f"{START}\n\n{END}"
+def between(name: str, written: str) -> str:
+    """A table that another command wrote into the page, with its marks."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    return written[written.index(start) : written.index(end) + len(end)] if start in written else f"{start}\n\n{end}"
 
 
 def line(method: Method) -> str:

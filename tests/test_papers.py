@@ -14,8 +14,9 @@ import torch
 from benchmarks.equations import EQUATIONS, SIZE, make, pictures, raw_map
 from benchmarks.papers import GRAD_CAM, OURS, difference, grad_cam, kept, legrad_torch, table, version
 from hf_cam import list_methods
-from hf_cam.errors import MethodError, OptionError
+from hf_cam.errors import HFCamError, MethodError, OptionError
 from hf_cam.methods import Method, get_method
+from hf_cam.targets import PromptSimilarity
 
 IN_FLOAT32 = {"fullgrad", "scorecam"}
 """Their terms are enlarged in single precision."""
@@ -59,10 +60,17 @@ def test_legrad_reads_the_layers_from_the_given_one_on() -> None:
     assert not torch.allclose(every, last)
 
 
-@pytest.mark.parametrize("start", [-4, 3])
-def test_a_layer_that_legrad_does_not_have_is_refused(start: int) -> None:
-    with pytest.raises(MethodError, match=f"one of the 3 layers, not {start}"):
-        raw_map(make("vit"), "legrad", 1, start_layer=start)
+def test_a_layer_that_legrad_does_not_have_is_refused_and_fewer_layers_than_asked_for_are_all_of_them() -> None:
+    with pytest.raises(MethodError, match="one of the 3 layers, not 3"):
+        raw_map(make("vit"), "legrad", 1, start_layer=3)
+    every, more = (raw_map(make("vit"), "legrad", 1, start_layer=start) for start in (-3, -12))
+    assert torch.equal(every, more)
+
+
+def test_an_empty_prompt_is_one_of_the_prompts() -> None:
+    text = {"input_ids": torch.tensor([[1, 5, 6, 7, 2], [1, 3, 3, 3, 2]])}
+    with pytest.raises(HFCamError):
+        raw_map(make("siglip"), "legrad", PromptSimilarity(0), text, empty_prompt=2)
 
 
 def test_an_empty_prompt_needs_a_target_that_is_a_prompt() -> None:

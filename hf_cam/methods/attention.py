@@ -98,15 +98,15 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
 
     Args:
         readouts: Each layer's own readout of the target.
-        start_layer: The first layer that counts; negative indices count from the end. The authors' code sums over the
-            last two by default (-2), which localises better here too; the paper sums over all (0).
+        start_layer: The first layer that counts; negative indices count from the end, as in a slice. The authors' code
+            sums over the last two by default (-2), which localises better here too; the paper sums over all (0).
         empty_prompt: The index of a prompt that names nothing, such as "a photo of a", among the prompts. Where the map
             of this prompt, scaled to [0, 1], exceeds 0.8, the map is set to zero, as the authors do for SigLIP.
 
     Raises:
         MethodError: there is no such layer, or the target is no prompt.
     """
-    if not -readouts.layers <= start_layer < readouts.layers:
+    if start_layer >= readouts.layers:
         raise MethodError(f"start_layer must name one of the {readouts.layers} layers, not {start_layer}")
 
     def strengths(prompt: int | None) -> Tensor:
@@ -123,7 +123,7 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
 @method(
     "gradeclip",
     name="GradECLIP",
-    paper="Zhao et al., Gradient-based Visual Explanation for Transformer-based CLIP, ICML 2024, PMLR 235",
+    paper="Zhao et al., Gradient-based Visual Explanation for Transformer-based CLIP, ICML 2024, PMLR 235:61072",
     summary="What each cell's value adds to the target in the last attention, weighted by key-query similarity.",
     departure=(
         "The model's own forward is explained; the authors' code recomputes the last attention with a single head, "
@@ -133,7 +133,8 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
 def gradeclip(attention: AttentionTrace, heads: Literal["merged", "own"] = "merged", spatial: bool = True) -> Tensor:
     """`relu(sum_c g_c v_ic w_i)` for the last attention, where g is the target's gradient at the output row read.
 
-    `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells.
+    `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells. A later paper, Zhao
+    et al., Grad-ECLIP: Gradient-based Visual and Textual Explanations for CLIP, arXiv:2502.18816, extends it to texts.
 
     Args:
         attention: The trace, with a gradient at its last call.

@@ -69,6 +69,7 @@ def kpcacam(activations: Tensor) -> Tensor:
     name="FEM",
     paper="Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, doi:10.1109/IPTA50016.2020.9286629",
     summary="Where channels exceed their mean by k standard deviations, weighted by that mean; without gradients.",
+    departure="None, but the paper assumes ReLUs; elsewhere, channels of negative mean count against their cells.",
 )
 def fem(activations: Tensor, k: float = 2.0) -> Tensor:
     """`mean(a_c) [a_c > mean(a_c) + k std(a_c)]`: binary maps of the cells that stand out, weighted by the mean.
