@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Subject, custom
+from hf_cam.heads.base import PROBABILITY, Head, Subject, custom
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
@@ -16,6 +16,7 @@ from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
 
 SATURATED = "probability saturated"
+PREDICTED_VALUE = "predicted value"
 
 
 @register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
@@ -59,6 +60,7 @@ class ClassificationHead(Head):
                 self._name(index, count, request),
                 float(scores[index]),
                 flags=_flags(reading, scores[index]),
+                score_kind=PROBABILITY,
             )
             for index in chosen
         ]
@@ -90,7 +92,8 @@ class ClassificationHead(Head):
         names, target = self.classes(request), request.target
         negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
         if self.loaded.traits.problem_type == "regression":
-            return Subject(ClassLogit(0), label, float(reading.values(output).detach()[0]))
+            value = float(reading.values(output).detach()[0])
+            return Subject(ClassLogit(0), label, value, score_kind=PREDICTED_VALUE)
         score = reading.scores(output).detach()[0]
         share = float(score)
         if target is None:
@@ -102,7 +105,8 @@ class ClassificationHead(Head):
             positive = negative is None or index == 1
         name = label if positive else negative or f"not {label}"
         chosen = share if positive else 1 - share
-        return Subject(BinaryLogit(positive, reading), name, chosen, flags=_flags(reading, score))
+        flags = _flags(reading, score)
+        return Subject(BinaryLogit(positive, reading), name, chosen, flags=flags, score_kind=PROBABILITY)
 
 
 def _flags(reading: Reading, score: Tensor) -> tuple[str, ...]:
