@@ -353,6 +353,7 @@ def _explanations(
             mask=subject.mask,
             flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k]))),
             origin=origins[k],
+            score_kind=subject.kind_of_score,
         )
         for k, subject in enumerate(subjects)
     ]
