@@ -17,9 +17,8 @@ from hf_cam.cam import CAM, UNDEFINED, Saliency
 from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
-from hf_cam.choosing import best_of
 from hf_cam.doors import door
-from hf_cam.effort import candidates, options_of
+from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
