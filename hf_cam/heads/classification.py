@@ -104,7 +104,9 @@ class ClassificationHead(Head):
         names, target = self.classes(request), request.target
         negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
         if reading.scale == "values":
-            return Subject(ClassLogit(0, reading), label, float(reading.values(output).detach()[0]), score_kind=PREDICTED_VALUE)
+            return Subject(
+                ClassLogit(0, reading), label, float(reading.values(output).detach()[0]), score_kind=PREDICTED_VALUE
+            )
         score = reading.scores(output).detach()[0]
         share = float(score)
         if target is None:
