@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.scenes import LABELS, Scene, phrase, scenes
 from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.samples import Sample
-from hf_cam.evaluation.table import Evaluation, Row
+from hf_cam.evaluation.table import Evaluation, Row, in_steps
 from hf_cam.explainer import Explainer
 from hf_cam.images.reading import load_image
 from hf_cam.interfaces.demo import PHOTOGRAPHS
@@ -168,7 +168,8 @@ def ranked(
     sane = [row.map for row in rows if is_sane(row.map, correlations) and milliseconds[row.map] <= limit]
     beating = [name for name in sane if beats(found, name, judged)]
     best = (beating or ["gradcam"])[0]
-    lines = ["| map | mean rank | " + " | ".join(judged) + " | correlation after shuffling the weights | CPU ms |"]
+    heads = [metric + in_steps(metric, found.steps) for metric in judged]
+    lines = ["| map | mean rank | " + " | ".join(heads) + " | correlation after shuffling the weights | CPU ms |"]
     lines.append("|---|--:|" + "--:|" * (len(judged) + 2))
     lines += [line(row, places[row.map], judged, correlations, milliseconds, row.map == best) for row in rows]
     return best, "\n".join(lines)

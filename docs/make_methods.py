@@ -31,6 +31,26 @@ default, `hf_cam.compare` and `hf_cam.evaluate` leave out
 methods that take more than {BUDGET:.0f} forwards on {WIDTH} channels.
 
 """
+AGREEMENT = """## Agreement with the papers
+
+Printed by `python -m benchmarks.papers`: the largest difference between hf-cam's map and the same map computed
+otherwise, as a share of the map's largest value. "The equation in float64" is a slow re-implementation written from the
+paper's equation (`benchmarks/equations.py`), on random signals or on a tiny model with random weights. Other packages
+compute in float32. Each comparison is a test too.
+
+"""
+DEPARTURES = """
+## Departures
+
+What a method does otherwise than its paper, or than its authors' code:
+
+"""
+TAKEN_BACK = """
+
+What some of them change, printed by `python -m benchmarks.departures`: the correlation of the map with the map that has
+no such departure, for the demo models, with its standard error.
+
+"""
 COSTS = """
 The figures below are written by `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`, for one image
 and one class, with every library at hf-cam's target layer. The time of a call is given as a multiple of a plain forward
@@ -42,12 +62,26 @@ significant. A dash means that the figure was not measured, or that no other lib
 """
 
 
-def page(figures: str) -> str:
+def page(written: str) -> str:
+    """The page, with the figures of the page as it is."""
     lines = [HEAD + "| id | what it shows | needs | forwards | options | paper |", "|---|---|---|--:|---|---|"]
     lines += [line(method) for method in list_methods().values()]
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
-    return "\n".join(lines) + "\n" + COSTS + FIGURES + figures
+    departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
+    parts = [
+        "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
+        TAKEN_BACK + between("departures", written) + "\n\n",
+        AGREEMENT + between("agreement", written) + "\n" + COSTS,
+        FIGURES + written.partition(FIGURES)[2],
+    ]
+    return "".join(parts)
+
+
+def between(name: str, written: str) -> str:
+    """A table that another command wrote into the page, with its marks."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    return written[written.index(start) : written.index(end) + len(end)] if start in written else f"{start}\n\n{end}"
 
 
 def line(method: Method) -> str:
@@ -74,5 +108,4 @@ def forwards(fixed: float, per_channel: float) -> str:
 
 
 if __name__ == "__main__":
-    known = PAGE.read_text(encoding="utf-8").partition(FIGURES)[2] if PAGE.exists() else ""
-    PAGE.write_text(page(known), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""), encoding="utf-8")

@@ -42,7 +42,6 @@ REFERENCE = {
     "eigengradcam": "EigenGradCAM",
     "segeigencam": "SegEigenCAM",
     "kpcacam": "KPCA_CAM",
-    "fem": "FEM",
     "shapleycam": "ShapleyCAM",
 }
 SIGN_IS_OURS = {"eigencam", "eigengradcam", "kpcacam"}  # the reference leaves it to the decomposition

@@ -28,6 +28,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import BUDGET
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
+from hf_cam.metrics.trial import STEPS, Steps, check_steps
 from hf_cam.models.loading import LoadedModel, input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
@@ -54,6 +55,7 @@ def evaluate(
     baselines: bool = True,
     resume: str | Path | None = None,
     seed: int = 0,
+    steps: Steps = STEPS,
     method_options: Mapping[str, Any] | None = None,
     rerun_batch_size: int | None = None,
     progress: bool = True,
@@ -85,6 +87,8 @@ def evaluate(
             again if the weights, the preprocessed image, target, text, method, options, metrics and the version of
             hf-cam are the same. One process at a time can use it.
         seed: Seed for noise, ties and shuffled weights.
+        steps: Number of steps of insertion and deletion, which the table states; "rise" takes one per row of pixels of
+            the model's input, as RISE does.
         method_options: What only some methods take, such as `{"seed": 3}`.
         rerun_batch_size: Number of variants per forward.
         progress: Show a progress bar.
@@ -92,8 +96,8 @@ def evaluate(
         processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
-        OptionError: there is no such metric, a metric needs masks that are missing, or the file `resume` is of another
-            evaluation, in use or cannot be written.
+        OptionError: there is no such metric, a metric needs masks that are missing, `steps` is no number of steps, or
+            the file `resume` is of another evaluation, in use or cannot be written.
         MethodError: there is no such method, or none is defined for the model.
         LayerError: there is no such layer.
         ImageError: an image cannot be read.
@@ -109,12 +113,21 @@ def evaluate(
     chosen = [get_method(name) for name in method_ids(methods, budget, request)]
     judges = _metrics(metrics, samples)
     check_seed(seed)
+    check_steps(steps)
     if rerun_batch_size is not None:
         check_count("rerun_batch_size", rerun_batch_size)
     loaded = load(model, processor=processor, device=device, dtype=dtype)
     check_options(chosen, request.method_options)
     bench = _Bench(
-        Explainer(loaded, "gradcam"), request, chosen, _layer_sets(layers), judges, baselines, seed, rerun_batch_size
+        Explainer(loaded, "gradcam"),
+        request,
+        chosen,
+        _layer_sets(layers),
+        judges,
+        baselines,
+        seed,
+        steps,
+        rerun_batch_size,
     )
     for sample in samples:
         bench.asked(sample)
@@ -132,7 +145,7 @@ def evaluate(
         resumed = sum(record.fingerprint in log.before for record in records)
     if not records:
         raise MethodError("; ".join(bench.skipped.values()) or "nothing was measured")
-    return Evaluation(tuple(records), judges, dict(bench.skipped), resumed)
+    return Evaluation(tuple(records), judges, dict(bench.skipped), resumed, steps)
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -171,9 +184,10 @@ class _Bench:
         metrics: tuple[str, ...],
         baselines: bool,
         seed: int,
+        steps: Steps,
         rerun_batch_size: int | None,
     ) -> None:
-        self.explainer, self.request, self.metrics, self.seed = explainer, request, metrics, seed
+        self.explainer, self.request, self.metrics, self.seed, self.steps = explainer, request, metrics, seed, steps
         self.rerun_batch_size, self.baselines = rerun_batch_size, baselines
         self.cams = [
             [CAM(explainer.loaded.model, method.id, layers, **self._options(method)) for method in methods]
@@ -204,6 +218,7 @@ class _Bench:
             "text": list(request.text),
             "options": {name: fingerprint(value) for name, value in request.method_options.items()},
             "seed": self.seed,
+            "steps": self.steps,
         }
 
     def records(self, sample: Sample, shared: str | None, find: Callable[[str], Record | None]) -> Iterator[Record]:
@@ -290,7 +305,7 @@ class _Bench:
         if maps.is_cuda:
             torch.cuda.synchronize(maps.device)
         seconds = time.perf_counter() - started
-        trial = Trial(maps, scorer, explain=explain, seed=self.seed)
+        trial = Trial(maps, scorer, explain=explain, steps=self.steps, seed=self.seed)
         located = None
         if sample.mask is not None:
             drawn = geometry.to_image(maps.cpu()).clamp(0, 1)

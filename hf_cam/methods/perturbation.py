@@ -13,6 +13,9 @@ from hf_cam.methods.registry import method
     name="AblationCAM",
     paper="Desai and Ramaswamy, Ablation-CAM, WACV 2020, pp. 972-980",
     summary="Channels weighted by how far the score falls without them; reruns only the part behind the target layer.",
+    departure=(
+        "The fall of the score is divided by its absolute value, so that a negative logit does not invert the map."
+    ),
 )
 def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = (y - y_without_c) / |y|`, where y is the target's value; 0 if y is 0.
@@ -31,6 +34,10 @@ def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
     name="ScoreCAM",
     paper="Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279",
     summary="Channels weighted by the score of the image masked by each of them.",
+    departure=(
+        "Channels are weighted by the softmax over channels of the target's value, as in the paper; the authors' "
+        "code weights with the class probability itself."
+    ),
 )
 def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
     """`w_c a_c`, where w is the softmax over channels of the target's value for the image masked by each channel.

@@ -53,6 +53,7 @@ class Method:
         layers: Chooses the adapter from a model, its inferred adapter and the named inputs of one image, unless the
             caller names layers.
         tokens_only: Whether the map depends on the target only through the tokens that the target reads.
+        departure: One line on what it does otherwise than its paper or its authors' code; empty if nothing.
         layer_forwards: The number of forwards that `layers` takes.
     """
 
@@ -67,6 +68,7 @@ class Method:
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
     tokens_only: bool = False
     layer_forwards: float = 0.0
+    departure: str = ""
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -200,16 +202,19 @@ class Method:
             MethodError: a signal is not finite.
         """
         signals = {name: given[name] for name in self.needs}
-        for name, tensor in signals.items():
-            if isinstance(tensor, Tensor) and not _is_finite(tensor):
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
+        for name, value in signals.items():
+            if isinstance(value, Tensor):
+                _check_finite(name, value)
         tensors = {
             name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **picked(given, self.contributions))
+        for name, value in signals.items():
+            if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
+                _check_finite(name, contributions)
         rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        contributions = _at_least_float32(contributions)
         reduced = reduce(contributions, **picked(given, reduce)).clamp_min(0)
         # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
         error = rounding * contributions.norm(dim=1)
@@ -222,9 +227,11 @@ def _rounding(dtype: torch.dtype) -> float:
     return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _check_finite(name: str, tensor: Tensor) -> None:
     """Checked on the extremes, which propagate NaN: one pass over the values instead of three."""
-    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -270,13 +277,14 @@ def method(
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = target_layers,
     tokens_only: bool = False,
     layer_forwards: float = 0.0,
+    departure: str = "",
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
     """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
-        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, layer_forwards: See `Method`.
+        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, layer_forwards, departure: See `Method`.
         replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
@@ -296,6 +304,7 @@ def method(
             layers,
             tokens_only,
             layer_forwards,
+            departure,
         )
         register(record, replace)
         return contributions

@@ -35,6 +35,7 @@ from hf_cam.metrics.localization import (  # isort: skip
     grid_mosaics,
     grid_pointing_game,
     intersection_over_union,
+    mean_intersection_over_union,
     peak_inside,
     pixel_accuracy,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "intersection_over_union",
     "list_metrics",
     "max_sensitivity",
+    "mean_intersection_over_union",
     "measurement",
     "metric",
     "model_randomization",
