@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency
-from hf_cam.capture.inputs import model_inputs_of, one_image, others_of
+from hf_cam.cam import CAM, UNDEFINED, Saliency
+from hf_cam.capture.inputs import alone, model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
+from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
-from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
+from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
@@ -29,7 +30,7 @@ from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
-from hf_cam.request import Request, check_count
+from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
 from hf_cam.targets import entries_of
@@ -44,7 +45,7 @@ FAINT = 0.01
 @door()
 def explain(
     image: Any,
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     target: Any = None,
     text: str | Sequence[str] | None = None,
@@ -56,19 +57,21 @@ def explain(
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
     method_options: Mapping[str, Any] | None = None,
+    effort: EffortSetting = "fast",
     batch_size: int | None = None,
     processor: Any = None,
     labels: Labels | None = None,
     output: Output = "auto",
     device: str | torch.device | int | None = None,
     dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
 ) -> list[Any]:
     """Show what a model looked at.
 
     Args:
         image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
             `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
@@ -88,14 +91,17 @@ def explain(
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
+        effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
+            strongest pixels matter to the model, and takes a verdict on its map: about 50 forwards if the first does,
+            and up to 200; `Explanation.effort` says what was done.
         batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
             variants of an image per forward; a number that suits the device where not given.
         processor: The image processor, where it does not come with the model.
         labels: Class names, where they do not come with the model: a list, or a dict from index to name.
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
-            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it from what the model returns
-            and from what it ends in.
-        device, dtype: For a model that is loaded here.
+            (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
+            establishes it from what the model returns and from what it ends in.
+        device, dtype, trust_config: For a model that is loaded here; see `hf_cam.load`.
 
     Returns:
         A list of `Explanation`, best first; for a list of images a list of such lists.
@@ -118,11 +124,20 @@ def explain(
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
         method_options=method_options,
+        effort=effort,
     )
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
     sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
-    loaded = load(model, processor=processor, labels=labels, output=output, device=device, dtype=dtype)
+    loaded = load(
+        model,
+        processor=processor,
+        labels=labels,
+        output=output,
+        device=device,
+        dtype=dtype,
+        trust_config=trust_config,
+    )
     images = [loaded.opened(source) for source in sources]
     if batch_size is not None:
         check_count("batch_size", batch_size)
@@ -156,6 +171,7 @@ class Explainer:
     ) -> None:
         self.loaded = loaded
         self.head = head_of(loaded, head)
+        self._named = method != "auto"
         if method == "auto" and self.head.method and not _measured(loaded.model):
             method = self.head.method
         self.cam = CAM(
@@ -184,8 +200,12 @@ class Explainer:
             requests = iter(wanted[start : start + batch_size])
             for inputs, members in self._batches(images[start : start + batch_size]):
                 own = list(islice(requests, len(members)))
+                if wanted[0].effort == "checked" and (are_cut(inputs) or isinstance(members[0], Video)):
+                    raise OptionError("effort='checked' replaces pixels, and this model takes frames or patches")
                 with texts_read_once(self.loaded.model, readers) if own[0].text else nullcontext():
                     [found], _ = self._explained([self.cam.method], inputs, members, own)
+                    if wanted[0].effort == "checked":
+                        found = [self._best(*one) for one in zip(found, members, own, strict=True)]
                 yield from found
 
     @door()
@@ -233,11 +253,30 @@ class Explainer:
         self.head.check_all(wanted)
         return wanted
 
+    def _best(self, first: list[Explanation], image: Picture, request: Request) -> list[Explanation]:
+        """The explanations of one image, each by the first of the candidates whose strongest pixels matter."""
+        inputs = self.loaded.inputs([image])
+        height, width = inputs["pixel_values"].shape[-2:]
+
+        def attempt(name: str) -> tuple[Sequence[Explanation], str]:
+            if name == self.cam.method.id:
+                return first, ""
+            own = replace(request, method_options=options_of(name, (height, width)))
+            try:
+                [[found]], _ = self._explained([get_method(name)], inputs, [image], [own])
+            except UNDEFINED as error:
+                return (), str(error)
+            return found, ""
+
+        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
     ) -> tuple[list[list[Explanation]], dict[str, str]]:
         if entries_of(request.target) is not None:
             raise TargetError(f"methods are compared on one target, got {brief(request.target)}; explain takes several")
+        if request.effort == "checked":
+            raise OptionError("effort='checked' chooses among methods; a comparison takes those that are named")
         records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
         found, skipped = self._explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
@@ -309,8 +348,10 @@ class Explainer:
     ) -> list[Origin]:
         """What each explanation of image `i` was made from."""
         own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], others_of(inputs)), i)
+        own = {name: alone(value) if isinstance(value, Tensor) else value for name, value in own.items()}
         return [
-            Origin(self.loaded.model, own, subject.target, saliency.maps[k, i]) for k, subject in enumerate(subjects)
+            Origin(self.loaded.model, own, subject.target, alone(saliency.maps[k, i]))
+            for k, subject in enumerate(subjects)
         ]
 
 
@@ -332,15 +373,15 @@ def _explanations(
         Explanation(
             label=subject.label,
             score=float(saliency.scores[k, i]) if subject.score is None else subject.score,
-            heatmap=heatmaps[k],
-            raw=raw[k],
+            heatmap=heatmaps[k].copy(),  # not a view, which would keep those of the whole batch
+            raw=raw[k].copy(),
             method=saliency.method.id,
             layers=saliency.adapter.layers,
             image=image.frames[0] if isinstance(image, Video) else image,
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
-            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k]))),
+            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k])), *_cautions(saliency)),
             origin=origins[k],
             score_kind=subject.kind_of_score,
         )
@@ -383,6 +424,12 @@ def _in_view(on_grid: Tensor, geometry: Geometry) -> Tensor:
     """`[K]` booleans: the maps `[K, ..., h, w]` that have evidence in a cell that the image touches."""
     touched = (geometry.filled((on_grid.shape[-2], on_grid.shape[-1])) > 0).to(on_grid)
     return (on_grid * touched).flatten(1).amax(1) > FAINT
+
+
+def _cautions(saliency: Saliency) -> tuple[str, ...]:
+    """A warning where maps of this family's target layer are known to mislead."""
+    caution = saliency.adapter.caution
+    return (f"{MAY_MISLEAD}: {caution}",) if caution and saliency.method.reads_layer else ()
 
 
 def _flags(on_grid: Tensor, in_view: bool) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from hf_cam.outputs import (
     DEPTH,
     LOGITS,
     MASKS,
+    SIMILARITIES,
     TEXT,
     detections_of,
     embedding_of,
@@ -330,6 +331,25 @@ def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     return values[region.to(values.device)].mean()
 
 
+def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
+    """The confidence that belongs to a target: a class's probability, a prompt's share, or else the target itself.
+
+    Args:
+        target: The explained target.
+        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
+        prompts: The number of prompts that the model compares the image with; a single one has no share.
+    """
+    if isinstance(target, ClassLogit):
+        alone = problem_type == "multi_label_classification"
+        reading = replace(target.reading, exclusive=False) if alone else target.reading
+        return ClassProbability(target.index, reading)
+    if isinstance(target, BinaryLogit):
+        return lambda output: target(output).sigmoid()
+    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
+        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
+    return target
+
+
 def as_target(target: int | Target) -> Target:
     """The logit of a class index; a callable is returned unchanged.
 
@@ -406,7 +426,8 @@ SAME_BOX = 0.5
 def find_label(label: str, id2label: Mapping[int, str]) -> int:
     """The class index for a label: the whole label, one of its comma-separated names, or a unique part of it.
 
-    Upper and lower case and the two ways of writing an accent are the same; whole words go before parts of words.
+    The label as it is written goes first; else upper and lower case and the two ways of writing an accent are the same,
+    and whole words go before parts of words.
 
     >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
     281
@@ -414,6 +435,8 @@ def find_label(label: str, id2label: Mapping[int, str]) -> int:
     Raises:
         TargetError: no label fits (the nearest are listed), or several do (they are listed with their indices).
     """
+    if len(exact := [index for index, text in id2label.items() if text == label]) == 1:
+        return exact[0]
     wanted = folded(label)
     labels = {index: folded(text) for index, text in id2label.items()}
     names = {index: [part.strip() for part in text.split(",")] for index, text in labels.items()}

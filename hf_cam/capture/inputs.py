@@ -153,6 +153,25 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     return inputs
 
 
+def picture_of(model: nn.Module, pixel_values: Any, others: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The picture and the other inputs; the picture may be among them, under the name that the forward gives it.
+
+    Raises:
+        OptionError: there is no picture, or it is not clear which of several it is.
+    """
+    if pixel_values is not None:
+        return pixel_values, dict(others)
+    main = (str(getattr(traits_of(model).module, "main_input_name", "")), "pixel_values_videos")
+    tensors = [name for name, value in others.items() if isinstance(value, Tensor) and value.ndim > 3]
+    found = [name for name in main if name in others][:1] or tensors
+    if len(found) != 1:
+        raise OptionError(
+            f"the picture is missing: pass it first or as pixel_values=, a tensor [B, C, H, W]; got "
+            f"{', '.join(f'{name} ({type(value).__name__})' for name, value in others.items()) or 'nothing'}"
+        )
+    return others[found[0]], {name: value for name, value in others.items() if name != found[0]}
+
+
 def noise_like(inputs: Mapping[str, Any], strength: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """The same inputs with pictures of noise, `strength` being its standard deviation."""
     pixels = inputs["pixel_values"]
@@ -173,3 +192,26 @@ def one_image(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
         return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
 
     return {name: value[index : index + 1] if own(value) else value for name, value in inputs.items()}
+
+
+def repeated(inputs: Mapping[str, Any], owners: Tensor) -> dict[str, Any]:
+    """The inputs of the images with the indices `owners`, `[N]`, which may repeat; what all images share is unchanged.
+
+    >>> repeated({"pixel_values": torch.tensor([[1.0], [2.0]])}, torch.tensor([1, 1, 0]))["pixel_values"].flatten()
+    tensor([2., 2., 1.])
+    """
+    batch = len(inputs["pixel_values"])
+
+    def own(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+    return {name: value[owners.to(value.device)] if own(value) else value for name, value in inputs.items()}
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The tensor without a larger one that it is a view of; a copy if there is one.
+
+    >>> alone(torch.zeros(8, 3)[0]).untyped_storage().nbytes()
+    12
+    """
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_cam.errors import HFCamError, ModelError, brief, reason
+from hf_cam.models.bounds import check_bounds
 from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
 from hf_cam.models.traits import architectures, takes_pictures, transformers_classes
 
@@ -38,6 +39,8 @@ PROCESSOR_HINT = (
     "pass processor=, such as AutoImageProcessor.from_pretrained(NAME OF THE MODEL THAT IT WAS TRAINED FROM); "
     "a pipeline calls it image_processor="
 )
+SAFELY: Mapping[str, Any] = {"trust_remote_code": False}
+"""For every `from_pretrained` of transformers: a model's own Python never runs, and nobody is asked whether it may."""
 OFFLINE_HINT = 'pass a local folder, or model="demo:imagenet", which needs no network'
 
 
@@ -76,24 +79,35 @@ def resolve_name(model: str | Path) -> str:
     return SHORT_NAMES.get(name, name)
 
 
-def load_pretrained(name: str, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> nn.Module:
+def load_pretrained(
+    name: str, *, dtype: torch.dtype | str | None = None, trust_config: bool = False, **kwargs: Any
+) -> nn.Module:
     """The model, in the class that its own config names (trying auto classes in turn could silently load a wrong head).
 
-    The name of a PEFT adapter loads the model that it changes, and the adapter.
+    The name of a PEFT adapter loads the model that it changes, and the adapter. Python in a checkpoint never runs, and
+    pickled weights are not read.
+
+    Args:
+        name: A folder or Hub id.
+        dtype: Of the weights; by default float32.
+        trust_config: Also build a network of a size that no known model has.
+        kwargs: Further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: it cannot be found, reached or read, lacks weights, or is not a vision model.
+        ModelError: it cannot be found, reached or read, lacks weights, is not a vision model, or describes a network
+            of absurd size.
     """
     import transformers
 
-    config, adapter = _config_and_adapter(name, **_hub_options(kwargs))
+    config, adapter = _config_and_adapter(name, trust_config=trust_config, **_hub_options(kwargs))
     weights = adapter.weights() if adapter else {}
     source, config = _of_base(adapter, str) if adapter else name, fitted_config(config, weights)
     named = transformers_classes([adapter.class_name] if adapter and adapter.class_name else architectures(config))
     loader = named[0] if named else transformers.AutoModelForImageClassification
     if not takes_pictures(loader, config):
         raise ModelError(f"{brief(name)} is a {config.model_type!r} model ({loader.__name__}), which takes no images")
-    options = {**kwargs, "config": config, "dtype": dtype or torch.float32, "output_loading_info": True}
+    options = {**kwargs, **SAFELY, "config": config, "dtype": dtype or torch.float32, "output_loading_info": True}
+    options["use_safetensors"] = True
     if adapter:  # which may bring its own classifier; a revision is that of the adapter
         options = {**options, "ignore_mismatched_sizes": True, "revision": None}
     loaded, report = explained(source, lambda: loader.from_pretrained(source, **options))
@@ -117,23 +131,30 @@ def load_config(name: str, **kwargs: Any) -> Any:
     return config
 
 
-def _config_and_adapter(name: str, **hub: Any) -> tuple[Any, PeftAdapter | None]:
-    from transformers import AutoConfig
-
+def _config_and_adapter(name: str, *, trust_config: bool = False, **hub: Any) -> tuple[Any, PeftAdapter | None]:
     adapter = adapter_in(name) if Path(name).is_dir() else None
     try:
-        config = None if adapter else explained(name, lambda: AutoConfig.from_pretrained(name, **hub), what="config")
+        config = None if adapter else explained(name, lambda: _read_config(name, trust_config, hub), what="config")
     except ModelError as error:
         if (adapter := adapter_in(name, fetch=not _is_out_of_reach(error), **hub)) is None:
             raise
     if adapter:
-        config, _ = _of_base(adapter, _config_and_adapter)
+        config, _ = _of_base(adapter, lambda base: _config_and_adapter(base, trust_config=trust_config))
     listed = architectures(config)
     if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
         raise ModelError(
             f"the config of {brief(name)} lists {brief(listed)} as architectures; it must list class names"
         )
     return config, adapter
+
+
+def _read_config(name: str, trust_config: bool, hub: Mapping[str, Any]) -> Any:
+    """The config, whose numbers are checked before anything is made from them."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if not trust_config:
+        check_bounds(name, PreTrainedConfig.get_config_dict(name, **hub)[0])
+    return AutoConfig.from_pretrained(name, **SAFELY, **hub)
 
 
 def _of_base(adapter: PeftAdapter, read: Callable[[str], Read]) -> Read:
@@ -157,10 +178,10 @@ def load_processor(name: str) -> Any:
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
     try:
-        return explained(name, lambda: AutoImageProcessor.from_pretrained(name), what="image processor")
+        return explained(name, lambda: AutoImageProcessor.from_pretrained(name, **SAFELY), what="image processor")
     except ModelError as error:
         try:
-            return explained(name, lambda: AutoVideoProcessor.from_pretrained(name), what="video processor")
+            return explained(name, lambda: AutoVideoProcessor.from_pretrained(name, **SAFELY), what="video processor")
         except ModelError:
             if adapter := adapter_in(name):
                 return _of_base(adapter, load_processor)
@@ -177,7 +198,7 @@ def load_tokenizer(name: str) -> Any:
 
     if not name:
         raise ModelError("the model takes text but has no known tokenizer; pass processor= (from AutoProcessor)")
-    return explained(name, lambda: AutoTokenizer.from_pretrained(name), what="tokenizer")
+    return explained(name, lambda: AutoTokenizer.from_pretrained(name, **SAFELY), what="tokenizer")
 
 
 def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any:
@@ -207,6 +228,11 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
             raise ModelError(f"there is no model {brief(name)} on the Hub; {OFFLINE_HINT}") from error
         if any(isinstance(cause, HFValidationError) for cause in causes):
             raise ModelError(f"{brief(name)} is neither a folder nor a valid Hub id; {OFFLINE_HINT}") from error
+        if any("trust_remote_code" in str(cause) for cause in causes):
+            raise ModelError(
+                f"{brief(name)} brings its own Python code, which hf-cam never runs; if you trust it, load the model "
+                "with transformers and pass the module"
+            ) from error
         unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
         if any(isinstance(cause, unreachable) for cause in causes):
             raise ModelError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_cam.errors import ModelError, brief, reason
 
 ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What PEFT puts in front of the names of weights."""
 
@@ -41,12 +42,17 @@ class PeftAdapter:
         Raises:
             ModelError: they are missing or damaged.
         """
-        from peft import load_peft_weights
+        from huggingface_hub import hf_hub_download
+        from safetensors.torch import load_file
 
+        folder = Path(self.name)
         try:
-            found = load_peft_weights(self.name, device="cpu", **self.hub)
-        except Exception as error:  # safetensors, pickle and the Hub have their own
-            raise ModelError(f"the adapter weights of {brief(self.name)} cannot be read: {reason(error)}") from error
+            path = folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(self.name, WEIGHTS, **self.hub))
+            found = load_file(path)  # never a pickle
+        except Exception as error:  # safetensors and the Hub have their own
+            raise ModelError(
+                f"the adapter weights of {brief(self.name)} ({WEIGHTS}) cannot be read: {reason(error)}"
+            ) from error
         return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
 
 

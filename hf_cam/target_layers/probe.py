@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, TOKENS_FIRST, Layout, Size, token_grids, why_unread
 from hf_cam.models.traits import unwrap
+from hf_cam.outputs import kind_of
+from hf_cam.target_layers.fields import fields, score
 from hf_cam.target_layers.noise import Verdict, check_layouts
-from hf_cam.target_layers.trace import Produced, Trace, depths, is_avoided, path_shares, trace
+from hf_cam.target_layers.trace import Produced, Trace, behind, depths, is_avoided, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6
@@ -84,7 +86,8 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
             changes where the layout predicts.
 
     Raises:
-        UnknownArchitecture: no layer qualifies, or only one near the entrance, behind which others cannot be read.
+        UnknownArchitecture: no layer qualifies, only one near the entrance, behind which others cannot be read, or one
+            of only one of several networks.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1))
     >>> finding = probe(net, {"pixel_values": torch.rand(1, 3, 32, 48)})
@@ -95,56 +98,15 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
     with borrowed(module):
         search = _Search(module, inputs, trace(module, inputs, patch), check)
         graph: _Graph | None = None
-        for scores in _fields(search.traced.output):
+        for scores in fields(search.traced.output):
             graph = _Graph(search.traced, scores)
             if found := search.best(graph):
                 search.refuse_shallow(found, graph)
+                search.refuse_partial(found, graph)
                 return found
             if search.refuted:
                 return search.refuted
         raise UnknownArchitecture(search.why_nothing(graph))
-
-
-# Target --------------------------------------------------------------------------------------------------------------
-
-_FIELDS = (
-    "logits", "logits_per_image", "class_logits", "pred_logits", "predicted_depth", "image_embeds", "pooler_output"
-)  # fmt: skip
-
-
-def _likeliest(name: str) -> int:
-    if name in _FIELDS:
-        return _FIELDS.index(name)
-    return 2 if "logits" in name else len(_FIELDS)
-
-
-def _fields(output: Any) -> list[Tensor]:
-    """The tensors of an output that can serve as scores, most likely first; the next is used if one is constant."""
-    if isinstance(output, Mapping):
-        names = sorted(output, key=_likeliest)
-        values: Sequence[Any] = [output[name] for name in names]
-    else:
-        values = output if isinstance(output, list | tuple) else [output]
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            usable = value.requires_grad and value.is_floating_point() and value.numel()
-            found += [value] if usable else []
-        elif isinstance(value, Mapping | list | tuple):
-            found += _fields(value)
-    return found
-
-
-def scores(output: Any) -> Iterator[Tensor]:
-    """Scalars to differentiate, for any head: for each field of the output, the sum of the best classes' scores."""
-    return (_score(field) for field in _fields(output))
-
-
-def _score(scores: Tensor) -> Tensor:
-    """The score of the best class, summed over all other axes; infinite entries, which mask a class, are left out."""
-    finite = scores.where(scores.isfinite(), torch.finfo(scores.dtype).min)
-    best = finite.amax(dim=1 if scores.ndim >= 4 else -1)
-    return best.where(best > torch.finfo(scores.dtype).min, 0).float().sum()
 
 
 # Candidates ----------------------------------------------------------------------------------------------------------
@@ -154,10 +116,15 @@ class _Graph:
     """The autograd graph from one field of the output to the picture."""
 
     def __init__(self, traced: Trace, scores: Tensor) -> None:
-        self.traced, self.scores, self.score = traced, scores, _score(scores)
+        self.traced, self.scores, self.score = traced, scores, score(scores)
         self.share, self.depth = path_shares(self.score, traced.picture), depths(self.score, traced.picture)
         self.target = get_gradient_edge(scores)
         self.passed: dict[str, str] = {}  # by layer, why it does not serve
+
+    @property
+    def classes(self) -> int:
+        """How many scores the field holds per image or cell."""
+        return self.scores.shape[1 if self.scores.ndim >= 4 else -1] if self.scores.ndim else 1
 
     def outputs(self) -> Iterator[Produced]:
         """What modules returned on the way, without the field itself."""
@@ -199,12 +166,13 @@ class _Search:
 
         One run of a layer that runs several times is chosen only where it lies far deeper than those that run once.
         """
-        readable, classes = graph.candidates(), graph.scores.shape[1 if graph.scores.ndim >= 4 else -1]
+        readable, classes = graph.candidates(), graph.classes
         once = [replace(candidate, layer="") if candidate.again else candidate for candidate in readable]
         pool = _ranked(_without_class_maps(_in_scope(once), classes))
         found = self._first(pool, graph)
-        runs = [one for one in _in_scope(readable) if one.again and one.channels != classes]
-        found = self._first(_ranked(runs), graph, found.depth + FAR if found else 0) or found
+        runs = _ranked([one for one in _in_scope(readable) if one.again])
+        scored = [one for one in runs if one.channels != classes]
+        found = self._first(scored, graph, found.depth + FAR if found else 0) or found or self._first(runs, graph)
         if found is None or found.depth < NEAR:
             found = self._first(_ranked([candidate for candidate in once if candidate.layer]), graph, NEAR) or found
         return found
@@ -261,6 +229,32 @@ class _Search:
                 "reshape="
             )
 
+    def refuse_partial(self, found: Finding, graph: _Graph) -> None:
+        """Refuse a layer of one network of an ensemble: another reads the picture on its own, and only the score joins.
+
+        Raises:
+            UnknownArchitecture: with a layer of the other network, so that the caller can name both.
+        """
+        outputs = list(graph.outputs())
+        edge = next(one.edge for one in outputs if one.layer == found.layer)
+        before = behind(edge)
+        own = [one.edge for one in outputs if one.edge.node in before]
+        if not is_avoided(own, graph.score, self.traced.picture):
+            return
+        nodes = {one.node for one in own}
+        apart = (
+            one.layer
+            for one in reversed(outputs)
+            if one.layer and graph.share(one.edge) and one.edge.node not in before
+            if next(readings(one.shape, self.traced), None) and nodes.isdisjoint(behind(one.edge))
+        )
+        if other := next(apart, None):
+            raise UnknownArchitecture(
+                f"the score of {type(self.module).__name__} joins networks that read the picture on their own, and "
+                f"{found.layer!r} belongs to one of them, {other!r} to another; name a layer of each, such as "
+                f"layers={[found.layer, other]}, whose maps are averaged, or explain one network alone"
+            )
+
     def _is_stage_before(self, found: Finding, graph: _Graph) -> bool:
         """Whether every path runs through coarser cells behind a layer, in parts that are layers of their own."""
 
@@ -276,8 +270,14 @@ class _Search:
 
     def why_nothing(self, graph: _Graph | None) -> str:
         """Why no layer serves."""
+        if graph is None:
+            return (
+                f"what {type(self.module).__name__} returns ({kind_of(self.traced.output)}) holds no floating-point "
+                "tensor that is computed from the picture: let it return its scores as a tensor, without argmax, "
+                "detach(), item() or numpy()"
+            )
         height, width = self.traced.image_size
-        behind = self._behind(0, graph) if graph else ""
+        behind = self._behind(0, graph)
         return (
             f"no layer of {type(self.module).__name__} returns a map or a token grid of the {height} x {width} input "
             f"with at least {MIN_COVERAGE:.0%} of its cells influencing the output ({len(self.traced.produced)} "
