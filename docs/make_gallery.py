@@ -17,10 +17,10 @@ METHODS = ("gradcam", "hirescam", "layercam", "eigencam", "randomcam")
 HEAD = """# Gallery
 
 Every head by five methods, each row of maps from one forward pass. Written by `python docs/make_gallery.py`. The
-photograph is explained with ImageNet weights, the scene with the small bundled models. RandomCAM weights the channels at
-random: a method that looks no better than it shows nothing. EigenCAM ignores the target. For the prompt and for the region,
-Grad-CAM also colours the background, because it averages each channel's gradient over the whole picture: see
-[when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads). The default method of these heads is another one.
+photograph is explained with ImageNet weights, the scene with the small bundled models. RandomCAM weights the channels
+at random: a method that looks no better than it shows nothing. EigenCAM ignores the target. For the prompt and for the
+region, Grad-CAM also colours the background, because it averages each channel's gradient over the whole picture: see
+[when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads). The default method of these two is another one.
 """
 
 
@@ -36,6 +36,7 @@ class Row:
 
     @property
     def file(self) -> str:
+        """The name of its picture."""
         return f"{self.model}.jpg"
 
 
