@@ -152,7 +152,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
         ImageError: one of the others cannot be read.
     """
     found = scores_of(origin, (by_neighbours(seed), by_mean, by_others(_pictures(others))), seed)
-    usable = _usable(origin, found)
+    usable = usable_ways(origin, found)
     flags = _flags(origin, raw, found)
     verdict = judged(origin, found)
     shown = torch.sigmoid if _is_probability(origin) else torch.Tensor.clone
@@ -176,8 +176,15 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
     )
 
 
-def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0) -> Scores:
-    """The scores without the regions of a map, with nothing else, and for regions elsewhere; 23 + 5 K forwards."""
+def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0, *, compared: bool = True) -> Scores:
+    """The scores without the regions of a map, with nothing else, and for regions elsewhere; 23 + 5 K forwards.
+
+    Args:
+        origin: What the map was made from.
+        replacements: The K ways to replace pixels.
+        seed: Seed for ties.
+        compared: Whether regions elsewhere are scored too; 1 + 5 K forwards if not.
+    """
     probability = _is_probability(origin)
     target = confidence(origin.target, traits_of(origin.model).problem_type)
     scorer = Scorer(origin.model, origin.inputs, [target])
@@ -188,11 +195,11 @@ def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0
         return _on_scale(torch.cat(parts).cpu(), probability)
 
     regions = strongest(origin.map.to(pixels.device).float(), (PEAK, TOP), seed)
-    drawn = elsewhere(regions[1])
+    drawn = elsewhere(regions[1])[: None if compared else 0]
     own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions])
     blank, without, alone = torch.stack([scored(replace, own) for replace in replacements]).split([1, 2, 2], 1)
     missing_elsewhere, alone_elsewhere = torch.empty(2, len(drawn))
-    for way, replace in enumerate(replacements):
+    for way, replace in enumerate(replacements if compared else ()):
         some = drawn[way::count]
         missing_elsewhere[way::count], alone_elsewhere[way::count] = scored(replace, torch.cat([some, ~some])).chunk(2)
     score = _on_scale(scorer(pixels[:, None])[0, 0].cpu(), probability)
@@ -201,11 +208,12 @@ def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0
 
 def judged(origin: Origin, found: Scores) -> Verdict:
     """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score."""
-    usable = _usable(origin, found)
+    usable = usable_ways(origin, found)
     return found.verdict(usable) if usable and normalize(origin.map[None].float()).any() else "undecided"
 
 
-def _usable(origin: Origin, found: Scores) -> list[int]:
+def usable_ways(origin: Origin, found: Scores) -> list[int]:
+    """The replacements that lower the score enough if the whole image is replaced."""
     return found.usable(RESPONSE if _is_probability(origin) else RESPONSIVE * abs(float(found.score)) + CERTAIN)
 
 
@@ -230,7 +238,7 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
         flags.append(NO_GRADIENT)
     if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
-    usable = _usable(origin, found)
+    usable = usable_ways(origin, found)
     if not usable:
         return [*flags, UNRESPONSIVE]
     measured = found.effects(usable)

@@ -13,13 +13,16 @@ from PIL import Image
 
 from hf_cam.check import Check, Origin, check
 from hf_cam.doors import door
+from hf_cam.effort import Effort
 from hf_cam.errors import ImageError, OptionError, brief
+from hf_cam.heads.base import CONFIDENCE
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
 from hf_cam.images.patches import are_cut
 from hf_cam.request import check_seed
 
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
+MAY_MISLEAD = "may mislead"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Explanation:
 
     Args:
         label: What is explained: a class name, a prompt, a detected object.
-        score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
+        score: The model's confidence in it in [0, 1]; for a caller's own target, its value. `score_kind` names which.
         heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
             video `[T, H, W]`, normalised over all frames together so that they can be compared.
         raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` for a
@@ -39,9 +42,14 @@ class Explanation:
         box: `(x0, y0, x1, y1)` in the image's pixels, if the head finds objects.
         mask: `[H, W]` booleans, if the head finds segments.
         flags: Warnings, such as "no evidence" if the map on the model's grid is the same everywhere, or "evidence only
-            outside the image" if all of it lies on padding.
+            outside the image" if all of it lies on padding, or "may mislead: ..." with the reason if maps of this
+            family's target layer are known not to show what the model reads.
         origin: The model, the preprocessed image and the target, for `check()`; not pickled.
         frames: The frames of a video that the model saw; empty for an image.
+        score_kind: What the score is: "probability", "share among the prompts", "cosine similarity" and so on. Only
+            scores of the same kind can be compared.
+        effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
+            in words.
     """
 
     label: str
@@ -56,6 +64,8 @@ class Explanation:
     flags: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, repr=False)
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
+    score_kind: str = CONFIDENCE
+    effort: Effort | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""

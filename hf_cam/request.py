@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from hf_cam.doors import unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import entries_of
+
+EffortSetting = Literal["fast", "checked"]
+"""Whether one method is taken as it is, or several are tried and the map is checked."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Request:
         aug_smooth: Average over six views of the image.
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
         method_options: Options of particular methods, such as `{"seed": 3}`.
+        effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -41,6 +45,7 @@ class Request:
     aug_smooth: bool = False
     eigen_smooth: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    effort: EffortSetting = "fast"
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -54,6 +59,8 @@ class Request:
         for name in ("aug_smooth", "eigen_smooth"):
             if not isinstance(wanted := getattr(self, name), bool | np.bool_):
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        if self.effort not in get_args(EffortSetting):
+            raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
         _check_numbers(self.target)
 
     @classmethod

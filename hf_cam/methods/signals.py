@@ -113,8 +113,7 @@ def signal(
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
-        meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, replays,
-            forwards, forwards_per_channel: See `Signal`.
+        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `forwards_per_channel`.
         replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
