@@ -8,7 +8,8 @@ For each number of steps and each metric the table shows in how many images the 
 second best, where one step per row puts at least 0.01 between them; how many of the pairs of methods that one step per
 row tells apart, by two standard errors of their difference image by image, are still told apart in the same order; and
 how far the mean scores are from those with one step per row. Prints Markdown, and the fewest steps from which on the
-first two are at least 0.9 and the last at most 0.01 for every model and metric; `--markdown` writes both into the page.
+first is at least 0.9, the second at least 0.8 and the last at most 0.01 for every model and metric; `--markdown` writes
+both into the page.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ START, END = "<!-- steps -->", "<!-- end of steps -->"
 CURVES = {"insertion": "inserted", "deletion": "deleted"}
 GAP = 0.01
 """The smallest difference of two maps that is to be seen."""
-BEST, PAIRS, OFF = 0.9, 0.9, 0.01
+BEST, PAIRS, OFF = 0.9, 0.8, 0.01
 """The lowest shares of images and pairs in the same order, and the largest distance of the scores."""
 
 

@@ -23,8 +23,8 @@ from hf_cam.targets import Target, target_values
 PERCENTILES = (20, 40, 60, 80)
 RISE: Literal["rise"] = "rise"
 Steps = int | Literal["rise"]
-STEPS = 10
-"""The default number of steps of the insertion and deletion curves."""
+STEPS = 24
+"""The default number of steps of the insertion and deletion curves: see docs/metrics.md."""
 CURVES = ("most_first", "least_first", "inserted", "deleted", "tenths_first", "tenths_last")
 
 
