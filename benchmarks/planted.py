@@ -175,10 +175,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="cue-reading images per model (default: 4)")
     parser.add_argument("--folder", type=Path, default=Path("runs/planted"))
     parser.add_argument("--out", type=Path, default=Path("docs/planted.md"))
+    parser.add_argument("--chosen", action="store_true", help="also measure the cues on which the choices were made")
     options = parser.parse_args()
     torch.set_num_threads(1)
     records: list[Record] = []
-    for cue, seed in (*QUOTED, *CHOSEN):
+    for cue, seed in (*QUOTED, *(CHOSEN if options.chosen else ())):
         for family in options.families:
             name = f"{family}-{cue.replace(' ', '-')}-{seed}.json"
             group = (family, cue, seed, options.images)

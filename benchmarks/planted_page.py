@@ -34,6 +34,13 @@ about the picture, and no map of that layer can show the place. Hiding parts of 
 """
 
 
+SPREAD = """
+
+A check replaces the strongest 3% and 10% of the image. A cue that covers much more, as the frame and the stripes do,
+survives both, and little of it alone is not enough: its hits then stay without support, or are even contradicted.
+"""
+
+
 def share(values: Iterable[bool]) -> str:
     """A share with its standard error and the number of cases."""
     found = np.array(list(values), float)
@@ -54,10 +61,15 @@ def page(records: Sequence[Record], images: int, shares: Sequence[float]) -> str
         "Peak on the cue, by cue": by(quoted, "cue"),
         "Verdicts": verdicts(quoted),
         "What `checked` kept and what it cost": kept(quoted),
-        "Where the choices were made: the corner mark and the stamp of seed 0": by(chosen, "family"),
     }
+    if chosen:
+        sections["Where the choices were made: the corner mark and the stamp of seed 0"] = by(chosen, "family")
     parts = [HEAD.format(images=images, count=len(quoted)), goals(quoted)]
     parts += [f"\n## {title}\n\n{text}" for title, text in sections.items()]
+    if misled := [one["decoy"] for one in records if one["cue"] == "unused mark"]:
+        parts.append(
+            f"\nBeside the stamp, the fast map's peak lies on the mark that says nothing in {share(misled)}.\n"
+        )
     if shares:
         parts.append(WHY.format(own=np.mean(shares), count=len(shares), low=min(shares), high=max(shares)))
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
@@ -91,7 +103,11 @@ def verdicts(records: Sequence[Record]) -> str:
     for kind, belongs in kinds.items():
         found = [verdict for one in records for name, hit, verdict in one["verdicts"] if belongs(name, hit)]
         rows.append([kind, *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
-    return table(rows)
+    for cue in dict.fromkeys(one["cue"] for one in records):
+        own = [one for one in records if one["cue"] == cue]
+        found = [verdict for one in own for _, hit, verdict in one["verdicts"] if hit]
+        rows.append([f"hits, {cue}", *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
+    return table(rows) + SPREAD
 
 
 def kept(records: Sequence[Record]) -> str:
