@@ -57,7 +57,8 @@ def page() -> str:
 def section(row: Row) -> str:
     names = ", ".join(METHODS)
     alt = f"{row.title}: the picture and its maps by {names}"
-    call = f'hf_cam.compare(image, "demo:{row.model}", {row.call}, methods={list(METHODS)})'
+    quoted = ", ".join(f'"{method}"' for method in METHODS)
+    call = f'methods = [{quoted}]\nhf_cam.compare(image, "demo:{row.model}", {row.call}, methods=methods)'
     return f"## {row.title}\n\n```python\n{call}\n```\n\n![{alt}](images/gallery/{row.file})\n"
 
 
