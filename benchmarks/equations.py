@@ -272,6 +272,47 @@ def finercam() -> Pair:
     return raw_map(net, "finercam", CLASS), (g.mean((2, 3), keepdim=True) * a).sum(1)[0].clamp_min(0).detach()
 
 
+@equation("cam", on="a ResNet")
+def class_activation_map() -> Pair:
+    """Eq. 2 of CAM: the class's row of the last linear layer, on the activations before the pooling."""
+    net = make("resnet")
+    a, _ = resnet_layer(net, pictures())
+    weights = net.classifier[-1].weight[CLASS]
+    total = torch.zeros_like(a[0, 0])
+    for c in range(a.shape[1]):
+        total = total + weights[c] * a[0, c]
+    return raw_map(net, "cam", CLASS), total.clamp_min(0).detach()
+
+
+def pixel_gradient(net: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(net(x).logits[0, CLASS], x)[0][0]
+
+
+@equation("gradient", on="a ResNet")
+def gradient() -> Pair:
+    """The gradient at the pixels, with the largest absolute value over the colours."""
+    net = make("resnet")
+    return raw_map(net, "gradient", CLASS), pixel_gradient(net, pictures()).abs().amax(0)
+
+
+@equation("input-x-gradient", on="a ResNet")
+def input_x_gradient() -> Pair:
+    """Pixel times gradient, summed over the colours."""
+    net, x = make("resnet"), pictures()
+    return raw_map(net, "input-x-gradient", CLASS), (x[0] * pixel_gradient(net, x)).sum(0).clamp_min(0)
+
+
+@equation("integrated-gradients", "steps=20", on="a ResNet")
+def integrated_gradients() -> Pair:
+    """Eq. 3 of Integrated Gradients from a picture of zeros, with the gradients taken in the middle of each step."""
+    net, x = make("resnet"), pictures()
+    total = torch.zeros_like(x[0])
+    for step in range(20):
+        total += pixel_gradient(net, x * (step + 0.5) / 20) / 20
+    return raw_map(net, "integrated-gradients", CLASS, steps=20), (x[0] * total).sum(0).clamp_min(0)
+
+
 class Curved(nn.Module):
     """The sum of the features' exponentials, whose Hessian is not zero."""
 

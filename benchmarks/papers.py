@@ -76,7 +76,7 @@ def table(methods: Sequence[Method], known: dict[tuple[str, str], str]) -> str:
         lines += [row.line() for row in found]
         lines += [line for (name, reference), line in known.items() if name == method.id and reference not in named]
         if not found:
-            lines.append(f"| `{method.id}` | nothing | | |")
+            lines.append(f"| `{method.id}` | not by this command | | |")
     return "\n".join(lines)
 
 
@@ -86,7 +86,8 @@ def kept(page: str) -> dict[tuple[str, str], str]:
         return {}
     body = page.split(START)[1].split(END)[0]
     cells = {line: [cell.strip() for cell in line.split("|")] for line in body.splitlines() if line.startswith("| `")}
-    return {(own[1].split("`")[1], own[2]): line for line, own in cells.items() if own[2] not in (OURS, "nothing")}
+    ours = (OURS, "not by this command")
+    return {(own[1].split("`")[1], own[2]): line for line, own in cells.items() if own[2] not in ours}
 
 
 def rows(method: str) -> Iterator[Row]:

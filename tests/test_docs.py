@@ -24,7 +24,7 @@ DIRECTIVE = re.compile(r"^\.\. (?:auto(?:function|class|data|module)|py:data):: 
 
 def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -106,6 +106,12 @@ def test_a_method_may_be_missing_from_a_page_only_where_attention_defines_it(mak
     assert "| chefer | not defined |" in make_readme.compared(["chefer"], [{}])
     with pytest.raises(KeyError, match="gradcam"):
         make_readme.compared(["gradcam"], [{}])
+
+
+def test_the_gallery_is_the_page_that_its_command_writes_and_has_its_pictures() -> None:
+    make = script("make_gallery")
+    assert make.PAGE.read_text(encoding="utf-8") == make.page()
+    assert sorted(path.name for path in make.PICTURES.iterdir()) == sorted(row.file for row in make.ROWS)
 
 
 def documented() -> list[str]:

@@ -22,8 +22,8 @@ IN_FLOAT32 = {"fullgrad", "scorecam"}
 """Their terms are enlarged in single precision."""
 WITH_A_PAPER = [
     "gradcam", "hirescam", "gradcam++", "xgradcam", "shapleycam", "fullgrad", "layercam", "ablationcam", "scorecam",
-    "eigencam", "segeigencam", "kpcacam", "fem", "finercam", "refinecam", "rollout", "chefer", "legrad", "gradeclip",
-    "attnlrp", "libragrad", "libracam",
+    "eigencam", "segeigencam", "kpcacam", "fem", "cam", "finercam", "refinecam", "rollout", "chefer", "legrad",
+    "gradeclip", "attnlrp", "libragrad", "libracam", "gradient", "input-x-gradient", "integrated-gradients",
 ]  # fmt: skip
 
 

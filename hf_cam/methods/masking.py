@@ -140,6 +140,7 @@ def score_drops(run: Run, layer: str, patch: int | None = None, stride: int | No
     name="Occlusion",
     paper="Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, arXiv:1311.2901",
     summary="How far the score falls when a sliding square hides each pixel; uses neither a layer nor gradients.",
+    departure="Overlapping squares are averaged, and the target's value takes the place of the class probability.",
 )
 def occlusion(score_drops: Tensor) -> Tensor:
     """`mean(y - y_without_square)` over the squares that hide a pixel, where y is the target's value.

@@ -84,6 +84,7 @@ def path_terms(run: Run, layer: str, steps: int = 50, fill: Fill = 0.0) -> Tenso
     name="IntegratedGradients",
     paper="Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365",
     summary="Each pixel's share of the change in score from a baseline to the picture; uses no layer.",
+    departure="The integral is summed by the midpoint rule; the paper sums at the right end of each step.",
 )
 def integrated_gradients(path_terms: Tensor) -> Tensor:
     """The terms sum to `y(x) - y(x')` as the number of steps grows (completeness).
