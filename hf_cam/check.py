@@ -240,16 +240,16 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
         flags.append(UNLIKELY)
     usable = usable_ways(origin, found)
     if not usable:
-        return [*flags, UNRESPONSIVE]
-    measured = found.effects(usable)
-    if CONSTANT not in flags:
-        conditions = {
-            NO_BETTER: measured.top - measured.typical < MARGIN,
-            DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
-            WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
-        }
-        flags += [flag for flag, holds in conditions.items() if holds]
-    return flags
+        flags.append(UNRESPONSIVE)
+    if CONSTANT in flags:
+        return flags
+    measured = found.effects(usable) if usable else None
+    conditions = {
+        NO_BETTER: measured is not None and measured.top - measured.typical < MARGIN,
+        DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
+        WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
+    }
+    return [*flags, *(flag for flag, holds in conditions.items() if holds)]
 
 
 def _window(model: nn.Module) -> int | None:

@@ -16,7 +16,8 @@ from hf_cam.check import Origin, check
 from hf_cam.errors import OptionError
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.metrics import PatchReader
-from nets import READ
+from nets import NETS, READ
+from pictures import SIZE as PICTURE
 from unchanged import unchanged
 
 
@@ -131,6 +132,20 @@ def test_a_map_of_a_model_that_reads_the_whole_picture_alike_stays_undecided() -
     assert result.verdict == "undecided"
     assert not result.passed
     assert "neither supports nor contradicts" in str(result)
+
+
+def test_a_map_that_ends_at_the_windows_of_its_model_is_flagged() -> None:
+    swin = NETS["swin"]()
+    assert swin.config.window_size == 4
+    block, spot = np.zeros((6, 9)), np.zeros((6, 9))
+    block[:, :4] = spot[2:4, :4] = 1
+    height, width = PICTURE
+    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    saliency = torch.zeros(height, width)
+    saliency[:, : width // 2] = 1
+    origin = Origin(swin, {"pixel_values": pixels}, ClassLogit(1), saliency)
+    assert "hard edge of windows" in check(origin, block).flags
+    assert "hard edge of windows" not in check(origin, spot).flags
 
 
 def test_the_pixels_of_other_images_can_be_given(explained, scene) -> None:
