@@ -24,6 +24,7 @@ OTHERS = {
 ATTENTION = ("chefer", "gradeclip", "libracam")
 ROAD = ("gradcam", "hirescam", "layercam", "gradcam-elementwise", "fullgrad", "eigencam", *ATTENTION)
 LOCALIZATION = ("gradcam", "hirescam", "layercam", "fullgrad", "eigencam", "refinecam", *ATTENTION)
+PLANTED = ("fast", "checked", "occlusion", "attnlrp")
 ROAD_BASELINES = ("centred-gaussian", "randomcam", "sobel", "noise")
 LOCALIZATION_REFERENCES = ("scorecam, first 20 scenes", "randomcam", "grad-cam's GradCAM", "Sobel edges", "noise")
 
@@ -148,6 +149,24 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(["", body[0], "|---" + "|--:" * (len(header) - 1) + "|", *body[1:], ""])
 
 
+def planted() -> str:
+    """The share of images whose map peaks on the planted cue, by map and family."""
+    found = {row["map"]: row for row in rows("planted", "## Peak on the cue, by family")}
+    families = {"vit": "ViT", "dinov2": "DINOv2", "convnext": "ConvNeXt", "swin": "Swin"}
+    lines = [[f"`{name}`", *(found[name][one].split(" ±")[0] for one in families)] for name in PLANTED]
+    return markdown(["map", *families.values()], lines)
+
+
+def planted_error() -> str:
+    found = [row for row in rows("planted", "## Peak on the cue, by family") if row["map"] in PLANTED]
+    return max(cell.split("± ")[1].split()[0] for row in found for cell in row.values() if "±" in cell)
+
+
+def verdict_on(maps: str, verdict: str) -> str:
+    [row] = [row for row in rows("planted", "## Verdicts") if row["maps"] == maps]
+    return row[verdict].split(" ±")[0]
+
+
 def costs() -> str:
     return "\n".join(["", *table("methods", "### Overview"), ""])
 
@@ -188,6 +207,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "labels": lambda: number("localization", r"\d+ scenes with (\d+) labels"),
     "scenes": lambda: number("localization", r"(\d+) scenes with \d+ labels"),
     "localization": localization,
+    "planted": planted,
+    "planted-images": lambda: number("planted", r"another seed: (\d+) images"),
+    "planted-error": planted_error,
+    "hits-supported": lambda: verdict_on("hits", "supports"),
+    "misses-contradicted": lambda: verdict_on("misses", "contradicts"),
     "costs": costs,
     "scorecam-memory": lambda: scorecam("hf-cam MB"),
     "grad-cam-memory": lambda: scorecam("grad-cam MB"),
