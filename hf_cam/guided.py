@@ -113,10 +113,10 @@ class GuidedBackprop:
                 f"guided backpropagation needs gradients, but the quantised part {stop} passes none or wrong ones; "
                 "load the model without quantisation"
             )
-        with borrowed(unwrap(self.model)), torch.enable_grad():
+        with borrowed(unwrap(self.model)) as module, torch.enable_grad():
             pixels = inputs["pixel_values"].requires_grad_()
             with _Guide():
-                outputs = call(unwrap(self.model), {**inputs, "pixel_values": pixels})
+                outputs = call(module, {**inputs, "pixel_values": pixels})
             [column] = chosen.select(outputs)
             score = target_values(outputs, column).sum()
             if not score.requires_grad:

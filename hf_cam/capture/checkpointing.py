@@ -18,8 +18,6 @@ _REENTRANT, _SAVING = "CheckpointFunction", "_checkpoint_hook"
 _OWN = {name: vars(checkpoint)[name] for name in (_REENTRANT, _SAVING) if name in vars(checkpoint)}
 
 _here = threading.local()
-_lock = threading.Lock()
-_blocks = 0
 
 
 class _Reentrant:
@@ -50,19 +48,10 @@ def uncheckpointed() -> Iterator[None]:
     Checkpointing saves memory in training: it reruns parts of a model in the backward pass, when the hooks that stood
     there are gone, and its reentrant kind has no gradient with respect to anything but leaves.
     """
+    for name in _OWN:  # they stay, since they act in such threads alone
+        setattr(checkpoint, name, _INSTEAD[name])
     _here.depth = _depth() + 1
-    _entered(1)
     try:
         yield
     finally:
-        _entered(-1)
         _here.depth -= 1
-
-
-def _entered(change: int) -> None:
-    """Count the blocks that any thread is in; torch has its own classes back after the last."""
-    global _blocks
-    with _lock:
-        _blocks += change
-        for name, own in _OWN.items():
-            setattr(checkpoint, name, _INSTEAD[name] if _blocks else own)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_cam.capture.capture import first_tensor, with_first_tensor
-from hf_cam.capture.guard import borrowed, forwards, lock_of
+from hf_cam.capture.draws import own_draws
+from hf_cam.capture.guard import borrowed, forwards, wrapped
 from hf_cam.capture.inputs import Shared, arguments, call
 from hf_cam.capture.runs import Counter, located
 from hf_cam.models.traits import unwrap
@@ -71,7 +72,7 @@ class Tail:
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
         stubs |= self._own([*map(spread, self.earlier), with_first_tensor(spread(self.clean), given)])
         args, kwargs = arguments(self.module, {name: spread(value) for name, value in self.inputs.items()})
-        with _stubbed(stubs):
+        with _stubbed(stubs), own_draws(self.module, self.inputs):
             return functional_call(self.module, dict(self.wide), args, kwargs)
 
     def together(self, activations: Tensor) -> Any:
@@ -152,13 +153,13 @@ def texts_read_once(model: nn.Module, readers: dict[nn.Module, Reader]) -> Itera
     A module that reads only tokens does not see the picture, so its output does not change.
 
     Args:
-        model: Its own forwards are restored at the end of the block.
+        model: Its replicas use the readers.
         readers: Outputs to keep from one block to the next; initially empty, discarded by the caller after the last.
     """
     module = unwrap(model)
     if not readers:
         readers.update({child: Reader() for child in module.modules() if child is not module and _reads_tokens(child)})
-    with lock_of(module), _stubbed(readers):
+    with wrapped({child: partial(_answering, reader) for child, reader in readers.items()}):
         yield
 
 
@@ -208,7 +209,7 @@ def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callabl
     return answer
 
 
-def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) -> AbstractContextManager[None]:
+def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> AbstractContextManager[None]:
     """Replace forwards by stored outputs."""
     return forwards({module: _answering(memory, module.forward) for module, memory in stubs.items()})
 
@@ -223,8 +224,7 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any], axis: int =
     stored values in place or draws random numbers), the tail reruns whole forwards, and `exact` is False.
     The tail of a half-precision model runs in float32 if its forward allows it.
     """
-    module = unwrap(model)
-    with borrowed(module), torch.no_grad():
+    with borrowed(unwrap(model)) as module, torch.no_grad():
         outputs, prefix, [*earlier, clean] = _recorded(module, layer, inputs)
         tail = Tail(module, layer, inputs, prefix, clean, axis=axis, earlier=tuple(earlier))
         if not _reproduces(tail, outputs):

@@ -115,23 +115,18 @@ def terms(run: Run, attend: Attend) -> Tensor:
 
     Runs the model once more under these rules.
     """
-    module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
+    record, trace = _recorded(run), run.once(traced)
     blocks = list(dict.fromkeys(_blocks(record, trace)))
     tokens: list[Tensor] = []  # of the picture alone: those that require grad
-    handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
-    handles += [
-        module.get_submodule(block).register_forward_hook(lambda _, __, output: _keep(tokens, output))
-        for block in blocks
-    ]
-    with borrowed(module), torch.enable_grad():
+    with borrowed(unwrap(run.model)) as module, torch.enable_grad():
+        first, *_ = members = [module.get_submodule(block) for block in blocks]
+        first.register_forward_pre_hook(_collector(tokens), with_kwargs=True)
+        for member in members:
+            member.register_forward_hook(lambda _, __, output: _keep(tokens, output))
         pixels = run.inputs["pixel_values"].detach().requires_grad_()
-        try:
-            with LocalRules(attend):
-                outputs = call(module, {**run.inputs, "pixel_values": pixels})
-                score = target_values(outputs, run.targets)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with LocalRules(attend):
+            outputs = call(module, {**run.inputs, "pixel_values": pixels})
+            score = target_values(outputs, run.targets)
         found = torch.autograd.grad(_connected(score.sum()), tokens, allow_unused=True, retain_graph=True)
         axis = _token_axis(trace, tokens[0], pixels)
     return torch.stack(
@@ -230,7 +225,7 @@ def _readouts(run: Run) -> Readouts:
     assert run.captured.pixels is not None
     leaf = leaf_of(run.captured.pixels)
     outputs = [first_tensor(output_of(record, block, leaf).output) for block in blocks]
-    tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
+    tail = tail_after(record, run.captured, blocks[-1], run.captured.module, run.inputs)
     return Readouts(
         tuple(_readout(run, one, tokens, tail) for one, tokens in zip(trace.encoder, outputs, strict=True)),
         trace.cells,
@@ -245,7 +240,7 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Att
         axis = _token_axis(trace, tokens, run.captured.pixels)
         reading = tail.together(tokens.mean(axis, keepdim=True).expand_as(tokens))
     else:
-        with recording(unwrap(run.model)) as again:
+        with recording(run.captured.module) as again:
             reading = tail.together(tokens)
         one = next(other for other in again.calls if other.layer == pool.layer)
     score = _connected(target_values(reading, run.targets).sum())

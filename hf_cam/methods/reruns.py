@@ -6,7 +6,7 @@ import warnings
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
@@ -72,7 +72,7 @@ def masked_scores(run: Run, layer: str) -> Tensor:
     channels = activations(run, layer)
     pixels = run.inputs["pixel_values"]
 
-    def masked(sample: int, start: int, stop: int) -> Tensor:
+    def masked(module: nn.Module, sample: int, start: int, stop: int) -> Tensor:
         masks = normalize(resize(channels[sample, start:stop].float(), run.size), len(run.size))[:, None]
         inputs = {
             name: value[sample : sample + 1].expand(stop - start, *value.shape[1:])
@@ -81,13 +81,13 @@ def masked_scores(run: Run, layer: str) -> Tensor:
             for name, value in run.inputs.items()
         }
         inputs["pixel_values"] = pixels[sample] * masks.to(pixels)
-        outputs = call(unwrap(run.model), inputs)
+        outputs = call(module, inputs)
         return target_values(outputs, [run.targets[sample]] * (stop - start))
 
-    with borrowed(unwrap(run.model)), torch.no_grad():
+    with borrowed(unwrap(run.model)) as module, torch.no_grad():
         size = run.rerun_batch_size or images_at_once(pixels.device)
         return torch.stack(
-            [in_chunks(channels.shape[1], size, partial(masked, sample)) for sample in range(len(channels))]
+            [in_chunks(channels.shape[1], size, partial(masked, module, sample)) for sample in range(len(channels))]
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -71,15 +71,15 @@ class Scorer:
         flat = variants.flatten(0, 1)
         owners = torch.arange(batch, device=flat.device).repeat_interleave(count)
 
-        def some(start: int, stop: int) -> Tensor:
+        def some(module: nn.Module, start: int, stop: int) -> Tensor:
             own = owners[start:stop]
             inputs = {name: self._spread(value, own) for name, value in self.inputs.items()}
-            outputs = call(unwrap(self.model), {**inputs, "pixel_values": flat[start:stop]})
+            outputs = call(module, {**inputs, "pixel_values": flat[start:stop]})
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
-        with borrowed(unwrap(self.model)), torch.no_grad():
+        with borrowed(unwrap(self.model)) as module, torch.no_grad():
             size = self.rerun_batch_size or images_at_once(flat.device)
-            return in_chunks(len(flat), size, some).reshape(batch, count).float()
+            return in_chunks(len(flat), size, partial(some, module)).reshape(batch, count).float()
 
     def _spread(self, value: Any, owners: Tensor) -> Any:
         own = isinstance(value, Tensor) and value.ndim and len(value) == len(self.pixels)
