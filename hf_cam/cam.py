@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
-from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_size
+from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
 from hf_cam.doors import blaming, door, renamed, unreadable
 from hf_cam.errors import (
@@ -155,7 +155,7 @@ class CAM:
     @door()
     def __call__(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         targets: Any = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
@@ -164,7 +164,8 @@ class CAM:
         """Maps of a batch.
 
         Args:
-            pixel_values: `[B, C, H, W]`, preprocessed as the model expects; volumes are `[B, C, D, H, W]`.
+            pixel_values: `[B, C, H, W]`, preprocessed as the model expects; volumes are `[B, C, D, H, W]`. The picture
+                may also be passed under the forward's own name for it.
             targets: A class index, a label, a callable from one sample's output to a scalar tensor, or what the model's
                 head takes otherwise, such as a pixel `(x, y)` of the model's input; a list has one entry per image.
                 None explains what the model itself finds first in each image: its top class, surest object, largest
@@ -182,6 +183,7 @@ class CAM:
             LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
         """
         _check_names(self.model, model_inputs)
+        pixel_values, model_inputs = picture_of(self.model, pixel_values, model_inputs)
         checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
         settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)

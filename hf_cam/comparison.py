@@ -20,7 +20,7 @@ from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method, list_methods
-from hf_cam.models.loading import Labels, Output, load
+from hf_cam.models.loading import Labels, LoadedModel, Output, load
 from hf_cam.request import Request, check_count, listed_names
 from hf_cam.target_layers.named import Layers
 
@@ -78,7 +78,7 @@ class Comparison:
 @door()
 def compare(
     image: Any,
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     methods: Sequence[str] | str | None = None,
     target: Any = None,
@@ -99,7 +99,7 @@ def compare(
 
     Args:
         image: A path, URL, PIL image or array.
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here, except those that take
             hundreds of forwards (Score-CAM takes one per channel).
         target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As

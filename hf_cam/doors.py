@@ -159,7 +159,8 @@ def _check_arguments(signature: inspect.Signature, name: str, args: Any, kwargs:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        known = [one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        parameters = [one for one in signature.parameters.values() if one.name != "self"]
+        known = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
         strange = next((one for one in kwargs if one not in known), "")
         hint = strange and (renamed(strange, known) or f"; nearest to {strange}=: {nearest(strange, known)}")
         raise OptionError(f"{name}() {error}{hint}") from None

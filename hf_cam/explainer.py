@@ -44,7 +44,7 @@ FAINT = 0.01
 @door()
 def explain(
     image: Any,
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     target: Any = None,
     text: str | Sequence[str] | None = None,
@@ -69,7 +69,7 @@ def explain(
     Args:
         image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
             `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
@@ -94,8 +94,8 @@ def explain(
         processor: The image processor, where it does not come with the model.
         labels: Class names, where they do not come with the model: a list, or a dict from index to name.
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
-            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it from what the model returns
-            and from what it ends in.
+            (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
+            establishes it from what the model returns and from what it ends in.
         device, dtype, trust_config: For a model that is loaded here; see `hf_cam.load`.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_cam.errors import TargetError
 Path = tuple[str | int, ...]
 """Where a tensor stands in an output: names and positions, from the outside in; `()` is the output itself."""
 
-LOGITS = ("logits", "class_queries_logits", "decoder_class_logits")
+LOGITS = ("logits", "class_queries_logits", "decoder_class_logits", "pred_logits")
 
 BOXES = ("pred_boxes", "decoder_coord_logits")
 
@@ -60,10 +61,12 @@ def parts_of(output: Any) -> dict[str | int, Any] | None:
         return dict(zip(output._fields, output, strict=True))
     if isinstance(output, list | tuple):
         return dict(enumerate(output))
-    if isinstance(output, Tensor | nn.Module | type) or not hasattr(output, "__dict__"):
+    if isinstance(output, Tensor | nn.Module | type):
         return None
-    if dataclasses.is_dataclass(output):
+    if dataclasses.is_dataclass(output):  # which may have slots in place of a `__dict__`
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if not hasattr(output, "__dict__"):
+        return None
     return dict(vars(output)) if any(isinstance(value, Tensor) for value in vars(output).values()) else None
 
 
@@ -267,7 +270,8 @@ def _ambiguous(output: Any, found: Sequence[tuple[Path, Tensor]]) -> str:
     by_count = "; hf_cam.explain also takes the class names as labels=" if len(sizes) == len(found) else ""
     return (
         f"several parts of the model's output could be its scores ({', '.join(shown)[:200]}{more}): "
-        f"choose with target=lambda output: {expression(output, found[-1][0])[:60]}[0]{by_count}"
+        f"choose with target=lambda output: {expression(output, found[-1][0])[:60]}"
+        f"{'[0]' if found[-1][1].ndim else ''}{by_count}"
     )
 
 
@@ -276,6 +280,15 @@ def _nothing(output: Any) -> str:
         f"the model's output has no logits ({_listed(output)}); pass target= as a callable "
         "from one sample's output to a scalar, e.g. lambda output: output.pooler_output.norm()"
     )
+
+
+def kind_of(output: Any) -> str:
+    """What an output is, for a message: the dtype and shape of a tensor, the names of parts, or else the type.
+
+    >>> kind_of(torch.zeros(1, 4).argmax(1)), kind_of({"logits": 1}), kind_of(3.0)
+    ('torch.int64 [1]', 'dict with logits', 'float')
+    """
+    return f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else _listed(output)
 
 
 def _listed(output: Any) -> str:
@@ -332,13 +345,52 @@ def embedding_of(output: Any) -> Tensor:
     for name in EMBEDDINGS:
         if isinstance(value := parts.get(name), Tensor):
             return _pooled(value) if name == "last_hidden_state" else value.flatten()
-    if isinstance(output, list | tuple) and output and all(isinstance(level, Tensor) for level in output):
-        return _pooled(output[-1])
-    return _pooled(field_of(output, (*EMBEDDINGS, *FEATURES)))
+    if parts and (are_levels(parts) or (isinstance(output, list | tuple) and all(map(torch.is_tensor, output)))):
+        return _pooled(list(parts.values())[-1])
+    tensors = [tensor for _, tensor in tensors_of(output)]
+    if len(tensors) == 1:
+        return _pooled(tensors[0])
+    try:
+        return _pooled(field_of(output, FEATURES))
+    except TargetError:
+        raise TargetError(
+            f"the model's output holds no embedding that can be recognised ({_listed(output)}); pass target= as a "
+            "callable from one sample's output to a scalar, such as a similarity"
+        ) from None
+
+
+def are_levels(parts: Mapping[str | int, Any], batch: int = 0) -> bool:
+    """Whether an output's parts are the levels of a backbone, finest first: maps or tokens without a name for scores.
+
+    Args:
+        parts: Of one sample, or of a batch.
+        batch: How many axes of each part are the batch's: 0 or 1.
+
+    >>> are_levels({"layer3": torch.ones(8, 8, 6), "layer4": torch.ones(16, 4, 3)}), are_levels({0: torch.ones(5)})
+    (True, False)
+    """
+    fewest = 2 if all(isinstance(name, int) for name in parts) else 3  # axes: tokens come in a list, maps also by name
+    levels = [part for part in parts.values() if isinstance(part, Tensor) and part.ndim >= fewest + batch]
+    named = any(str(name).lower() in (*SCORES, *LOGITS, *MASKS) for name in parts)
+    sizes = [tuple(level.shape[batch:][-2:]) for level in levels]
+    coarser = all(min(finer) >= min(next_one) for finer, next_one in itertools.pairwise(sizes))
+    return 0 < len(parts) == len(levels) and not named and coarser
 
 
 def _pooled(value: Tensor) -> Tensor:
     return value.flatten() if is_row(value) else value.mean((1, 2) if value.ndim == 3 else 0)
+
+
+def has_queries(output: Any) -> bool:
+    """Whether one sample's output holds class scores `[Q, K]` and boxes `[Q, 4]` of queries, as DETR's does.
+
+    >>> has_queries({"pred_logits": torch.zeros(100, 92), "pred_boxes": torch.zeros(100, 4)})
+    True
+    """
+    parts = {} if isinstance(output, Tensor) else parts_of(output) or {}
+    classes, boxes = ([parts[name] for name in names if name in parts] for names in (LOGITS, BOXES))
+    found = [*classes[:1], *boxes[:1]]
+    return len(found) == 2 and all(torch.is_tensor(one) and one.ndim == 2 for one in found) and boxes[0].shape[1] == 4
 
 
 def detections_of(output: Any) -> dict[str, Tensor] | None:

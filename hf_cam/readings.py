@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_cam.outputs import Path, is_map, is_row, part_at, scores_path
 
-Scale = Literal["logits", "probabilities", "log-probabilities"]
+Scale = Literal["logits", "probabilities", "log-probabilities", "values"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Reading:
         path: Where they stand; None finds them in each output by `hf_cam.outputs.scores_path`.
         scale: Which numbers they are. Of probabilities `p`, what is differentiated is `log(p)` if the classes exclude
             each other, as after a softmax, and otherwise the log-odds `log(p / (1 - p))`: these, not `p`, grow with the
-            evidence however sure the model is.
+            evidence however sure the model is. "values" are predicted quantities, differentiated as they are.
         exclusive: Whether exactly one class applies; False if each has a probability of its own.
         maps: Whether there is a score for each class and cell, `[K, h, w]`.
 
@@ -51,7 +51,7 @@ class Reading:
         return log_scores(values, self.scale, exclusive=self.exclusive and len(values) > 1)
 
     def scores(self, output: Any) -> Tensor:
-        """The model's confidence in each class, in [0, 1], shaped as `values`."""
+        """The model's confidence in each class, in [0, 1], or the values themselves; shaped as `values`."""
         values = self.values(output)
         return probabilities_of(values, self.scale, exclusive=self.exclusive and len(values) > 1)
 
@@ -66,7 +66,7 @@ def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
     >>> log_scores(torch.tensor([0.5, 0.0]), "probabilities", exclusive=False).isfinite()
     tensor([True, True])
     """
-    if scale == "logits":
+    if scale in ("logits", "values"):
         return values
     values = values if values.dtype == torch.float64 else values.float()
     limits = torch.finfo(values.dtype)
@@ -77,9 +77,12 @@ def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
 
 
 def probabilities_of(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
-    """Scores in [0, 1] from logits, probabilities or log-probabilities; the classes are the first axis."""
+    """Scores in [0, 1] from logits, probabilities or log-probabilities; the classes are the first axis.
+
+    Values are returned unchanged.
+    """
     values = values if values.dtype == torch.float64 else values.float()
-    if scale == "probabilities":
+    if scale in ("probabilities", "values"):
         return values
     if scale == "log-probabilities":
         return values.exp()

@@ -406,7 +406,8 @@ SAME_BOX = 0.5
 def find_label(label: str, id2label: Mapping[int, str]) -> int:
     """The class index for a label: the whole label, one of its comma-separated names, or a unique part of it.
 
-    Upper and lower case and the two ways of writing an accent are the same; whole words go before parts of words.
+    The label as it is written goes first; else upper and lower case and the two ways of writing an accent are the same,
+    and whole words go before parts of words.
 
     >>> find_label("tabby", {281: "tabby, tabby cat", 282: "tiger cat"})
     281
@@ -414,6 +415,8 @@ def find_label(label: str, id2label: Mapping[int, str]) -> int:
     Raises:
         TargetError: no label fits (the nearest are listed), or several do (they are listed with their indices).
     """
+    if len(exact := [index for index, text in id2label.items() if text == label]) == 1:
+        return exact[0]
     wanted = folded(label)
     labels = {index: folded(text) for index, text in id2label.items()}
     names = {index: [part.strip() for part in text.split(",")] for index, text in labels.items()}

@@ -397,6 +397,20 @@ def test_the_demo_writes_a_page_that_shows_every_picture(tmp_path: Path) -> None
     assert len(re.findall("<img[^>]+alt=", text)) == len(re.findall("<img", text))
 
 
+def test_what_load_returns_is_a_model_too(vit_folder: Path, picture) -> None:
+    loaded = hf_cam.load(vit_folder)
+    [found], [expected] = hf_cam.explain(picture, loaded), hf_cam.explain(picture, vit_folder)
+    assert found.label == expected.label
+    np.testing.assert_array_equal(found.heatmap, expected.heatmap)
+    names = [*loaded.id2label.values()]
+    [renamed] = hf_cam.explain(picture, loaded, labels=[f"new {name}" for name in names])
+    assert renamed.label == f"new {found.label}"
+    assert hf_cam.compare(picture, loaded, methods=["gradcam"])
+    assert hf_cam.load(loaded) is loaded
+    with pytest.raises(OptionError, match="move this one"):
+        hf_cam.load(loaded, device="cpu")
+
+
 @pytest.mark.parametrize("demo", ["demo:vit", "demo:maskformer"])
 def test_a_kept_explanation_keeps_nothing_of_its_batch(demo: str) -> None:
     explainer = hf_cam.Explainer(load(demo))

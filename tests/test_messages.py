@@ -28,6 +28,7 @@ from hf_cam.errors import (
     one_line,
     reason,
 )
+from nets import depth, detr, embedder, segformer
 from pictures import to_tensor
 
 LONG = "x" * 10_000
@@ -221,6 +222,16 @@ HELPFUL: dict[str, tuple[Callable[..., Any], type[HFCamError], str]] = {
         OptionError,
         "returned ndarray; torchvision's ToTensor",
     ),
+    "a processor that returns a dict": (
+        processed(lambda one: {"image": to_tensor(one)}),
+        OptionError,
+        r"returned dict; return the tensor alone, such as its \['image'\]",
+    ),
+    "a processor of arrays": (
+        processed(lambda image: torch.from_numpy(image.transpose(2, 0, 1))),
+        ModelError,
+        r"failed on an image \(TypeError.*gets a PIL image and returns a tensor \[C, H, W\]",
+    ),
     "a processor that returns bytes": (
         processed(lambda one: (to_tensor(one) * 255).byte()),
         ModelError,
@@ -355,3 +366,31 @@ def test_the_command_shortens_what_it_prints(picture_file, vit_folder, tmp_path,
 
 def test_one_line_keeps_short_texts() -> None:
     assert one_line("a  b") == "a  b"
+
+
+# What a head takes ---------------------------------------------------------------------------------------------------
+
+TAKEN: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "a box for a segmenter": (
+        segformer,
+        (10, 10, 50, 50),
+        r"a pixel \(x, y\), a mask .*a box needs a detector, pass a m",
+    ),
+    "a mask for a detector": (
+        detr,
+        np.ones((4, 6), bool),
+        r"a box \(x0, y0, x1, y1\) or a callable, not ndarray \[4, 6\]",
+    ),
+    "a box turned over": (detr, (50, 50, 10, 10), r"a box is \(left, top, right, bottom\) .* got \(50, 50, 10, 10\)"),
+    "a box beside all others": (detr, (0, 0, 2, 2), r"no box at the box \(0.0, .*\); its surest box is \(\d+, \d+, "),
+    "a box for depth": (depth, (10, 10, 50, 50), r"depth has no classes: pass a pixel \(x, y\) or a mask"),
+    "an image for depth": (depth, Image.new("RGB", (8, 8)), r"pass a pixel \(x, y\) or a mask \[H, W\], not Image"),
+    "a class of an embedding model": (embedder, 3, r"another image, an embedding \[D\] or a callable, not 3$"),
+}
+
+
+@pytest.mark.parametrize(("make", "target", "words"), TAKEN.values(), ids=TAKEN)
+def test_a_refused_target_is_answered_with_what_the_head_takes(picture, make, target, words) -> None:
+    loaded = make()
+    with pytest.raises(TargetError, match=words):
+        hf_cam.explain(picture, loaded.model, processor=loaded.processor, target=target)

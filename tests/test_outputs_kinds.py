@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 
 import hf_cam
-from hf_cam.errors import TargetError
+from hf_cam.errors import TargetError, UnknownArchitecture
 from hf_cam.outputs import (
     class_logits,
     detections_of,
@@ -28,6 +28,7 @@ from hf_cam.outputs import (
     scores_path,
     tensors_of,
 )
+from hf_cam.target_layers.infer import infer_adapter
 
 BATCH, CLASSES = 3, 4
 SCORES = torch.arange(BATCH * CLASSES, dtype=torch.float32).reshape(BATCH, CLASSES)
@@ -51,6 +52,12 @@ class Record:
 class Frozen:
     scores: Tensor
     count: int = 3
+
+
+@dataclass(slots=True)
+class Slotted:
+    hidden: Tensor
+    scores: Tensor
 
 
 class Attributes(dict):
@@ -79,6 +86,7 @@ STRUCTURES = {
     "Inception's in training": (InceptionOutputs(SCORES, SCORES + 1), ("logits",)),
     "a dataclass": (Record(FEATURES, SCORES), ("scores",)),
     "a frozen dataclass": (Frozen(SCORES), ("scores",)),
+    "a dataclass with slots": (Slotted(FEATURES, SCORES), ("scores",)),
     "a namespace": (SimpleNamespace(y_pred=SCORES, name="net"), ("y_pred",)),
     "transformers' record": (ImageClassifierOutput(logits=SCORES, hidden_states=(FEATURES,)), ("logits",)),
     "a record of one's own": (Custom(logits=SCORES, states=(FEATURES, FEATURES)), ("logits",)),
@@ -191,6 +199,7 @@ REFUSED = {
     "two of one name": ({"a": {"logits": SCORES[0]}, "b": {"logits": SCORES[0] + 1}}, r"output\['a'\]\['logits'\]"),
     "no row": ({"image_embeds": FEATURES[0]}, "no logits .*dict with image_embeds"),
     "no floating tensor": ((torch.arange(4), "text"), "no logits"),
+    "a number per class": ({"cat": SCORES[0, 0], "dog": SCORES[0, 1]}, r"lambda output: output\['dog'\]$"),
     "many": ([torch.rand(5) for _ in range(40)], "and 36 more"),
 }
 
@@ -250,6 +259,52 @@ FORMS = {
     "probabilities and logits": lambda features, logits: (logits.softmax(1), logits),
     "maps and logits": lambda features, logits: (features[:, :, None, None].expand(-1, -1, 3, 4), logits),
 }
+
+
+SEARCHED = FORMS | {
+    "a dataclass with slots": lambda features, logits: Slotted(features, logits),
+    "a namespace": lambda features, logits: SimpleNamespace(logits=logits, features=features),
+    "a record in a record": lambda features, logits: ({"heads": Record(features, logits)},),
+    "the loss first": lambda features, logits: (features.mean(), logits),
+}
+
+
+@pytest.mark.parametrize("form", SEARCHED.values(), ids=SEARCHED)
+def test_the_layer_is_found_whatever_the_model_returns(form: Any) -> None:
+    assert infer_adapter(Shows(form), inputs={"pixel_values": torch.rand(2, 3, 64, 96)}).layers == ("cut",)
+
+
+UNREADABLE = {
+    "class numbers": (lambda features, logits: logits.argmax(1), r"torch\.int64 \[1\]"),
+    "an array": (lambda features, logits: logits.detach().numpy(), "ndarray"),
+    "a detached record": (lambda features, logits: Record(features.detach(), logits.detach()), "Record with hidden"),
+    "complex numbers": (lambda features, logits: torch.complex(logits, logits), r"torch\.complex64 \[1, 2\]"),
+    "numbers": (lambda features, logits: logits[0].tolist(), "list with 0, 1"),
+}
+
+
+@pytest.mark.parametrize(("form", "kind"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_no_gradient_passes_is_refused_by_what_it_is(form: Any, kind: str) -> None:
+    with pytest.raises(UnknownArchitecture, match=rf"what Shows returns \({kind}.*without argmax, detach"):
+        hf_cam.GradCAM(Shows(form))(torch.rand(1, 3, 64, 96), targets=lambda output: output[0])
+
+
+def test_the_deepest_level_of_several_is_looked_at_and_embeds() -> None:
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 6, 2, 2)
+
+        def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+            fine = self.one(pixels).relu()
+            return {"layer1": fine, "layer2": self.two(fine).relu()}
+
+    pixels = torch.rand(1, 3, 64, 96)
+    assert infer_adapter(Levels(), inputs={"pixel_values": pixels}).layers == ("two",)
+    output = {name: level[0] for name, level in Levels()(pixels).items()}
+    torch.testing.assert_close(embedding_of(output), output["layer2"].mean((1, 2)))
+    with pytest.raises(TargetError, match=r"no embedding that can be recognised \(dict with a, b\); pass target="):
+        embedding_of({"a": torch.ones(3), "b": torch.ones(4)})
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -144,6 +144,33 @@ def test_the_probe_takes_the_same_inputs_by_name(kind: type[Plain]) -> None:
     assert infer_adapter(made(kind), inputs=inputs).layers == ("b.3",)
 
 
+class Masked(Plain):
+    main_input_name = "pixel_values_videos"
+
+    def forward(self, pixel_values_videos: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.scores(pixel_values_videos)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "others"),
+    [(Plain, "image", {}), (Second, "image", {"age": AGE}), (Masked, "pixel_values_videos", {"mask": pictures()})],
+)
+def test_the_picture_may_come_under_the_forwards_own_name(kind: type[Plain], name: str, others: dict) -> None:
+    net = made(kind)
+    expected = CAM(net, layers="b")(pictures(), targets=1, **others)
+    torch.testing.assert_close(CAM(net, layers="b")(targets=1, **{name: pictures()}, **others), expected)
+
+
+def test_a_call_without_a_picture_names_what_came() -> None:
+    cam = CAM(made(Plain), layers="b")
+    with pytest.raises(OptionError, match=r"the picture is missing: pass it first .*got batch \(dict\)"):
+        cam(batch={"image": pictures()})
+    with pytest.raises(OptionError, match=r"got one \(Tensor\), other \(Tensor\)"):
+        cam(one=pictures(), other=pictures())
+    with pytest.raises(OptionError, match="got nothing"):
+        cam()
+
+
 def test_a_plain_sequence_takes_its_input_first() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
     assert CAM(net)(pictures(), targets=1).shape == (2, *SIZE)

@@ -14,6 +14,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import hf_cam
 from hf_cam.errors import TargetError
@@ -104,6 +106,11 @@ EMBEDS: dict[str, Callable[[], nn.Module]] = {
     "a dict of features": lambda: Wrapped(with_identity(resnet(), "fc"), lambda found: {"features": found}),
     "of length 1": lambda: Wrapped(resnet(), F.normalize),
     "of length 1 by hand": lambda: Wrapped(resnet(), lambda found: found / found.norm(dim=1, keepdim=True)),
+    "of length 1 by squares": lambda: Wrapped(resnet(), lambda found: found / (found * found).sum(1, True).sqrt()),
+    "timm's fc is an identity": lambda: with_identity(timm.create_model("test_resnet", num_classes=5), "fc"),
+    "timm's tokens of several blocks": lambda: timm.create_model("test_vit", features_only=True, img_size=SIZE),
+    "levels by name": lambda: create_feature_extractor(resnet(), {"layer3": "three", "layer4": "four"}),
+    "a feature pyramid": lambda: resnet_fpn_backbone(backbone_name="resnet18", weights=None),
     "a projection that ends in a norm": lambda: nn.Sequential(resnet(), nn.BatchNorm1d(5, affine=False)),
 }  # fmt: skip
 
@@ -139,6 +146,12 @@ def test_what_ends_in_a_linear_layer_classifies(make: Callable[[], nn.Module], p
     [found] = hf_cam.explain(photo, model, processor=PROCESSOR)
     with torch.no_grad():
         assert found.label == str(int(model(PROCESSOR(photo)[None]).argmax()))
+
+
+def test_a_softmax_that_is_sure_is_no_embedding_of_length_1() -> None:
+    sure = Wrapped(resnet(), lambda found: (1e6 * found).softmax(1))
+    assert sure(PIXELS).amax(1).tolist() == [1, 1]
+    assert kind_of(sure.eval()) == "image-classification"
 
 
 def test_what_a_model_returns_can_be_declared(photo: Image.Image) -> None:
@@ -243,6 +256,22 @@ def test_torchvisions_segmenters_need_no_declaration(photo: Image.Image) -> None
         assert int(pixel.label) == int(best[int(25.5 / 50 * 64), int(40.5 / 80 * 96)])
 
 
+@pytest.mark.parametrize("classes", [2, 5, 96])
+def test_maps_with_the_classes_last_are_refused(classes: int) -> None:
+    maps = nn.Sequential(nn.Conv2d(3, classes, 4, 4), nn.Upsample(scale_factor=4))
+    last = Wrapped(maps, lambda found: found.permute(0, 2, 3, 1))
+    assert kind_of(maps) == "semantic-segmentation"
+    with pytest.raises(TargetError, match=r"with the classes last; let it return \[B, classes, h, w\]"):
+        kind_of(last)
+
+
+def test_several_maps_are_listed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Upsample(scale_factor=2))
+    supervised = Wrapped(net, lambda found: {"fine": found, "scores": {"coarse": found[..., ::2, ::2]}})
+    with pytest.raises(TargetError, match=r"several parts .* \(output\['fine'\] \[4, 32, 48\], output\['scores'\]"):
+        hf_cam.GradCAM(supervised)(PIXELS)
+
+
 def test_a_class_without_a_map_is_refused(scene: Image.Image) -> None:
     with pytest.raises(TargetError, match="no class 3; the model returns maps of 3 classes"):
         hf_cam.explain(scene, Segmenter().eval(), processor=PROCESSOR, target=3, layers="cut")
@@ -295,6 +324,40 @@ def test_a_module_that_lists_boxes_detects(scene: Image.Image, form: Callable) -
         hf_cam.explain(scene, model, target="spoon", **asked)
     both = hf_cam.explain([scene, scene], model, target=["plate", (70, 20)], **asked)
     assert [[one.label for one in found] for found in both] == [["plate"], ["cup"]]
+
+
+class Queries(nn.Module):
+    """Two queries, one for the left half of the picture and one for the right, as DETR returns them."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.names, self.cut = names, nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        maps = self.cut(pixels).relu()
+        classes = torch.stack([half.mean((2, 3)) for half in maps.chunk(2, 3)], 1)
+        boxes = pixels.new_tensor([[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]).expand(len(pixels), -1, -1)
+        return dict(zip(self.names, (8 * classes, boxes), strict=True))
+
+
+@pytest.mark.parametrize("names", [("pred_logits", "pred_boxes"), ("logits", "pred_boxes")], ids=str)
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_module_with_queries_detects(photo: Image.Image, names: tuple[str, str], count: int) -> None:
+    torch.manual_seed(0)
+    model = Queries(names).eval()
+    with torch.no_grad():
+        logits = model(PROCESSOR(photo)[None])[names[0]][0]
+    scores = logits.softmax(-1)[:, :-1] if count == 3 else logits.sigmoid()
+    asked = {"processor": PROCESSOR, "labels": ["cat", "dog", "cup", "pug"][:count], "layers": "cut"}
+    [found] = hf_cam.explain(photo, model, target=(60, 25), **asked)
+    assert found.box == pytest.approx((40, 0, 80, 50))
+    assert (found.label, found.score) == (asked["labels"][scores[1].argmax()], pytest.approx(float(scores[1].max())))
+    assert found.heatmap[:, 50:].max() == 1
+    assert not found.heatmap[:, :25].any()
+    with pytest.raises(TargetError, match=r"whether the last is 'no object' is open: pass labels= .*, 3 names if it"):
+        hf_cam.explain(photo, model, processor=PROCESSOR, layers="cut")
+    with pytest.raises(TargetError, match="or target= as a callable"):
+        hf_cam.GradCAM(model, "cut")(PIXELS)
 
 
 def test_a_name_that_no_detection_has_is_refused(scene: Image.Image) -> None:

@@ -17,6 +17,7 @@ from torchvision import transforms
 import hf_cam
 from hf_cam.errors import NoGradientError, OptionError, TargetError
 from hf_cam.heads import head_of
+from hf_cam.heads.classification import UNDECLARED
 from hf_cam.heads.endings import ending_of
 from hf_cam.heads.establish import reading_of
 from hf_cam.metrics import confidence
@@ -181,6 +182,55 @@ def test_two_names_of_a_single_score_are_the_negative_and_the_positive_class(spo
         ("bright", pytest.approx(said)),
         ("dark", pytest.approx(1 - said)),
     ]
+
+
+RESCALED = {
+    "a softmax in percent": Then(lambda logits: 100 * logits.softmax(1)),
+    "sigmoids in percent": Then(lambda logits: 100 * logits.sigmoid()),
+    "sigmoids around zero": Then(lambda logits: 2 * logits.sigmoid() - 1),
+}
+
+
+@pytest.mark.parametrize("end", RESCALED.values(), ids=RESCALED)
+def test_rescaled_probabilities_are_no_logits(spot: Image.Image, end: nn.Module) -> None:
+    with pytest.raises(TargetError, match=r"come from a s\w+, but reach from .*return probabilities in \[0, 1\]"):
+        explained(three(end), spot)
+    scores = own_scores(three(end), spot)
+    [found] = explained(three(end), spot, output="logits")
+    assert found.score == pytest.approx(float(scores.softmax(0).max()), abs=1e-5)
+
+
+VALUES = {
+    "a line": (nn.Identity(), "regression"),
+    "below zero": (Then(lambda logits: logits - 50), "regression"),
+    "of a limited range": (Then(lambda logits: 4 * logits.sigmoid() + 1), "auto"),
+    "the mean of classes": (
+        Then(lambda logits: (torch.cat([logits, -logits], 1).softmax(1) * torch.tensor([20.0, 60.0])).sum(1)),
+        "auto",
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "output"), VALUES.values(), ids=VALUES)
+def test_a_predicted_value_keeps_its_sign_and_is_the_score(spot: Image.Image, end: nn.Module, output: Any) -> None:
+    model = single(end)
+    [found] = explained(model, spot, labels=["age"], output=output, method="eigencam")
+    assert (found.label, found.flags) == ("age", ())
+    assert found.score == pytest.approx(float(own_scores(model, spot)), rel=1e-5)
+
+
+def test_several_values_are_scored_as_they_are(spot: Image.Image) -> None:
+    model = three(nn.Identity())
+    found = explained(model, spot, labels=["x", "y", "z"], target=["z", "x"], output="regression", method="eigencam")
+    assert [one.score for one in found] == pytest.approx(own_scores(model, spot)[[2, 0]].tolist())
+
+
+def test_a_single_number_that_nothing_declares_is_flagged(spot: Image.Image) -> None:
+    model = single(nn.Identity())
+    assert explained(model, spot, method="eigencam")[0].flags == (UNDECLARED,)
+    for known in ({"labels": ["dark", "bright"]}, {"output": "logits"}, {"output": "regression"}):
+        assert explained(model, spot, method="eigencam", **known)[0].flags == ()
+    assert explained(single(nn.Sigmoid()), spot, method="eigencam")[0].flags == ()
 
 
 def test_two_columns_made_of_one_sigmoid_exclude_each_other(spot: Image.Image) -> None:

@@ -73,12 +73,17 @@ class Beside(nn.Module):
 SECOND = pictures(3)[2:]
 
 
+TWINS = [
+    (kind, name)
+    for kind in (Siamese, SiameseTokens)
+    for name, method in list_methods().items()
+    if name != "fullgrad" and not (kind is Siamese and method.needs_attention)
+]
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["runs first", "runs last"])
-@pytest.mark.parametrize("method", [method for method in list_methods() if method != "fullgrad"])
-@pytest.mark.parametrize("kind", [Siamese, SiameseTokens])
+@pytest.mark.parametrize(("kind", "method"), TWINS)
 def test_the_run_on_the_picture_is_explained(kind: type, method: str, late: bool) -> None:
-    if kind is Siamese and list_methods()[method].needs_attention:
-        pytest.skip("has no attention")
     net = made(kind, late)
     x = pictures(1)
     cam = CAM(net, method)

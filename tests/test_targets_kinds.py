@@ -264,6 +264,38 @@ def test_labels_that_count_from_one_name_the_scores_that_exist(picture: Image.Im
     assert [one.label for one in found] == ["dog", "cat", "0"]
 
 
+@pytest.mark.parametrize("labels", [["cat", "dog", "cup", "pug"], {1: "cat", 2: "dog", 3: "cup"}], ids=str)
+def test_names_of_the_callers_that_do_not_fit_the_scores_are_refused(picture: Image.Image, labels: Any) -> None:
+    net = torchvision.models.resnet18(num_classes=3).eval()
+    with pytest.raises(TargetError, match=r"labels= names the classes \d to 3, but the model returns 3 scores"):
+        hf_cam.explain(picture, net, processor=PROCESSOR, labels=labels)
+
+
+INSTEAD = {
+    "classes in a tuple": ((3, 4, 5), r"several targets are a list, \[3, 4, 5\]"),
+    "a range": (range(3), r"several targets are a list, \[0, 1, 2\]"),
+    "a long range": (range(9), "several targets are a list$"),
+    "a pixel": ((12, 30), "a pixel or a box needs a detector or a segmenter, and several targets are a list"),
+    "a float": (3.0, "float 3.0; pass 3$"),
+    "a mask": (np.ones((4, 6), bool), "a mask needs a segmenter"),
+    "names in an array": (np.array(["cat"]), "pass the names or indices as a list"),
+}
+
+
+@pytest.mark.parametrize(("target", "words"), INSTEAD.values(), ids=INSTEAD)
+def test_what_is_no_class_is_refused_with_what_to_pass(picture: Image.Image, target: Any, words: str) -> None:
+    net = torchvision.models.resnet18(num_classes=3).eval()
+    with pytest.raises(TargetError, match=f"a target of ResNet must be a class index, .*{words}"):
+        hf_cam.explain(picture, net, processor=PROCESSOR, target=target)
+
+
+def test_a_name_as_it_is_written_goes_before_one_in_another_case() -> None:
+    names = {0: "Polish", 1: "polish"}
+    assert [find_label(name, names) for name in ("Polish", "polish")] == [0, 1]
+    with pytest.raises(TargetError, match="fits 2 classes"):
+        find_label("POLISH", names)
+
+
 def test_timms_names_are_those_of_the_weights_that_it_describes(picture: Image.Image) -> None:
     net = timm.create_model("test_resnet").eval()
     [found] = hf_cam.explain(picture, net, target="tabby")

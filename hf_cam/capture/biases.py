@@ -84,8 +84,19 @@ class BiasedOutputs:
 
 @contextmanager
 def biased_outputs(module: nn.Module) -> Iterator[BiasedOutputs]:
-    """Record what every module with a bias returns in a forward of `module` inside the block."""
-    record = BiasedOutputs({name: child for name, child in module.named_modules() if _bias(child) is not None})
+    """Record what every module with a bias returns in a forward of `module` inside the block.
+
+    Raises:
+        MethodError: biases are offloaded, so that their values are there during a forward only.
+    """
+    biases = {name: bias for name, child in module.named_modules() if (bias := _bias(child)) is not None}
+    for name, bias in biases.items():
+        if bias.is_meta:
+            raise MethodError(
+                f"the bias of {name!r} is offloaded, and FullGrad multiplies biases by gradients; load the model "
+                "without offloading, or choose another method, such as 'gradcam'"
+            )
+    record = BiasedOutputs({name: module.get_submodule(name) for name in biases})
 
     def recorder(name: str) -> Callable[..., Tensor | None]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:

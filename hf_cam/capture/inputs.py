@@ -154,6 +154,25 @@ def model_inputs_of(model: nn.Module, pixel_values: Tensor, others: Mapping[str,
     return inputs
 
 
+def picture_of(model: nn.Module, pixel_values: Any, others: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The picture and the other inputs; the picture may be among them, under the name that the forward gives it.
+
+    Raises:
+        OptionError: there is no picture, or it is not clear which of several it is.
+    """
+    if pixel_values is not None:
+        return pixel_values, dict(others)
+    main = (str(getattr(traits_of(model).module, "main_input_name", "")), "pixel_values_videos")
+    tensors = [name for name, value in others.items() if isinstance(value, Tensor) and value.ndim > 3]
+    found = [name for name in main if name in others][:1] or tensors
+    if len(found) != 1:
+        raise OptionError(
+            f"the picture is missing: pass it first or as pixel_values=, a tensor [B, C, H, W]; got "
+            f"{', '.join(f'{name} ({type(value).__name__})' for name, value in others.items()) or 'nothing'}"
+        )
+    return others[found[0]], {name: value for name, value in others.items() if name != found[0]}
+
+
 def noise_like(inputs: Mapping[str, Any], strength: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """The same inputs with pictures of noise, `strength` being its standard deviation."""
     pixels = inputs["pixel_values"]

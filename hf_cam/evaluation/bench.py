@@ -27,7 +27,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
-from hf_cam.models.loading import input_size, load
+from hf_cam.models.loading import LoadedModel, input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request, check_count, check_seed, listed_names
@@ -40,7 +40,7 @@ MASK_METRICS = ("energy-inside", "pointing-game", "average-precision")
 
 @door()
 def evaluate(
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     images: Any,
     *,
     methods: Sequence[str] | str | None = None,
@@ -65,7 +65,7 @@ def evaluate(
     confident object, ...).
 
     Args:
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and
             optionally "mask" (or "segmentation"; nonzero inside), "box" (or "bbox"; x0, y0, x1, y1), "target" and
             "text".

@@ -18,7 +18,7 @@ from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.table import Evaluation
 from hf_cam.layouts import AnyLayout, Layout, Spatial
 from hf_cam.metrics import get_metric
-from hf_cam.models.loading import load
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.models.traits import unwrap
 from hf_cam.target_layers.adapter import Adapter
 
@@ -47,7 +47,7 @@ class Tuned:
 
 @door()
 def tune(
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     images: Any,
     *,
     metric: str = "road",
@@ -62,7 +62,7 @@ def tune(
     """Find the method and layer that work best for a model on some images.
 
     Args:
-        model: A Hub id, a folder, `demo:NAME`, or a loaded model.
+        model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         images: As in `hf_cam.evaluate`.
         metric: The id of the metric to choose by.
         methods: Ids to try.

@@ -59,6 +59,7 @@ class Head(ABC):
     alone: ClassVar[bool] = False  # one image per forward
     threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
     places: ClassVar[tuple[int, ...]] = ()  # how many numbers a place in the image has, for heads that take one
+    also: ClassVar[str] = ""  # what a target may be besides a class, for messages
 
     def check_all(self, request: Request) -> None:
         """Refuse a request one of whose targets cannot be explained, before the model runs.
@@ -158,11 +159,29 @@ class Head(ABC):
                 return find_label(target, classes)
         index = index_of(target)
         if index is None:
-            raise TargetError(f"a target must be a class index, a label or a callable, not {described(target)}")
+            raise TargetError(
+                f"a target of {self.model_name} must be a class index, a label{self.also} or a callable, "
+                f"not {described(target)}{self._instead(target)}"
+            )
         if index < 0 or (classes and index > max(classes)):
             known = f"the model has classes {min(classes)} to {max(classes)}" if classes else "classes count from 0"
             raise TargetError(f"no class {index}; {known}")
         return index
+
+    def _instead(self, target: Any) -> str:
+        """What to pass in place of something that is no target, for the end of a message."""
+        if isinstance(target, float) and target.is_integer():
+            return f"; pass {int(target)}"
+        if isinstance(target, tuple) and not self.places and len(target) in (2, 4):
+            return "; a pixel or a box needs a detector or a segmenter, and several targets are a list"
+        if isinstance(target, tuple) and len(target) == 4:
+            return "; a box needs a detector, pass a mask of it"
+        if isinstance(target, tuple | range | set | frozenset):
+            listed = f", {brief(list(target))}" if len(target) <= 3 else ""
+            return f"; several targets are a list{listed}"
+        if (axes := getattr(target, "ndim", 0)) == 2:
+            return "; a mask needs a segmenter"
+        return "; pass the names or indices as a list" if axes else ""
 
     def label(self, index: int, request: Request) -> str:
         """The name of a class, or else its index."""

@@ -16,6 +16,7 @@ from hf_cam.request import Request
 from hf_cam.targets import BinaryLogit, ClassLogit
 
 SATURATED = "probability saturated"
+UNDECLARED = "single number read as a logit; output= declares it"
 
 
 @register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
@@ -24,7 +25,8 @@ class ClassificationHead(Head):
 
     Where the model returns probabilities, the scores are its own, and what is differentiated is the log-probability of
     the class after a softmax, or its log-odds after a sigmoid. A single score belongs to a binary classifier (its sign
-    is flipped for the negative class) or, if the config has `problem_type="regression"`, is the predicted value itself.
+    is flipped for the negative class) or, if `output="regression"` or the config's `problem_type` declares it, is the
+    predicted value itself.
     """
 
     task: ClassVar[str] = "image-classification"
@@ -53,6 +55,7 @@ class ClassificationHead(Head):
             return [self._single(reading, output, request)]
         best = order.topk(min(request.top_k or 1, count)).indices.tolist()
         chosen = best if target is None else [self._index(request, count)]
+        self._check_names(count, request)
         return [
             Subject(
                 ClassLogit(index, reading),
@@ -80,6 +83,15 @@ class ClassificationHead(Head):
             )
         return index
 
+    def _check_names(self, count: int, request: Request) -> None:
+        """Refuse names of the caller's that do not fit the model's scores; those of a config are then not used."""
+        names = self.classes(request)
+        if names and max(names) >= count and names != self.loaded.traits.id2label:
+            raise TargetError(
+                f"labels= names the classes {min(names)} to {max(names)}, but the model returns {count} scores, "
+                "counted from 0; pass one name per score, or a dict from index to name"
+            )
+
     def _name(self, index: int, count: int, request: Request) -> str:
         """The name of a class; its index if the names do not fit the model's scores."""
         names = self.classes(request)
@@ -89,8 +101,8 @@ class ClassificationHead(Head):
         """A single score: a value, or the positive class against the negative one, which may have a name of its own."""
         names, target = self.classes(request), request.target
         negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
-        if self.loaded.traits.problem_type == "regression":
-            return Subject(ClassLogit(0), label, float(reading.values(output).detach()[0]))
+        if reading.scale == "values":
+            return Subject(ClassLogit(0, reading), label, float(reading.values(output).detach()[0]))
         score = reading.scores(output).detach()[0]
         share = float(score)
         if target is None:
@@ -102,7 +114,9 @@ class ClassificationHead(Head):
             positive = negative is None or index == 1
         name = label if positive else negative or f"not {label}"
         chosen = share if positive else 1 - share
-        return Subject(BinaryLogit(positive, reading), name, chosen, flags=_flags(reading, score))
+        known = negative or reading.scale != "logits" or self.loaded.output != "auto" or self.loaded.traits.problem_type
+        flags = _flags(reading, score) if known else (UNDECLARED,)
+        return Subject(BinaryLogit(positive, reading), name, chosen, flags=flags)
 
 
 def _flags(reading: Reading, score: Tensor) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from hf_cam.heads.segmentation import PlaceHead, in_view
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
 from hf_cam.request import Request
-from hf_cam.targets import RegionDepth
+from hf_cam.targets import RegionDepth, entries_of
 
 
 @register_head("depth", tasks=["DEPTH_ESTIMATION"])
@@ -26,7 +26,8 @@ class DepthHead(PlaceHead):
     def check(self, request: Request) -> None:
         """Refuse a target that is not a place in the image."""
         target = request.target
-        if isinstance(target, str | int) and numbers_of(target, 2) is None:
+        place = target is None or callable(target) or numbers_of(target, 2) is not None or mask_of(target) is not None
+        if not place and entries_of(target) is None:
             raise TargetError(f"depth has no classes: pass a pixel (x, y) or a mask [H, W], not {brief(target)}")
         super().check(request)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
-from hf_cam.errors import TargetError
+from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import given_prompts, sentence
@@ -62,6 +62,7 @@ class DetectionHead(Head):
     threshold: ClassVar[float | None] = 0.5
     """Default for requests without a threshold."""
     places: ClassVar[tuple[int, ...]] = (2, 4)
+    also: ClassVar[str] = ", a pixel (x, y), a box (x0, y0, x1, y1)"
 
     def check(self, request: Request) -> None:
         """Refuse an unknown label."""
@@ -94,8 +95,13 @@ class DetectionHead(Head):
         Softmax heads (DETR) have a class "no object" after the labels; sigmoid heads (Deformable DETR, ...) do not.
         """
         logits = field_of(output, LOGITS).detach().float().cpu()
-        classes = self.classes(request)
-        softmax = bool(classes) and logits.shape[-1] == len(classes) + 1
+        classes, count = self.classes(request), logits.shape[-1]
+        if not classes and not self.loaded.traits.is_transformers:
+            raise TargetError(
+                f"{self.model_name} returns {count} scores per query, and whether the last is 'no object' is open: "
+                f"pass labels= to hf_cam.explain, {count - 1} names if it is, {count} if not, or target= as a callable"
+            )
+        softmax = bool(classes) and count == len(classes) + 1
         return logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
 
     def target(self, query: int, index: int, request: Request) -> Target:
@@ -144,16 +150,23 @@ def _query_at(found: Detections, place: tuple[float, ...]) -> int:
         fit = torch.tensor([float(x0 <= x <= x1 and y0 <= y <= y1) for x0, y0, x1, y1 in found.boxes])
     if not fit.any():
         where = f"the pixel ({place[0]:g}, {place[1]:g})" if len(place) == 2 else f"the box {place}"
-        raise TargetError(f"the model predicts no box at {where}")
+        surest = ", ".join(f"{side:.0f}" for side in found.boxes[int(found.scores.amax(-1).argmax())])
+        raise TargetError(f"the model predicts no box at {where}; its surest box is ({surest})")
     return int((fit * found.scores.amax(-1)).argmax())
 
 
 def _place(target: Any) -> tuple[float, ...] | None:
     """The numbers of a pixel or a box; None if the target is neither."""
-    return numbers_of(target, 2) or numbers_of(target, 4)
+    if (box := numbers_of(target, 4)) is not None and not (box[0] < box[2] and box[1] < box[3]):
+        raise TargetError(f"a box is (left, top, right, bottom) in pixels of the image, got {brief(target)}")
+    return numbers_of(target, 2) or box
 
 
-@register_head("listed-detection", models=["torchvision.models.detection.*"])
+@register_head(
+    "listed-detection",
+    models=["torchvision.models.detection.*"],
+    when=lambda traits: not traits.class_name.startswith("Backbone"),
+)
 class ListedDetectionHead(DetectionHead):
     """Detectors that return a list of boxes, labels and scores instead of queries, such as torchvision's.
 

@@ -15,7 +15,20 @@ from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.heads.endings import Ending, ending_of
 from hf_cam.models.loading import LoadedModel
-from hf_cam.outputs import Path, detections_of, is_map, is_row, map_tensors, part_at, sample_of, scores_path, tensors_of
+from hf_cam.outputs import (
+    Path,
+    are_levels,
+    detections_of,
+    has_queries,
+    is_map,
+    is_row,
+    map_tensors,
+    part_at,
+    parts_of,
+    sample_of,
+    scores_path,
+    tensors_of,
+)
 from hf_cam.readings import Reading, Scale
 
 REFUSALS = (HFCamError, ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
@@ -117,8 +130,9 @@ def plain_kind(loaded: LoadedModel) -> str:
     """
     if loaded.output == "embedding":
         return "embedding"
-    if loaded.traits.timm is not None:
-        return "classification" if loaded.traits.class_count != 0 else "embedding"
+    count = loaded.traits.class_count
+    if loaded.traits.timm is not None and (count == 0 or _ends_in(loaded.module, count)):
+        return "classification" if count else "embedding"
     examination = examined(loaded)
     return "classification" if examination is None else _kind_of(examination, loaded)
 
@@ -127,17 +141,52 @@ def _kind_of(examination: Examination, loaded: LoadedModel) -> str:
     output, declared = examination.output, loaded.output != "auto"
     if detections_of(output) is not None:
         return "listed-detection"
+    if has_queries(output):
+        return "detection"
     for fits, kind in ((is_row, "classification"), (is_map, "semantic-segmentation")):
         if not any(fits(tensor) for _, tensor in tensors_of(output) if tensor.ndim):
             continue
         try:
             path = scores_path(output, fits, _count(loaded))
         except TargetError:
+            if kind == "semantic-segmentation" and not are_levels(parts_of(output) or {}):
+                return kind  # which lists the candidates
             continue
+        if kind == "semantic-segmentation":
+            _check_classes_first(part_at(output, path), loaded)
         embeds = not declared and _embeds(examination, path, loaded)
         return "embedding" if embeds else kind
     levels = [ending for path, ending in examination.endings.items()]
-    return "embedding" if not declared and levels and set(levels) <= set(EMBEDDED) else "classification"
+    embeds = (levels and set(levels) <= set(EMBEDDED)) or are_levels(parts_of(output) or {})
+    return "embedding" if embeds and not declared else "classification"
+
+
+def _check_classes_first(maps: Tensor, loaded: LoadedModel) -> None:
+    """Refuse maps `[h, w, K]`.
+
+    Raises:
+        TargetError: the first two axes have the picture's shape, and the last two have not.
+    """
+    height, width = example_of(loaded)["pixel_values"].shape[-2:]
+
+    def fits(rows: int, columns: int) -> bool:
+        return bool(abs(rows * width - columns * height) < max(height, width))  # as close as whole cells come
+
+    first, second, third = maps.shape
+    if fits(first, second) and not fits(second, third):
+        raise TargetError(
+            f"{loaded.traits.class_name} returns maps of the shape {tuple(maps.shape)} with the classes last; let it "
+            "return [B, classes, h, w], by .permute(0, 3, 1, 2)"
+        )
+
+
+def _ends_in(module: nn.Module, count: int | None) -> bool:
+    """Whether a network's classifier still returns as many scores as the network's attribute promises."""
+    found = getattr(module, "get_classifier", lambda: None)()
+    if not isinstance(found, nn.Module):
+        return True
+    weights = (getattr(layer, "weight", None) for layer in found.modules())
+    return any(isinstance(weight, Tensor) and len(weight) == count for weight in weights)
 
 
 def _embeds(examination: Examination, path: Path, loaded: LoadedModel) -> bool:
@@ -145,7 +194,15 @@ def _embeds(examination: Examination, path: Path, loaded: LoadedModel) -> bool:
     if loaded.id2label and len(loaded.id2label) in (tensor.numel(), len(tensor)):
         return False
     cut_off = examination.last in REPLACED or (is_map(tensor) and len(tensor) > 1)
+    if is_row(tensor) and _is_unit(tensor.float()) and all(map(_is_unit, _variants(loaded, path))):
+        return True
     return ending in EMBEDDED or (ending == "activated" and cut_off)
+
+
+def _is_unit(tensor: Tensor) -> bool:
+    """Whether numbers have the length 1, other than the probabilities of a classifier that is sure."""
+    length = float(torch.linalg.vector_norm(tensor))
+    return tensor.numel() > 1 and abs(length - 1) < ROUNDING and not _sums_to_one(tensor.flatten())
 
 
 def _count(loaded: LoadedModel) -> int | None:
@@ -177,6 +234,8 @@ def _scale(loaded: LoadedModel, path: Path, values: Tensor, raw: Tensor, output:
     separate = loaded.output == "multi-label" or loaded.traits.problem_type == "multi_label_classification"
     if loaded.output == "logits" or not values.numel():
         return "logits", not separate
+    if loaded.output == "regression" or loaded.traits.problem_type == "regression":
+        return "values", False
     if loaded.output == "probabilities":
         if not _in_unit_range(values):
             raise TargetError(
@@ -192,6 +251,13 @@ def _scale(loaded: LoadedModel, path: Path, values: Tensor, raw: Tensor, output:
             return scale, not separate and one and (exclusive or _always_sums_to_one(loaded, path))
         if _sums_to_one(values) and _always_sums_to_one(loaded, path):
             return "probabilities", not separate
+    elif not separate and (ending := ending_of(raw) or _ending_at(loaded, path)) in ("softmax", "sigmoid"):
+        if len(values) == 1:
+            return "values", False  # a quantity whose range a sigmoid limits, or the mean over a softmax
+        raise TargetError(
+            f"the scores of {loaded.traits.class_name} come from a {ending}, but reach from {values.min():.3g} to "
+            f"{values.max():.3g}: let it return probabilities in [0, 1], or declare output='logits' or 'regression'"
+        )
     return "logits", not (separate or _has_sigmoid(output, path, values))
 
 
@@ -211,13 +277,18 @@ def _sums_to_one(values: Tensor) -> bool:
 def _always_sums_to_one(loaded: LoadedModel, path: Path) -> bool:
     """Whether the scores also sum to 1 for other images, and differ from one to the next."""
     if "sums to one" not in loaded.known:
-        try:
-            found = list(_of_others(loaded, path))
-        except REFUSALS:
-            found = []
+        found = _variants(loaded, path)
         differ = any(not torch.allclose(one, found[0]) for one in found[1:])
         loaded.known["sums to one"] = bool(found) and differ and all(map(_sums_to_one, found))
     return bool(loaded.known["sums to one"])
+
+
+def _variants(loaded: LoadedModel, path: Path) -> list[Tensor]:
+    """The scores of several images; none if the model does not take them."""
+    try:
+        return list(_of_others(loaded, path))
+    except REFUSALS:
+        return []
 
 
 def _of_others(loaded: LoadedModel, path: Path) -> Iterator[Tensor]:

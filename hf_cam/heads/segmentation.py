@@ -35,6 +35,7 @@ class PlaceHead(Head):
     """A head with spatial output: a target can also be a pixel `(x, y)` or a mask `[H, W]` of the image."""
 
     places: ClassVar[tuple[int, ...]] = (2,)
+    also: ClassVar[str] = ", a pixel (x, y), a mask [H, W]"
 
     def check(self, request: Request) -> None:
         """Refuse a target that is not a class, a pixel or a mask."""

@@ -37,7 +37,7 @@ def sentence(prompt: str) -> str:
     return prompt if " " in prompt.strip() else TEMPLATE.format(prompt.strip())
 
 
-@register_head("embedding", models=["open_clip.*"])
+@register_head("embedding", models=["open_clip.*", "timm.models._features.*", "timm.models._features_fx.*"])
 class EmbeddingHead(Head):
     """A model without a head: the similarity of its embeddings of the image and of another image."""
 
@@ -49,14 +49,19 @@ class EmbeddingHead(Head):
         if request.target is None:
             raise TargetError(
                 f"{self.model_name} has no classes, it embeds images: pass as target= another image or an embedding "
-                "[D] to compare with, or a callable from one sample's output to a scalar; "
+                f"[D] to compare with, or a callable from one sample's output to a scalar{self._unless}; "
                 "hf_cam.CAM(model)(pixel_values) explains the length of the embedding"
             )
         if not (is_image(request.target) or callable(request.target) or is_embedding(request.target)):
             raise TargetError(
                 f"{self.model_name} embeds images: a target must be another image, an embedding [D] or a callable, "
-                f"not {brief(request.target)}; if it is a classifier, pass output='logits'"
+                f"not {brief(request.target)}{self._unless}"
             )
+
+    @property
+    def _unless(self) -> str:
+        """The way out where a network was only taken for one that embeds, for messages."""
+        return "" if self.loaded.traits.is_transformers else "; if it is a classifier, pass output='logits'"
 
     def subjects(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """The similarity to the other image or embedding, or the caller's own target."""

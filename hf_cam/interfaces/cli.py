@@ -77,7 +77,7 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--labels", metavar="FILE", help="class names: JSON (a list, or an object) or one per line")
     explain.add_argument(
         "--output",
-        choices=("auto", "logits", "probabilities", "multi-label", "embedding"),
+        choices=("auto", "logits", "probabilities", "multi-label", "regression", "embedding"),
         default="auto",
         help="what the model returns (default: auto, established by a run)",
     )

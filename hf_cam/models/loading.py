@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -28,7 +28,7 @@ from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 Picture = Image.Image | Video
 """One input of a model: an image, or a video."""
 
-Output = Literal["auto", "logits", "probabilities", "multi-label", "embedding"]
+Output = Literal["auto", "logits", "probabilities", "multi-label", "regression", "embedding"]
 """What the model returns: "auto" establishes it."""
 
 Labels = Sequence[str] | Mapping[int, str]
@@ -156,7 +156,10 @@ class LoadedModel:
         except PASSING:
             raise
         except Exception as error:
-            raise ModelError(f"the processor failed on an image: {reason(error)}") from error
+            raise ModelError(
+                f"the processor failed on an image ({reason(error)}); a processor of your own gets a PIL image and "
+                "returns a tensor [C, H, W]"
+            ) from error
         return _picture(made)
 
     @cached_property
@@ -218,7 +221,10 @@ def _picture(tensor: Any) -> Tensor:
     """The output of a caller's processor for one picture, checked, `[C, H, W]`."""
     expected = "a processor must return a tensor [C, H, W] for an image, but this one returned"
     if not isinstance(tensor, Tensor):
-        raise OptionError(f"{expected} {type(tensor).__name__}; torchvision's ToTensor makes one of a PIL image")
+        way = "torchvision's ToTensor makes one of a PIL image"
+        if isinstance(tensor, Mapping) and tensor:
+            way = f"return the tensor alone, such as its [{brief(next(iter(tensor)))}]"
+        raise OptionError(f"{expected} {type(tensor).__name__}; {way}")
     shape = tuple(tensor.shape)
     if tensor.ndim not in (3, 4):
         raise OptionError(f"{expected} {shape}")
@@ -259,7 +265,7 @@ def _together(tensors: list[Tensor]) -> Tensor:
 
 @door(ModelError)
 def load(
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | LoadedModel,
     *,
     processor: Any = None,
     labels: Labels | None = None,
@@ -271,11 +277,13 @@ def load(
     """A model with its preprocessing, ready to use.
 
     Args:
-        model: A Hub id, a short name, a folder, `demo:NAME`, or a module (which is neither moved nor changed).
+        model: A Hub id, a short name, a folder, `demo:NAME`, a module (which is neither moved nor changed), or what
+            this function returned, which keeps what was established about the model.
         processor: The processor to use instead of the model's own.
         labels: Class names to use instead of the model's own: a list, or a dict from index to name.
         output: What the model returns: "logits", "probabilities" (already a softmax or sigmoid of them), "multi-label"
-            (each class has a sigmoid of its own) or an "embedding"; "auto" establishes it.
+            (each class has a sigmoid of its own), "regression" (predicted values) or an "embedding"; "auto"
+            establishes it.
         device: Device of a model that is loaded here; by default the GPU if there is one.
         dtype: Dtype of a model that is loaded here; by default float32.
         trust_config: Also build a network that is deeper or wider than any known model.
@@ -293,9 +301,11 @@ def load(
             f"a processor must be a transformers image processor or a function, not {type(processor).__name__}; "
             "AutoImageProcessor.from_pretrained(NAME) loads one"
         )
+    if isinstance(model, nn.Module | LoadedModel) and (device is not None or dtype is not None):
+        raise OptionError("device and dtype apply to models that hf-cam loads; move this one with .to() yourself")
+    if isinstance(model, LoadedModel):
+        return _with(model, processor=processor, id2label=names, output=None if output == "auto" else output)
     if isinstance(model, nn.Module):
-        if device is not None or dtype is not None:
-            raise OptionError("device and dtype apply to models that hf-cam loads; move this one with .to() yourself")
         check_takes_pictures(model)
         model = adopted(model)
         known_names = names or traits_of(model).id2label
@@ -310,6 +320,12 @@ def load(
     loaded = load_pretrained(name, dtype=precision, trust_config=trust_config).eval()
     known_names = names or traits_of(loaded).id2label
     return LoadedModel(loaded.to(chosen), processor or load_processor(name), known_names, output=output)
+
+
+def _with(loaded: LoadedModel, **settings: Any) -> LoadedModel:
+    """The same model with other settings, where they are given; without any, the same record."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(loaded, known={}, _geometries=Geometries(), **given) if given else loaded
 
 
 def check_output(output: Any) -> Output:

@@ -94,7 +94,7 @@ def picture_place(module: nn.Module, named: Collection[str]) -> str:
     raise OptionError(
         f"{type(module).__name__}'s forward takes {', '.join(parameters) or 'nothing'}, and "
         + (f"{' and '.join(one.name for one in fitting)} are left" if fitting else "none is left")
-        + " for the picture; name every input but the picture"
+        + " for the picture; name every input but the picture: hf_cam.CAM(model)(picture, NAME=...)"
     )
 
 
@@ -288,9 +288,14 @@ class ModelTraits:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the model has parameters and all of them are on the meta device."""
+        """Whether the model has parameters, all of them on the meta device and not offloaded from it by accelerate."""
         devices = {parameter.device.type for parameter in self.module.parameters()}
-        return devices == {"meta"}
+        return devices == {"meta"} and not self.is_offloaded
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether accelerate fetches weights for each forward, from the CPU's memory or from files."""
+        return any(getattr(getattr(module, "_hf_hook", None), "offload", False) for module in self.module.modules())
 
     @property
     def weight(self) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
+from hf_cam.capture.inputs import others_of
 from hf_cam.capture.runs import located
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
@@ -78,7 +79,11 @@ def _running(module: nn.Module, inputs: Mapping[str, Any] | None, run: Callable[
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if inputs is not None:
-            raise ModelError(f"{type(module).__name__} fails on these inputs ({why})") from error
+            raise ModelError(
+                f"{type(module).__name__} fails on these inputs ({why}); it gets the picture as a tensor "
+                f"[B, C, H, W] beside {', '.join(others_of(inputs)) or 'nothing else'}: pass what else it needs by "
+                "name, or wrap it in a module whose forward takes a picture"
+            ) from error
         raise UnknownArchitecture(
             f"{type(module).__name__} does not run on a picture of noise ({why}), so its structure cannot be seen; "
             "pass inputs= (the forward's inputs by name), or layers= and reshape="

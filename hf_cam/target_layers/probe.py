@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, TOKENS_FIRST, Layout, Size, token_grids, why_unread
 from hf_cam.models.traits import unwrap
+from hf_cam.outputs import are_levels, kind_of, parts_of
 from hf_cam.target_layers.noise import Verdict, check_layouts
 from hf_cam.target_layers.trace import Produced, Trace, depths, is_avoided, path_shares, trace
 
@@ -111,27 +112,26 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def _likeliest(name: str) -> int:
+def _likeliest(name: str | int) -> int:
     if name in _FIELDS:
-        return _FIELDS.index(name)
-    return 2 if "logits" in name else len(_FIELDS)
+        return _FIELDS.index(str(name))
+    return 2 if "logits" in str(name) else len(_FIELDS)
 
 
 def _fields(output: Any) -> list[Tensor]:
-    """The tensors of an output that can serve as scores, most likely first; the next is used if one is constant."""
-    if isinstance(output, Mapping):
-        names = sorted(output, key=_likeliest)
-        values: Sequence[Any] = [output[name] for name in names]
-    else:
-        values = output if isinstance(output, list | tuple) else [output]
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            usable = value.requires_grad and value.is_floating_point() and value.numel()
-            found += [value] if usable else []
-        elif isinstance(value, Mapping | list | tuple):
-            found += _fields(value)
-    return found
+    """The tensors of an output that can serve as scores, most likely first; the next is used if one is constant.
+
+    Single numbers, such as a loss, come last; of the levels of a backbone, the deepest comes first.
+    """
+    return sorted(_usable(output), key=lambda field: field.ndim == 0)
+
+
+def _usable(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad and output.is_floating_point() and output.numel() else []
+    parts = parts_of(output) or {}
+    names = sorted(parts, key=_likeliest)
+    return [field for name in (reversed(names) if are_levels(parts, 1) else names) for field in _usable(parts[name])]
 
 
 def scores(output: Any) -> Iterator[Tensor]:
@@ -141,6 +141,7 @@ def scores(output: Any) -> Iterator[Tensor]:
 
 def _score(scores: Tensor) -> Tensor:
     """The score of the best class, summed over all other axes; infinite entries, which mask a class, are left out."""
+    scores = scores.reshape(-1) if scores.ndim == 0 else scores
     finite = scores.where(scores.isfinite(), torch.finfo(scores.dtype).min)
     best = finite.amax(dim=1 if scores.ndim >= 4 else -1)
     return best.where(best > torch.finfo(scores.dtype).min, 0).float().sum()
@@ -157,6 +158,11 @@ class _Graph:
         self.share, self.depth = path_shares(self.score, traced.picture), depths(self.score, traced.picture)
         self.target = get_gradient_edge(scores)
         self.passed: dict[str, str] = {}  # by layer, why it does not serve
+
+    @property
+    def classes(self) -> int:
+        """How many scores the field holds per image or cell."""
+        return self.scores.shape[1 if self.scores.ndim >= 4 else -1] if self.scores.ndim else 1
 
     def outputs(self) -> Iterator[Produced]:
         """What modules returned on the way, without the field itself."""
@@ -198,12 +204,13 @@ class _Search:
 
         One run of a layer that runs several times is chosen only where it lies far deeper than those that run once.
         """
-        readable, classes = graph.candidates(), graph.scores.shape[1 if graph.scores.ndim >= 4 else -1]
+        readable, classes = graph.candidates(), graph.classes
         once = [replace(candidate, layer="") if candidate.again else candidate for candidate in readable]
         pool = _ranked(_without_class_maps(_in_scope(once), classes))
         found = self._first(pool, graph)
-        runs = [one for one in _in_scope(readable) if one.again and one.channels != classes]
-        found = self._first(_ranked(runs), graph, found.depth + FAR if found else 0) or found
+        runs = _ranked([one for one in _in_scope(readable) if one.again])
+        scored = [one for one in runs if one.channels != classes]
+        found = self._first(scored, graph, found.depth + FAR if found else 0) or found or self._first(runs, graph)
         if found is None or found.depth < NEAR:
             found = self._first(_ranked([candidate for candidate in once if candidate.layer]), graph, NEAR) or found
         return found
@@ -275,8 +282,14 @@ class _Search:
 
     def why_nothing(self, graph: _Graph | None) -> str:
         """Why no layer serves."""
+        if graph is None:
+            return (
+                f"what {type(self.module).__name__} returns ({kind_of(self.traced.output)}) holds no floating-point "
+                "tensor that is computed from the picture: let it return its scores as a tensor, without argmax, "
+                "detach(), item() or numpy()"
+            )
         height, width = self.traced.image_size
-        behind = self._behind(0, graph) if graph else ""
+        behind = self._behind(0, graph)
         return (
             f"no layer of {type(self.module).__name__} returns a map or a token grid of the {height} x {width} input "
             f"with at least {MIN_COVERAGE:.0%} of its cells influencing the output ({len(self.traced.produced)} "
