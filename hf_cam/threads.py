@@ -6,8 +6,11 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
+
+Result = TypeVar("Result")
 
 
 class KeptThread:
@@ -65,3 +68,37 @@ class ForkSafeLock:
 def _renew(lock: ForkSafeLock | None) -> None:
     if lock is not None:
         lock._lock = threading.RLock()  # noqa: SLF001
+
+
+class cached_property(Generic[Result]):  # noqa: N801 - stands in for functools'
+    """`functools.cached_property` without the lock that Python 3.11 holds while it computes the value.
+
+    That lock belongs to the class: two threads would compute the values of two objects one after the other, and a child
+    that was forked meanwhile would wait for ever.
+
+    >>> class Square:
+    ...     side = 3
+    ...     @cached_property
+    ...     def area(self) -> int:
+    ...         return self.side**2
+    >>> Square().area
+    9
+    """
+
+    def __init__(self, make: Callable[[Any], Result]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> cached_property[Result]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Result: ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        made = instance.__dict__[self.name] = self.make(instance)
+        return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import Target, target_values
+from hf_cam.threads import cached_property
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")

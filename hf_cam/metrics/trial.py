@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import SIMILARITIES, field_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, PromptSimilarity, Target, target_values
+from hf_cam.threads import cached_property
 
 PERCENTILES = (20, 40, 60, 80)
 CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
