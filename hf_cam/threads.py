@@ -13,20 +13,37 @@ from typing import Any, Generic, TypeVar, overload
 Result = TypeVar("Result")
 
 
+class Here(threading.local):
+    """What hf-cam itself has switched on in this thread."""
+
+    plain_checkpoints = 0
+    """How many blocks deep checkpointed parts of a model run as plain ones."""
+    eager = 0
+    """How many blocks deep compiled code runs as plain Python."""
+    seed = 0
+    """The seed of the random numbers of a forward."""
+
+
+HERE = Here()
+
+
 class KeptThread:
-    """Give the thread back its grad mode and its stacks of modes when the `with` block ends, however it ends.
+    """Give the thread back its grad mode, its stacks of modes and `HERE` when the `with` block ends, however it ends.
 
     Each context manager inside the block undoes its own part; an interrupt that hits one while it does so leaves
     something behind, which ends here. It is a class, not a generator: nothing of it runs later.
     """
 
     def __enter__(self) -> None:
+        self._here = dict(vars(HERE))
         self._torch: Any = sys.modules.get("torch")
         if self._torch is not None:
             self._grad = self._torch.is_grad_enabled()
             self._depths = [depth() for depth, _ in _stacks(self._torch)]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        vars(HERE).clear()
+        vars(HERE).update(self._here)
         if self._torch is None:
             return
         self._torch._C._set_grad_enabled(self._grad)  # noqa: SLF001 - the public one goes through modes
@@ -40,7 +57,7 @@ def _stacks(torch: Any) -> list[tuple[Any, Any]]:
     c = torch._C  # noqa: SLF001
     return [
         (c._len_torch_function_stack, c._pop_torch_function_stack),  # noqa: SLF001
-        (c._len_torch_dispatch_stack, c._pop_torch_dispatch_stack),  # noqa: SLF001
+        (c._len_torch_dispatch_stack, lambda: c._pop_torch_dispatch_stack(None)),  # noqa: SLF001
     ]
 
 

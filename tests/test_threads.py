@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import hf_cam
 from hf_cam.cam import CAM
+from hf_cam.capture import guard
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError, MethodError
 from hf_cam.methods import list_methods
 from hf_cam.testing import check_model_untouched
-from hf_cam.threads import ForkSafeLock
+from hf_cam.threads import HERE, ForkSafeLock
 from nets import spread, tiny
 from pictures import SIZE, pictures
 from unchanged import half_frozen
@@ -339,7 +340,7 @@ class Interrupter:
 def thread_state() -> tuple[Any, ...]:
     c = torch._C
     stacks = c._len_torch_function_stack(), c._len_torch_dispatch_stack()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *stacks
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *stacks, HERE.eager, HERE.plain_checkpoints
 
 
 def interrupted_at(model: nn.Module, method: str, instants: Callable[[int], list[int]]) -> int:
@@ -358,6 +359,49 @@ def interrupted_at(model: nn.Module, method: str, instants: Callable[[int], list
         assert torch.equal(model(x).logits, output), (method, instant)
         assert torch.equal(cam(x, 1), expected), (method, instant)
     return len(tried)
+
+
+UNDOING = {
+    "a function mode": ("libracam", torch.overrides.TorchFunctionMode, "__exit__"),
+    "the grad mode": ("scorecam", torch.no_grad, "__exit__"),
+    "gradients switched on": ("libracam", torch.enable_grad, "__exit__"),
+    "the dispatch mode": ("gradcam", torch._C, "_pop_torch_dispatch_stack"),
+    "plain checkpoints": ("gradcam", guard, "uncheckpointed"),
+    "compiled code": ("gradcam", guard, "eager"),
+}
+
+
+@pytest.mark.parametrize("what", UNDOING)
+def test_an_interrupt_while_something_is_undone_leaves_the_thread_as_it_was(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, home, name = UNDOING[what]
+    model = spread(Drawing()) if home is torch._C else vit()
+    before, raised, own = thread_state(), list[int](), getattr(home, name)
+    cam = CAM(model, method, layers="stem" if home is torch._C else None)
+
+    def interrupted(*args: Any) -> Any:
+        if raised:
+            return own(*args)
+        raised.append(1)
+        raise KeyboardInterrupt
+
+    class Interrupted:
+        def __enter__(self) -> None:
+            self.own = own()
+            self.own.__enter__()  # and never left
+
+        def __exit__(self, *error: object) -> None:
+            raised.append(1)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, Interrupted if home is guard else interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cam(pictures(1), 1)
+    assert raised
+    assert thread_state() == before
+    assert cam(pictures(1), 1).any()
 
 
 @pytest.mark.slow

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_cam.threads import HERE
 
 KEY = "_hf_cam_draws"
 """The attribute of a replica in which its model's `Draws` lie."""
@@ -21,7 +22,6 @@ Draws = dict[frozenset[str], bool]
 """For the names of the inputs of a forward, whether it draws random numbers."""
 
 _known: WeakKeyDictionary[nn.Module, Draws] = WeakKeyDictionary()
-_seed: ContextVar[int] = ContextVar("seed", default=0)
 
 
 def remember_draws(replica: nn.Module, model: nn.Module) -> None:
@@ -37,11 +37,11 @@ def has_drawn(replica: nn.Module) -> bool:
 @contextmanager
 def other_draws(seed: int = 1) -> Iterator[None]:
     """Let forwards inside the `with` block draw other random numbers than usual."""
-    token = _seed.set(seed)
+    before, HERE.seed = HERE.seed, seed
     try:
         yield
     finally:
-        _seed.reset(token)
+        HERE.seed = before
 
 
 def own_draws(module: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
@@ -63,7 +63,7 @@ def own_draws(module: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextMa
 
 @contextmanager
 def _noted(known: Draws, names: frozenset[str]) -> Iterator[None]:
-    mode = _OwnGenerator(_seed.get())
+    mode = _OwnGenerator(HERE.seed)
     torch._C._push_on_torch_dispatch_stack(mode)  # noqa: SLF001 - a `with` sets flags that all threads share
     try:
         yield

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_here = threading.local()
+from hf_cam.threads import HERE
 
 LOOKED_UP = "_callback_from_stance"
 """The function in `torch._dynamo.eval_frame` by which each call of compiled code finds what compiles it."""
 
 
-def _depth() -> int:
-    depth: int = vars(_here).get("depth", 0)
-    return depth
-
-
 def _in_this_thread(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def callback(given: Any) -> Any:
-        return None if _depth() else own(given)  # None: nothing compiles, and compiled code is not used
+        return None if HERE.eager else own(given)  # None: nothing compiles, and compiled code is not used
 
     callback.hf_cam = True  # type: ignore[attr-defined]
     return callback
@@ -37,8 +31,8 @@ def eager() -> Iterator[None]:
     own = getattr(frames, LOOKED_UP, None)
     if own is not None and not hasattr(own, "hf_cam"):
         setattr(frames, LOOKED_UP, _in_this_thread(own))
-    _here.depth = _depth() + 1
+    HERE.eager += 1
     try:
         yield
     finally:
-        _here.depth -= 1
+        HERE.eager -= 1
