@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import LABELS, Scene, phrase, scenes
-from hf_cam.comparison import every_quick_method
 from hf_cam.evaluation.bench import evaluate
 from hf_cam.evaluation.samples import Sample
-from hf_cam.evaluation.table import Evaluation, Row
+from hf_cam.evaluation.table import Evaluation, Row, in_steps
 from hf_cam.explainer import Explainer
 from hf_cam.images.reading import load_image
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.methods import get_method
+from hf_cam.methods.registry import BUDGET, methods_within
 from hf_cam.metrics import BASELINES, get_metric
 from hf_cam.models.loading import load
 
@@ -61,7 +61,7 @@ class Family:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--methods", nargs="+", default=every_quick_method())
+    parser.add_argument("--methods", nargs="+", default=methods_within(BUDGET))
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--folder", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--out", type=Path, default=Path("docs/defaults.md"))
@@ -168,7 +168,8 @@ def ranked(
     sane = [row.map for row in rows if is_sane(row.map, correlations) and milliseconds[row.map] <= limit]
     beating = [name for name in sane if beats(found, name, judged)]
     best = (beating or ["gradcam"])[0]
-    lines = ["| map | mean rank | " + " | ".join(judged) + " | correlation after shuffling the weights | CPU ms |"]
+    heads = [metric + in_steps(metric, found.steps) for metric in judged]
+    lines = ["| map | mean rank | " + " | ".join(heads) + " | correlation after shuffling the weights | CPU ms |"]
     lines.append("|---|--:|" + "--:|" * (len(judged) + 2))
     lines += [line(row, places[row.map], judged, correlations, milliseconds, row.map == best) for row in rows]
     return best, "\n".join(lines)

@@ -1,29 +1,34 @@
 """How well each method's map lies on the object that it explains, in scenes whose masks are known.
 
-    python -m benchmarks.localization [--models vit convnext ...] [--methods gradcam ...] [--scenes 200]
-                                      [--slow-scenes 20] [--verdicts]
+    python -m benchmarks.localization [--models vit convnext ...] [--methods gradcam legrad:start_layer=-2 ...]
+                                      [--scenes 200] [--seed 1] [--slow-scenes 20] [--verdicts | --table]
+
+A method may carry options, `METHOD:NAME=VALUE,...`.
 
 For every scene of the test split and every label in it, each method explains that label's logit. The map is compared
-with the mask of that label: energy inside, peak inside and average precision, averaged over all labels. For comparison,
-the table includes baseline maps (noise, a centred Gaussian, Sobel edges), grad-cam's Grad-CAM on the same layer, and
-the mask's share of the image, which is the expected score of an uninformative map. Score-CAM runs a whole forward pass
-for every channel and label, 50 to 100 times what the others take, so it is measured on the first scenes only, as its
-row states, together with Grad-CAM on the same scenes. Prints Markdown.
+with the mask of that label: energy inside, peak inside and average precision, each with its mean and standard error
+over all labels. For comparison, the table includes baseline maps (noise, a centred Gaussian, Sobel edges), grad-cam's
+Grad-CAM on the same layer, and the mask's share of the image, which is the expected score of an uninformative map.
+Score-CAM runs a whole forward pass for every channel and label, 50 to 100 times what the others take, so it is
+measured on the first scenes only, as its row states, together with Grad-CAM on the same scenes. Prints Markdown.
 
-Two more tables give verdicts on `method="auto"`; `--verdicts` prints only these. For each model: is the energy inside
-the mask at least twice the mask's share of the image, and higher than that of every baseline? (An object that the model
-does not find counts as a map with no energy.) For detectors: in scenes with two objects of one class, both detected,
-does the map of one have at least twice as much energy in its own box as in the other's?
+Two more tables give verdicts on `method="auto"`; `--verdicts` prints only these, and `--table` leaves them out. For
+each model: is the energy inside the mask at least twice the mask's share of the image, and higher than that of every
+baseline? (An object that the model does not find counts as a map with no energy.) For detectors: in scenes with two
+objects of one class, both detected, does the map of one have at least twice as much energy in its own box as in the
+other's?
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -41,6 +46,7 @@ from hf_cam.explanation import Explanation
 from hf_cam.heads import ClassificationHead, PromptHead, head_kind
 from hf_cam.heads.base import overlaps
 from hf_cam.methods import get_method
+from hf_cam.methods.registry import BUDGET
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside, sobel_edges
 from hf_cam.models.loading import LoadedModel, load
 
@@ -57,17 +63,22 @@ Mapper = Callable[[Scene, int], np.ndarray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--methods", nargs="+", default=[*list_methods()], choices=list_methods())
+    parser.add_argument("--methods", nargs="+", default=[*list_methods()])
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slow-scenes", type=int, default=20, help="for methods that run one forward pass per channel")
-    parser.add_argument("--verdicts", action="store_true", help="omit the table of methods")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--verdicts", action="store_true", help="omit the table of methods")
+    only.add_argument("--table", action="store_true", help="omit the verdicts")
     options = parser.parse_args()
     logging.disable_progress_bar()
-    drawn = scenes("test", options.scenes, seed=1)
+    drawn = scenes("test", options.scenes, seed=options.seed)
     truth, few = labelled(drawn), labelled(drawn[: options.slow_scenes])
-    print(f"{len(drawn)} scenes with {len(truth)} labels\n")
+    print(f"{len(drawn)} scenes with {len(truth)} labels, seed {options.seed}\n")
     if not options.verdicts:
         print_methods(options.models, options.methods, truth, few, options.slow_scenes)
+    if options.table:
+        return
     print_verdicts(options.models, truth)
     print_twins([model for model in options.models if model in DETECTORS], drawn)
 
@@ -75,7 +86,7 @@ def main() -> None:
 def print_methods(
     models: Sequence[str], methods: Sequence[str], truth: Sequence[Case], few: Sequence[Case], slow_scenes: int
 ) -> None:
-    slow = [method for method in methods if not get_method(method).is_quick]
+    slow = [method for method in methods if not get_method(parsed(method)[0]).fits(BUDGET)]
     print("| model | map | energy inside | peak inside | average precision | CPU ms per map |")
     print("|---|---|--:|--:|--:|--:|")
     share = share_of(truth)
@@ -185,8 +196,13 @@ def row(model: str, name: str, mapper: Mapper, truth: Sequence[Case]) -> str:
     maps = [mapper(scene, label) for scene, label in truth]
     milliseconds = (time.process_time() - started) / len(truth) * 1000
     scores = np.array([judge(found, mask_of(scene, label)) for found, (scene, label) in zip(maps, truth, strict=True)])
-    energy, peak, precision = scores.mean(0)
-    return f"| {model} | {name} | {energy:.3f} | {peak:.3f} | {precision:.3f} | {milliseconds:.0f} |"
+    cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in zip(scores.mean(0), errors(scores), strict=True)]
+    return f"| {model} | {name} | {' | '.join(cells)} | {milliseconds:.0f} |"
+
+
+def errors(scores: np.ndarray) -> np.ndarray:
+    """The standard errors of the columns' means."""
+    return scores.std(0, ddof=1) / len(scores) ** 0.5
 
 
 def judge(found: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
@@ -209,6 +225,19 @@ def _pixels(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
 
 
+def parsed(method: str) -> tuple[str, dict[str, Any]]:
+    """The id and the options of `METHOD:NAME=VALUE,...`."""
+    name, _, rest = method.partition(":")
+    return name, {key: literal(value) for key, value in (one.split("=") for one in rest.split(",") if one)}
+
+
+def literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
 def asked(loaded: LoadedModel, label: int) -> dict[str, Any]:
     """Arguments that ask a model for a label: CLIP through a prompt, other models through the label itself."""
     if head_kind(loaded.model) is PromptHead:
@@ -219,8 +248,10 @@ def asked(loaded: LoadedModel, label: int) -> dict[str, Any]:
 def defined(loaded: LoadedModel, method: str, case: Case) -> bool:
     """Whether a method is defined for a model."""
     scene, label = case
+    method, options = parsed(method)
+    explainer = Explainer(loaded, method)
     try:
-        list(Explainer(loaded, method)([Image.fromarray(scene.image)], **asked(loaded, label)))
+        list(explainer([Image.fromarray(scene.image)], method_options=options, **asked(loaded, label)))
     except MethodError:
         return False
     except TargetError:
@@ -230,11 +261,12 @@ def defined(loaded: LoadedModel, method: str, case: Case) -> bool:
 
 def methods_of(loaded: LoadedModel, methods: Sequence[str]) -> Iterator[tuple[str, Mapper]]:
     for method in methods:
-        explainer = Explainer(loaded, method)
+        name, options = parsed(method)
+        explain = partial(Explainer(loaded, name), method_options=options)
 
-        def explained(scene: Scene, label: int, explainer: Explainer = explainer) -> np.ndarray:
+        def explained(scene: Scene, label: int, explain: Callable[..., Any] = explain) -> np.ndarray:
             try:
-                [found] = explainer([Image.fromarray(scene.image)], **asked(loaded, label))
+                [found] = explain([Image.fromarray(scene.image)], **asked(loaded, label))
             except TargetError:  # a segmenter that does not find the class has no map for it
                 return np.zeros(scene.classes.shape, np.float32)
             return found[0].heatmap

@@ -24,7 +24,7 @@ from hf_cam import CAM
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.metrics import Scorer, Trial, area, confidence, impute, ranks
 from hf_cam.metrics.measurements import blur
-from hf_cam.metrics.trial import PERCENTILES
+from hf_cam.metrics.trial import PERCENTILES, STEPS
 from hf_cam.models.loading import load
 from hf_cam.targets import ClassLogit
 
@@ -118,7 +118,7 @@ def sweep(scorer: Scorer, maps: Tensor, repeats: int, clock: Clock) -> None:
     )
 
 
-def step_by_step(scorer: Scorer, maps: Tensor, steps: int = 10) -> Tensor:
+def step_by_step(scorer: Scorer, maps: Tensor, steps: int = STEPS) -> Tensor:
     found = []
     for i in range(len(maps)):
         one = Scorer(scorer.model, {"pixel_values": scorer.pixels[i : i + 1]}, [scorer.targets[i]])

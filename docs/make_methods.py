@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_cam.methods import Method, Signal, list_methods
-from hf_cam.methods.registry import PATIENCE, WIDTH
+from hf_cam.methods.options import options_of
+from hf_cam.methods.registry import BUDGET, WIDTH
 from hf_cam.methods.signals import SIGNALS
 
 PAGE = Path(__file__).with_name("methods.md")
@@ -24,9 +25,30 @@ transformers are defined only where attention runs over all cells of the picture
 [defaults.md](defaults.md) how the model's confidence changes when the pixels that they mark are removed.
 
 The cost is counted in forwards of the model for one image and one target: the captured forward plus the cost of the
-signals. C is the number of channels of the target layer. The figures are those of a ViT-B/16. The first call of
-RefineCAM takes one more forward, to find its layers. By default, `hf_cam.compare` and `hf_cam.evaluate` leave out
-methods that take {PATIENCE:.0f} forwards or more on {WIDTH} channels.
+signals, with the options' defaults and a picture of 224 x 224. C is the number of channels of the target layer. The
+figures are those of a ViT-B/16. One of RefineCAM's forwards finds its layers, and later calls do without it. By
+default, `hf_cam.compare` and `hf_cam.evaluate` leave out
+methods that take more than {BUDGET:.0f} forwards on {WIDTH} channels.
+
+"""
+AGREEMENT = """## Agreement with the papers
+
+Printed by `python -m benchmarks.papers`: the largest difference between hf-cam's map and the same map computed
+otherwise, as a share of the map's largest value. "The equation in float64" is a slow re-implementation written from the
+paper's equation (`benchmarks/equations.py`), on random signals or on a tiny model with random weights. Other packages
+compute in float32. Each comparison is a test too.
+
+"""
+DEPARTURES = """
+## Departures
+
+What a method does otherwise than its paper, or than its authors' code:
+
+"""
+TAKEN_BACK = """
+
+What some of them change, printed by `python -m benchmarks.departures`: the correlation of the map with the map that has
+no such departure, for the demo models, with its standard error.
 
 """
 COSTS = """
@@ -40,12 +62,26 @@ significant. A dash means that the figure was not measured, or that no other lib
 """
 
 
-def page(figures: str) -> str:
+def page(written: str) -> str:
+    """The page, with the figures of the page as it is."""
     lines = [HEAD + "| id | what it shows | needs | forwards | options | paper |", "|---|---|---|--:|---|---|"]
     lines += [line(method) for method in list_methods().values()]
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
-    return "\n".join(lines) + "\n" + COSTS + FIGURES + figures
+    departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
+    parts = [
+        "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
+        TAKEN_BACK + between("departures", written) + "\n\n",
+        AGREEMENT + between("agreement", written) + "\n" + COSTS,
+        FIGURES + written.partition(FIGURES)[2],
+    ]
+    return "".join(parts)
+
+
+def between(name: str, written: str) -> str:
+    """A table that another command wrote into the page, with its marks."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    return written[written.index(start) : written.index(end) + len(end)] if start in written else f"{start}\n\n{end}"
 
 
 def line(method: Method) -> str:
@@ -56,15 +92,20 @@ def line(method: Method) -> str:
 
 
 def signal_line(signal: Signal) -> str:
-    cost = forwards(signal.forwards, signal.forwards_per_channel)
+    defaults = options_of(signal.provide)
+    fixed = signal.price(0, defaults)
+    cost = forwards(fixed, signal.price(1, defaults) - fixed)
     return f"| `{signal.name}` | {signal.meaning} | {cost} | {signal.cost} |"
 
 
+def shown(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
 def forwards(fixed: float, per_channel: float) -> str:
-    own = [f"{fixed:.2g}"] if fixed or not per_channel else []
-    return " + ".join([*own, *([f"{per_channel:.2g} C"] if per_channel else [])])
+    own = [shown(fixed)] if fixed or not per_channel else []
+    return " + ".join([*own, *([f"{shown(per_channel)} C"] if per_channel else [])])
 
 
 if __name__ == "__main__":
-    known = PAGE.read_text(encoding="utf-8").partition(FIGURES)[2] if PAGE.exists() else ""
-    PAGE.write_text(page(known), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -12,7 +11,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import Capture, capture
 from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
 from hf_cam.doors import blaming, door, renamed, unreadable
@@ -34,6 +32,7 @@ from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import Run
+from hf_cam.methods.signals import captured_for
 from hf_cam.models.libraries import adopted, library_layers
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import class_logits, map_tensors, sample_of
@@ -231,7 +230,30 @@ class CAM:
         checked_pixels(pixel_values, model_inputs)
         wanted = request or Request()
         check_options(methods, wanted.method_options)
-        run = partial(self._saliencies, methods, pixel_values, select, wanted, skip_undefined, model_inputs)
+        make = partial(self._looked_twice, pixel_values, select, wanted, skip_undefined, model_inputs)
+        try:
+            return make(methods)
+        except LayerError as error:
+            plain = [method for method in methods if method.layers is target_layers]
+            if not skip_undefined or len(plain) in (0, len(methods)):
+                raise
+            # One of the layers that methods chose themselves does not serve, which concerns no other method.
+            found = make(plain)
+            return Saliencies(
+                found.found, {**found.skipped, **{one.id: str(error) for one in methods if one not in plain}}
+            )
+
+    def _looked_twice(
+        self,
+        pixel_values: Tensor,
+        select: Selector,
+        request: Request,
+        skip_undefined: bool,
+        model_inputs: Mapping[str, Any],
+        methods: Sequence[Method],
+    ) -> Saliencies:
+        """The maps; after an error that another look at the model may mend, with the layers that it finds."""
+        run = partial(self._saliencies, methods, pixel_values, select, request, skip_undefined, model_inputs)
         before = self._adapter if self._settled else None
         try:
             return run()
@@ -277,7 +299,8 @@ class CAM:
         if request.aug_smooth:
             inputs = _augmented(inputs, batch)
         made: list[tuple[Method, Adapter, list[list[Tensor]]]] = []
-        with self._captured([method for method, _ in tried], adapter.layers, inputs) as captured:
+        signals = [signal for method, _ in tried for signal in method.signals]
+        with captured_for(signals, self.model, adapter.layers, inputs) as captured:
             clean = sample_of(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
@@ -325,22 +348,6 @@ class CAM:
         _check_any(found, skipped)
         return found, skipped
 
-    def _captured(
-        self, methods: Sequence[Method], layers: Sequence[str], inputs: Mapping[str, Any]
-    ) -> AbstractContextManager[Capture]:
-        """The captured forward, recorded as far as the signals of the methods require."""
-        signals = [signal for method in methods for signal in method.signals]
-        if any(signal.pixels and signal.gradients for signal in signals):
-            inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
-        return capture(
-            self.model,
-            layers,
-            inputs,
-            gradients=any(method.needs_gradients for method in methods),
-            second_order=any(signal.second_order for signal in signals),
-            watches=tuple(dict.fromkeys(signal.watch for signal in signals if signal.watch is not None)),
-        )
-
     def _raw_maps(self, method: Method, own: Adapter, run: Run, request: Request) -> list[Tensor]:
         """One raw map `[B, h, w]` per layer."""
         given_options = {**self.options, **request.method_options}
@@ -350,7 +357,7 @@ class CAM:
         maps = []
         for layer in own.layers:
             try:
-                given = {signal.name: signal.provide(run, layer) for signal in method.signals}
+                given = {signal.name: signal.of(run, layer, options) for signal in method.signals}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
             with blaming(f"the method {method.id!r}", MethodError):

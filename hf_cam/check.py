@@ -1,8 +1,8 @@
-"""Check a single explanation: does the model's confidence fall without the pixels that the map marks?"""
+"""Check a single explanation: does the model's score depend on the pixels that the map marks?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,22 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_cam.images.reading import load_image
 from hf_cam.maps import normalize
-from hf_cam.metrics import Scorer, Trial, confidence
+from hf_cam.metrics import Scorer, confidence
+from hf_cam.metrics.replacement import Replacement, by_mean, by_neighbours, by_others
+from hf_cam.metrics.verdict import RESPONSE, Scores, Verdict, elsewhere, ends_at_windows, strongest
 from hf_cam.models.traits import traits_of
 from hf_cam.targets import Target
+from hf_cam.zoo import SCENE
 
-TOP = 20
+PEAK, TOP = 0.03, 0.1
+"""The regions of a check, as shares of the image."""
+FIFTH = 0.2
 TINY = 0.05
-DRAWS = 4
-MARGIN = 0.01
-"""The margin by which a map must beat chance, as a share of the confidence."""
+MARGIN = 0.02
+"""By how much a map's effect must exceed that of regions elsewhere to be better than chance."""
+RESPONSIVE = 0.05
+"""The least fall without any of the image of a value that is no probability, as a share of it."""
+CERTAIN = 1e-6
+"""Probabilities closer than this to 0 or 1 count as this close, so that their log-odds are finite."""
+AT_ONCE = 16
+"""The number of changed images that are held in memory."""
+WIDE = 0.5
+"""A map is diffuse if it exceeds half of its peak in more than this share of the image."""
 CONSTANT, NO_GRADIENT, UNLIKELY, NO_BETTER = (
     "constant map",
     "no gradient",
     "target probability tiny",
     "no better than chance",
 )
+DIFFUSE, WINDOWS, UNRESPONSIVE = "diffuse", "hard edge of windows", "indifferent to the image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +61,40 @@ class Origin:
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check.
+    """The result of a check; all confidences are means over the replacements.
 
     Args:
+        verdict: "supports", "undecided" or "contradicts".
         confidence: The model's confidence in the target, as a probability if it has one.
-        drop: The fall in confidence when the strongest fifth of the pixels is imputed from its surroundings.
-        chance: The same fall for the map shifted to other places, as the mean over four shifts.
+        drop: The fall in confidence when the strongest tenth of the pixels is replaced.
+        kept: The confidence when all other pixels are replaced.
+        chance: The fall in confidence when as many pixels elsewhere are replaced, in the same shape.
+        chance_kept: The confidence when all but those are replaced.
+        necessity, sufficiency: Of the strongest tenth, as a share of what replacing the whole image costs in score
+            (log-odds for a probability); in [-1, 1].
+        agreement: The replacements that lead to the verdict by themselves, and the number of all that could be used.
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
-        flags: Those of "constant map", "no gradient", "target probability tiny" and "no better than chance" that apply.
+        flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
+            "diffuse" (more than half of the image is above half of the peak), "hard edge of windows" (the map ends at
+            the border of the model's attention windows) and "indifferent to the image".
     """
 
+    verdict: Verdict
     confidence: float
     drop: float
+    kept: float
     chance: float
+    chance_kept: float
+    necessity: float
+    sufficiency: float
+    agreement: tuple[int, int]
     energy: float
     flags: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was flagged."""
-        return not self.flags
+        """Whether the verdict is "supports"."""
+        return self.verdict == "supports"
 
     def __str__(self) -> str:
         """The result in one paragraph."""
@@ -74,56 +102,162 @@ class Check:
             return "The map is empty: nothing that this method reads in this layer influences the target."
         if CONSTANT in self.flags:
             return "The map is the same everywhere: it does not show which part of the image the target depends on."
-        change = (
-            f"{'falls' if self.drop >= 0 else 'rises'} from {self.confidence:.2f} to {self.confidence - self.drop:.2f}"
-        )
-        words = [f"Without the strongest {TOP}% of the map, the confidence {change}."]
-        words.append(f"Without as many pixels elsewhere, it is {self.confidence - self.chance:.2f}.")
-        words.append(f"This {TOP}% holds {self.energy:.0%} of the map's sum.")
-        if NO_BETTER in self.flags:
-            words.append("The map is no better than chance: do not rely on it.")
-        if UNLIKELY in self.flags:
-            words.append("The model gives this target a tiny probability: the map shows what little evidence there is.")
-        return " ".join(words)
+        words = [
+            f"Without the strongest {TOP:.0%} of the map, the confidence {_change(self.confidence, self.drop)};",
+            f"with nothing else, it is {self.kept:.2f}.",
+            f"For as many pixels elsewhere, it is {self.confidence - self.chance:.2f} and {self.chance_kept:.2f}.",
+            VERDICTS[self.verdict],
+            _certainty(self),
+        ]
+        words += [NOTES[flag] for flag in self.flags if flag in NOTES]
+        return " ".join(filter(None, words))
 
 
-def check(origin: Origin, raw: np.ndarray, seed: int = 0) -> Check:
-    """Check one map.
+VERDICTS: dict[Verdict, str] = {
+    "supports": "This supports the map: the target depends on what it marks.",
+    "undecided": "This neither supports nor contradicts the map.",
+    "contradicts": "This contradicts the map: do not rely on it, because the target does not depend on what it marks.",
+}
+NOTES = {
+    UNLIKELY: "The model gives this target a tiny probability: the map shows what little evidence there is.",
+    NO_BETTER: "The marked pixels matter no more than as many pixels elsewhere.",
+    DIFFUSE: "The map marks most of the image.",
+    WINDOWS: "The map ends at the border of the model's attention windows, which is a trait of the model.",
+    UNRESPONSIVE: "The confidence hardly changes even if the whole image is replaced.",
+}
+
+
+def _change(confident: float, drop: float) -> str:
+    return f"{'falls' if drop >= 0 else 'rises'} from {confident:.2f} to {confident - drop:.2f}"
+
+
+def _certainty(found: Check) -> str:
+    agree, count = found.agreement
+    if not count or found.verdict == "undecided":
+        return ""
+    ways = f"all {count} ways" if agree == count > 1 else f"{agree} of {count} ways"
+    return f"That holds for {ways} to replace pixels."
+
+
+def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] = ()) -> Check:
+    """Check one map in 38 forwards: pixels are replaced by imputation, by their mean and by those of other images.
 
     Args:
         origin: What the map was made from.
         raw: The map before normalisation.
-        seed: Seed for the noise and the shifts.
+        seed: Seed for the noise and for ties.
+        others: Images whose pixels replace those of the image, at best from the same data; a shipped one if empty.
+
+    Raises:
+        ImageError: one of the others cannot be read.
     """
+    found = scores_of(origin, (by_neighbours(seed), by_mean, by_others(_pictures(others))), seed)
+    usable = usable_ways(origin, found)
+    flags = _flags(origin, raw, found)
+    verdict = judged(origin, found)
+    shown = torch.sigmoid if _is_probability(origin) else torch.Tensor.clone
+    top = (found.score, found.without[:, 1], found.alone[:, 1], found.without_elsewhere, found.alone_elsewhere)
+    confident, without, alone, without_elsewhere, alone_elsewhere = (float(shown(part).mean()) for part in top)
+    necessity, sufficiency = (
+        (float(each[1]) for each in found.necessity_and_sufficiency(usable)) if usable else (0.0, 0.0)
+    )
+    return Check(
+        verdict,
+        confidence=confident,
+        drop=confident - without,
+        kept=alone,
+        chance=confident - without_elsewhere,
+        chance_kept=alone_elsewhere,
+        necessity=necessity,
+        sufficiency=sufficiency,
+        agreement=(found.agreement(usable, verdict), len(usable)),
+        energy=_energy(origin.map.float()),
+        flags=tuple(flags),
+    )
+
+
+def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0, *, compared: bool = True) -> Scores:
+    """The scores without the regions of a map, with nothing else, and for regions elsewhere; 23 + 5 K forwards.
+
+    Args:
+        origin: What the map was made from.
+        replacements: The K ways to replace pixels.
+        seed: Seed for ties.
+        compared: Whether regions elsewhere are scored too; 1 + 5 K forwards if not.
+    """
+    probability = _is_probability(origin)
+    target = confidence(origin.target, traits_of(origin.model).problem_type)
+    scorer = Scorer(origin.model, origin.inputs, [target])
+    pixels, count = scorer.pixels, len(replacements)
+
+    def scored(replace: Replacement, missing: Tensor) -> Tensor:
+        parts = [scorer(replace(pixels, some)[None])[0] for some in missing.split(AT_ONCE)]
+        return _on_scale(torch.cat(parts).cpu(), probability)
+
+    regions = strongest(origin.map.to(pixels.device).float(), (PEAK, TOP), seed)
+    drawn = elsewhere(regions[1])[: None if compared else 0]
+    own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions])
+    blank, without, alone = torch.stack([scored(replace, own) for replace in replacements]).split([1, 2, 2], 1)
+    missing_elsewhere, alone_elsewhere = torch.empty(2, len(drawn))
+    for way, replace in enumerate(replacements if compared else ()):
+        some = drawn[way::count]
+        missing_elsewhere[way::count], alone_elsewhere[way::count] = scored(replace, torch.cat([some, ~some])).chunk(2)
+    score = _on_scale(scorer(pixels[:, None])[0, 0].cpu(), probability)
+    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere)
+
+
+def judged(origin: Origin, found: Scores) -> Verdict:
+    """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score."""
+    usable = usable_ways(origin, found)
+    return found.verdict(usable) if usable and normalize(origin.map[None].float()).any() else "undecided"
+
+
+def usable_ways(origin: Origin, found: Scores) -> list[int]:
+    """The replacements that lower the score enough if the whole image is replaced."""
+    return found.usable(RESPONSE if _is_probability(origin) else RESPONSIVE * abs(float(found.score)) + CERTAIN)
+
+
+def _is_probability(origin: Origin) -> bool:
+    """Whether the confidence in the target is a probability rather than the target's own value."""
     problem = traits_of(origin.model).problem_type
-    scorer = Scorer(origin.model, origin.inputs, [confidence(origin.target, problem)])
-    maps = origin.map[None].to(scorer.pixels.device).float()
-    trial = Trial(maps, scorer, percentiles=(100 - TOP,), seed=seed)
-    scores, most = (float(trial.value(name).mean()) for name in ("scores", "most_first"))
-    moved = [Trial(elsewhere, scorer, percentiles=(100 - TOP,), seed=seed) for elsewhere in _moved(maps, seed)]
-    at_random = [float(trial.value("most_first").mean()) for trial in moved]
-    drop, chance = scores - most, scores - float(np.mean(at_random))
-    flags = [CONSTANT] if not normalize(maps).any() else []
+    return problem != "regression" and confidence(origin.target, problem) is not origin.target
+
+
+def _on_scale(values: Tensor, probability: bool) -> Tensor:
+    """Log-odds of probabilities, so that effects add up; other values as they are."""
+    return torch.logit(values.double(), CERTAIN) if probability else values.double()
+
+
+def _pictures(others: Sequence[Any]) -> list[Tensor]:
+    return [torch.from_numpy(np.array(load_image(one))).permute(2, 0, 1) for one in others or (SCENE,)]
+
+
+def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
+    flags = [CONSTANT] if not normalize(origin.map[None].float()).any() else []
     if not np.any(raw):
         flags.append(NO_GRADIENT)
-    if problem != "regression" and confidence(origin.target) is not origin.target and scores < TINY:
+    if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
-    if not flags and drop - chance < MARGIN * abs(scores):
-        flags.append(NO_BETTER)
-    return Check(scores, drop, chance, _energy(maps[0]), tuple(flags))
+    usable = usable_ways(origin, found)
+    if not usable:
+        return [*flags, UNRESPONSIVE]
+    measured = found.effects(usable)
+    if CONSTANT not in flags:
+        conditions = {
+            NO_BETTER: measured.top - measured.typical < MARGIN,
+            DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
+            WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
+        }
+        flags += [flag for flag, holds in conditions.items() if holds]
+    return flags
 
 
-def _moved(maps: Tensor, seed: int) -> list[Tensor]:
-    """The map shifted to random places, wrapping round the border: as many pixels, in the same shapes."""
-    generator = torch.Generator().manual_seed(seed)
-    shares = (0.25 + 0.5 * torch.rand(DRAWS, 2, generator=generator)).tolist()
-    sides = maps.shape[-2:]
-    return [
-        maps.roll([round(share * side) for share, side in zip(one, sides, strict=True)], (-2, -1)) for one in shares
-    ]
+def _window(model: nn.Module) -> int | None:
+    window = traits_of(model).read("window_size")
+    return window if isinstance(window, int) else None
 
 
 def _energy(saliency: Tensor) -> float:
     ordered = saliency.flatten().sort(descending=True).values
     total = ordered.sum()
-    return float(ordered[: max(1, round(len(ordered) * TOP / 100))].sum() / total) if total > 0 else 0.0
+    return float(ordered[: max(1, round(len(ordered) * FIFTH))].sum() / total) if total > 0 else 0.0

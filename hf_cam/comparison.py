@@ -19,9 +19,10 @@ from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import DEFAULT_COLORMAP, save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import may_be_video
-from hf_cam.methods import get_method, list_methods
+from hf_cam.methods import get_method
+from hf_cam.methods.registry import BUDGET, methods_within
 from hf_cam.models.loading import Labels, LoadedModel, Output, load
-from hf_cam.request import Request, check_count, listed_names
+from hf_cam.request import Request, check_budget, check_count, listed_names
 from hf_cam.target_layers.named import Layers
 
 TILE, MARGIN, TITLE = 320, 8, 28
@@ -81,6 +82,7 @@ def compare(
     model: str | Path | nn.Module | LoadedModel,
     *,
     methods: Sequence[str] | str | None = None,
+    budget: float = BUDGET,
     target: Any = None,
     text: str | Sequence[str] | None = None,
     layers: Layers | None = None,
@@ -100,8 +102,9 @@ def compare(
     Args:
         image: A path, URL, PIL image or array.
         model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
-        methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here, except those that take
-            hundreds of forwards (Score-CAM takes one per channel).
+        methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
+        budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
+            see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
         target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As
             in `hf_cam.explain`; one target.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
@@ -122,25 +125,36 @@ def compare(
         eigen_smooth=eigen_smooth,
         method_options=method_options,
     )
+    chosen = method_ids(methods, budget, request)
     source = image if may_be_video(image) else load_image(image)
     loaded = load(model, processor=processor, labels=labels, output=output, device=device, dtype=dtype)
     picture = loaded.opened(source)
     explainer = Explainer(replace(loaded, example=picture), "gradcam", layers, reshape)
     if methods is None:
-        found, skipped = explainer.compare_defined(picture, every_quick_method(), request)
+        found, skipped = explainer.compare_defined(picture, chosen, request)
     else:
-        found, skipped = explainer.compare(picture, method_ids(methods), request), {}
+        found, skipped = explainer.compare(picture, chosen, request), {}
     firsts = [explanations[0] for explanations in found]
     return Comparison(firsts, firsts[0].picture, skipped)
 
 
-def method_ids(methods: str | Sequence[str]) -> list[str]:
-    """The ids in "a,b,c" or a list, without duplicates; "auto" is allowed as the only entry.
+def method_ids(
+    methods: str | Sequence[str] | None, budget: float = BUDGET, request: Request | None = None
+) -> list[str]:
+    """The ids in "a,b,c" or a list, without duplicates, "auto" being allowed as the only entry; or those in a budget.
+
+    Args:
+        methods: The ids; None for all methods within the budget.
+        budget: The number of forwards; see `hf_cam.methods.Method.cost`.
+        request: Its method options may change what a method costs.
 
     Raises:
         MethodError: none is named, or one does not exist.
-        OptionError: these are no names.
+        OptionError: these are no names, or the budget is no positive number.
     """
+    if methods is None:
+        check_budget(budget)
+        return methods_within(budget, request.method_options if request else {})
     named = list(dict.fromkeys(listed_names("methods", methods)))
     if not named:
         raise MethodError("no method is named; `hf-cam methods` lists them")
@@ -149,11 +163,6 @@ def method_ids(methods: str | Sequence[str]) -> list[str]:
     return [get_method(method).id for method in named]
 
 
-def every_quick_method() -> list[str]:
-    """The ids of all methods that take few forwards, including those that are defined only for some models."""
-    return [method.id for method in list_methods().values() if method.is_quick]
-
-
 def quick_methods() -> list[str]:
-    """The ids of the methods that take few forwards and need no attention, so that they suit most models."""
-    return [method.id for method in list_methods().values() if method.is_quick and not method.needs_attention]
+    """The ids of the methods within the default budget that need no attention, so that they suit most models."""
+    return [name for name in methods_within(BUDGET) if not get_method(name).needs_attention]

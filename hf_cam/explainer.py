@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency
+from hf_cam.cam import CAM, UNDEFINED, Saliency
 from hf_cam.capture.inputs import alone, model_inputs_of, one_image, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
+from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
-from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
+from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
 from hf_cam.heads import Head, Subject, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
@@ -29,7 +30,7 @@ from hf_cam.images.videos import Video, may_be_video
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
-from hf_cam.request import Request, check_count
+from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
 from hf_cam.targets import entries_of
@@ -56,6 +57,7 @@ def explain(
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
     method_options: Mapping[str, Any] | None = None,
+    effort: EffortSetting = "fast",
     batch_size: int | None = None,
     processor: Any = None,
     labels: Labels | None = None,
@@ -89,6 +91,9 @@ def explain(
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
+        effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
+            strongest pixels matter to the model, and takes a verdict on its map: about 50 forwards if the first does,
+            and up to 200; `Explanation.effort` says what was done.
         batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
             variants of an image per forward; a number that suits the device where not given.
         processor: The image processor, where it does not come with the model.
@@ -119,6 +124,7 @@ def explain(
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
         method_options=method_options,
+        effort=effort,
     )
     several = isinstance(image, list | tuple)
     # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
@@ -165,6 +171,7 @@ class Explainer:
     ) -> None:
         self.loaded = loaded
         self.head = head_of(loaded, head)
+        self._named = method != "auto"
         if method == "auto" and self.head.method and not _measured(loaded.model):
             method = self.head.method
         self.cam = CAM(
@@ -193,8 +200,12 @@ class Explainer:
             requests = iter(wanted[start : start + batch_size])
             for inputs, members in self._batches(images[start : start + batch_size]):
                 own = list(islice(requests, len(members)))
+                if wanted[0].effort == "checked" and (are_cut(inputs) or isinstance(members[0], Video)):
+                    raise OptionError("effort='checked' replaces pixels, and this model takes frames or patches")
                 with texts_read_once(self.loaded.model, readers) if own[0].text else nullcontext():
                     [found], _ = self._explained([self.cam.method], inputs, members, own)
+                    if wanted[0].effort == "checked":
+                        found = [self._best(*one) for one in zip(found, members, own, strict=True)]
                 yield from found
 
     @door()
@@ -242,11 +253,30 @@ class Explainer:
         self.head.check_all(wanted)
         return wanted
 
+    def _best(self, first: list[Explanation], image: Picture, request: Request) -> list[Explanation]:
+        """The explanations of one image, each by the first of the candidates whose strongest pixels matter."""
+        inputs = self.loaded.inputs([image])
+        height, width = inputs["pixel_values"].shape[-2:]
+
+        def attempt(name: str) -> tuple[Sequence[Explanation], str]:
+            if name == self.cam.method.id:
+                return first, ""
+            own = replace(request, method_options=options_of(name, (height, width)))
+            try:
+                [[found]], _ = self._explained([get_method(name)], inputs, [image], [own])
+            except UNDEFINED as error:
+                return (), str(error)
+            return found, ""
+
+        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
     ) -> tuple[list[list[Explanation]], dict[str, str]]:
         if entries_of(request.target) is not None:
             raise TargetError(f"methods are compared on one target, got {brief(request.target)}; explain takes several")
+        if request.effort == "checked":
+            raise OptionError("effort='checked' chooses among methods; a comparison takes those that are named")
         records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
         found, skipped = self._explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
@@ -351,8 +381,9 @@ def _explanations(
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
-            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k]))),
+            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k])), *_cautions(saliency)),
             origin=origins[k],
+            score_kind=subject.kind_of_score,
         )
         for k, subject in enumerate(subjects)
     ]
@@ -393,6 +424,12 @@ def _in_view(on_grid: Tensor, geometry: Geometry) -> Tensor:
     """`[K]` booleans: the maps `[K, ..., h, w]` that have evidence in a cell that the image touches."""
     touched = (geometry.filled((on_grid.shape[-2], on_grid.shape[-1])) > 0).to(on_grid)
     return (on_grid * touched).flatten(1).amax(1) > FAINT
+
+
+def _cautions(saliency: Saliency) -> tuple[str, ...]:
+    """A warning where maps of this family's target layer are known to mislead."""
+    caution = saliency.adapter.caution
+    return (f"{MAY_MISLEAD}: {caution}",) if caution and saliency.method.reads_layer else ()
 
 
 def _flags(on_grid: Tensor, in_view: bool) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from PIL import Image
 
 from hf_cam.check import Check, Origin, check
 from hf_cam.doors import door
-from hf_cam.errors import ImageError, OptionError
+from hf_cam.effort import Effort
+from hf_cam.errors import ImageError, OptionError, brief
+from hf_cam.heads.base import CONFIDENCE
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
 from hf_cam.images.patches import are_cut
 from hf_cam.request import check_seed
 
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
+MAY_MISLEAD = "may mislead"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +31,7 @@ class Explanation:
 
     Args:
         label: What is explained: a class name, a prompt, a detected object.
-        score: The model's confidence in it in [0, 1]; for a caller's own target, its value.
+        score: The model's confidence in it in [0, 1]; for a caller's own target, its value. `score_kind` names which.
         heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
             video `[T, H, W]`, normalised over all frames together so that they can be compared.
         raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` for a
@@ -38,9 +42,14 @@ class Explanation:
         box: `(x0, y0, x1, y1)` in the image's pixels, if the head finds objects.
         mask: `[H, W]` booleans, if the head finds segments.
         flags: Warnings, such as "no evidence" if the map on the model's grid is the same everywhere, or "evidence only
-            outside the image" if all of it lies on padding.
+            outside the image" if all of it lies on padding, or "may mislead: ..." with the reason if maps of this
+            family's target layer are known not to show what the model reads.
         origin: The model, the preprocessed image and the target, for `check()`; not pickled.
         frames: The frames of a video that the model saw; empty for an image.
+        score_kind: What the score is: "probability", "share among the prompts", "cosine similarity" and so on. Only
+            scores of the same kind can be compared.
+        effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
+            in words.
     """
 
     label: str
@@ -55,16 +64,27 @@ class Explanation:
     flags: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, repr=False)
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
+    score_kind: str = CONFIDENCE
+    effort: Effort | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
 
     @door()
-    def check(self, seed: int = 0) -> Check:
-        """Test whether the model's confidence falls without the pixels that the map marks; `str(check)` explains it.
+    def check(self, seed: int = 0, others: Sequence[Any] = ()) -> Check:
+        """Test whether the target depends on the pixels that the map marks; `str(check)` explains the verdict in words.
+
+        The strongest pixels are replaced in three ways (imputed from their neighbours, by the mean colour, by the
+        pixels of other images), and so are all others, and as many pixels elsewhere; 38 forwards.
+
+        Args:
+            seed: Seed for the noise and for ties.
+            others: Images whose pixels are put in place of this one's, at best from the same data; paths, URLs, PIL
+                images or arrays. A shipped scene where not given.
 
         Raises:
+            ImageError: one of the others cannot be read.
             OptionError: the explanation was pickled and so has no model, or the model takes videos or patches, from
                 which no pixels can be removed; or the seed is no whole number.
 
@@ -80,7 +100,9 @@ class Explanation:
             raise OptionError("this explanation was pickled without its model; explain the image again")
         if self.frames or are_cut(self.origin.inputs):
             raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
-        return check(self.origin, self.raw, seed)
+        if not isinstance(others, list | tuple):
+            raise OptionError(f"others must be a list of images, got {brief(others)}")
+        return check(self.origin, self.raw, seed, others)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, with the box or the edge of the mask in white.

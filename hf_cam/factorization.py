@@ -17,12 +17,13 @@ from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of, one_image
 from hf_cam.capture.replay import tail_of
 from hf_cam.doors import door
-from hf_cam.errors import HFCamError, LayoutError, MethodError, OptionError
+from hf_cam.errors import HFCamError, LayoutError, MethodError
 from hf_cam.heads import ClassificationHead, head_of
 from hf_cam.heads.establish import reading_of
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
+from hf_cam.methods.concepts import factorize
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import sample_of
@@ -132,24 +133,6 @@ class DeepFeatureFactorization:
         # Each concept at its maximum strength in the batch.
         shown_alone = concepts * strengths.amax((0, 2, 3))[:, None]
         return Factorization(concepts, strengths, heatmaps, _named(model, adapter, inputs, shown_alone, top_k))
-
-
-def factorize(cells: Tensor, components: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Concepts `[k, C]` and strengths `[B, k, h, w]` whose product is nearest to the positive part of `[B, C, h, w]`.
-
-    Raises:
-        OptionError: `components` is not between 1 and the number of cells or of channels, whichever is less.
-    """
-    from sklearn.decomposition import NMF
-
-    batch, channels, rows, columns = cells.shape
-    vectors = cells.float().clamp_min(0).permute(0, 2, 3, 1).reshape(-1, channels).cpu().numpy()
-    if not isinstance(components, int) or not 1 <= components <= min(vectors.shape):
-        raise OptionError(f"components must be a whole number from 1 to {min(vectors.shape)}, got {components!r}")
-    factorization = NMF(components, init="nndsvda", random_state=seed, max_iter=1000, tol=1e-3)
-    strengths = factorization.fit_transform(vectors.astype(np.float64))
-    found = torch.from_numpy(strengths).reshape(batch, rows, columns, components).permute(0, 3, 1, 2)
-    return torch.from_numpy(factorization.components_).float(), found.float().to(cells.device)
 
 
 def _named(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from hf_cam.doors import unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import entries_of
+
+EffortSetting = Literal["fast", "checked"]
+"""Whether one method is taken as it is, or several are tried and the map is checked."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Request:
         aug_smooth: Average over six views of the image.
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
         method_options: Options of particular methods, such as `{"seed": 3}`.
+        effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -41,6 +45,7 @@ class Request:
     aug_smooth: bool = False
     eigen_smooth: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    effort: EffortSetting = "fast"
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -54,6 +59,8 @@ class Request:
         for name in ("aug_smooth", "eigen_smooth"):
             if not isinstance(wanted := getattr(self, name), bool | np.bool_):
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        if self.effort not in get_args(EffortSetting):
+            raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
         _check_numbers(self.target)
 
     @classmethod
@@ -128,6 +135,26 @@ def check_count(name: str, value: Any) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
+
+
+def check_budget(budget: Any) -> None:
+    """Refuse a budget that is no number of forwards.
+
+    Raises:
+        OptionError: it is not a number from 1.
+    """
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not budget >= 1:
+        raise OptionError(f"budget must be a number of forwards from 1, got {brief(budget)}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse a number that is not positive.
+
+    Raises:
+        OptionError: the value is 0 or less.
+    """
+    if not value > 0:
+        raise OptionError(f"{name} must be a positive number, got {brief(value)}")
 
 
 def check_seed(seed: Any) -> None:

@@ -6,7 +6,7 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from hf_cam.outputs import (
     DEPTH,
     LOGITS,
     MASKS,
+    SIMILARITIES,
     TEXT,
     detections_of,
     embedding_of,
@@ -328,6 +329,25 @@ def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
     if not region.any():
         raise TargetError("the region is empty")
     return values[region.to(values.device)].mean()
+
+
+def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
+    """The confidence that belongs to a target: a class's probability, a prompt's share, or else the target itself.
+
+    Args:
+        target: The explained target.
+        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
+        prompts: The number of prompts that the model compares the image with; a single one has no share.
+    """
+    if isinstance(target, ClassLogit):
+        alone = problem_type == "multi_label_classification"
+        reading = replace(target.reading, exclusive=False) if alone else target.reading
+        return ClassProbability(target.index, reading)
+    if isinstance(target, BinaryLogit):
+        return lambda output: target(output).sigmoid()
+    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
+        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
+    return target
 
 
 def as_target(target: int | Target) -> Target:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from hf_cam import Evaluation
 from hf_cam.comparison import quick_methods
+from hf_cam.evaluation.table import in_steps
 from hf_cam.methods import get_method
 from hf_cam.metrics import get_metric
 from hf_cam.metrics.trial import PERCENTILES
@@ -53,10 +54,15 @@ def _evenly(values: Sequence[float]) -> list[tuple[float, float]]:
     return [(i / (len(values) - 1), value) for i, value in enumerate(values)]
 
 
+def _head(metric: str, table: Evaluation) -> str:
+    record = get_metric(metric)
+    return f"{record.name}{in_steps(metric, table.steps)} {'↑' if record.higher_is_better else '↓'}"
+
+
 def table_of(table: Evaluation) -> str:
     """Markdown with one line per map, the best first; arrows show which direction is better."""
     records = {record.map: record for record in table.records}
-    heads = [f"{get_metric(name).name} {'↑' if get_metric(name).higher_is_better else '↓'}" for name in table.metrics]
+    heads = [_head(name, table) for name in table.metrics]
     lines = ["| map | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
     for row in table.rows:
         cells = [f"{records[row.map].scores[name]:.3f}" for name in table.metrics]

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from benchmarks.tiny_models import VOCABULARY, settings, words_tokenizer
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
+from hf_cam.methods import list_methods
 from hf_cam.models.loading import LoadedModel
 from hf_cam.testing.metrics import PATCH
 from pictures import SIZE
 
+FOR_CLASSES = [method for method in list_methods() if method not in ("cam", "d-rise")]
+"""Methods that are defined for every classifier here; "cam" needs a pooling of all cells, "d-rise" detections."""
 LABELS = {0: "tabby, tabby cat", 1: "tiger cat", 2: "espresso", 3: "lion, king of beasts", 4: "tripod"}
 THINGS = {0: "cat", 1: "dog", 2: "red cup"}
 """Labels that are single words of `VOCABULARY`."""

@@ -275,7 +275,7 @@ def slow_legrad(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 def test_legrad_matches_its_definition_on_an_eager_model():
     x = pictures(1, dtype=torch.float64)
-    found = raw_of("vit", "legrad", make("vit", torch.float64), x)[0]
+    found = raw_of("vit", "legrad", make("vit", torch.float64), x, start_layer=0)[0]
     expected = sum(slow_legrad(make("vit", torch.float64), x))
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
 
@@ -290,7 +290,7 @@ def test_legrad_of_an_attention_pooled_model_differentiates_the_pools_weights(na
     scored(name, net, x)
     for handle in handles:
         handle.remove()
-    found = raw_of(name, "legrad", net, x)[0]
+    found = raw_of(name, "legrad", net, x, start_layer=0)[0]
     total = torch.zeros(24, dtype=torch.float64)
     for tokens in outputs:
         reading = make(name, torch.float64)
@@ -417,6 +417,13 @@ def test_relevance_matches_a_vit_written_out_with_the_rules(method, attend):
     expected = {"attnlrp": terms[0], "libragrad": sum(terms), "libracam": terms[-2]}[method]
     found = raw_of("vit", method, make("vit", torch.float64), x)[0]
     torch.testing.assert_close(found, on_grid("vit", expected).detach(), atol=1e-9, rtol=0)
+
+
+def test_the_rule_for_gated_products_changes_libragrad_and_halving_is_the_default():
+    net, x = make("dinov2-registers", torch.float64), pictures(1, dtype=torch.float64)
+    halved, frozen = (raw_of("dinov2-registers", "libragrad", net, x, gates=gates) for gates in ("halved", "frozen"))
+    assert torch.equal(raw_of("dinov2-registers", "libragrad", net, x), halved)
+    assert (halved - frozen).abs().max() > 0.01 * halved.max()
 
 
 # What holds for all of them ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import hf_cam
 from benchmarks.scenes import scenes
@@ -16,6 +17,7 @@ from hf_cam.errors import OptionError
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.metrics import PatchReader
 from nets import READ
+from unchanged import unchanged
 
 
 @pytest.fixture(scope="module")
@@ -28,57 +30,129 @@ def explained(scene):
     return hf_cam.explain(scene.image, "demo:convnext", target=scene.labels[0])[0]
 
 
-def test_a_map_that_reads_the_model_costs_more_than_chance(explained) -> None:
+def test_a_map_that_reads_the_model_is_supported(explained) -> None:
     found = explained.check()
     assert found.passed
+    assert found.verdict == "supports"
     assert found.drop > found.chance
+    assert found.kept > found.chance_kept
     assert 0.2 < found.energy <= 1
     assert found.confidence == pytest.approx(explained.score, abs=1e-4)
     assert f"from {found.confidence:.2f} to {found.confidence - found.drop:.2f}" in str(found)
     assert explained.check() == found
 
 
-def test_a_map_turned_round_is_no_better_than_chance(explained) -> None:
+def test_a_map_turned_round_is_contradicted(explained) -> None:
     origin = dataclasses.replace(explained.origin, map=1 - explained.origin.map)
     found = check(origin, explained.raw)
-    assert found.flags == ("no better than chance",)
+    assert found.verdict == "contradicts"
+    assert "no better than chance" in found.flags
     assert "do not rely on it" in str(found)
 
 
 def test_an_empty_map_is_flagged(explained) -> None:
     origin = dataclasses.replace(explained.origin, map=torch.zeros_like(explained.origin.map))
     found = check(origin, np.zeros_like(explained.raw))
-    assert set(found.flags) == {"constant map", "no gradient"}
+    assert {"constant map", "no gradient"} <= set(found.flags)
+    assert found.verdict == "undecided"
     assert found.energy == 0
     assert "empty" in str(found)
 
 
 PATCH = READ.float()
+SHIFTED = PATCH.roll((12, 16), (0, 1))
+SIZE = (24, 32)
+
+
+def origin_on_a_patch(saliency, index=1, model=None):
+    """What a map of a picture is made from that is bright in the one patch that the model reads."""
+    pixels = (0.05 + 0.95 * PATCH).expand(1, 3, *SIZE)
+    return Origin(model or PatchReader(), {"pixel_values": pixels}, ClassLogit(index), saliency)
 
 
 @pytest.mark.parametrize(
-    ("index", "found", "raw", "flags", "words"),
+    ("index", "found", "raw", "verdict", "flags", "words"),
     [
-        pytest.param(1, PATCH, 1, (), "falls from 0.98 to 0.03", id="the perfect map"),
-        pytest.param(1, 1 - PATCH, 1, ("no better than chance",), "do not rely on it", id="its inverse"),
-        pytest.param(1, 0 * PATCH, 0, ("constant map", "no gradient"), "The map is empty", id="no gradient"),
-        pytest.param(1, 0 * PATCH + 0.5, 1, ("constant map",), "the same everywhere", id="an even map"),
-        pytest.param(0, PATCH, 1, ("target probability tiny",), "a tiny probability", id="an unlikely class"),
+        pytest.param(1, PATCH, 1, "supports", (), "from 0.98 to", id="the perfect map"),
+        pytest.param(1, SHIFTED, 1, "contradicts", ("no better than chance",), "do not rely", id="the map shifted"),
+        pytest.param(
+            1, 1 - PATCH, 1, "contradicts", ("no better than chance", "diffuse"), "most of the image", id="its inverse"
+        ),
+        pytest.param(1, 0 * PATCH, 0, "undecided", ("constant map", "no gradient"), "The map is empty", id="empty"),
+        pytest.param(1, 0 * PATCH + 0.5, 1, "undecided", ("constant map",), "the same everywhere", id="an even map"),
+        pytest.param(
+            0, PATCH, 1, "undecided", ("target probability tiny", "indifferent to the image"), "tiny", id="unlikely"
+        ),
     ],
 )
-def test_each_flag_has_its_case_on_a_model_that_reads_one_patch(index, found, raw, flags, words) -> None:
-    pixels = (0.05 + 0.95 * PATCH).expand(1, 3, 24, 32)
-    origin = Origin(PatchReader(), {"pixel_values": pixels}, ClassLogit(index), found)
-    result = check(origin, np.full((6, 8), float(raw)))
+def test_each_verdict_and_flag_has_its_case_on_a_model_that_reads_one_patch(
+    index, found, raw, verdict, flags, words
+) -> None:
+    result = check(origin_on_a_patch(found, index), np.full((6, 8), float(raw)))
+    assert result.verdict == verdict
     assert result.flags == flags
-    assert result.passed is (not flags)
+    assert result.passed is (verdict == "supports")
     assert words in str(result)
     sure = torch.tensor([-2.0, 2.0]).softmax(0)[index].item()
     assert result.confidence == pytest.approx(sure, abs=1e-5)
-    if found is PATCH:  # its surroundings fill the patch: 0.05 is left, and a little noise
-        left = torch.tensor([1.8, -1.8]).softmax(0)[index].item()
-        assert result.drop == pytest.approx(sure - left, abs=0.01)
-        assert result.energy == 1
+
+
+class TwoCornersReader(nn.Module):
+    """A classifier whose class 1 means that the upper left or the lower right corner is bright."""
+
+    def forward(self, pixel_values):
+        seen = torch.stack([pixel_values[..., :5, :5].mean((1, 2, 3)), pixel_values[..., -5:, -5:].mean((1, 2, 3))])
+        return torch.tensor([-4.0, 4.0]) * (2 * seen.amax(0)[:, None] - 1)
+
+
+def test_one_of_two_cues_is_supported_since_it_is_enough_although_it_is_not_needed() -> None:
+    saliency = torch.zeros(SIZE)
+    saliency[:5, :5] = 1
+    pixels = torch.zeros(1, 3, *SIZE)
+    pixels[..., :5, :5] = pixels[..., -5:, -5:] = 1
+    result = check(Origin(TwoCornersReader(), {"pixel_values": pixels}, ClassLogit(1), saliency), np.ones((6, 8)))
+    assert result.verdict == "supports"
+    assert result.necessity == pytest.approx(0, abs=0.15)
+    assert result.sufficiency > 0.9
+
+
+class EverywhereReader(nn.Module):
+    """A classifier whose class 1 means that half of the picture or more is bright, wherever."""
+
+    def forward(self, pixel_values):
+        return torch.tensor([-4.0, 4.0]) * (pixel_values.mean((1, 2, 3))[:, None] - 0.5)
+
+
+def test_a_map_of_a_model_that_reads_the_whole_picture_alike_stays_undecided() -> None:
+    pixels = torch.ones(1, 3, *SIZE)
+    origin = Origin(EverywhereReader(), {"pixel_values": pixels}, ClassLogit(1), SHIFTED)
+    black = np.zeros((*SIZE, 3), np.uint8)
+    result = check(origin, np.ones((6, 8)), others=[black])
+    assert result.verdict == "undecided"
+    assert not result.passed
+    assert "neither supports nor contradicts" in str(result)
+
+
+def test_the_pixels_of_other_images_can_be_given(explained, scene) -> None:
+    assert explained.check(others=[scene.image]).kept != explained.check().kept
+    with pytest.raises(OptionError, match="list of images"):
+        explained.check(others=scene.image)
+
+
+def test_a_check_takes_38_forwards_and_leaves_the_model_as_it_was() -> None:
+    seen = []
+
+    def count(module, args, kwargs):
+        seen.append(len(kwargs["pixel_values"]))
+
+    model = PatchReader()
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    with unchanged(model):
+        check(origin_on_a_patch(PATCH, model=model), np.ones((6, 8)))
+    hook.remove()
+    assert sum(seen) == 38
 
 
 def test_an_unlikely_target_is_flagged(scene) -> None:

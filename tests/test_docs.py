@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from hf_cam import list_methods
 
 DOCS = Path(__file__).parents[1] / "docs"
+DIRECTIVE = re.compile(r"^\.\. (?:auto(?:function|class|data|module)|py:data):: ([\w.]+)$", re.MULTILINE)
 
 
 def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -25,7 +32,7 @@ def script(name: str) -> Any:
 def test_the_page_of_methods_is_the_registrys() -> None:
     make = script("make_methods")
     written = make.PAGE.read_text(encoding="utf-8")
-    assert written == make.page(written.partition(make.FIGURES)[2])
+    assert written == make.page(written)
     assert all(f"| `{method}` |" in written for method in list_methods())
 
 
@@ -99,3 +106,109 @@ def test_a_method_may_be_missing_from_a_page_only_where_attention_defines_it(mak
     assert "| chefer | not defined |" in make_readme.compared(["chefer"], [{}])
     with pytest.raises(KeyError, match="gradcam"):
         make_readme.compared(["gradcam"], [{}])
+
+
+def test_the_gallery_is_the_page_that_its_command_writes_and_has_its_pictures() -> None:
+    make = script("make_gallery")
+    assert make.PAGE.read_text(encoding="utf-8") == make.page()
+    assert sorted(path.name for path in make.PICTURES.iterdir()) == sorted(row.file for row in make.ROWS)
+
+
+def documented() -> list[str]:
+    pages = sorted((DOCS / "api").glob("*.md"))
+    return [name for page in pages for name in DIRECTIVE.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("module", ["hf_cam", "hf_cam.metrics", "hf_cam.testing"])
+def test_the_api_reference_has_every_public_name_once(module: str) -> None:
+    expected = [f"{module}.{name}" for name in importlib.import_module(module).__all__]
+    found = documented()
+    assert [name for name in expected if found.count(name) != 1] == []
+
+
+def test_the_api_reference_has_no_name_that_does_not_exist() -> None:
+    for name in documented():
+        owner, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(owner), attribute), name
+
+
+def linked_from(page: Path) -> set[str]:
+    return set(re.findall(r"\]\(([\w./-]+\.(?:md|html))", page.read_text(encoding="utf-8")))
+
+
+def pages() -> list[Path]:
+    return [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
+
+
+def test_every_page_can_be_reached_from_the_home_page() -> None:
+    entries = "\n".join(
+        page.read_text(encoding="utf-8") for page in (DOCS / "index.md", DOCS / "api" / "index.md")
+    ).splitlines()
+    listed = {entry.strip() for entry in entries}
+    for page in pages():
+        name = page.relative_to(DOCS).with_suffix("").as_posix()
+        assert name in {"index"} | listed | {f"api/{entry}" for entry in listed}, name
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*pages(), DOCS / "llms.txt"]:
+        for link in linked_from(page):
+            assert (page.parent / link).with_suffix(".md").is_file(), f"{page.name}: {link}"
+
+
+def test_no_tutorial_fetches_a_model() -> None:
+    for page in pages():
+        for cell in re.findall(r"```\{code-cell\} python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for model in re.findall(r"""model=["'](.*?)["']""", cell):
+                assert model.startswith("demo:"), f"{page.name}: {model}"
+
+
+class Anchors(HTMLParser):
+    """The ids of a page, and where its links lead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.ids |= {value for key in ("id", "name") if (value := named.get(key))}
+        self.links |= {value for key in ("href", "src") if (value := named.get(key))}
+
+
+def broken_links(site: Path) -> list[str]:
+    read = {page: Anchors(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    broken = []
+    for page, found in read.items():
+        for link in found.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            anchors = read[target].ids if target in read else set()
+            if not target.exists() or (parts.fragment and target in read and unquote(parts.fragment) not in anchors):
+                broken.append(f"{page.relative_to(site)}: {link}")
+    return broken
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<p id="top"><a href="b.html#here">b</a><a href="#top">a</a></p>')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="c.html">c</a><a href="a.html#top">a</a></p>')
+    assert sorted(broken_links(tmp_path.resolve())) == ["a.html: b.html#here", "b.html: c.html"]
+
+
+@pytest.mark.docs
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere() -> None:
+    if importlib.util.find_spec("myst_nb") is None:
+        if os.environ.get("HF_CAM_DOCS") == "required":
+            pytest.fail('the documentation needs: pip install "hf-cam[docs]"')
+        pytest.skip('the documentation needs: pip install "hf-cam[docs]"')
+    site = DOCS / "_build" / "html"
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-n", "-q", DOCS, site], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    assert broken_links(site.resolve()) == []

@@ -117,6 +117,51 @@ def test_an_early_layer_is_refused_with_the_later_ones_and_the_reasons(name: str
     assert "reshape=" in str(refused.value)
 
 
+class Ensemble(nn.Module):
+    """Two networks that only the score joins, as logits, probabilities or logarithms; `deeper` has more paths."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join, self.small, self.deeper = join, Plain(), Tokens(True)
+        self.small.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.small(x), self.deeper((x - 0.5) * 2))
+
+
+JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logits": lambda one, other: (one + other) / 2,
+    "probabilities": lambda one, other: torch.stack([one.softmax(1), other.softmax(1)]).mean(0),
+    "a gate": lambda one, other: one * other.sigmoid(),
+    "weights": lambda one, other: 0.2 * one.log_softmax(1) + 0.8 * other.log_softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_a_layer_of_one_network_of_an_ensemble_is_refused(name: str) -> None:
+    net = made(Ensemble, JOINS[name])
+    with pytest.raises(UnknownArchitecture, match=r"'deeper.blocks.2.ln_1' belongs to one of them, 'small.b.3' to ano"):
+        probe(net, ONE)
+    layers = ["deeper.blocks.2.ln_1", "small.b.3"]
+    assert CAM(net, layers=layers)(pictures(), targets=1).shape == (2, *SIZE)
+
+
+class Skips(Plain):
+    """The picture goes around the deepest layer through a layer that feeds it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(*[nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU()) for _ in range(3)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        stem = self.b(image)
+        return self.fc(stem.mean((2, 3)) + self.deep(stem).mean((2, 3)) + self.deep(stem).amax((2, 3)))
+
+
+def test_a_skip_around_the_deepest_layer_is_no_other_network() -> None:
+    assert probe(made(Skips), ONE).layer
+
+
 @pytest.mark.parametrize("kind", [Columns, Windows, Latents, Branches])
 def test_the_caller_may_insist_on_an_early_layer(kind: type[nn.Module]) -> None:
     layer = "b" if kind is Branches else "patch"

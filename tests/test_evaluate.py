@@ -16,6 +16,7 @@ from hf_cam.evaluation.samples import Sample, samples_of
 from hf_cam.evaluation.table import Record
 from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
+from hf_cam.metrics.trial import STEPS
 
 QUICK = {"methods": ["hirescam", "randomcam"], "metrics": ["road", "deletion", "energy-inside"], "progress": False}
 
@@ -52,7 +53,7 @@ def test_localisation_is_judged_in_the_pixels_of_the_image(table, samples) -> No
 
 def test_the_table_goes_to_markdown_csv_and_pandas(table, tmp_path) -> None:
     markdown = table.to_markdown().splitlines()
-    assert markdown[0] == "| map | road ↑ | deletion ↓ | energy-inside ↑ | ms per map |"
+    assert markdown[0] == f"| map | road ↑ | deletion ({STEPS} steps) ↓ | energy-inside ↑ | ms per map |"
     assert len(markdown) == 2 + len(table.rows)
     frame = table.to_pandas()
     assert list(frame["map"]) == [row.map for row in table.rows]
@@ -225,16 +226,21 @@ def test_the_command_prints_the_table_and_draws_the_charts(samples, tmp_path, ca
         "hirescam",
         "--metric",
         "road,deletion",
+        "--steps",
+        "5",
     ]
     assert main([*arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "| hirescam |" in printed
+    assert "deletion (5 steps) ↓" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         "bars.png", "curves.png", "records.jsonl", "table.csv", "table.md"
     ]  # fmt: skip
     assert len(out.joinpath("records.jsonl").read_text().splitlines()) == 1 + 1 + len(BASELINES)
     assert json.loads(out.joinpath("records.jsonl").read_text().splitlines()[0])["settings"]["model"] == "demo:vit"
     assert main(["evaluate", "demo:vit", str(tmp_path / "scene.png"), "--metric", "tea"]) == 2
+    assert main([*arguments[:-1], "row", "--out", str(tmp_path / "other")]) == 2
+    assert 'or "rise" for one per row' in capsys.readouterr().err
 
 
 def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
@@ -286,3 +292,26 @@ def test_the_page_of_defaults_keeps_the_tables_of_other_models(tmp_path) -> None
         'Words.\n\n<!-- measured -->\n\n`{"vit": "d", "clip": "b"}`\n\n### vit\n\nnew\n\n### clip\n\nits table\n\n'
         "<!-- end -->\n"
     )
+
+
+@pytest.mark.parametrize(("steps", "stated"), [(3, "3 steps"), ("rise", "a step per row")])
+def test_the_number_of_steps_is_taken_and_stated_in_every_table(samples, steps, stated) -> None:
+    settings = {**QUICK, "methods": "hirescam", "metrics": ["deletion", "road"], "baselines": False}
+    table = hf_cam.evaluate("demo:vit", samples[:1], **settings, steps=steps)
+    assert table.to_markdown().startswith(f"| map | deletion ({stated}) ↓ | road ↑ |")
+    assert table.to_csv().splitlines()[0].startswith("map,layers,images,steps,")
+    assert table.to_csv().splitlines()[1].split(",")[3] == str(steps)
+    [record] = table.records
+    pixels = hf_cam.load("demo:vit").pixel_values([Image.fromarray(samples[0].image)])
+    assert len(record.curves["deleted"]) == 1 + (pixels.shape[-2] if steps == "rise" else 3)
+
+
+def test_a_table_without_insertion_and_deletion_states_no_steps() -> None:
+    bare = hf_cam.Evaluation((Record("0", "noise", (), {"complexity": 0.5}, 0.1),), ("complexity",), steps=7)
+    assert "steps" not in bare.to_markdown() + bare.to_csv()
+
+
+@pytest.mark.parametrize("steps", [1, 2.5, "rows", True])
+def test_what_is_no_number_of_steps_is_refused_before_the_model_is_loaded(samples, steps) -> None:
+    with pytest.raises(HFCamError, match="steps must be a whole number"):
+        hf_cam.evaluate("no/such-model", samples, steps=steps)

@@ -15,6 +15,7 @@ import hf_cam
 from hf_cam.cam import CAM
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError
 from hf_cam.explanation import NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
+from hf_cam.methods.registry import BUDGET, methods_within
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.outputs import sample_of
 from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, find_label
@@ -263,11 +264,15 @@ def test_compare_runs_the_model_once_and_beside_it_only_what_methods_run_themsel
         "attnlrp": 1,  # by its own rules
         "libragrad": 1,  # by its own rules; LibraCAM takes the same one
         "refinecam": 1,  # traced, to find the ends of the stages
-        "ablationcam": 1,  # recorded, so that its 33 variants are runs of the tail alone
+        "smoothgradcam++": 2,  # on eight noisy copies, four at once
+        "guided-gradcam": 1,  # by its own rule
+        "cam": 1,  # to find the layer before a pooling
     }
     assert len(whole) == 1 + sum(of_their_own.values())
-    quick = [name for name, method in hf_cam.list_methods().items() if method.is_quick]
-    assert [explanation.method for explanation in found.explanations] == quick
+    assert [explanation.method for explanation in found.explanations] == [
+        method for method in methods_within(BUDGET) if method != "cam"
+    ]
+    assert "one linear layer" in found.skipped.pop("cam")
     assert found.skipped == {}
 
 
@@ -276,10 +281,10 @@ def test_compare_gives_the_reason_for_each_method_it_leaves_out_and_refuses_thos
     runs: list[int] = []
     with model.register_forward_hook(lambda *_: runs.append(1)):
         found = hf_cam.compare(noise(), model, processor=processor)
-    assert len(runs) <= 6  # RefineCAM's, Ablation-CAM's and its tails
+    assert len(runs) <= 22  # RefineCAM's, CAM's, Smooth Grad-CAM++'s, Guided Grad-CAM's and the tails
     attention = {name for name, method in hf_cam.list_methods().items() if method.needs_attention}
-    assert set(found.skipped) == attention
-    assert all("no attention over the picture's cells" in reason for reason in found.skipped.values())
+    assert set(found.skipped) == {"cam", *attention}
+    assert all("no attention over the picture's cells" in found.skipped[method] for method in attention)
     assert not attention & {explanation.method for explanation in found.explanations}
     with pytest.raises(MethodError, match="no attention over the picture's cells"):
         hf_cam.compare(noise(), model, processor=processor, methods=["gradcam", "rollout"])

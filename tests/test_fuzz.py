@@ -26,6 +26,7 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.errors import LONGEST, HFCamError
+from hf_cam.methods.registry import BUDGET
 
 TIMES = int(os.environ.get("HF_CAM_FUZZ", "1"))
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -196,7 +197,7 @@ TARGETS = st.one_of(
 VALID: dict[str, st.SearchStrategy] = {
     "target": st.sampled_from([1, "LABEL_1", "tabby", "lion", [0, "tripod"], lambda output: output[1]]),
     "text": st.none(),
-    "method": st.sampled_from([name for name, method in hf_cam.list_methods().items() if method.is_quick]),
+    "method": st.sampled_from([name for name, method in hf_cam.list_methods().items() if method.fits(BUDGET)]),
     "layers": st.sampled_from(["vit.layers.1.layernorm_before", ["vit.layers.0.layernorm_before"]]),
     "reshape": st.just(lambda tokens: tokens[:, 1:].unflatten(1, (8, -1)).permute(0, 3, 1, 2)),
     "top_k": st.integers(1, 15),

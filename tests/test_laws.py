@@ -37,10 +37,10 @@ def scratch() -> Iterator[None]:
         vars(registry)["_records"] = records
 
 
-@pytest.mark.parametrize("method", methods.list_methods())
+@pytest.mark.parametrize("method", [method for method in methods.list_methods() if method != "d-rise"])
 def test_every_method_obeys_the_laws(method: str) -> None:
     defined = [type(model).__name__ for model in check_method(method)]
-    assert "ViTForImageClassification" in defined
+    assert ("ViTForImageClassification" in defined) == (method != "cam")  # which needs a pooling of all cells
     assert ("ResNetForImageClassification" in defined) != methods.get_method(method).needs_attention
 
 

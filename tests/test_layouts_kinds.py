@@ -24,9 +24,10 @@ from hf_cam.layouts import (
     read_layouts,
     why_unread,
 )
-from hf_cam.methods import list_methods
 from hf_cam.target_layers.infer import infer_adapter
+from hf_cam.testing.methods import few_forwards
 from kinds import WIDTH, Block, OwnBlock, Plain, Queries, Tokens, backbone, made, twins
+from nets import FOR_CLASSES
 from pictures import SIZE, pictures
 
 # Tokens first --------------------------------------------------------------------------------------------------------
@@ -48,10 +49,10 @@ TWINS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", FOR_CLASSES)
 @pytest.mark.parametrize("name", TWINS)
 def test_tokens_first_gives_the_maps_of_batch_first(name: str, method: str) -> None:
-    expected, found = (CAM(net, method)(pictures(), targets=[1, 2]) for net in TWINS[name]())
+    expected, found = (CAM(net, method, **few_forwards(method))(pictures(), targets=[1, 2]) for net in TWINS[name]())
     torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
 
 
@@ -246,9 +247,9 @@ def test_reshape_puts_tiles_together_and_alternating_views_in_order() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", FOR_CLASSES)
 def test_every_method_gives_a_map_per_view_or_says_that_it_is_not_defined(method: str) -> None:
-    cam = CAM(made(Views), method, layers="b")
+    cam = CAM(made(Views), method, layers="b", **few_forwards(method))
     try:
         found = cam(torch.rand(2, 4, 3, *SIZE), targets=1)
     except (MethodError, LayoutError) as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.errors import TargetError
+from hf_cam.maps import normalize, resize
 from hf_cam.methods import get_method
 from nets import OF_EVERY_LAYOUT, make
 from pictures import SIZE, pictures
@@ -49,11 +50,16 @@ def plusplus(a: np.ndarray, g: np.ndarray) -> float:
     return sum(value**2 / (2 * value**2 + total * value**3 + 1e-6) * max(value, 0) for value in g.flat if value != 0)
 
 
-def standing_out(a: np.ndarray) -> float:
-    """The share of cells above mean plus two deviations."""
-    mean = sum(a.flat) / a.size
-    deviation = (sum((value - mean) ** 2 for value in a.flat) / a.size) ** 0.5
-    return sum(value > mean + 2 * deviation for value in a.flat) / a.size
+def standing_out(a: np.ndarray) -> np.ndarray:
+    """Fuad et al.: each channel is binarised at mean plus two deviations and weighted by its mean."""
+    total = np.zeros(a.shape[1:])
+    for channel in a:
+        mean = sum(channel.flat) / channel.size
+        deviation = (sum((value - mean) ** 2 for value in channel.flat) / channel.size) ** 0.5
+        for cell in np.ndindex(channel.shape):
+            if channel[cell] > mean + 2 * deviation:
+                total[cell] += mean
+    return total
 
 
 WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
@@ -62,7 +68,6 @@ WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "layercam": lambda a, g: np.maximum(g, 0),
     "gradcam++": plusplus,
     "xgradcam": lambda a, g: sum((a * g).flat) / sum(a.flat),
-    "fem": lambda a, g: standing_out(a),
     "finercam": lambda a, g: sum(g.flat) / g.size,
     "refinecam": plusplus,
 }
@@ -72,6 +77,7 @@ WHOLE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "eigengradcam": lambda a, g: component(a * g),
     "segeigencam": lambda a, g: component(a * np.abs(g)),
     "kpcacam": lambda a, g: kernel_component(a),
+    "fem": lambda a, g: standing_out(a),
 }
 OF_EITHER_SIGN = {"eigencam", "eigengradcam", "segeigencam", "kpcacam"}
 
@@ -169,6 +175,25 @@ def test_fullgrads_terms_are_the_references_which_stretches_every_channel_alone(
     for term in (found.pixels, found.biases["0"], found.biases["1"]):
         expected += sum(scale_cam_image([channel])[0] for channel in term[0].abs().numpy())
     np.testing.assert_allclose(theirs, scale_cam_image([expected])[0], atol=1e-4)
+
+
+def test_the_reference_weighs_the_activations_in_fem_and_hf_cam_the_binary_maps() -> None:
+    net, x = make("resnet"), pictures(2)
+    layer = net.resnet.encoder.stages[-1]
+    reference = package().FEM(Logits(net), [layer])
+    theirs = reference(input_tensor=x, targets=class_targets([2, 5]))
+    let_go(reference)
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    ours = CAM(net, "fem", layers="resnet.encoder.stages.2")(x, [2, 5]).numpy()
+    handle.remove()
+    a = seen[0]
+    mean, deviation = a.mean((2, 3), keepdim=True), a.std((2, 3), keepdim=True, correction=0)
+    standing = (a > mean + 2 * deviation).float()
+    for found, maps in ((theirs, standing.mean((2, 3), keepdim=True) * a), (ours, mean * standing)):
+        expected = normalize(resize(normalize(maps.sum(1).clamp_min(0)), SIZE)).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(ours - theirs).max() > 0.1
 
 
 def test_refinecam_agrees_with_the_reference_package() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -306,10 +308,72 @@ def test_a_linear_model_has_known_insertion_and_deletion_curves() -> None:
     found = Trial(maps, ones, steps=8)
     torch.testing.assert_close(found.value("deleted")[0], torch.linspace(1, 0, 9))
     torch.testing.assert_close(found.value("inserted")[0], torch.ones(9))  # an even image is its own blur
-    scores = found.measure("deletion", "perturbation-positive", "insertion")
+    scores = found.measure("deletion", "perturbation-positive", "perturbation-negative", "insertion")
     assert scores["deletion"] == pytest.approx(0.5)
-    assert scores["perturbation-positive"] == pytest.approx(1 - 7 / 8 / 2)
+    assert scores["perturbation-positive"] == pytest.approx(0.5, abs=1e-3)
+    assert scores["perturbation-negative"] == pytest.approx(0.5, abs=1e-3)
     assert scores["insertion"] == pytest.approx(1.0)
+
+
+class Brightest(nn.Module):
+    """The pixel at row 10, column 20."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return pixel_values[:, 0, 10, 20, None]
+
+
+def test_perturbation_has_nine_points_from_one_to_nine_tenths_in_both_orders_whatever_the_steps() -> None:
+    maps = torch.zeros(1, *SIZE)
+    maps[0, 10, 20] = 1
+    scorer = Scorer(Brightest(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
+    for steps in (4, 10):
+        found = Trial(maps, scorer, steps=steps)
+        assert found.value("tenths_first").tolist() == [[0.0] * 9]
+        assert found.value("tenths_last").tolist() == [[1.0] * 9]
+    whole = Trial(maps, scorer, steps=4).value("deleted")
+    assert whole.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+def test_rise_takes_one_step_per_row_of_pixels() -> None:
+    maps = torch.arange(SIZE[0] * SIZE[1]).reshape(1, *SIZE).flip(1, 2) / (SIZE[0] * SIZE[1])
+    seen: list[torch.Tensor] = []
+
+    class Seen(nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            seen.append(pixel_values[:, 0])
+            return pixel_values.mean((1, 2, 3))[:, None]
+
+    scorer = Scorer(Seen(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
+    found = Trial(maps, scorer, steps="rise")
+    assert found.step_count == SIZE[0]
+    assert found.value("deleted").shape == (1, SIZE[0] + 1)
+    blanked = [(one == 0).sum() for one in torch.cat(seen)]
+    assert sorted({int(count) for count in blanked}) == [row * SIZE[1] for row in range(SIZE[0] + 1)]
+
+
+def test_curves_are_the_same_whether_or_not_all_variants_fit_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 7, stride=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    maps, pixels = torch.rand(2, *SIZE), torch.rand(2, 1, *SIZE)
+    scorer = Scorer(net, {"pixel_values": pixels}, [lambda output: output[1]] * 2)
+    together = Trial(maps, scorer, steps=9)
+    monkeypatch.setattr("hf_cam.metrics.measurements.AT_ONCE", 3)
+    apart = Trial(maps, scorer, steps=9)
+    for name in ("inserted", "deleted", "tenths_first", "tenths_last"):
+        torch.testing.assert_close(apart.value(name), together.value(name))
+
+
+@pytest.mark.parametrize("steps", [1, 0, -3, 2.5, True, "row", None])
+def test_what_is_no_number_of_steps_is_refused(steps: Any) -> None:
+    scorer = Scorer(Brightest(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
+    with pytest.raises(OptionError, match='steps must be a whole number from 2 on, or "rise"'):
+        Trial(torch.rand(1, *SIZE), scorer, steps=steps).value("deleted")
+
+
+def test_more_steps_than_pixels_are_refused() -> None:
+    scorer = Scorer(Brightest(), {"pixel_values": torch.ones(1, 1, *SIZE)}, [lambda output: output[0]])
+    with pytest.raises(OptionError, match="steps=100000 is more than the"):
+        Trial(torch.rand(1, *SIZE), scorer, steps=100000).value("inserted")
 
 
 def test_saco_is_one_where_relevance_orders_the_drops_and_minus_one_where_it_reverses_them() -> None:

@@ -131,6 +131,7 @@ OTHERS: dict[str, Callable[[], dict[str, Any]]] = {
     "a target that may read anything": lambda: {"target": lambda logits: logits[2]},
     "another seed": lambda: {"seed": 1},
     "other metrics": lambda: {"metrics": ["entropy", "energy-inside"]},
+    "the number of steps": lambda: {"steps": 4},
     "a method's option": lambda: {"methods": ["gradcam", "fem"], "method_options": {"k": 0.5}},
     "another layer": lambda: {"layers": "activation"},
 }

@@ -28,6 +28,7 @@ from hf_cam.comparison import quick_methods
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.interfaces.space import deploy, space_folder
 from hf_cam.methods import get_method
+from hf_cam.metrics.trial import STEPS
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
@@ -628,7 +629,9 @@ def test_methods_are_compared_and_trusted_and_work_is_stopped(browser, server, s
     page.click("#trust-go")
     page.wait_for_selector("#scores table")
     heads = page.locator("#scores th").all_inner_texts()
-    assert [head.rstrip(" ↑↓") for head in heads] == ["map", "ROAD", "insertion", "deletion", "confidence drop"]
+    steps = f"({STEPS} steps)"
+    names = ["map", "ROAD", f"insertion {steps}", f"deletion {steps}", "confidence drop"]
+    assert [head.rstrip(" ↑↓") for head in heads] == names
     assert "random" in page.inner_text("#scores")
     page.wait_for_function("() => document.querySelectorAll('#curves canvas, #curves svg.marks').length === 4")
     visit.shoot("trust")

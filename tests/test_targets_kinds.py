@@ -190,6 +190,25 @@ def test_the_command_reads_labels_from_a_file(
     assert "--labels must be a file of class names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('["cat", "dog"', "is no valid JSON (JSONDecodeError: Expecting ',' delimiter"),
+        ("{'cat': 0}", "is no valid JSON (JSONDecodeError: Expecting property name"),
+        ("cat\n\ndog", "line 2 of "),
+        ("\n", "labels must be a list of class names"),
+    ],
+    ids=["a list cut off", "Python's quotes", "an empty line", "nothing"],
+)
+def test_names_that_cannot_be_read_shift_no_class(
+    vit_folder: Path, picture_file: Path, tmp_path: Path, capsys: Any, text: str, words: str
+) -> None:
+    (tmp_path / "names").write_text(text, encoding="utf-8")
+    asked = ["explain", str(picture_file), "--model", str(vit_folder), "--labels", str(tmp_path / "names")]
+    assert main([*asked, "--out", str(tmp_path / "a.png")]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_command_takes_a_threshold(vit_folder: Path, picture_file: Path, tmp_path: Path, capsys: Any) -> None:
     asked = ["explain", str(picture_file), "--model", str(vit_folder), "--out", str(tmp_path / "a.png")]
     assert main([*asked, "--threshold", "0.4"]) == 2

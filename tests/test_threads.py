@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -229,9 +230,16 @@ def _answer(model: nn.Module, answers: Any) -> None:
     answers.put(_explained(model).numpy())
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_that_was_forked_while_a_thread_explains_can_explain() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["forks_while_a_thread_explains", "explains_in_workers"])
+def test_forked_processes_explain(work: str) -> None:
+    # In a fresh process: torch refuses gradients in a child if autograd has ever started threads, as compiling does.
+    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_threads; test_threads.{work}()"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=200)
+
+
+def forks_while_a_thread_explains() -> None:
     model = vit()
     expected = _explained(model)
     with beside(lambda: _explained(model)) as failed:
@@ -299,9 +307,7 @@ class Maps(Dataset[Tensor]):
         return _explained(self.model)[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_the_workers_of_a_loader_explain() -> None:
+def explains_in_workers() -> None:
     model = vit()
     expected = _explained(model)
     loader = DataLoader(Maps(model), num_workers=2, multiprocessing_context="fork")

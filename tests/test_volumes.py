@@ -11,7 +11,9 @@ from hf_cam.cam import CAM
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import NCDHW, Layout, read_layouts
 from hf_cam.maps import fuse_mean, normalize, resize
-from hf_cam.methods import get_method, list_methods
+from hf_cam.methods import get_method
+from hf_cam.testing.methods import few_forwards
+from nets import FOR_CLASSES
 from reference import class_targets, package
 
 SPACE = (8, 16, 24)
@@ -35,16 +37,22 @@ def scans(count: int = 2) -> Tensor:
     return torch.randn(count, 2, *SPACE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("method", [name for name in list_methods() if not get_method(name).needs_attention])
+OF_VOLUMES = [name for name in FOR_CLASSES if not get_method(name).needs_attention and name != "dff"]
+ON_PIXELS = ["fullgrad", "gradient", "guided-gradcam", "input-x-gradient", "integrated-gradients", "occlusion", "rise"]
+ON_PIXELS.append("smoothgrad")
+
+
+@pytest.mark.parametrize("method", OF_VOLUMES)
 def test_every_method_explains_volumes(method: str) -> None:
     net, x = _Volumes().eval(), scans()
-    cam = CAM(net, method, layers="features")
+    few = {name: min(value, 4) for name, value in few_forwards(method).items()}  # of few voxels
+    cam = CAM(net, method, layers="features", **few)
     found = cam.saliency(x, lambda outputs: [[1, 3]])
     assert found.maps.shape == (1, 2, *SPACE)
-    assert found.raw[0].shape == (1, 2, *(SPACE if method == "fullgrad" else (2, 4, 6)))
+    assert found.raw[0].shape == (1, 2, *(SPACE if method in ON_PIXELS else (2, 4, 6)))
     assert found.maps.amax((2, 3, 4)).tolist() == [[1.0, 1.0]]
     assert found.maps[0, 0].std((1, 2)).gt(0).sum() > 4  # not one slice for all
-    alone = CAM(net, method, layers="features")(x[1:], [3])
+    alone = cam(x[1:], [3])
     torch.testing.assert_close(found.maps[0, 1:], alone, atol=1e-5, rtol=0)
 
 

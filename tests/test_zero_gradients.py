@@ -13,8 +13,9 @@ from hf_cam.cam import CAM
 from hf_cam.capture.inputs import noise_like
 from hf_cam.errors import DetachedError, NoGradientError
 from hf_cam.methods import get_method, list_methods
+from hf_cam.testing.methods import few_forwards
 from kinds import WIDTH, Plain, Tokens, made
-from nets import tiny
+from nets import FOR_CLASSES, tiny
 from pictures import SIZE, pictures
 
 BLACK = torch.zeros(1, 3, *SIZE)
@@ -46,14 +47,14 @@ class DarkTokens(Tokens):
         return super().forward(x) * (x.abs().mean((1, 2, 3), keepdim=True).flatten(1) - 0.1).relu()
 
 
-READS = [name for name in list_methods() if not get_method(name).needs_attention]
+READS = [name for name in FOR_CLASSES if not get_method(name).needs_attention]
 ATTENDS = [name for name in list_methods() if get_method(name).needs_attention]
 
 
 @pytest.mark.parametrize("layers", ["b.1", "b.3", "gate"])
 @pytest.mark.parametrize("method", READS)
 def test_a_black_image_has_the_same_map_alone_and_beside_others(method: str, layers: str) -> None:
-    cam = CAM(made(Dark), method, layers=layers)
+    cam = CAM(made(Dark), method, layers=layers, **few_forwards(method))
     for others in (pictures(1), pictures(2), BLACK):
         together = cam(torch.cat([others, BLACK]), targets=1)
         torch.testing.assert_close(together[-1:], cam(BLACK, targets=1), atol=1e-5, rtol=0)
@@ -68,7 +69,7 @@ def test_without_evidence_the_map_is_zero(layers: str) -> None:
 
 @pytest.mark.parametrize("method", [*ATTENDS, "gradcam"])
 def test_a_black_image_has_the_same_map_through_attention(method: str) -> None:
-    cam = CAM(made(DarkTokens), method)
+    cam = CAM(made(DarkTokens), method, **few_forwards(method))
     alone = cam(BLACK, targets=1)
     together = cam(torch.cat([pictures(2), BLACK]), targets=1)
     torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=0)
@@ -141,7 +142,7 @@ def test_libracam_chooses_the_block_image_by_image() -> None:
     contributions = get_method("libracam").contributions
     terms = torch.zeros(2, 3, 4, 5)
     terms[0, 2], terms[0, 1], terms[1, 1] = 1, 2, 3
-    found = contributions(frozen_terms=terms)
+    found = contributions(frozen_terms=lambda gates: terms)
     assert found.shape == (2, 1, 4, 5)
     assert found[0].unique().tolist() == [1]
     assert found[1].unique().tolist() == [3]

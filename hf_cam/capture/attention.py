@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -152,12 +152,16 @@ def _wide(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Readouts:
-    """The attention through which each layer's own readout of the target runs, with the gradients of that readout.
+    """The readouts of the target from each layer of an encoder, made one at a time, when a method asks for them.
 
     Args:
-        calls: One per layer: the layer's own call, or the pool's call on its tokens.
+        layers: Their number.
+        read: From a layer's index, and the index of another prompt to read in place of the target if there is one, to
+            the attention through which the readout runs, with its gradient there: the layer's own call, or the pool's
+            call on its tokens.
         cells: Which of the keys are cells.
     """
 
-    calls: tuple[Attention, ...]
+    layers: int
+    read: Callable[[int, int | None], Attention] = field(repr=False)
     cells: Cells

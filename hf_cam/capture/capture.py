@@ -75,6 +75,7 @@ def capture(
     gradients: bool = True,
     second_order: bool = False,
     watches: Sequence[Watch] = (),
+    storing: Sequence[Watch] = (),
 ) -> Iterator[Capture]:
     """Run the model on `inputs` and yield what its target layers returned.
 
@@ -89,6 +90,7 @@ def capture(
         gradients: False records no graph at all.
         second_order: True where the gradients are to be differentiable.
         watches: Context managers around the forward; with one, autograd records from the picture on.
+        storing: Other such context managers, which need no graph.
 
     Raises:
         LayerError: a layer does not exist, did not run, returned no floating tensor, or ran more than once and its name
@@ -115,7 +117,7 @@ def capture(
                     stack.enter_context(TwiceDifferentiable())
                 elif recorded:
                     stack.enter_context(forwards(by_tokens(module)))
-                watched = {watch: stack.enter_context(watch(module)) for watch in watches}
+                watched = {watch: stack.enter_context(watch(module)) for watch in (*watches, *storing)}
                 outputs = call(module, inputs)
             _remove(handles)  # what is done with the capture may run the model again
             for counter in counters:

@@ -195,6 +195,20 @@ def one_image(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {name: value[index : index + 1] if own(value) else value for name, value in inputs.items()}
 
 
+def repeated(inputs: Mapping[str, Any], owners: Tensor) -> dict[str, Any]:
+    """The inputs of the images with the indices `owners`, `[N]`, which may repeat; what all images share is unchanged.
+
+    >>> repeated({"pixel_values": torch.tensor([[1.0], [2.0]])}, torch.tensor([1, 1, 0]))["pixel_values"].flatten()
+    tensor([2., 2., 1.])
+    """
+    batch = len(inputs["pixel_values"])
+
+    def own(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+    return {name: value[owners.to(value.device)] if own(value) else value for name, value in inputs.items()}
+
+
 def alone(tensor: Tensor) -> Tensor:
     """The tensor without a larger one that it is a view of; a copy if there is one.
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from hf_cam.capture.recorder import MATMUL, is_plain_multi_head, multi_head
 
 Attend = Literal["frozen", "halved"]
+Gates = Literal["halved", "frozen"]
 
 ACTIVATIONS = {F.gelu, F.silu, F.hardswish, F.mish, F.elu, F.leaky_relu, F.tanh, torch.tanh, Tensor.tanh}
 SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.tanh, Tensor.tanh, F.tanh}
@@ -39,17 +40,21 @@ class LocalRules(TorchFunctionMode):
     """A mode under which gradients flow by modified rules; the values of the forward do not change.
 
     - the scale of a norm is constant, so that the norm is linear (layer, group and RMS norms, lengths of embeddings);
-    - an activation `f(x)` is `x` times the constant `f(x) / x`;
-    - a multiplicative gate is constant;
-    - attention weights are constant ("frozen": LibraGrad, which makes the whole network affine), or each factor of a
-      product in which both depend on the picture gets half of the gradient ("halved": AttnLRP).
+    - an activation `f(x)` is `x` times the constant `f(x) / x`; a sigmoid or tanh that multiplies is constant;
+    - attention weights are constant (`attend="frozen"`: LibraGrad), or each factor of the products in attention gets
+      half of the gradient ("halved": AttnLRP);
+    - in any other product of which both factors depend on the picture, such as that of a gated MLP (SwiGLU), each
+      factor gets half of the gradient (`gates="halved"`: both papers), or the activated factor, the gate, is constant
+      ("frozen").
+
+    With frozen attention, the terms of the picture and of all biases sum to the score under either rule for gates.
 
     Papers: Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760; Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602.
     """
 
-    def __init__(self, attend: Attend) -> None:
+    def __init__(self, attend: Attend, gates: Gates = "halved") -> None:
         super().__init__()
-        self.attend = attend
+        self.attend, self.gates = attend, gates
         # Tensors that may be gates, keyed by identity and kept alive so that no identity is reused.
         self._gates: dict[int, tuple[Tensor, bool]] = {}
 
@@ -91,7 +96,7 @@ class LocalRules(TorchFunctionMode):
     def _product(self, func: Callable[..., Tensor], name: str, left: Tensor, right: Tensor) -> Tensor:
         for gate, other in ((left, right), (right, left)):
             _, always = self._gates.get(id(gate), (None, False))
-            if name in PRODUCTS and id(gate) in self._gates and (always or self.attend == "frozen"):
+            if name in PRODUCTS and id(gate) in self._gates and (always or self.gates == "frozen"):
                 return func(other, gate.detach())
         return func(_half(left), _half(right))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -218,15 +217,26 @@ def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> AbstractContextManager[None]
 def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any], axis: int = 0) -> Iterator[Tail]:
     """Run the model once and yield its tail after `layer`, whose output counts the images along `axis`.
 
-    The model is left unchanged.
+    The model is left unchanged; see `tail_from` for the rest.
+    """
+    with borrowed(unwrap(model)) as module, torch.no_grad():
+        with PrefixOf(layer)(module) as prefix:
+            outputs = call(module, inputs)
+        with tail_from(prefix, layer, inputs, outputs, axis) as tail:
+            yield tail
+
+
+@contextmanager
+def tail_from(prefix: Prefix, layer: str, inputs: Mapping[str, Any], outputs: Any, axis: int = 0) -> Iterator[Tail]:
+    """Yield the tail of a model after `layer` from what a forward stored; without gradients.
 
     Replaying the clean activations must reproduce the clean output. If it does not (because the forward changes
     stored values in place or draws random numbers), the tail reruns whole forwards, and `exact` is False.
     The tail of a half-precision model runs in float32 if its forward allows it.
     """
-    with borrowed(unwrap(model)) as module, torch.no_grad():
-        outputs, prefix, [*earlier, clean] = _recorded(module, layer, inputs)
-        tail = Tail(module, layer, inputs, prefix, clean, axis=axis, earlier=tuple(earlier))
+    before, [*earlier, clean] = prefix.outputs()
+    with torch.no_grad():
+        tail = Tail(prefix.module, layer, inputs, before, clean, axis=axis, earlier=tuple(earlier))
         if not _reproduces(tail, outputs):
             tail = replace(tail, prefix={}, earlier=(), exact=False)
         elif (wide := replace(tail, wide=_wide_parameters(tail))).wide and _reproduces(wide, outputs, HALF_TOLERANCE):
@@ -245,12 +255,39 @@ def _wide_parameters(tail: Tail) -> dict[str, Tensor]:
     target, run = located(tail.module, tail.layer)
     # A layer that runs again, and what ran in one of its runs, is part of the tail as well.
     replayed = {child for module in (*tail.prefix, target) for child in module.modules()} if run is None else set()
+    return _widened_of(tail.module, replayed)
+
+
+def _widened_of(module: nn.Module, besides: set[nn.Module]) -> dict[str, Tensor]:
+    """Float32 copies of the half-precision parameters and buffers of all other modules; empty if any is on meta."""
     found: dict[str, Tensor] = {}
-    for name, module in tail.module.named_modules():
-        if module not in replayed:
-            own = (*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False))
+    for name, child in module.named_modules():
+        if child not in besides:
+            own = (*child.named_parameters(name, recurse=False), *child.named_buffers(name, recurse=False))
             found.update({key: widened(tensor) for key, tensor in own if widened(tensor) is not tensor})
     return {} if any(tensor.is_meta for tensor in found.values()) else found
+
+
+def wide_forward(module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """The forward of a half-precision model in float32 if that gives these outputs for these inputs; or else its own.
+
+    Small differences between the scores of similar pictures are lost in half precision.
+    """
+    wide = _widened_of(module, set())
+
+    def forward(given: Mapping[str, Any]) -> Any:
+        shown = {name: widened(value) for name, value in given.items()}
+        args, kwargs = arguments(module, shown)
+        with own_draws(module, given):
+            return functional_call(module, wide, args, kwargs)
+
+    if not wide:
+        return partial(call, module)
+    try:
+        agrees = is_near(first_tensor(forward(inputs)), first_tensor(outputs), HALF_TOLERANCE)
+    except RuntimeError:
+        agrees = False
+    return forward if agrees else partial(call, module)
 
 
 def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
@@ -260,49 +297,94 @@ def _reproduces(tail: Tail, outputs: Any, tolerance: float = TOLERANCE) -> bool:
         found = first_tensor(tail(tail.activations[:1].expand(2, *tail.activations.shape[1:]), 0))
     except RuntimeError:
         return False
+    return is_near(found, expected, tolerance)
+
+
+def is_near(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    """Whether outputs agree up to a share of the largest value."""
     if found is None or expected is None or found.shape[1:] != expected.shape[1:]:
         return False
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     return bool(((found - expected).abs() <= tolerance * scale).all())
 
 
-def _recorded(
-    module: nn.Module, layer: str, inputs: Mapping[str, Any]
-) -> tuple[Any, dict[nn.Module, list[Any]], list[Any]]:
-    """One forward: its output, the outputs of the modules that finished before the layer, and those of the layer.
+@dataclass(frozen=True)
+class PrefixOf:
+    """A watch of what runs before one run of a layer; it yields a `Prefix`.
 
-    Of the layer's outputs the last is that of the run which its name means. Only what finished in a call that was still
-    running is kept, because nothing else is called again.
+    Args:
+        layer: The name of the layer, with or without the number of a run.
     """
-    target, run = located(module, layer)
-    counter = Counter(layer, run)
-    running: list[int] = []  # the numbers of calls
-    finished: list[tuple[nn.Module, int, Any]] = []
-    callers: set[int] = set()
-    calls = itertools.count()
 
-    def enter(*_: Any) -> None:
-        running.append(next(calls))
+    layer: str
 
-    def leave(child: nn.Module, _: Any, output: Any) -> None:
-        running.pop()
-        if callers or not running:
+    @contextmanager
+    def __call__(self, module: nn.Module) -> Iterator[Prefix]:
+        """Store the outputs of the modules that the tail after the layer will call again."""
+        target, run = located(module, self.layer)
+        record = Prefix(module, target, Counter(self.layer, run), _around(module, target))
+        handles = []
+        try:
+            for child in module.modules():
+                handles += [child.register_forward_pre_hook(record.enter), child.register_forward_hook(record.leave)]
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass
+class Prefix:
+    """The outputs of modules that finished before a layer, in calls that were then still running.
+
+    Args:
+        module: The replica that runs.
+        target: The layer.
+        counter: Finds the run that is meant.
+        around: The modules that contain the layer, so that their calls may still run when it does.
+    """
+
+    module: nn.Module
+    target: nn.Module
+    counter: Counter
+    around: set[nn.Module]
+    running: list[tuple[int, nn.Module]] = field(default_factory=list)  # the numbers of calls
+    finished: list[tuple[nn.Module, int, Any]] = field(default_factory=list)
+    callers: set[int] = field(default_factory=set)
+    calls: int = 0
+
+    def enter(self, module: nn.Module, _: Any) -> None:
+        """A call begins."""
+        self.running.append((self.calls, module))
+        self.calls += 1
+
+    def leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        """A call ends; its output is stored where it was made for a module around the layer."""
+        self.running.pop()
+        if self.callers or not self.running:
             return
-        finished.append((child, running[-1], map_tensors(output, torch.clone)))  # later modules may work in place
-        if child is target and counter.hits():
-            callers.update(running)
+        number, caller = self.running[-1]
+        if caller in self.around:
+            self.finished.append((module, number, map_tensors(output, _detached)))  # later modules may work in place
+        if module is self.target and self.counter.hits():
+            self.callers.update(number for number, _ in self.running)
 
-    handles = []
-    try:
-        for child in module.modules():
-            handles += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
-        outputs = call(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    counter.check()
-    prefix: dict[nn.Module, list[Any]] = {}
-    for child, caller, output in finished:
-        if caller in callers:
-            prefix.setdefault(child, []).append(output)
-    return outputs, prefix, prefix.pop(target)
+    def outputs(self) -> tuple[dict[nn.Module, list[Any]], list[Any]]:
+        """The outputs by module, call by call, and those of the layer, the last of which is that of the run it names.
+
+        Raises:
+            LayerError: the layer did not run, or its name does not say which run is meant.
+        """
+        self.counter.check()
+        found: dict[nn.Module, list[Any]] = {}
+        for child, caller, output in self.finished:
+            if caller in self.callers:
+                found.setdefault(child, []).append(output)
+        return found, found.pop(self.target)
+
+
+def _around(module: nn.Module, target: nn.Module) -> set[nn.Module]:
+    """The modules that contain another one, under any of its names."""
+    names = [name for name, child in module.named_modules(remove_duplicate=False) if child is target]
+    parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(name.count(".") + 1)}
+    return {module.get_submodule(part) for part in parts}

@@ -15,9 +15,9 @@ from hf_cam import __version__
 from hf_cam.cam import CAM, check_options
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
-from hf_cam.comparison import every_quick_method, method_ids
+from hf_cam.comparison import method_ids
 from hf_cam.doors import callers_own, door
-from hf_cam.errors import LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
+from hf_cam.errors import LayerError, LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
 from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
@@ -26,12 +26,15 @@ from hf_cam.explainer import Explainer
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import load_image
 from hf_cam.methods import Method, get_method
+from hf_cam.methods.registry import BUDGET
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
+from hf_cam.metrics.trial import STEPS, Steps, check_steps
 from hf_cam.models.loading import LoadedModel, input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request, check_count, check_seed, listed_names
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target, entries_of
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop", "complexity")
@@ -44,6 +47,7 @@ def evaluate(
     images: Any,
     *,
     methods: Sequence[str] | str | None = None,
+    budget: float = BUDGET,
     metrics: Sequence[str] | str | None = None,
     layers: Sequence[str | Sequence[str]] | str | None = None,
     target: Any = None,
@@ -51,6 +55,7 @@ def evaluate(
     baselines: bool = True,
     resume: str | Path | None = None,
     seed: int = 0,
+    steps: Steps = STEPS,
     method_options: Mapping[str, Any] | None = None,
     rerun_batch_size: int | None = None,
     progress: bool = True,
@@ -69,8 +74,9 @@ def evaluate(
         images: A folder, a list of images or of `Sample`s, or a `datasets.Dataset` with a column "image" and
             optionally "mask" (or "segmentation"; nonzero inside), "box" (or "bbox"; x0, y0, x1, y1), "target" and
             "text".
-        methods: Ids from `hf_cam.list_methods()`; by default all that take fewer than 100 forwards. Methods that are
-            not defined for the model are left out, with the reason in `skipped`.
+        methods: Ids from `hf_cam.list_methods()`; by default all within the budget. Methods that are not defined for
+            the model are left out, with the reason in `skipped`.
+        budget: As in `hf_cam.compare`: the number of forwards per map up to which a method is taken by default.
         metrics: Ids from `hf_cam.metrics.list_metrics()`; by default those that query the model and, if all samples
             have masks, the localisation metrics.
         layers: Entries to evaluate separately: a layer's dotted name, or several names to fuse; by default the default
@@ -81,6 +87,8 @@ def evaluate(
             again if the weights, the preprocessed image, target, text, method, options, metrics and the version of
             hf-cam are the same. One process at a time can use it.
         seed: Seed for noise, ties and shuffled weights.
+        steps: Number of steps of insertion and deletion, which the table states; "rise" takes one per row of pixels of
+            the model's input, as RISE does.
         method_options: What only some methods take, such as `{"seed": 3}`.
         rerun_batch_size: Number of variants per forward.
         progress: Show a progress bar.
@@ -88,8 +96,8 @@ def evaluate(
         processor, device, dtype: As in `hf_cam.explain`.
 
     Raises:
-        OptionError: there is no such metric, a metric needs masks that are missing, or the file `resume` is of another
-            evaluation, in use or cannot be written.
+        OptionError: there is no such metric, a metric needs masks that are missing, `steps` is no number of steps, or
+            the file `resume` is of another evaluation, in use or cannot be written.
         MethodError: there is no such method, or none is defined for the model.
         LayerError: there is no such layer.
         ImageError: an image cannot be read.
@@ -101,16 +109,25 @@ def evaluate(
     ['centred-gaussian', 'hirescam', 'noise', 'randomcam', 'sobel']
     """
     samples = samples_of(images)
-    chosen = [get_method(name) for name in (every_quick_method() if methods is None else method_ids(methods))]
+    request = Request.of(target=target, text=text, method_options=method_options)
+    chosen = [get_method(name) for name in method_ids(methods, budget, request)]
     judges = _metrics(metrics, samples)
     check_seed(seed)
+    check_steps(steps)
     if rerun_batch_size is not None:
         check_count("rerun_batch_size", rerun_batch_size)
     loaded = load(model, processor=processor, device=device, dtype=dtype)
-    request = Request.of(target=target, text=text, method_options=method_options)
     check_options(chosen, request.method_options)
     bench = _Bench(
-        Explainer(loaded, "gradcam"), request, chosen, _layer_sets(layers), judges, baselines, seed, rerun_batch_size
+        Explainer(loaded, "gradcam"),
+        request,
+        chosen,
+        _layer_sets(layers),
+        judges,
+        baselines,
+        seed,
+        steps,
+        rerun_batch_size,
     )
     for sample in samples:
         bench.asked(sample)
@@ -128,7 +145,7 @@ def evaluate(
         resumed = sum(record.fingerprint in log.before for record in records)
     if not records:
         raise MethodError("; ".join(bench.skipped.values()) or "nothing was measured")
-    return Evaluation(tuple(records), judges, dict(bench.skipped), resumed)
+    return Evaluation(tuple(records), judges, dict(bench.skipped), resumed, steps)
 
 
 def _metrics(metrics: Sequence[str] | str | None, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -167,9 +184,10 @@ class _Bench:
         metrics: tuple[str, ...],
         baselines: bool,
         seed: int,
+        steps: Steps,
         rerun_batch_size: int | None,
     ) -> None:
-        self.explainer, self.request, self.metrics, self.seed = explainer, request, metrics, seed
+        self.explainer, self.request, self.metrics, self.seed, self.steps = explainer, request, metrics, seed, steps
         self.rerun_batch_size, self.baselines = rerun_batch_size, baselines
         self.cams = [
             [CAM(explainer.loaded.model, method.id, layers, **self._options(method)) for method in methods]
@@ -200,6 +218,7 @@ class _Bench:
             "text": list(request.text),
             "options": {name: fingerprint(value) for name, value in request.method_options.items()},
             "seed": self.seed,
+            "steps": self.steps,
         }
 
     def records(self, sample: Sample, shared: str | None, find: Callable[[str], Record | None]) -> Iterator[Record]:
@@ -251,10 +270,26 @@ class _Bench:
                 def explain(pixels: Tensor, cam: CAM = cam) -> Tensor:
                     return cam.saliency(pixels, lambda _: [[target]], **others).maps[0].float()
 
-                yield cam.method.id, cam.adapter_for(inputs["pixel_values"], others), cam.method.source, explain
+                if (adapter := self._place(cam, inputs)) is not None:
+                    yield cam.method.id, adapter, cam.method.source, explain
         if self.baselines:
             for name, make in BASELINES.items():
                 yield name, None, make, make
+
+    def _place(self, cam: CAM, inputs: Mapping[str, Any]) -> Adapter | None:
+        """Where a method looks; None if it finds no layer of its own, so that it is skipped.
+
+        Raises:
+            LayerError: there is no such layer as the caller names.
+        """
+        own = cam.method.layers is not target_layers
+        try:
+            return cam.adapter_for(inputs["pixel_values"], others_of(inputs))
+        except (MethodError, LayoutError, LayerError) as error:
+            if not own:
+                raise
+            self.skipped[cam.method.id] = str(error)
+            return None
 
     def _judged(
         self,
@@ -270,7 +305,7 @@ class _Bench:
         if maps.is_cuda:
             torch.cuda.synchronize(maps.device)
         seconds = time.perf_counter() - started
-        trial = Trial(maps, scorer, explain=explain, seed=self.seed)
+        trial = Trial(maps, scorer, explain=explain, steps=self.steps, seed=self.seed)
         located = None
         if sample.mask is not None:
             drawn = geometry.to_image(maps.cpu()).clamp(0, 1)

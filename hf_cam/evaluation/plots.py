@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_cam.errors import OptionError
-from hf_cam.evaluation.table import Evaluation
+from hf_cam.evaluation.table import Evaluation, in_steps
 from hf_cam.metrics import BASELINES, get_metric
 from hf_cam.metrics.trial import PERCENTILES
 
@@ -38,9 +38,8 @@ def draw_bars(table: Evaluation, path: str | Path) -> Path:
         axis.barh(range(len(rows)), values, xerr=errors, color=colours, ecolor="#555b66")
         axis.axvline(0, color="#1d2129", linewidth=0.8)
         better = get_metric(metric).higher_is_better
-        axis.set_title(
-            metric + ("" if better is None else ", higher is better" if better else ", lower is better"), fontsize=9
-        )
+        direction = "" if better is None else ", higher is better" if better else ", lower is better"
+        axis.set_title(metric + in_steps(metric, table.steps) + direction, fontsize=9)
         axis.set_yticks(range(len(rows)), names if index == 0 else [""] * len(rows), fontsize=8)
         axis.margins(y=0.01)
     return _save(figure, path)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hf_cam.errors import OptionError
 from hf_cam.metrics import BASELINES, get_metric
+from hf_cam.metrics.trial import RISE, STEPS, Steps
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Evaluation:
         metrics: The ids of the metrics, in the order of the columns.
         skipped: Methods that are not defined for this model, with the reason.
         resumed: How many of the records were read from the file of an earlier run.
+        steps: Number of steps of the insertion and deletion curves, or "rise" for one per row of pixels.
     """
 
     records: tuple[Record, ...] = field(repr=False)
     metrics: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     resumed: int = 0
+    steps: Steps = STEPS
 
     @property
     def rows(self) -> list[Row]:
@@ -89,7 +92,8 @@ class Evaluation:
     def to_markdown(self) -> str:
         """The table as Markdown: mean ± standard error, with an arrow at each metric for which direction is better."""
         several = len({row.layers for row in self.rows if row.layers}) > 1
-        heads = ["map", *(["layers"] if several else []), *map(_heading, self.metrics), "ms per map"]
+        measured = [_heading(metric, self.steps) for metric in self.metrics]
+        heads = ["map", *(["layers"] if several else []), *measured, "ms per map"]
         lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * several + "--:|" * (len(self.metrics) + 1)]
         for row in self.rows:
             cells = [_cell(row, metric) for metric in self.metrics]
@@ -125,6 +129,7 @@ class Evaluation:
                 "map": row.map,
                 "layers": " ".join(row.layers),
                 "images": row.count,
+                **({"steps": self.steps} if any(in_steps(metric, self.steps) for metric in self.metrics) else {}),
                 **{
                     name: value
                     for metric in self.metrics
@@ -150,9 +155,20 @@ def _row(name: str, layers: tuple[str, ...], members: Sequence[Record], metrics:
     return Row(name, layers, len(members), means, errors, milliseconds)
 
 
-def _heading(metric: str) -> str:
+def in_steps(metric: str, steps: Steps) -> str:
+    """How many steps a metric of the insertion or deletion curves took, in brackets; empty for other metrics.
+
+    >>> in_steps("insertion", 10), in_steps("deletion", "rise"), in_steps("road", 10)
+    (' (10 steps)', ' (a step per row)', '')
+    """
+    if not {"inserted", "deleted"} & set(get_metric(metric).needs):
+        return ""
+    return " (a step per row)" if steps == RISE else f" ({steps} steps)"
+
+
+def _heading(metric: str, steps: Steps) -> str:
     better = get_metric(metric).higher_is_better
-    return metric + ("" if better is None else " ↑" if better else " ↓")
+    return metric + in_steps(metric, steps) + ("" if better is None else " ↑" if better else " ↓")
 
 
 def _cell(row: Row, metric: str) -> str:

@@ -70,7 +70,7 @@ def tune(
         save: A folder to write `cam_config.json` to, usually the model's own.
         push_to_hub: A Hub repo to upload it to.
         processor, device: As in `hf_cam.explain`.
-        settings: Other arguments of `hf_cam.evaluate`: `target`, `text`, `seed`, `resume`, `progress`, ...
+        settings: Other arguments of `hf_cam.evaluate`: `target`, `text`, `seed`, `steps`, `resume`, `progress`, ...
 
     Raises:
         OptionError: there is no such metric, or it has no direction.

@@ -22,6 +22,12 @@ from hf_cam.targets import Target, entries_of, find_label, index_of
 
 Box = tuple[float, float, float, float]
 
+PROBABILITY = "probability"
+COSINE = "cosine similarity"
+TARGET_VALUE = "value of the target"
+CONFIDENCE = "confidence"
+"""Kinds of scores; a head may name others."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -31,6 +37,8 @@ class Subject:
         target: The scalar to explain.
         label: Its name, for people.
         score: The model's confidence in [0, 1]; None for the target's value.
+        score_kind: What the score is, in words, such as "probability"; where not given, "confidence", or "value of the
+            target" if there is no score.
         box: `(x0, y0, x1, y1)` in the image's pixels.
         mask: `[H, W]` booleans over the image.
         flags: Warnings, such as "below the threshold".
@@ -42,6 +50,12 @@ class Subject:
     box: Box | None = None
     mask: np.ndarray | None = field(default=None, repr=False)
     flags: tuple[str, ...] = ()
+    score_kind: str = ""
+
+    @property
+    def kind_of_score(self) -> str:
+        """What the score of the explanation is, in words."""
+        return self.score_kind or (TARGET_VALUE if self.score is None else CONFIDENCE)
 
 
 @dataclass(frozen=True)

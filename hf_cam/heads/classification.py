@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Subject, custom
+from hf_cam.heads.base import PROBABILITY, Head, Subject, custom
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
@@ -17,6 +17,7 @@ from hf_cam.targets import BinaryLogit, ClassLogit
 
 SATURATED = "probability saturated"
 UNDECLARED = "single number read as a logit; output= declares it"
+PREDICTED_VALUE = "predicted value"
 
 
 @register_head("classification", tasks=["IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"])
@@ -62,6 +63,7 @@ class ClassificationHead(Head):
                 self._name(index, count, request),
                 float(scores[index]),
                 flags=_flags(reading, scores[index]),
+                score_kind=PROBABILITY,
             )
             for index in chosen
         ]
@@ -102,7 +104,9 @@ class ClassificationHead(Head):
         names, target = self.classes(request), request.target
         negative, label = (names[0], names[1]) if set(names) == {0, 1} else (None, names.get(0, "0"))
         if reading.scale == "values":
-            return Subject(ClassLogit(0, reading), label, float(reading.values(output).detach()[0]))
+            return Subject(
+                ClassLogit(0, reading), label, float(reading.values(output).detach()[0]), score_kind=PREDICTED_VALUE
+            )
         score = reading.scores(output).detach()[0]
         share = float(score)
         if target is None:
@@ -116,7 +120,7 @@ class ClassificationHead(Head):
         chosen = share if positive else 1 - share
         known = negative or reading.scale != "logits" or self.loaded.output != "auto" or self.loaded.traits.problem_type
         flags = _flags(reading, score) if known else (UNDECLARED,)
-        return Subject(BinaryLogit(positive, reading), name, chosen, flags=flags)
+        return Subject(BinaryLogit(positive, reading), name, chosen, flags=flags, score_kind=PROBABILITY)
 
 
 def _flags(reading: Reading, score: Tensor) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from hf_cam.outputs import DEPTH, field_of
 from hf_cam.request import Request
 from hf_cam.targets import RegionDepth, entries_of
 
+DISTANCE, NEARNESS = "mean distance, negated", "mean relative nearness"
+
 
 @register_head("depth", tasks=["DEPTH_ESTIMATION"])
 class DepthHead(PlaceHead):
@@ -38,7 +40,7 @@ class DepthHead(PlaceHead):
             return [custom(target)]
         depth = field_of(output, DEPTH).detach().float().cpu().squeeze(0)
         grid = (depth.shape[0], depth.shape[1])
-        nearer = -1 if self._metric() else 1
+        nearer, kind = (-1, DISTANCE) if self._metric() else (1, NEARNESS)
         if (pixel := numbers_of(target, 2)) is not None:
             row, column = pixel_to_grid(pixel, grid, geometry)
             region, label = torch.zeros(grid, dtype=torch.bool), f"depth at ({pixel[0]:g}, {pixel[1]:g})"
@@ -51,7 +53,7 @@ class DepthHead(PlaceHead):
             nearness = depth * nearer
             region = seen & (nearness >= nearness[seen].quantile(1 - self.nearest_share))
             mask, label = region_to_image(region, geometry), "nearest region"
-        return [Subject(RegionDepth(region, nearer), label, mask=mask)]
+        return [Subject(RegionDepth(region, nearer), label, mask=mask, score_kind=kind)]
 
     def _metric(self) -> bool:
         """Whether the output is a distance, small for near things, rather than its inverse."""

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import Box, Head, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.base import PROBABILITY, Box, Head, Subject, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import given_prompts, sentence
 from hf_cam.images.geometry import Geometry
@@ -134,6 +134,7 @@ class DetectionHead(Head):
             score,
             found.boxes[query],
             flags=() if score >= self.kept_from(request) else (NOT_SURE,),
+            score_kind=PROBABILITY,
         )
 
 

@@ -22,6 +22,7 @@ from hf_cam.request import Request
 LONGEST_ANSWER = 10
 IGNORED = -100  # the label that transformers' losses ignore
 GIVEN_ANSWER = "the model's answer"
+ANSWER_SHARE = "geometric mean of the tokens' probabilities"
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
 
 
@@ -127,7 +128,7 @@ class WrittenAnswerHead(QuestionHead):
         if not isinstance(request.target, str):
             return [custom(request.target)]
         score = math.exp(-float(output["loss"].detach()))
-        return [Subject(AnswerLikelihood(request.target), request.target, score)]
+        return [Subject(AnswerLikelihood(request.target), request.target, score, score_kind=ANSWER_SHARE)]
 
     def _answered(self, request: Request, pictures: Mapping[str, Tensor]) -> Request:
         """The same request with the model's own answer as target."""

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import Head, Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
+from hf_cam.heads.base import (
+    PROBABILITY,
+    Head,
+    Subject,
+    custom,
+    mask_of,
+    mask_to_grid,
+    numbers_of,
+    pixel_to_grid,
+    region_to_image,
+)
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
@@ -27,6 +37,8 @@ from hf_cam.threads import cached_property
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
+MEAN_PROBABILITY = "mean probability over the region"
+HIGHEST_PROBABILITY = "highest probability of any cell"
 SMALL = 0.002
 """Smallest share of the image that a region must cover to be shown unasked."""
 
@@ -77,7 +89,8 @@ class SemanticHead(PlaceHead):
             row, column = pixel_to_grid(pixel, found.grid, geometry)
             index = int(found.logits[:, row, column].argmax())
             score, [drawn] = float(found.scores[index, row, column]), found.drawn([index], geometry)
-            return [Subject(PixelLogit(index, row, column, reading), self.label(index, request), score, mask=drawn)]
+            target, name = PixelLogit(index, row, column, reading), self.label(index, request)
+            return [Subject(target, name, score, mask=drawn, score_kind=PROBABILITY)]
         if (mask := mask_of(target)) is not None:
             region = mask_to_grid(mask, found.grid, geometry)
             index = int(found.logits[:, region].mean(1).argmax())
@@ -114,6 +127,7 @@ class SemanticHead(PlaceHead):
             score,
             mask=mask,
             flags=(NOT_PREDICTED,) if not present else () if sure else (NOT_SURE,),
+            score_kind=MEAN_PROBABILITY if present else HIGHEST_PROBABILITY,
         )
 
 
@@ -218,7 +232,7 @@ class TextHead(PlaceHead):
         rows, columns = mask.nonzero()
         box = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0) if len(rows) else None
         flags = () if score >= self.kept_from(request) else (NOT_SURE,)
-        return Subject(RegionText(region), "text", score, box, mask, flags)
+        return Subject(RegionText(region), "text", score, box, mask, flags, MEAN_PROBABILITY)
 
 
 @dataclass(frozen=True)
@@ -293,6 +307,7 @@ class MaskHead(PlaceHead):
             found.scores[i],
             mask=region_to_image(region, geometry),
             flags=() if sure else (NOT_SURE,),
+            score_kind=PROBABILITY,
         )
 
 

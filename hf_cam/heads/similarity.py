@@ -15,7 +15,7 @@ from torch.nn import functional
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import Head, Subject, behind_picture, custom
+from hf_cam.heads.base import COSINE, PROBABILITY, Head, Subject, behind_picture, custom
 from hf_cam.heads.registry import register_head
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import is_data_uri, is_file, is_url
@@ -26,6 +26,8 @@ from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity,
 
 TEMPLATE = "a photo of a {}"
 """Caption for a bare word, because the models were trained on captions."""
+
+LENGTH, SHARE, SIMILARITY = "length of the embedding", "share among the prompts", "similarity"
 
 
 def sentence(prompt: str) -> str:
@@ -68,12 +70,13 @@ class EmbeddingHead(Head):
         del output, geometry
         target = request.target
         if target is None:
-            return [Subject(EmbeddingNorm(), "length of the embedding")]
+            return [Subject(EmbeddingNorm(), "length of the embedding", score_kind=LENGTH)]
         if is_embedding(target):
-            return [Subject(EmbeddingSimilarity(torch.as_tensor(target).flatten()), "like the given embedding")]
+            similarity = EmbeddingSimilarity(torch.as_tensor(target).flatten())
+            return [Subject(similarity, "like the given embedding", score_kind=COSINE)]
         if not is_image(target):
             return [custom(target)]
-        return [Subject(self.similarity(request), f"like {_name(target)}")]
+        return [Subject(self.similarity(request), f"like {_name(target)}", score_kind=COSINE)]
 
     def similarity(self, request: Request) -> Target:
         """The cosine similarity to the caller's image."""
@@ -135,14 +138,16 @@ class PromptHead(EmbeddingHead):
         """One subject per prompt, in the caller's order, or the `top_k` that fit best."""
         if is_image(request.target) or is_embedding(request.target) or _is_own(request.target):
             return super().subjects(output, request, geometry)
-        scores = self._scores(output, request)
+        scores, kind = self._scores(output)
         if isinstance(request.target, PromptSimilarity):
             target = request.target
-            return [Subject(target, request.text[target.index], scores[target.index])]
+            return [Subject(target, request.text[target.index], scores[target.index], score_kind=kind)]
         chosen = list(range(len(request.text))) if request.target is None else [self._prompt(request)]
         if request.top_k is not None:
             chosen = sorted(chosen, key=lambda index: -scores[index])[: request.top_k]
-        return [Subject(PromptSimilarity(index), request.text[index], scores[index]) for index in chosen]
+        return [
+            Subject(PromptSimilarity(index), request.text[index], scores[index], score_kind=kind) for index in chosen
+        ]
 
     def _prompt(self, request: Request) -> int:
         """The index of the prompt that the caller's target gives by index or text."""
@@ -156,24 +161,25 @@ class PromptHead(EmbeddingHead):
             raise TargetError(f"no prompt {index}; text= has {len(request.text)}, counted from 0")
         return index
 
-    def _scores(self, output: Any, request: Request) -> list[float]:
-        """The sigmoid of each prompt if the model was trained with one (SigLIP), else the softmax over the prompts.
+    def _scores(self, output: Any) -> tuple[list[float], str]:
+        """The score of each prompt, and of which kind they are.
 
-        A single prompt has no competitors; its score is its cosine similarity, clipped at 0.
+        The sigmoid of each prompt if the model was trained with one (SigLIP), else the softmax over the prompts. A
+        single prompt has no competitors; its score is its cosine similarity, clipped at 0.
         """
         similarities = similarities_of(output).detach().float()
         if "video_embeds" in output:
-            return [float(value.clamp(0)) for value in similarities]
+            return similarities.clamp(0).tolist(), SIMILARITY
         module = self.loaded.module
         if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
-            return [float(value) for value in similarities.sigmoid()]
+            return similarities.sigmoid().tolist(), PROBABILITY
         if len(similarities) > 1:
-            return [float(value) for value in similarities.softmax(0)]
+            return similarities.softmax(0).tolist(), SHARE
         image, text = output.get("image_embeds"), output.get("text_embeds")
         if image is None or text is None or image.ndim != 1 or image.shape[-1] != text.shape[-1]:
-            return [float(similarities[0].sigmoid())]
+            return similarities[:1].sigmoid().tolist(), PROBABILITY
         image, text = image.detach().float(), text.detach().float().reshape(-1, len(image))
-        return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))]
+        return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))], COSINE
 
 
 @register_head("video-prompts", tasks=["ZERO_SHOT_IMAGE_CLASSIFICATION"], when=lambda traits: traits.takes_videos)

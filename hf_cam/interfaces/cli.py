@@ -74,6 +74,12 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    explain.add_argument(
+        "--effort",
+        choices=("fast", "checked"),
+        default="fast",
+        help="checked: try several methods, and test whether the model reads what the map marks (default: fast)",
+    )
     explain.add_argument("--labels", metavar="FILE", help="class names: JSON (a list, or an object) or one per line")
     explain.add_argument(
         "--output",
@@ -108,12 +114,19 @@ def _add_evaluate(commands: Any) -> None:
     judge.add_argument("--target", help="class index or label (default: what the model finds)")
     judge.add_argument("--text", action="append", help="prompt; repeatable")
     judge.add_argument("--seed", type=int, default=0, help="seed for noise and ties (default: 0)")
+    judge.add_argument(
+        "--steps", type=_steps, help="steps of insertion and deletion; rise: one per row of pixels (default: see docs)"
+    )
     _add_device(judge)
     judge.add_argument(
         "--out", type=Path, default=Path("hf-cam-evaluation"), help="folder (default: hf-cam-evaluation)"
     )
     judge.add_argument("--resume", action="store_true", help="continue the records that are in the folder already")
     judge.set_defaults(run=_evaluate)
+
+
+def _steps(given: str) -> int | str:
+    return int(given) if given.lstrip("-").isdigit() else given
 
 
 def _add_space(commands: Any) -> None:
@@ -191,6 +204,7 @@ def _explain(options: argparse.Namespace) -> None:
         "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
+        "effort": options.effort,
     }
     if len(methods) == 1:
         settings["top_k"] = options.top_k
@@ -206,17 +220,25 @@ def _labels(path: str) -> Any:
     """The class names in a file: JSON, or one per line.
 
     Raises:
-        OptionError: the file cannot be read, or holds no names.
+        OptionError: the file cannot be read, is broken JSON, or has an empty line between two names.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--labels must be a file of class names; {path[:80]!r} cannot be read") from error
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return found if isinstance(found, list | dict) else [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise OptionError(f"--labels: {path[:80]!r} is no valid JSON ({reason(error)})") from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in names:
+        number = names.index("") + 1
+        raise OptionError(
+            f"--labels: line {number} of {path[:80]!r} is empty, so which class the next line names is open; delete "
+            "the line or name its class"
+        )
+    return names
 
 
 def _explained(
@@ -277,7 +299,9 @@ def _numbered(path: Path, count: int) -> list[Path]:
 
 def _line(name: str, explanation: Explanation, path: Path) -> str:
     flags = f"  [{', '.join(explanation.flags)}]" if explanation.flags else ""
-    return f"{one_line(name)}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
+    effort = f"\n  {explanation.effort}" if explanation.effort else ""
+    line = f"{one_line(name)}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
+    return line + effort
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -310,6 +334,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
+        **({} if options.steps is None else {"steps": options.steps}),
         method_options=_method_options(options.option),
         device=options.device,
         resume=records,
@@ -352,14 +377,16 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
-    from hf_cam.methods.registry import WIDTH
 
     methods = list_methods()
     width = max(map(len, methods))
     for method in methods.values():
-        forwards = f"about {method.cost(WIDTH):.2g} forwards"
+        cost = method.cost()
+        forwards = "1 forward" if cost == 1 else f"about {cost:,.{0 if cost >= 10 else 1}f} forwards"
         print(f"{method.id:<{width}}  {method.description}")
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
+        if method.departure:
+            print(f"{'':<{width}}  departs from it: {method.departure}")
 
 
 def _adapter(options: argparse.Namespace) -> None:

@@ -62,12 +62,12 @@ class ImageCamPipeline(Pipeline):
     """Heatmaps of any vision model, as a transformers pipeline.
 
     Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`, `heatmap`
-    (`[H, W]` float32 in [0, 1], as large as the image), and `box` or `mask` if the head has them. With a list, it
-    returns a list of such lists; with a generator or dataset, it yields one list per image. It takes `batch_size` and
-    these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`, `method_options`, `layers`,
-    `reshape`, `aug_smooth`, `eigen_smooth`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or
-    an array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
-    model saw.
+    (`[H, W]` float32 in [0, 1], as large as the image), `box` or `mask` if the head has them, and `effort` if it is
+    "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
+    It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`,
+    `method_options`, `layers`, `reshape`, `aug_smooth`, `eigen_smooth`, `effort`, `labels`, `output`. For a video
+    model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the heatmap is then
+    `[T, H, W]`, and `frames` holds the frames that the model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -185,6 +185,8 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
         found["mask"] = explanation.mask
     if explanation.frames:
         found["frames"] = list(explanation.frames)
+    if explanation.effort is not None:
+        found["effort"] = explanation.effort
     return found
 
 

@@ -11,7 +11,11 @@ from hf_cam.methods import gradient  # isort: skip
 from hf_cam.methods import perturbation  # isort: skip
 from hf_cam.methods import decomposition  # isort: skip
 from hf_cam.methods import composite  # isort: skip
+from hf_cam.methods import concepts  # isort: skip
 from hf_cam.methods import attention  # isort: skip
+from hf_cam.methods import pixels  # isort: skip
+from hf_cam.methods import masking  # isort: skip
+from hf_cam.methods import rise  # isort: skip
 from hf_cam.methods.registry import Method, get_method, list_methods, method, register
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import Signal, signal
@@ -23,14 +27,18 @@ __all__ = [
     "attending",
     "attention",
     "composite",
+    "concepts",
     "decomposition",
     "get_method",
     "gradient",
     "list_methods",
+    "masking",
     "method",
     "perturbation",
+    "pixels",
     "register",
     "reruns",
+    "rise",
     "signal",
     "signals",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
 from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
-from hf_cam.capture.local_rules import Attend, LocalRules
+from hf_cam.capture.local_rules import Attend, Gates, LocalRules
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import Tail
 from hf_cam.capture.routes import is_batch_first, leaf_of, output_of, tail_after, trace_of
@@ -22,7 +23,7 @@ from hf_cam.layouts import AnyLayout, Size
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.methods.signals import activations, signal
 from hf_cam.models.traits import unwrap
-from hf_cam.targets import target_values
+from hf_cam.targets import PromptSimilarity, Target, target_values
 
 
 @signal(
@@ -52,8 +53,8 @@ def attention_gradients(run: Run, layer: str) -> AttentionTrace:
 
 
 @signal(
-    "each layer's own readout of the target by the model's head",
-    cost="a forward and a backward pass of the head per layer",
+    "each layer's own readout of the target by the model's head, made when asked for",
+    cost="a forward and a backward pass of the head per layer read",
     attention=True,
     watch=recording,
     forwards=0.8,
@@ -82,16 +83,17 @@ def halved_terms(run: Run, layer: str) -> Tensor:
 
 
 @signal(
-    "token times gradient at each block under the rules of LibraGrad, `[B, blocks + 1, h, w]`",
+    "token times gradient at each block under the rules of LibraGrad: a function from the rule for gated products "
+    '("halved" or "frozen") to `[B, blocks + 1, h, w]`',
     cost="one more forward, and a backward pass through it",
     attention=True,
     watch=recording,
     forwards=2.3,
 )
-def frozen_terms(run: Run, layer: str) -> Tensor:
+def frozen_terms(run: Run, layer: str) -> Callable[[Gates], Tensor]:
     """See `terms`; it does not depend on the target layer."""
     del layer
-    return run.once(terms, "frozen")
+    return partial(run.once, terms, "frozen")
 
 
 def traced(run: Run) -> AttentionTrace:
@@ -110,13 +112,13 @@ def traced(run: Run) -> AttentionTrace:
     return trace_of(_recorded(run), run.captured.pixels, score, layouts, grids, run.picture_size)
 
 
-def terms(run: Run, attend: Attend) -> Tensor:
+def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
     """`[B, blocks + 1, h, w]`: token times gradient under local rules, before the first block and after each.
 
     Runs the model once more under these rules.
     """
     record, trace = _recorded(run), run.once(traced)
-    blocks = list(dict.fromkeys(_blocks(record, trace)))
+    blocks = list(dict.fromkeys(blocks_of(record, trace)))
     tokens: list[Tensor] = []  # of the picture alone: those that require grad
     with borrowed(unwrap(run.model)) as module, torch.enable_grad():
         first, *_ = members = [module.get_submodule(block) for block in blocks]
@@ -124,11 +126,11 @@ def terms(run: Run, attend: Attend) -> Tensor:
         for member in members:
             member.register_forward_hook(lambda _, __, output: _keep(tokens, output))
         pixels = run.inputs["pixel_values"].detach().requires_grad_()
-        with LocalRules(attend):
+        with LocalRules(attend, gates):
             outputs = call(module, {**run.inputs, "pixel_values": pixels})
             score = target_values(outputs, run.targets)
         found = torch.autograd.grad(_connected(score.sum()), tokens, allow_unused=True, retain_graph=True)
-        axis = _token_axis(trace, tokens[0], pixels)
+        axis = token_axis_of(trace, tokens[0], pixels)
     return torch.stack(
         [
             trace.cells(_on_tokens(token.detach() * (0 if gradient is None else gradient), axis))
@@ -138,7 +140,7 @@ def terms(run: Run, attend: Attend) -> Tensor:
     )
 
 
-def _blocks(record: Recording, trace: AttentionTrace) -> list[str]:
+def blocks_of(record: Recording, trace: AttentionTrace) -> list[str]:
     """The name of the block of each call of the encoder.
 
     Raises:
@@ -154,7 +156,7 @@ def _blocks(record: Recording, trace: AttentionTrace) -> list[str]:
     return blocks
 
 
-def _token_axis(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
+def token_axis_of(trace: AttentionTrace, tokens: Tensor, pixels: Tensor | None) -> int:
     """Which axis of a block's tokens counts them: 1 of `[B, N, C]`, 0 of `[N, B, C]`.
 
     Raises:
@@ -219,31 +221,44 @@ def _readouts(run: Run) -> Readouts:
     trace, record = run.once(traced), _recorded(run)
     if trace.decoder:
         raise MethodError("'legrad' is not defined for models whose queries cross-attend to the cells; use 'chefer'")
-    blocks = _blocks(record, trace)
+    blocks = blocks_of(record, trace)
     if len(set(blocks)) != len(blocks):
         raise MethodError("'legrad' needs exactly one attention call per block; use 'chefer'")
     assert run.captured.pixels is not None
     leaf = leaf_of(run.captured.pixels)
     outputs = [first_tensor(output_of(record, block, leaf).output) for block in blocks]
     tail = tail_after(record, run.captured, blocks[-1], run.captured.module, run.inputs)
-    return Readouts(
-        tuple(_readout(run, one, tokens, tail) for one, tokens in zip(trace.encoder, outputs, strict=True)),
-        trace.cells,
-    )
+
+    def read(layer: int, prompt: int | None = None) -> Attention:
+        targets = run.targets if prompt is None else [_of_prompt(target, prompt) for target in run.targets]
+        return _readout(run, trace.encoder[layer], outputs[layer], tail, targets)
+
+    return Readouts(len(outputs), read, trace.cells)
 
 
-def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail) -> Attention:
+def _of_prompt(target: Target, prompt: int) -> Target:
+    """The target of another prompt.
+
+    Raises:
+        MethodError: the target is no prompt.
+    """
+    if not isinstance(target, PromptSimilarity):
+        raise MethodError("empty_prompt= is the index of a prompt, and the target is none; pass text= and the prompt")
+    return replace(target, index=prompt)
+
+
+def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail, targets: Sequence[Target]) -> Attention:
     assert tokens is not None
     trace = run.once(traced)
     pool = trace.pool
     if pool is None:
-        axis = _token_axis(trace, tokens, run.captured.pixels)
+        axis = token_axis_of(trace, tokens, run.captured.pixels)
         reading = tail.together(tokens.mean(axis, keepdim=True).expand_as(tokens))
     else:
         with recording(run.captured.module) as again:
             reading = tail.together(tokens)
         one = next(other for other in again.calls if other.layer == pool.layer)
-    score = _connected(target_values(reading, run.targets).sum())
+    score = _connected(target_values(reading, targets).sum())
     [gradient] = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
     return replace(one, gradient=gradient)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.local_rules import Gates
 from hf_cam.errors import MethodError
+from hf_cam.maps import normalize
 from hf_cam.methods.registry import method
+
+EMPTY = 0.8
+"""The value of the map of a prompt that names nothing from which LeGrad's authors discard a cell."""
 
 
 @method(
@@ -30,10 +36,18 @@ def raw_attention(attention: AttentionTrace) -> Tensor:
     tokens_only=True,
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
     summary="Attention weights of all layers, multiplied, from the tokens that the target reads.",
+    departure="For DETR, which the paper does not treat, as in the code of Chefer et al.",
 )
 def rollout(attention: AttentionTrace) -> Tensor:
-    """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; each sums to one over all tokens."""
+    """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; each sums to one over all tokens.
+
+    A pool's weights are multiplied in front. In DETR the rows are those of `R_qq^T mean_h(A) R_ii`, with the last
+    cross-attention A and the rollouts `R_qq` and `R_ii` of the self-attention among queries and among cells, as in the
+    code of Chefer et al. (arXiv:2103.15679).
+    """
     rows = attention.readers
+    if attention.decoder:
+        rows = _transposed_rollout(rows, [own for own, _ in attention.decoder])
     if attention.decoder or attention.pool is not None:
         rows = _rows(rows, attention.last.weights.mean(1))
     for call in reversed(attention.encoder):
@@ -46,6 +60,10 @@ def rollout(attention: AttentionTrace) -> Tensor:
     name="Chefer",
     paper="Chefer et al., Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679",
     summary="Attention weights times their gradients, accumulated over all layers; in DETR, for a single detection.",
+    departure=(
+        "In DETR, a row of zeros stays zero where equation 9 divides by 0; the authors' code sets the resulting "
+        "NaN of the product to 0."
+    ),
 )
 def chefer(attention_gradients: AttentionTrace) -> Tensor:
     """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows of `R - I` that the target reads.
@@ -70,34 +88,58 @@ def chefer(attention_gradients: AttentionTrace) -> Tensor:
     name="LeGrad",
     paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
     summary="Gradient of each layer's own readout of the target with respect to its attention weights.",
+    departure="The last two layers count by default, as in the authors' code; the paper sums over all (start_layer=0).",
 )
-def legrad(readouts: Readouts) -> Tensor:
+def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None = None) -> Tensor:
     """`mean_h mean_rows relu(ds_l / dA_l)` for each layer l, where `s_l` is the target read from that layer's output.
 
     The head gets the layer's mean token in place of the last layer's tokens. A head that pools by attention gets the
     layer's own tokens, and the gradient is taken with respect to the pool's weights.
+
+    Args:
+        readouts: Each layer's own readout of the target.
+        start_layer: The first layer that counts; negative indices count from the end, as in a slice. The authors' code
+            sums over the last two by default (-2), which localises better here too; the paper sums over all (0).
+        empty_prompt: The index of a prompt that names nothing, such as "a photo of a", among the prompts. Where the map
+            of this prompt, scaled to [0, 1], exceeds 0.8, the map is set to zero, as the authors do for SigLIP.
+
+    Raises:
+        MethodError: there is no such layer, or the target is no prompt.
     """
+    if start_layer >= readouts.layers:
+        raise MethodError(f"start_layer must name one of the {readouts.layers} layers, not {start_layer}")
 
-    def strength(call: Attention) -> Tensor:
-        return torch.cat([one.weight_gradients.clamp_min_(0).mean((1, 2)) for one in call.images()])
+    def strengths(prompt: int | None) -> Tensor:
+        calls = (readouts.read(layer, prompt) for layer in range(readouts.layers)[start_layer:])
+        return torch.stack([readouts.cells(_strength(call)) for call in calls], 1)
 
-    return torch.stack([readouts.cells(strength(call)) for call in readouts.calls], 1)
+    found = strengths(None)
+    if empty_prompt is None:
+        return found
+    empty = normalize(strengths(empty_prompt).sum(1, keepdim=True))
+    return found.masked_fill(empty > EMPTY, 0)
 
 
 @method(
     "gradeclip",
     name="GradECLIP",
-    paper="Zhao et al., Grad-ECLIP, ICML 2024, arXiv:2502.18816",
+    paper="Zhao et al., Gradient-based Visual Explanation for Transformer-based CLIP, ICML 2024, PMLR 235:61072",
     summary="What each cell's value adds to the target in the last attention, weighted by key-query similarity.",
+    departure=(
+        "The model's own forward is explained; the authors' code recomputes the last attention with a single head, "
+        "and compares q and k behind the output projection."
+    ),
 )
-def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own", spatial: bool = True) -> Tensor:
+def gradeclip(attention: AttentionTrace, heads: Literal["merged", "own"] = "merged", spatial: bool = True) -> Tensor:
     """`relu(sum_c g_c v_ic w_i)` for the last attention, where g is the target's gradient at the output row read.
 
-    `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells.
+    `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells. A later paper, Zhao
+    et al., Grad-ECLIP: Gradient-based Visual and Textual Explanations for CLIP, arXiv:2502.18816, extends it to texts.
 
     Args:
         attention: The trace, with a gradient at its last call.
-        heads: "own" computes the cosine per head, as the model attends; "merged" over the channels of all heads.
+        heads: "merged" computes the cosine over the channels of all heads, as the authors do; "own" per head, as the
+            model attends.
         spatial: False omits `w`.
 
     Raises:
@@ -122,6 +164,10 @@ def gradeclip(attention: AttentionTrace, heads: Literal["own", "merged"] = "own"
     name="AttnLRP",
     paper="Achtibat et al., AttnLRP, ICML 2024, arXiv:2402.05602",
     summary="Token times gradient at the input of the first block, under rules that conserve the score.",
+    departure=(
+        "The epsilon rule throughout, without the gamma rules that the authors tune for ViTs; relevance is read at "
+        "the first block, not at the pixels."
+    ),
 )
 def attnlrp(halved_terms: Tensor) -> Tensor:
     """`x g` at the tokens that enter the first block, where g follows the rules of AttnLRP."""
@@ -132,27 +178,55 @@ def attnlrp(halved_terms: Tensor) -> Tensor:
     "libragrad",
     name="LibraGrad",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760",
-    summary="Token times gradient, summed over all blocks, with attention, norms and gates frozen.",
+    summary="Token times gradient, summed over all blocks, with attention, norms and activations' slopes frozen.",
+    departure=(
+        "A factor that is a sigmoid or tanh is constant under either rule for gates; the terms of the biases are "
+        "left out."
+    ),
 )
-def libragrad(frozen_terms: Tensor) -> Tensor:
-    """`sum_c x_c g_c` at the tokens between all blocks, g under LibraGrad's rules: HiResCAM, summed over layers."""
-    return frozen_terms
+def libragrad(frozen_terms: Callable[[Gates], Tensor], gates: Gates = "halved") -> Tensor:
+    """`sum_c x_c g_c` at the tokens between all blocks, g under LibraGrad's rules: HiResCAM, summed over layers.
+
+    Args:
+        frozen_terms: From the rule for gated products to the terms of each block.
+        gates: In a gated MLP (SwiGLU), "halved" gives each factor of the product half of the gradient, as the authors
+            do; "frozen" gives all of it to the factor without an activation.
+    """
+    return frozen_terms(gates)
 
 
 @method(
     "libracam",
     name="LibraCAM",
     paper="Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760 (as its HiResCAM)",
-    summary="HiResCAM at the last tokens on which the target depends, with attention, norms and gates frozen.",
+    summary="HiResCAM at the last tokens on which the target depends, under the rules of LibraGrad.",
+    departure="As 'libragrad'.",
 )
-def libracam(frozen_terms: Tensor) -> Tensor:
+def libracam(frozen_terms: Callable[[Gates], Tensor], gates: Gates = "halved") -> Tensor:
     """`sum_c x_c g_c` at the last tokens on which the target depends, where g follows the rules of LibraGrad.
 
     These tokens are the last block's output if the head reads the cells, and its input if the head reads a class token.
+
+    Args:
+        frozen_terms: From the rule for gated products to the terms of each block.
+        gates: As in `libragrad`.
     """
-    depends = frozen_terms.flatten(2).any(2)  # [B, blocks + 1]: image by image, so that none depends on another
+    terms = frozen_terms(gates)
+    depends = terms.flatten(2).any(2)  # [B, blocks + 1]: image by image, so that none depends on another
     last = (depends * torch.arange(depends.shape[1], device=depends.device)).amax(1)
-    return frozen_terms[torch.arange(len(last), device=last.device), last][:, None]
+    return terms[torch.arange(len(last), device=last.device), last][:, None]
+
+
+def _transposed_rollout(rows: Tensor, calls: Sequence[Attention]) -> Tensor:
+    """`rows (prod_l (mean_h A_l + I) / 2)^T`, `[B, N]`."""
+    for call in calls:
+        rows = (rows + _rows(rows, call.weights.mean(1).mT)) / 2
+    return rows
+
+
+def _strength(call: Attention) -> Tensor:
+    """`mean_h mean_rows relu(dA)`, `[B, M]`."""
+    return torch.cat([one.weight_gradients.clamp_min_(0).mean((1, 2)) for one in call.images()])
 
 
 def _relevance(call: Attention) -> Tensor:

@@ -83,6 +83,7 @@ def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> T
     name="RefineCAM",
     fuse=fuse_product,
     layers=stage_ends,
+    layer_forwards=1.0,
     paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
     summary="Product of the maps from the ends of all stages: as fine as the early ones and as clean as the late ones.",
 )

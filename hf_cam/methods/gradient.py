@@ -46,6 +46,10 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     name="GradCAMPlusPlus",
     paper="Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063",
     summary="Channels weighted by their positive gradients, so that several instances count equally.",
+    departure=(
+        "A term of 1e-6 keeps the quotient of equation 19 finite, as in grad-cam; it outweighs the small squared "
+        "gradients of ViTs."
+    ),
 )
 def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(alpha relu(g_c))` and `alpha = g^2 / (2 g^2 + sum(a_c) g^3)` (eq. 19).
@@ -64,6 +68,7 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     name="XGradCAM",
     paper="Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312",
     summary="Channels weighted by the mean of their gradient, which is itself weighted by the activation.",
+    departure="A channel whose activations sum to 0 gets weight 0, where the equation divides by 0.",
 )
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
@@ -77,6 +82,10 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     name="ShapleyCAM",
     paper="Cai, CAMs as Shapley Value-based Explainers, The Visual Computer 2025, arXiv:2501.06261",
     summary="Grad-CAM with the curvature of the score taken into account.",
+    departure=(
+        "The target is the caller's, by default the class logit; the paper also proposes ReST, a residual softmax "
+        "of it."
+    ),
 )
 def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = mean(g_c - (H a)_c / 2)`, from the target's second-order expansion at the activations."""
@@ -88,6 +97,7 @@ def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Ten
     name="FullGrad",
     paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
     summary="Input and every bias, each times its gradient; covers all layers, regardless of the target layer.",
+    departure="Biases behind the pooling have no place in the picture and are left out; no smoothing follows.",
 )
 def fullgrad(gradient_terms: Tensor) -> Tensor:
     """The terms of the full-gradient decomposition: the input's and one per bias, as large as the model's input."""

@@ -1,13 +1,17 @@
-"""Whether a value fits an option of a method, by the annotation of the parameter."""
+"""Options, the parameters of a function that have a default; and whether a value fits one, by its annotation."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, Union
+
+from torch import Tensor
 
 BITS = 63
 """Whole numbers beyond 64 bits, with their sign, overflow in torch."""
@@ -18,7 +22,31 @@ WORDS: dict[Any, str] = {
     bool: "True or False",
     str: "a text",
     type(None): "None",
+    Tensor: "a tensor",
 }
+
+
+@cache
+def required_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters without a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+
+@cache
+def options_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """A function's parameters with a default, and these defaults.
+
+    >>> options_of(lambda activations, seed=0: activations)
+    {'seed': 0}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def picked(given: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Those of the given options that a function has."""
+    return {name: value for name, value in given.items() if name in options_of(function)}
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -20,6 +20,15 @@ def channel_sum(contributions: Tensor) -> Tensor:
     return contributions.sum(1)
 
 
+def strongest(contributions: Tensor) -> Tensor:
+    """The largest absolute value over channels.
+
+    >>> strongest(torch.tensor([[[[1.0]], [[-2.0]]]])).tolist()
+    [[[2.0]]]
+    """
+    return contributions.abs().amax(1)
+
+
 def first_component(contributions: Tensor) -> Tensor:
     """Each cell's coordinate on the first principal component of the cells' channel vectors.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from hf_cam.doors import renamed
 from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import fuse_mean
-from hf_cam.methods.options import annotations_of, described, fits
+from hf_cam.methods.options import annotations_of, described, fits, options_of, picked, required_of
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.methods.signals import SIGNALS, Signal
 from hf_cam.registry import Registry
@@ -22,8 +20,11 @@ from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
 
-WIDTH, PATIENCE = 768, 100.0
-"""Channels of a typical target layer, and the number of forwards on it from which a method counts as slow."""
+WIDTH = 768
+"""Channels of a typical target layer."""
+
+BUDGET = 100.0
+"""Forwards up to which a method is taken where the caller names none: by `compare`, `evaluate` and the pages."""
 
 Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
@@ -52,6 +53,8 @@ class Method:
         layers: Chooses the adapter from a model, its inferred adapter and the named inputs of one image, unless the
             caller names layers.
         tokens_only: Whether the map depends on the target only through the tokens that the target reads.
+        departure: One line on what it does otherwise than its paper or its authors' code; empty if nothing.
+        layer_forwards: The number of forwards that `layers` takes.
     """
 
     id: str
@@ -64,6 +67,8 @@ class Method:
     fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = field(default=fuse_mean, repr=False)
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = field(default=target_layers, repr=False)
     tokens_only: bool = False
+    layer_forwards: float = 0.0
+    departure: str = ""
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -73,7 +78,7 @@ class Method:
     @property
     def needs(self) -> tuple[str, ...]:
         """The names of the signals that it needs."""
-        return _required(self.contributions)
+        return required_of(self.contributions)
 
     @property
     def signals(self) -> tuple[Signal, ...]:
@@ -82,14 +87,18 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options and their defaults."""
-        return {**_defaults(self.contributions), **_defaults(self.reduce), **_defaults(self.retarget)}
+        """Its options and their defaults, those of its signals among them."""
+        return {name: default for part in self._parts for name, default in options_of(part).items()}
 
     @property
     def _types(self) -> dict[str, Any]:
         """The annotated types of its options."""
-        parts = (self.contributions, self.reduce, self.retarget)
-        return {name: kind for part in parts for name, kind in annotations_of(part).items()}
+        return {name: kind for part in self._parts for name, kind in annotations_of(part).items()}
+
+    @property
+    def _parts(self) -> tuple[Callable[..., Any], ...]:
+        """The functions that have options; where two share one, the default is the later one's."""
+        return (*(signal.provide for signal in self.signals), self.contributions, self.reduce, self.retarget)
 
     @property
     def needs_gradients(self) -> bool:
@@ -113,7 +122,7 @@ class Method:
 
     @property
     def reruns(self) -> bool:
-        """Whether the model, or the part behind the target layer, runs once per channel."""
+        """Whether the model, or the part behind the target layer, runs again for many variants."""
         return any(signal.reruns for signal in self.signals)
 
     @property
@@ -121,15 +130,23 @@ class Method:
         """Whether it uses only the target layer's output and the gradients there."""
         return not any(signal.watch or signal.attention or signal.pixels or signal.reruns for signal in self.signals)
 
-    def cost(self, channels: int) -> float:
-        """The number of forwards of the model that it takes for one target, including backward passes; see `Signal`."""
-        own = (signal.forwards + channels * signal.forwards_per_channel for signal in self.signals)
-        return 1 + sum(own)
+    def cost(self, channels: int = WIDTH, **options: Any) -> float:
+        """The number of forwards of the model that the first call takes for one target; see `Signal`.
 
-    @property
-    def is_quick(self) -> bool:
-        """Whether it takes fewer than 100 forwards on a layer of 768 channels."""
-        return self.cost(WIDTH) < PATIENCE
+        Args:
+            channels: Of the target layer.
+            options: Of the method; those not given have their defaults.
+        """
+        given = {**self.options, **options}
+        return 1 + self.layer_forwards + sum(signal.price(channels, given) for signal in self.signals)
+
+    def fits(self, budget: float, **options: Any) -> bool:
+        """Whether it takes at most `budget` forwards on a layer of 768 channels.
+
+        >>> list_methods()["gradcam"].fits(2), list_methods()["scorecam"].fits(BUDGET)
+        (True, False)
+        """
+        return self.cost(**{name: value for name, value in options.items() if name in self.options}) <= budget
 
     @property
     def ignores_target(self) -> bool:
@@ -170,7 +187,7 @@ class Method:
         Raises:
             MethodError: the method is not defined for such a target.
         """
-        return [self.retarget(target, **_pick(options, self.retarget)) for target in targets]
+        return [self.retarget(target, **picked(options, self.retarget)) for target in targets]
 
     def map(self, *, eigen_smooth: bool = False, **given: Any) -> Tensor:
         """The map `[B, *space]` in float32 or better, non-negative.
@@ -185,36 +202,23 @@ class Method:
             MethodError: a signal is not finite.
         """
         signals = {name: given[name] for name in self.needs}
-        for name, tensor in signals.items():
-            if isinstance(tensor, Tensor) and not _is_finite(tensor):
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
+        for name, value in signals.items():
+            if isinstance(value, Tensor):
+                _check_finite(name, value)
         tensors = {
             name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
         reduce = first_component if eigen_smooth else self.reduce
-        contributions = self.contributions(**tensors, **_pick(given, self.contributions))
+        contributions = self.contributions(**tensors, **picked(given, self.contributions))
+        for name, value in signals.items():
+            if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
+                _check_finite(name, contributions)
         rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
-        reduced = reduce(contributions, **_pick(given, reduce)).clamp_min(0)
+        contributions = _at_least_float32(contributions)
+        reduced = reduce(contributions, **picked(given, reduce)).clamp_min(0)
         # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
         error = rounding * contributions.norm(dim=1)
         return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
-
-
-@cache
-def _required(function: Callable[..., Any]) -> tuple[str, ...]:
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
-
-
-@cache
-def _defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-
-
-def _pick(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in _defaults(function)}
 
 
 def _rounding(dtype: torch.dtype) -> float:
@@ -223,9 +227,11 @@ def _rounding(dtype: torch.dtype) -> float:
     return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _check_finite(name: str, tensor: Tensor) -> None:
     """Checked on the extremes, which propagate NaN: one pass over the values instead of three."""
-    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -270,13 +276,15 @@ def method(
     fuse: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = fuse_mean,
     layers: Callable[[nn.Module, Adapter, Mapping[str, Any]], Adapter] = target_layers,
     tokens_only: bool = False,
+    layer_forwards: float = 0.0,
+    departure: str = "",
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
     """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
-        name, paper, summary, reduce, retarget, fuse, layers, tokens_only: See `Method`.
+        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, layer_forwards, departure: See `Method`.
         replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
@@ -284,7 +292,20 @@ def method(
     """
 
     def add(contributions: Contributions) -> Contributions:
-        record = Method(method_id, name, contributions, paper, summary, reduce, retarget, fuse, layers, tokens_only)
+        record = Method(
+            method_id,
+            name,
+            contributions,
+            paper,
+            summary,
+            reduce,
+            retarget,
+            fuse,
+            layers,
+            tokens_only,
+            layer_forwards,
+            departure,
+        )
         register(record, replace)
         return contributions
 
@@ -309,3 +330,16 @@ def list_methods() -> dict[str, Method]:
     (('activations',), True)
     """
     return METHODS.records()
+
+
+def methods_within(budget: float, options: Mapping[str, Any] | None = None) -> list[str]:
+    """The ids of the methods that take at most so many forwards, those that are defined only for some models included.
+
+    Args:
+        budget: The number of forwards; see `Method.cost`.
+        options: Options that change what a method costs, such as `{"samples": 20}`.
+
+    >>> "gradcam" in methods_within(2), "scorecam" in methods_within(BUDGET)
+    (True, False)
+    """
+    return [method.id for method in list_methods().values() if method.fits(budget, **(options or {}))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
 from hf_cam.capture.inputs import noise_like
+from hf_cam.capture.replay import Prefix, PrefixOf, Tail, tail_from
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
@@ -103,6 +105,21 @@ class Run:
         """
         layout = self.adapter.layout_of(layer)
         return images_axis(layout, self.activation(layer), self.picture_size, len(self.targets))
+
+    def tail(self, layer: str) -> AbstractContextManager[Tail]:
+        """The part of the model behind a target layer, for signals that are declared to replay it.
+
+        Raises:
+            LayoutError: no axis of the layer's output counts the images alone.
+        """
+        prefix: Prefix = self.captured.watched[PrefixOf(layer)]
+        return tail_from(prefix, layer, self.inputs, self.captured.outputs, self.images_axis(layer))
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pictures, `[B, C, *space]`, detached from any graph."""
+        pixels: Tensor = self.inputs["pixel_values"]
+        return pixels.detach()
 
     @property
     def picture_size(self) -> Size:

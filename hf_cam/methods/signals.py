@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_cam.capture.biases import BiasedOutputs, biased_outputs
-from hf_cam.capture.capture import Watch
+from hf_cam.capture.capture import Capture, Watch, capture
+from hf_cam.capture.replay import PrefixOf
 from hf_cam.capture.routes import is_batch_first
-from hf_cam.errors import LayoutError, MethodError, NoGradientError
+from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout
 from hf_cam.maps import normalize, resize
+from hf_cam.methods.options import picked, required_of
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.registry import Registry
+from hf_cam.target_layers.pooled import NOT_POOLED, LinearCall, is_mean_of, linear_calls
 
-Provider = TypeVar("Provider", bound=Callable[[Run, str], Any])
+Provider = TypeVar("Provider", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Signal:
     Args:
         name: Name of the parameter.
         meaning: A description with the shape, for the tables.
-        provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record.
+        provide: Computes it from a run and the name of a target layer: a tensor `[B, ...]` or a record. Its parameters
+            with a default are options of every method that needs the signal.
         cost: What causes the cost, for the tables.
         gradients: Whether the part of the model behind the target layers is recorded and differentiated.
         second_order: Whether the gradients themselves are differentiated; implies `gradients`.
@@ -40,13 +45,14 @@ class Signal:
         attention: Whether it is defined only where attention runs over all cells of one picture.
         ignores_target: Whether it is the same for every target.
         watch: A context manager around the captured forward; what it yields is `run.captured.watched[watch]`.
-        forwards: Cost per target.
-        forwards_per_channel: Cost per target and channel of the target layer.
+        replays: Whether it reruns the part behind the target layer; then `run.tail(layer)` is that part.
+        forwards: Cost per target; a function of those options on which it depends.
+        forwards_per_channel: Cost per target and channel of the target layer; likewise.
     """
 
     name: str
     meaning: str
-    provide: Callable[[Run, str], Any] = field(repr=False)
+    provide: Callable[..., Any] = field(repr=False)
     cost: str = ""
     gradients: bool = False
     second_order: bool = False
@@ -54,8 +60,9 @@ class Signal:
     attention: bool = False
     ignores_target: bool = False
     watch: Watch | None = field(default=None, repr=False)
-    forwards: float = 0.0
-    forwards_per_channel: float = 0.0
+    replays: bool = False
+    forwards: float | Callable[..., float] = 0.0
+    forwards_per_channel: float | Callable[..., float] = 0.0
 
     @property
     def id(self) -> str:
@@ -69,8 +76,20 @@ class Signal:
 
     @property
     def reruns(self) -> bool:
-        """Whether the model, or the part behind the target layer, runs once per channel."""
-        return self.forwards_per_channel > 0
+        """Whether the model, or the part behind the target layer, runs again for many variants."""
+        return self.replays or bool(self.forwards_per_channel) or callable(self.forwards)
+
+    def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
+        """The value for one target layer of a run, with those of the options that the signal has."""
+        return self.provide(run, layer, **picked(options, self.provide))
+
+    def price(self, channels: int, options: Mapping[str, Any]) -> float:
+        """The cost on a layer of so many channels, with options that include every one of the signal's own."""
+
+        def value(own: float | Callable[..., float]) -> float:
+            return own(**{name: options[name] for name in required_of(own)}) if callable(own) else own
+
+        return value(self.forwards) + channels * value(self.forwards_per_channel)
 
 
 SIGNALS = Registry[Signal]("signal", MethodError, r"[a-z][a-z0-9_]*")
@@ -86,15 +105,15 @@ def signal(
     attention: bool = False,
     ignores_target: bool = False,
     watch: Watch | None = None,
-    forwards: float = 0.0,
-    forwards_per_channel: float = 0.0,
+    replays: bool = False,
+    forwards: float | Callable[..., float] = 0.0,
+    forwards_per_channel: float | Callable[..., float] = 0.0,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
-        meaning, cost, gradients, second_order, pixels, attention, ignores_target, watch, forwards,
-            forwards_per_channel: See `Signal`.
+        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `forwards_per_channel`.
         replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
@@ -113,6 +132,7 @@ def signal(
             attention,
             ignores_target,
             watch,
+            replays,
             forwards,
             forwards_per_channel,
         )
@@ -120,6 +140,23 @@ def signal(
         return provide
 
     return add
+
+
+def captured_for(
+    signals: Sequence[Signal], model: nn.Module, layers: Sequence[str], inputs: Mapping[str, Any]
+) -> AbstractContextManager[Capture]:
+    """The captured forward, recorded as far as these signals require."""
+    if any(signal.pixels and signal.gradients for signal in signals):
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
+    return capture(
+        model,
+        layers,
+        inputs,
+        gradients=any(signal.gradients or signal.second_order for signal in signals),
+        second_order=any(signal.second_order for signal in signals),
+        watches=tuple(dict.fromkeys(signal.watch for signal in signals if signal.watch is not None)),
+        storing=tuple(map(PrefixOf, layers)) if any(signal.replays for signal in signals) else (),
+    )
 
 
 @signal("the output of the target layer, `[B, C, h, w]`", cost="none beyond the captured forward", ignores_target=True)
@@ -145,6 +182,62 @@ def gradients(run: Run, layer: str) -> Tensor:
     if not spatial.any() and vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
+
+
+@signal("the picture as the model gets it, `[B, C, H, W]`", cost="none", pixels=True, ignores_target=True)
+def pixels(run: Run, layer: str) -> Tensor:
+    """The pictures, `[B, C, *space]`, in the model's own units."""
+    del layer
+    return run.pixels
+
+
+@signal(
+    "the target's gradient with respect to the picture, `[B, C, H, W]`",
+    cost="a backward pass through the whole model",
+    gradients=True,
+    pixels=True,
+    forwards=1.2,
+)
+def pixel_gradients(run: Run, layer: str) -> Tensor:
+    """The gradient of the targets' sum with respect to the pictures, `[B, C, *space]`.
+
+    Raises:
+        DetachedError: the targets do not depend on the pictures.
+    """
+    del layer
+    score, pixels = run.scores.sum(), run.captured.pixels
+    if pixels is None or not score.requires_grad:
+        raise DetachedError("the target does not depend on the picture: it is a constant, or was detached on the way")
+    # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
+    scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
+    [gradient] = torch.autograd.grad(score * scale, pixels, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise DetachedError("the target does not depend on the picture: it was detached on the way")
+    return (gradient if gradient.dtype == torch.float64 else gradient.float()) / scale
+
+
+@signal(
+    "the target's weight of each feature that the last linear layer reads, `[B, C]`",
+    cost="a backward pass through the last linear layer",
+    gradients=True,
+    watch=linear_calls,
+    forwards=0.1,
+)
+def class_weights(run: Run, layer: str) -> Tensor:
+    """`[B, C]`: the row of a class in the last linear layer; of other targets, their gradient times its weight.
+
+    Raises:
+        MethodError: the last linear layer does not read the mean of the target layer over all cells.
+    """
+    calls: list[LinearCall] = [call for call in run.captured.watched[linear_calls] if call.output.requires_grad]
+    score = run.scores.sum()
+    if not calls or not score.requires_grad:
+        raise MethodError(NOT_POOLED)
+    last = calls[-1]
+    [gradient] = torch.autograd.grad(score, [last.output], retain_graph=True, allow_unused=True)
+    if gradient is None or not is_mean_of(last.features, activations(run, layer)):
+        raise MethodError(NOT_POOLED)
+    return gradient @ last.module.weight.detach()
 
 
 @signal(

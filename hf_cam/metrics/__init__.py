@@ -35,6 +35,7 @@ from hf_cam.metrics.localization import (  # isort: skip
     grid_mosaics,
     grid_pointing_game,
     intersection_over_union,
+    mean_intersection_over_union,
     peak_inside,
     pixel_accuracy,
 )
@@ -46,7 +47,8 @@ from hf_cam.metrics.sanity import (  # isort: skip
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import Measurement, Metric, get_metric, list_metrics, measurement, metric, register
-from hf_cam.metrics.trial import Scorer, Trial, confidence
+from hf_cam.metrics.trial import Scorer, Trial
+from hf_cam.targets import confidence
 
 __all__ = [
     "BASELINES",
@@ -78,6 +80,7 @@ __all__ = [
     "intersection_over_union",
     "list_metrics",
     "max_sensitivity",
+    "mean_intersection_over_union",
     "measurement",
     "metric",
     "model_randomization",

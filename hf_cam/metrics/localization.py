@@ -56,7 +56,7 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     )
 
 
-@metric("iou", "IoU", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
+@metric("iou", "foreground IoU", paper="the foreground's part of the mean IoU of Chefer et al., arXiv:2012.09838")
 def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
     """The intersection over union of the mask and the pixels above the map's own mean, in [0, 1].
 
@@ -64,9 +64,21 @@ def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
     tensor(0.5000)
     """
     maps, masks = _checked(maps, masks)
+    return _overlap(_above_mean(maps), masks).to(maps.dtype)
+
+
+@metric("mean-iou", "mean IoU", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
+def mean_intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
+    """The mean of the intersections over union of foreground and background, for the map thresholded at its own mean.
+
+    Of each image by itself; the paper first adds up the intersections and unions of all images.
+
+    >>> mean_intersection_over_union(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, False]]))
+    tensor(0.5000)
+    """
+    maps, masks = _checked(maps, masks)
     shown = _above_mean(maps)
-    union = (shown | masks).sum((-2, -1))
-    return ((shown & masks).sum((-2, -1)) / union.clamp_min(1)).to(maps.dtype)
+    return ((_overlap(shown, masks) + _overlap(~shown, ~masks)) / 2).to(maps.dtype)
 
 
 @metric("pixel-accuracy", "pixel accuracy", paper="Chefer et al., CVPR 2021, arXiv:2012.09838")
@@ -117,6 +129,11 @@ def grid_pointing_game(maps: Tensor, quarters: Tensor) -> Tensor:
         top, left = quarter // 2 * height, quarter % 2 * width
         mask[top : top + height, left : left + width] = True
     return energy_inside(maps, masks)
+
+
+def _overlap(shown: Tensor, masks: Tensor) -> Tensor:
+    """The intersection over union; 0 if both are empty."""
+    return (shown & masks).sum((-2, -1)) / (shown | masks).sum((-2, -1)).clamp_min(1)
 
 
 def _above_mean(maps: Tensor) -> Tensor:

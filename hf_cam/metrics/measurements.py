@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ from hf_cam.models.traits import unwrap
 from hf_cam.threads import ForkSafeLock
 
 BLUR = 5.0
+AT_ONCE = 64
+"""Variants of each image that are in memory at a time."""
 EXPLAIN = "a function that explains changed images"
 
 
@@ -68,23 +70,28 @@ def imputed(trial: Trial) -> Mapping[str, Tensor]:
     deleted="the confidence while pixels are blanked, the most relevant first, `[B, S + 1]`",
 )
 def swept(trial: Trial) -> Mapping[str, Tensor]:
-    """Insertion and deletion, scored together because the curves share the unchanged image."""
-    pixels, total = trial.model.pixels, trial.places[0].numel()
-    first = (trial.places[:, None] < _counts(trial, total, pixels.device))[:, :, None]
-    sharp, blurred, blank = pixels[:, None], blur(pixels)[:, None], torch.zeros_like(pixels)[:, None]
-    variants = [sharp, blurred, blank, torch.where(first, sharp, blurred), torch.where(first, blank, sharp)]
-    scores = trial.model(torch.cat(variants, 1))
-    [clean, dim, empty, uncovered, blanked] = scores.split([1, 1, 1] + [trial.steps - 1] * 2, dim=1)
-    return {"inserted": torch.cat([dim, uncovered, clean], 1), "deleted": torch.cat([clean, blanked, empty], 1)}
+    """Insertion and deletion, scored together because they share the unchanged image."""
+    pixels, steps, total = trial.model.pixels, trial.step_count, trial.places[0].numel()
+    blurred, blank = blur(pixels), torch.zeros_like(pixels)
+    counts = [step * total // steps for step in range(1 + steps)]
+    inserted = [(count, pixels, blurred) for count in counts]
+    deleted = [(count, blank, pixels) for count in counts[1:]]
+    scores = _mixed(trial, [*inserted, *deleted])
+    return {"inserted": scores[:, : 1 + steps], "deleted": scores[:, steps:]}
 
 
-@measurement(deleted_last="the confidence while pixels are blanked, the least relevant first, `[B, S + 1]`")
-def swept_last(trial: Trial) -> Mapping[str, Tensor]:
-    """Deletion in the reverse order."""
+@measurement(
+    tenths_first="the confidence with 1 to 9 tenths of the pixels blanked, the most relevant first, `[B, 9]`",
+    tenths_last="the confidence with 1 to 9 tenths of the pixels blanked, the least relevant first, `[B, 9]`",
+)
+def blanked_tenths(trial: Trial) -> Mapping[str, Tensor]:
+    """Both orders at the nine points of Chefer et al., scored together."""
     pixels, total = trial.model.pixels, trial.places[0].numel()
-    last = (trial.places[:, None] >= total - _counts(trial, total, pixels.device))[:, :, None]
-    sharp, blank = pixels[:, None], torch.zeros_like(pixels)[:, None]
-    return {"deleted_last": trial.model(torch.cat([sharp, torch.where(last, blank, sharp), blank], 1))}
+    blank, counts = torch.zeros_like(pixels), [total * tenth // 10 for tenth in range(1, 10)]
+    first = [(count, blank, pixels) for count in counts]
+    last = [(total - count, pixels, blank) for count in counts]
+    scores = _mixed(trial, [*first, *last])
+    return {"tenths_first": scores[:, :9], "tenths_last": scores[:, 9:]}
 
 
 @measurement(
@@ -191,6 +198,17 @@ def _kept(trial: Trial) -> Tensor:
     return trial.model.pixels * trial.maps[:, None].to(trial.model.pixels)
 
 
-def _counts(trial: Trial, total: int, device: torch.device) -> Tensor:
-    """The number of pixels changed at each inner step, `[1, S - 1, 1, 1]`."""
-    return (torch.arange(1, trial.steps, device=device) * total // trial.steps)[None, :, None, None]
+def _mixed(trial: Trial, variants: Sequence[tuple[int, Tensor, Tensor]]) -> Tensor:
+    """The confidence for mixtures of two versions of the images, `[B, V]`, of which a few are in memory at a time.
+
+    Args:
+        trial: The maps, which order the pixels.
+        variants: For each: how many of the most relevant pixels come from the first of two versions `[B, C, H, W]`, and
+            the two.
+    """
+
+    def mixed(count: int, first: Tensor, rest: Tensor) -> Tensor:
+        return torch.where((trial.places < count)[:, None], first, rest)
+
+    parts = [variants[start : start + AT_ONCE] for start in range(0, len(variants), AT_ONCE)]
+    return torch.cat([trial.model(torch.stack([mixed(*one) for one in part], 1)) for part in parts], 1)

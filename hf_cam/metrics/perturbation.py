@@ -12,11 +12,12 @@ RISE = "Petsiuk et al. (RISE), BMVC 2018, arXiv:1806.07421"
 CHEFER = "Chefer et al., CVPR 2021, arXiv:2012.09838"
 
 
-@metric("road", "ROAD", range=(-0.5, 0.5), paper=ROAD)
+@metric("road", "ROAD", range=(-0.5, 0.5), paper=f"ROADCombined of the package grad-cam, from the curves of {ROAD}")
 def road_combined(most_first: Tensor, least_first: Tensor) -> Tensor:
     """Half the difference between the confidence without the least and without the most relevant pixels.
 
-    Averaged over the percentiles: `mean_p (y_least - y_most) / 2`, in [-0.5, 0.5]; a random map scores 0.
+    Averaged over the percentiles: `mean_p (y_least - y_most) / 2`, in [-0.5, 0.5]; a random map scores 0. The paper
+    reports the two curves; halving their difference is the package grad-cam's.
     """
     return (least_first - most_first).mean(1) / 2
 
@@ -35,13 +36,20 @@ def road_least(scores: Tensor, least_first: Tensor) -> Tensor:
 
 @metric("insertion", "insertion", paper=RISE)
 def insertion(inserted: Tensor) -> Tensor:
-    """The area under the confidence curve as the pixels of a blurred image are uncovered, the most relevant first."""
+    """The area under the confidence curve as the pixels of a blurred image are uncovered, the most relevant first.
+
+    Scores depend on the number of steps; RISE takes one per row of pixels (`steps="rise"`), from an image blurred with
+    the same Gaussian, cut off at 11 x 11 pixels.
+    """
     return area(inserted)
 
 
 @metric("deletion", "deletion", higher_is_better=False, paper=RISE)
 def deletion(deleted: Tensor) -> Tensor:
-    """The area under the confidence curve as pixels are blanked, the most relevant first."""
+    """The area under the confidence curve as pixels are blanked, the most relevant first.
+
+    Scores depend on the number of steps; RISE takes one per row of pixels (`steps="rise"`).
+    """
     return area(deleted)
 
 
@@ -52,15 +60,21 @@ def insertion_less_deletion(inserted: Tensor, deleted: Tensor) -> Tensor:
 
 
 @metric("perturbation-positive", "perturbation AUC +", higher_is_better=False, paper=CHEFER)
-def perturbation_positive(deleted: Tensor) -> Tensor:
-    """The area under the confidence curve as up to nine tenths of the pixels are blanked, the most relevant first."""
-    return _up_to_nine_tenths(deleted)
+def perturbation_positive(tenths_first: Tensor) -> Tensor:
+    """The area under the confidence curve from one to nine tenths of the pixels blanked, the most relevant first.
+
+    The paper's nine points, with the confidence in place of its accuracy; divided by the length of the interval.
+    """
+    return area(tenths_first)
 
 
 @metric("perturbation-negative", "perturbation AUC -", paper=CHEFER)
-def perturbation_negative(deleted_last: Tensor) -> Tensor:
-    """The area under the confidence curve as up to nine tenths of the pixels are blanked, the least relevant first."""
-    return _up_to_nine_tenths(deleted_last)
+def perturbation_negative(tenths_last: Tensor) -> Tensor:
+    """The area under the confidence curve from one to nine tenths of the pixels blanked, the least relevant first.
+
+    The paper's nine points, with the confidence in place of its accuracy; divided by the length of the interval.
+    """
+    return area(tenths_last)
 
 
 @metric("saco", "SaCo", range=(-1, 1), paper="Wu et al., CVPR 2024, arXiv:2404.01415")
@@ -85,7 +99,3 @@ def area(curves: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return torch.trapezoid(curves, dim=-1) / (curves.shape[-1] - 1)
-
-
-def _up_to_nine_tenths(curves: Tensor) -> Tensor:
-    return area(curves[..., : max(2, round(0.9 * (curves.shape[-1] - 1)) + 1)])

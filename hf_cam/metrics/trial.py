@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
-from hf_cam.capture.inputs import call
-from hf_cam.errors import OptionError
+from hf_cam.capture.inputs import call, repeated
+from hf_cam.errors import OptionError, brief
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
-from hf_cam.outputs import SIMILARITIES, field_of
-from hf_cam.targets import BinaryLogit, ClassLogit, ClassProbability, PromptSimilarity, Target, target_values
+from hf_cam.targets import Target, target_values
 from hf_cam.threads import cached_property
 
 PERCENTILES = (20, 40, 60, 80)
-CURVES = ("most_first", "least_first", "inserted", "deleted", "deleted_last")
+RISE: Literal["rise"] = "rise"
+Steps = int | Literal["rise"]
+STEPS = 10
+"""The default number of steps of the insertion and deletion curves."""
+CURVES = ("most_first", "least_first", "inserted", "deleted", "tenths_first", "tenths_last")
 
 
-def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
-    """The confidence to measure for a target: a class's probability, a prompt's share, or else the target itself.
+def check_steps(steps: Any) -> None:
+    """Refuse what is no number of steps.
 
-    Args:
-        target: The explained target.
-        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
-        prompts: The number of prompts that the model compares the image with; a single one has no share.
+    Raises:
+        OptionError: it is neither "rise" nor a whole number of at least 2.
     """
-    if isinstance(target, ClassLogit):
-        alone = problem_type == "multi_label_classification"
-        reading = replace(target.reading, exclusive=False) if alone else target.reading
-        return ClassProbability(target.index, reading)
-    if isinstance(target, BinaryLogit):
-        return lambda output: target(output).sigmoid()
-    if isinstance(target, PromptSimilarity) and not target.contrast and prompts > 1:
-        return lambda output: field_of(output, SIMILARITIES).float().softmax(-1)[target.index]
-    return target
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
+    if steps != RISE and not (whole and steps >= 2):
+        raise OptionError(f'steps must be a whole number from 2 on, or "rise" for one per row, got {brief(steps)}')
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +70,13 @@ class Scorer:
 
         def some(module: nn.Module, start: int, stop: int) -> Tensor:
             own = owners[start:stop]
-            inputs = {name: self._spread(value, own) for name, value in self.inputs.items()}
-            outputs = call(module, {**inputs, "pixel_values": flat[start:stop]})
+            inputs = {**repeated(self.inputs, own), "pixel_values": flat[start:stop]}
+            outputs = call(module, inputs)
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
         with borrowed(unwrap(self.model)) as module, torch.no_grad():
             size = self.rerun_batch_size or images_at_once(flat.device)
             return in_chunks(len(flat), size, partial(some, module)).reshape(batch, count).float()
-
-    def _spread(self, value: Any, owners: Tensor) -> Any:
-        own = isinstance(value, Tensor) and value.ndim and len(value) == len(self.pixels)
-        return value[owners.to(value.device)] if own else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +91,7 @@ class Trial:
         explain_other: The same for another target.
         percentiles: ROAD imputes the pixels above each of these.
         noise: Standard deviation of the noise in ROAD's imputation.
-        steps: Number of steps of the insertion and deletion curves.
+        steps: Number of steps of the insertion and deletion curves; "rise" takes one step per row of pixels.
         groups: Number of SaCo's groups.
         radius, samples: Max-sensitivity's noise, as a share of the pixel values' standard deviation, and how often it
             is drawn.
@@ -113,7 +105,7 @@ class Trial:
     explain_other: Callable[[Tensor], Tensor] | None = None
     percentiles: Sequence[float] = PERCENTILES
     noise: float = 0.01
-    steps: int = 10
+    steps: Steps = STEPS
     groups: int = 10
     radius: float = 0.02
     samples: int = 4
@@ -156,6 +148,21 @@ class Trial:
     def curves(self) -> dict[str, Tensor]:
         """The curves that have been computed, by the names of the measurements."""
         return {name: self._made[name] for name in CURVES if name in self._made}
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps.
+
+        Raises:
+            OptionError: `steps` is neither "rise" nor a whole number from 2 to the number of pixels.
+        """
+        rows, columns = self.maps.shape[-2:]
+        if self.steps == RISE:
+            return rows
+        check_steps(self.steps)
+        if self.steps > rows * columns:
+            raise OptionError(f"steps={self.steps} is more than the {rows * columns} pixels of the map")
+        return int(self.steps)
 
     @property
     def model(self) -> Scorer:

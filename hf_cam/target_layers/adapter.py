@@ -30,6 +30,7 @@ class Adapter:
         method: Id of the default method for this family.
         origin: The source: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
         reason: Why this layer was chosen, as shown by `hf-cam adapter MODEL`.
+        caution: Why maps of this layer are known to mislead in this family; empty if they are not.
 
     >>> import torch
     >>> adapter = Adapter(layers=("blocks.11",), layouts=(Layout("b (h w) c", prefix=1),))
@@ -42,6 +43,7 @@ class Adapter:
     method: str = "gradcam"
     origin: Origin = "caller"
     reason: str = ""
+    caution: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a record without layers, or without exactly one layout per layer."""

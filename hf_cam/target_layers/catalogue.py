@@ -35,6 +35,7 @@ class Entry:
     square: bool = False
     method: str = "gradcam"
     reason: str = ""
+    caution: str = ""
 
     def matches(self, model_type: str, *heads: str) -> bool:
         """True for a model of this `config.model_type` whose class has one of these names."""
@@ -133,7 +134,7 @@ def from_catalogue(module: nn.Module) -> Adapter | None:
     suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
     patch = None if entry.axes in MAPS or net is not None else traits.patch
     layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch, entry.square)
-    return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason)
+    return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason, entry.caution)
 
 
 def resolve_layer(module: nn.Module, pattern: str) -> str:

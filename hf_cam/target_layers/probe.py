@@ -15,9 +15,10 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import NCHW, NHWC, TOKENS, TOKENS_FIRST, Layout, Size, token_grids, why_unread
 from hf_cam.models.traits import unwrap
-from hf_cam.outputs import are_levels, kind_of, parts_of
+from hf_cam.outputs import kind_of
+from hf_cam.target_layers.fields import fields, score
 from hf_cam.target_layers.noise import Verdict, check_layouts
-from hf_cam.target_layers.trace import Produced, Trace, depths, is_avoided, path_shares, trace
+from hf_cam.target_layers.trace import Produced, Trace, behind, depths, is_avoided, path_shares, trace
 
 MIN_COVERAGE = 0.95
 MIN_SHARE = 0.6
@@ -85,7 +86,8 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
             changes where the layout predicts.
 
     Raises:
-        UnknownArchitecture: no layer qualifies, or only one near the entrance, behind which others cannot be read.
+        UnknownArchitecture: no layer qualifies, only one near the entrance, behind which others cannot be read, or one
+            of only one of several networks.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1))
     >>> finding = probe(net, {"pixel_values": torch.rand(1, 3, 32, 48)})
@@ -95,56 +97,15 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
     with borrowed(unwrap(model)) as module:
         search = _Search(module, inputs, trace(module, inputs, patch), check)
         graph: _Graph | None = None
-        for scores in _fields(search.traced.output):
+        for scores in fields(search.traced.output):
             graph = _Graph(search.traced, scores)
             if found := search.best(graph):
                 search.refuse_shallow(found, graph)
+                search.refuse_partial(found, graph)
                 return found
             if search.refuted:
                 return search.refuted
         raise UnknownArchitecture(search.why_nothing(graph))
-
-
-# Target --------------------------------------------------------------------------------------------------------------
-
-_FIELDS = (
-    "logits", "logits_per_image", "class_logits", "pred_logits", "predicted_depth", "image_embeds", "pooler_output"
-)  # fmt: skip
-
-
-def _likeliest(name: str | int) -> int:
-    if name in _FIELDS:
-        return _FIELDS.index(str(name))
-    return 2 if "logits" in str(name) else len(_FIELDS)
-
-
-def _fields(output: Any) -> list[Tensor]:
-    """The tensors of an output that can serve as scores, most likely first; the next is used if one is constant.
-
-    Single numbers, such as a loss, come last; of the levels of a backbone, the deepest comes first.
-    """
-    return sorted(_usable(output), key=lambda field: field.ndim == 0)
-
-
-def _usable(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.requires_grad and output.is_floating_point() and output.numel() else []
-    parts = parts_of(output) or {}
-    names = sorted(parts, key=_likeliest)
-    return [field for name in (reversed(names) if are_levels(parts, 1) else names) for field in _usable(parts[name])]
-
-
-def scores(output: Any) -> Iterator[Tensor]:
-    """Scalars to differentiate, for any head: for each field of the output, the sum of the best classes' scores."""
-    return (_score(field) for field in _fields(output))
-
-
-def _score(scores: Tensor) -> Tensor:
-    """The score of the best class, summed over all other axes; infinite entries, which mask a class, are left out."""
-    scores = scores.reshape(-1) if scores.ndim == 0 else scores
-    finite = scores.where(scores.isfinite(), torch.finfo(scores.dtype).min)
-    best = finite.amax(dim=1 if scores.ndim >= 4 else -1)
-    return best.where(best > torch.finfo(scores.dtype).min, 0).float().sum()
 
 
 # Candidates ----------------------------------------------------------------------------------------------------------
@@ -154,7 +115,7 @@ class _Graph:
     """The autograd graph from one field of the output to the picture."""
 
     def __init__(self, traced: Trace, scores: Tensor) -> None:
-        self.traced, self.scores, self.score = traced, scores, _score(scores)
+        self.traced, self.scores, self.score = traced, scores, score(scores)
         self.share, self.depth = path_shares(self.score, traced.picture), depths(self.score, traced.picture)
         self.target = get_gradient_edge(scores)
         self.passed: dict[str, str] = {}  # by layer, why it does not serve
@@ -265,6 +226,32 @@ class _Search:
                 f"{'near the entrance' if near else 'in an early stage'} ({found.depth:.0%} of the way to the output), "
                 f"and not one of those behind it: {behind}; pass a layer with layers= and, if need be, its layout with "
                 "reshape="
+            )
+
+    def refuse_partial(self, found: Finding, graph: _Graph) -> None:
+        """Refuse a layer of one network of an ensemble: another reads the picture on its own, and only the score joins.
+
+        Raises:
+            UnknownArchitecture: with a layer of the other network, so that the caller can name both.
+        """
+        outputs = list(graph.outputs())
+        edge = next(one.edge for one in outputs if one.layer == found.layer)
+        before = behind(edge)
+        own = [one.edge for one in outputs if one.edge.node in before]
+        if not is_avoided(own, graph.score, self.traced.picture):
+            return
+        nodes = {one.node for one in own}
+        apart = (
+            one.layer
+            for one in reversed(outputs)
+            if one.layer and graph.share(one.edge) and one.edge.node not in before
+            if next(readings(one.shape, self.traced), None) and nodes.isdisjoint(behind(one.edge))
+        )
+        if other := next(apart, None):
+            raise UnknownArchitecture(
+                f"the score of {type(self.module).__name__} joins networks that read the picture on their own, and "
+                f"{found.layer!r} belongs to one of them, {other!r} to another; name a layer of each, such as "
+                f"layers={[found.layer, other]}, whose maps are averaged, or explain one network alone"
             )
 
     def _is_stage_before(self, found: Finding, graph: _Graph) -> bool:

@@ -57,7 +57,8 @@ def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) ->
         return adapter
     layers = (*adapter.layers, *(end.layer for end in ends))
     layouts = (*adapter.layouts, *(end.layout for end in ends))
-    return Adapter(layers, layouts, adapter.method, adapter.origin, f"{adapter.reason}; and the ends of earlier stages")
+    reason = f"{adapter.reason}; and the ends of earlier stages"
+    return Adapter(layers, layouts, adapter.method, adapter.origin, reason, adapter.caution)
 
 
 def layer_choices(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:

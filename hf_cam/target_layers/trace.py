@@ -317,6 +317,16 @@ def is_avoided(edges: Iterable[GradientEdge], score: Tensor, picture: Tensor) ->
     return False
 
 
+def behind(edge: GradientEdge) -> set[Node]:
+    """The nodes of the autograd graph from which an edge is computed, its own among them.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> get_gradient_edge(x).node in behind(get_gradient_edge(x.exp().sin()))
+    True
+    """
+    return set(_children_first(edge.node))
+
+
 def depths(score: Tensor, picture: Tensor) -> Callable[[GradientEdge], float]:
     """A function from an edge of the autograd graph to how deep it lies: 0 at `picture`, 1 at `score`.
 

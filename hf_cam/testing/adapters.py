@@ -13,9 +13,10 @@ from hf_cam.capture.inputs import noise_like, picture_name, picture_size
 from hf_cam.errors import DetachedError, LayoutError, NoGradientError
 from hf_cam.layouts import Size
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.fields import scores
 from hf_cam.target_layers.infer import example_inputs, infer_adapter
 from hf_cam.target_layers.noise import Verdict, check_layouts
-from hf_cam.target_layers.probe import MIN_COVERAGE, scores
+from hf_cam.target_layers.probe import MIN_COVERAGE
 
 NOISES = (0, 1, 2)
 """Seeds of the pictures of noise in which cells are looked for that the given picture does not reach."""

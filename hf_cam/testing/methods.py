@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,22 @@ from hf_cam.testing.models import check_model_untouched
 
 TOLERANCE = 1e-4
 
+FEW: Mapping[str, Any] = {"patch": 16, "stride": 16, "samples": 8, "draws": 2, "steps": 3}
+"""Values of options by which methods that run the model many times take few forwards; the laws hold for any."""
+
+
+def few_forwards(method: str | Method) -> dict[str, Any]:
+    """Options with which a method takes few forwards, for checks; empty for most methods.
+
+    >>> few_forwards("occlusion"), few_forwards("gradcam")
+    ({'patch': 16, 'stride': 16}, {})
+    """
+    record = get_method(method) if isinstance(method, str) else method
+    return {name: value for name, value in FEW.items() if name in record.options}
+
 
 def check_method(method: str | Method, models: Sequence[nn.Module] | None = None) -> list[nn.Module]:
-    """Check a registered method against the laws that all methods must obey.
+    """Check a registered method against the laws that all methods must obey, on few variants of each picture.
 
     - Its record is complete (a name, a paper and a summary), and unknown options are refused.
     - Its maps are `[B, H, W]`, finite and in [0, 1], on pictures that are not square.
@@ -47,7 +60,7 @@ def check_method(method: str | Method, models: Sequence[nn.Module] | None = None
     defined, refusals = [], []
     for model in models or (convolutional(), transformer()):
         try:
-            CAM(model, record.id)(pictures(), 0)
+            CAM(model, record.id, **few_forwards(record))(pictures(), 0)
         except MethodError as error:
             refusals.append(str(error))
             continue
@@ -87,7 +100,7 @@ def _check_flat(method: Method) -> None:
 
 def _check_maps(method: Method, model: nn.Module) -> None:
     where = f"{method.id} on {type(model).__name__}"
-    batch, cam = pictures(), CAM(model, method.id)
+    batch, cam = pictures(), CAM(model, method.id, **few_forwards(method))
     maps = check_model_untouched(model, lambda: cam(batch, [0, 1]))
     require(maps.shape == (PICTURES[0], *PICTURES[2:]), where, f"maps must be [B, H, W], got {tuple(maps.shape)}")
     require(maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1, where, "maps must be finite and in [0, 1]")

@@ -1,0 +1,201 @@
+"""Methods that ask the model itself: beside captum and torchxai, and in forwards of the model.
+
+    python -m benchmarks.blackbox [--model ResNet-50] [--masks 96] [--repeats 3] [--goals-only]
+
+First table: the same definition with the same settings in hf-cam, captum (occlusion, integrated gradients, SmoothGrad,
+input x gradient) and torchxai-explain (RISE), on a model of real size with random weights. The largest difference of
+the values, relative to the largest value, and hf-cam's time as a multiple of the other library's, as the median over
+pairs of adjacent calls. Random masks and noise are hf-cam's in both libraries. The peers are the extra "peers".
+
+Second table: what Recipro-CAM and RISE with tokens left out cost, in plain forwards timed next to them (of RISE's masks
+`--masks` are timed, in batches as the pixel version takes them), and the rank correlation of RISE's two versions on
+scenes, averaged over them. Processor time of one thread; the exit code is 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.inference_cost import MODELS, Logits, build, forward, pictures
+from benchmarks.scenes import scenes
+from hf_cam import CAM
+from hf_cam.capture.capture import capture
+from hf_cam.methods.rise import RandomMasks
+from hf_cam.methods.run import Run
+from hf_cam.methods.variants import noisy
+from hf_cam.metrics import rank_correlation
+from hf_cam.models.loading import load
+from hf_cam.targets import ClassLogit
+
+TARGET, STEPS, SAMPLES, PATCH, STRIDE, AT_ONCE = 7, 8, 8, 64, 40, 4
+Call = Callable[[], Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ResNet-50", choices=MODELS)
+    parser.add_argument("--masks", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--goals-only", action="store_true", help="leave out the other libraries")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.goals_only:
+        print(f"| method on {options.model} | library | largest difference | time, hf-cam / other |")
+        print("|---|---|--:|--:|")
+        for name, library, ours, theirs in cases(build(options.model)):
+            difference, ratio = compared(ours, theirs, options.repeats)
+            print(f"| {name} | {library} | {difference:.1e} | {ratio:.2f} |", flush=True)
+        print()
+    print("| figure | value | goal |\n|---|--:|--:|")
+    missed = False
+    for words, value, goal in goals(options.masks, options.repeats):
+        missed |= goal is not None and value > goal
+        print(f"| {words} | {value:.2f} | {'' if goal is None else f'<= {goal:.2f}'} |", flush=True)
+    sys.exit(missed)
+
+
+# Beside others --------------------------------------------------------------------------------------------------------
+
+
+def cases(model: nn.Module) -> Iterator[tuple[str, str, Call, Call]]:
+    """The name of each method, the other library, and the two calls, which return the values before any scaling."""
+    from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+    from torchxai.methods.rise import RISE
+
+    pixels, logits = pictures(1), Logits(model)
+
+    def ours(method: str, **options: object) -> Call:
+        cam = CAM(model, method, rerun_batch_size=AT_ONCE, **options)
+        return lambda: cam.saliency(pixels, lambda _: [[TARGET]]).raw[0][0]
+
+    def shown(values: Tensor) -> Tensor:
+        return values.detach().sum(1).clamp_min(0)
+
+    yield (
+        "occlusion",
+        "captum",
+        ours("occlusion", patch=PATCH, stride=STRIDE),
+        lambda: shown(
+            Occlusion(logits).attribute(
+                pixels, (3, PATCH, PATCH), (3, STRIDE, STRIDE), 0.0, TARGET, perturbations_per_eval=AT_ONCE
+            )
+            / 3  # it gives each colour the whole difference
+        ),
+    )
+    yield (
+        "input x gradient",
+        "captum",
+        ours("input-x-gradient"),
+        lambda: shown(InputXGradient(logits).attribute(pixels.clone().requires_grad_(), TARGET)),
+    )
+    yield (
+        "integrated gradients",
+        "captum",
+        ours("integrated-gradients", steps=STEPS),
+        lambda: shown(
+            IntegratedGradients(logits).attribute(
+                pixels, 0.0, TARGET, n_steps=STEPS, method="riemann_middle", internal_batch_size=AT_ONCE
+            )
+        ),
+    )
+    draws = noise_of(model, pixels)
+
+    def tunnel() -> Tensor:
+        with mock.patch.object(torch, "normal", return_value=draws):
+            found = NoiseTunnel(Saliency(logits)).attribute(
+                pixels, nt_type="smoothgrad", nt_samples=SAMPLES, stdevs=1.0, target=TARGET, abs=False
+            )
+        return found.detach().abs().amax(1)
+
+    yield "SmoothGrad", "captum", ours("smoothgrad", samples=SAMPLES), tunnel
+    masks = RandomMasks.drawn(SAMPLES, 7, 0.5, pixels.shape[2:], 0)
+    whole = masks.smooth(0, SAMPLES).sum(0)
+    plain = ours("rise", samples=SAMPLES)
+
+    def rise() -> Tensor:
+        with (
+            mock.patch.object(torch, "rand", return_value=1 - masks.grids[:, None]),
+            mock.patch.object(torch, "randint", side_effect=[*masks.shifts.T]),
+        ):
+            explainer = RISE(nn.Sequential(logits, nn.Softmax(1)), n_masks=SAMPLES, batch_size=SAMPLES)
+            return torch.from_numpy(explainer(pixels, TARGET))[None]
+
+    def scaled() -> Tensor:  # it divides by the sum of the masks and scales the map to [0, 1]
+        found = plain() / whole.clamp_min(1e-8)
+        return (found - found.amin()) / (found.amax() - found.amin())
+
+    yield "RISE", "torchxai-explain", scaled, rise
+
+
+def noise_of(model: nn.Module, pixels: Tensor) -> Tensor:
+    """The noise that SmoothGrad adds to the picture, `[samples, C, H, W]`."""
+    adapter = CAM(model).adapter
+    with capture(model, adapter.layers, {"pixel_values": pixels}, gradients=False) as captured:
+        run = Run(model, {"pixel_values": pixels}, captured, adapter, [ClassLogit(TARGET)], tuple(pixels.shape[2:]))
+        return noisy(run, SAMPLES, 0.15, 0)(0, 0, SAMPLES) - pixels
+
+
+def compared(ours: Call, theirs: Call, repeats: int) -> tuple[float, float]:
+    """The largest difference relative to the largest value, and the median ratio of the times."""
+    one, other = ours(), theirs()
+    difference = ((one - other).abs().max() / other.abs().max()).item()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    return difference, statistics.median(mine / their for mine, their in pairs)
+
+
+# Goals ----------------------------------------------------------------------------------------------------------------
+
+
+def goals(masks: int, repeats: int) -> Iterator[tuple[str, float, float | None]]:
+    """Each figure with its words and its goal, if it has one."""
+    vit, convnext = build("ViT-B/16"), build("ConvNeXt-T")
+    yield "Recipro-CAM on ConvNeXt-T, forwards", in_forwards(convnext, "recipro-cam", repeats), 1.3
+    yield "Recipro-CAM on ViT-B/16, forwards", in_forwards(vit, "recipro-cam", 1), 20.0
+    dropped = rise_seconds(vit, masks, "drop") / rise_seconds(vit, masks, 0.0)
+    yield f"RISE on ViT-B/16, {masks} masks, tokens left out / pixels hidden", dropped, None
+    with forward(vit) as plain:
+        plain(pictures(1))
+        once = statistics.median(seconds(lambda: plain(pictures(1))) for _ in range(9))
+    share = rise_seconds(vit, masks, "drop") / (masks * once)
+    yield f"RISE on ViT-B/16 with tokens left out, {masks} masks / {masks} forwards", share, 0.55
+    loaded = load("demo:vit")
+    shown = loaded.inputs([Image.fromarray(scene.image) for scene in scenes("test", 4, seed=5)])
+    both = [CAM(loaded.model, "rise", samples=1000, fill=fill)(**shown, targets=[0, 1, 2, 3]) for fill in (0.0, "drop")]
+    yield "RISE on the demo ViT, rank correlation of the two versions", rank_correlation(*both).mean().item(), None
+
+
+def in_forwards(model: nn.Module, method: str, repeats: int) -> float:
+    """The time of a call as a multiple of a plain forward's, as the median over pairs."""
+    cam = CAM(model, method)
+    with forward(model) as plain:
+        cam(pictures(1), TARGET), plain(pictures(1))
+        pairs = [
+            (seconds(lambda: cam(pictures(1), TARGET)), seconds(lambda: plain(pictures(1)))) for _ in range(repeats * 3)
+        ]
+    return statistics.median(mine / one for mine, one in pairs)
+
+
+def rise_seconds(model: nn.Module, masks: int, fill: float | str) -> float:
+    """The time of a call, less what it takes with a single mask, which finds where the tokens enter."""
+    few, many = (CAM(model, "rise", samples=count, fill=fill) for count in (1, 1 + masks))
+    return seconds(lambda: many(pictures(1), TARGET)) - seconds(lambda: few(pictures(1), TARGET))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
