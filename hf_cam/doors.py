@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hf_cam.errors import HFCamError, OptionError, UnexpectedError, nearest, reason
+from hf_cam.threads import KeptThread
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,7 +72,7 @@ def door(kind: type[HFCamError] = UnexpectedError) -> Callable[[Function], Funct
         def guarded(*args: Any, **kwargs: Any) -> Any:
             name = _name(function, args)
             _check_arguments(signature, name, args, kwargs)
-            with _guarding(name, kind):
+            with KeptThread(), _guarding(name, kind):
                 return function(*args, **kwargs)
 
         @functools.wraps(function)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 from hf_cam.errors import PluginWarning
+from hf_cam.threads import ForkSafeLock
 
 GROUP = "hf_cam"
 
@@ -25,7 +25,7 @@ class Plugins:
         self.group = group
         self._begun = False
         self._files: tuple[Path, ...] = ()
-        self._lock = threading.RLock()  # re-entrant: a plug-in may query a registry while it is imported
+        self._lock = ForkSafeLock()  # re-entrant: a plug-in may query a registry while it is imported
 
     def load(self) -> None:
         """Import every plug-in on the first call; later calls, and calls by a plug-in itself, do nothing.

@@ -13,7 +13,6 @@ from transformers import SwinForImageClassification, ViTForImageClassification
 
 from hf_cam.cam import CAM, top_classes
 from hf_cam.capture.capture import capture
-from hf_cam.capture.guard import borrowed, lock_of
 from hf_cam.errors import LayerError, ModelError, TargetError
 from nets import tiny
 from pictures import SIZE, pictures
@@ -272,7 +271,7 @@ def test_a_compiled_model_still_calls_the_hooks() -> None:
     torch.testing.assert_close(CAM(model)(pictures()), expected)
 
 
-def test_threads_take_turns_on_one_model() -> None:
+def test_threads_explain_one_model_at_once() -> None:
     model = vit().train()
     batches = [pictures(1) * (i + 1) for i in range(8)]
     expected = [CAM(model)(batch) for batch in batches]
@@ -295,20 +294,6 @@ def test_threads_take_turns_on_one_model() -> None:
     assert not failures
     for i, maps in enumerate(expected):
         torch.testing.assert_close(found[i], maps)
-
-
-def test_every_model_has_a_lock_of_its_own_that_other_threads_wait_for() -> None:
-    one, other = vit(1), vit(1)
-    assert lock_of(one) is lock_of(one)
-    assert lock_of(one) is not lock_of(other)
-    with borrowed(one):
-        taken = []
-        thread = threading.Thread(target=lambda: taken.append(lock_of(one).acquire(blocking=False)))
-        thread.start()
-        thread.join()
-        assert taken == [False]
-    with lock_of(one):
-        pass
 
 
 def test_targets_are_one_per_image_or_one_for_all() -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SKIPPED = ("hf_cam/__init__.py", "hf_cam/_register.py", "hf_cam/__main__.py")  # facades, which name what lies below
 LONGEST_FUNCTION = 60
-MOST_ROOT_FILES = 22
+MOST_ROOT_FILES = 23
 PROBES_PER_THOUSAND = 5
 
 

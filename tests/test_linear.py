@@ -28,7 +28,7 @@ class Tokens(nn.Module):
 def gradients(net: Tokens, *, stubbed: bool) -> tuple[torch.Tensor, int]:
     """The score's gradient at the tokens, and how many rows the products of the backward had."""
     tokens = torch.randn(3, 50, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    with borrowed(net), forwards(by_tokens(net) if stubbed else {}):
+    with borrowed(net) as net, forwards(by_tokens(net) if stubbed else {}):
         score = net(tokens)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as watch:
         [found] = torch.autograd.grad(score, tokens)
@@ -52,7 +52,7 @@ def test_only_the_tokens_that_are_reached_are_multiplied_out_and_nothing_else_ch
 def test_what_a_linear_layer_returns_may_be_written_to_in_place() -> None:
     layer = nn.Linear(4, 4)
     tokens = torch.randn(2, 5, 4, requires_grad=True)
-    with borrowed(layer), forwards(by_tokens(layer)):
+    with borrowed(layer) as layer, forwards(by_tokens(layer)):
         found = layer(tokens)
         found[:, 0] = 0
         [gradient] = torch.autograd.grad(found.sum(), tokens)

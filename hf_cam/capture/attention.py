@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hf_cam.layouts import Size
+from hf_cam.threads import cached_property
 
 
 @dataclass(frozen=True, eq=False)

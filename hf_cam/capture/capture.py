@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hf_cam.capture.guard import borrowed, forwards
 from hf_cam.capture.inputs import call
 from hf_cam.capture.linear import by_tokens
+from hf_cam.capture.recorder import is_plain_multi_head, multi_head
 from hf_cam.capture.runs import Counter, located
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
@@ -26,6 +29,7 @@ class Capture:
     """One forward: the model's own output and what the target layers returned in it.
 
     Args:
+        module: The replica of the model that ran.
         outputs: The model's output, connected to `activations` where gradients were asked for.
         activations: One tensor per layer, as the layer returned it.
         second_order: True keeps the gradients differentiable.
@@ -33,6 +37,7 @@ class Capture:
         pixels: The picture that the forward got, where it required grad.
     """
 
+    module: nn.Module
     outputs: Any
     activations: tuple[Tensor, ...]
     second_order: bool = False
@@ -79,7 +84,7 @@ def capture(
     Everything is undone when the block ends; the gradients must be taken inside it.
 
     Args:
-        model: Any module; it comes back as it was (see `hf_cam.capture.guard.borrowed`).
+        model: Any module; a replica of it runs (see `hf_cam.capture.guard.borrowed`).
         layers: Dotted names; "name:1" is the second run of a layer that runs several times.
         inputs: The forward's inputs by name; "pixel_values" is the picture, whatever the forward calls it.
         gradients: False records no graph at all.
@@ -91,13 +96,14 @@ def capture(
         LayerError: a layer does not exist, did not run, returned no floating tensor, or ran more than once and its name
             does not say which run is meant.
     """
-    module = unwrap(model)
-    places = [located(module, layer) for layer in layers]
-    counters = [Counter(layer, run) for layer, (_, run) in zip(layers, places, strict=True)]
+    for layer in layers:
+        located(unwrap(model), layer)
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
     recorded = gradients or bool(watches)
-    with borrowed(module):
+    with borrowed(unwrap(model)) as module:
+        places = [located(module, layer) for layer in layers]
+        counters = [Counter(layer, run) for layer, (_, run) in zip(layers, places, strict=True)]
         try:
             if watches:
                 inputs = {**inputs, "pixel_values": _leaf(inputs["pixel_values"])}
@@ -108,7 +114,7 @@ def capture(
             with ExitStack() as stack:
                 stack.enter_context(torch.set_grad_enabled(recorded))
                 if second_order:
-                    stack.enter_context(twice_differentiable())
+                    stack.enter_context(TwiceDifferentiable())
                 elif recorded:
                     stack.enter_context(forwards(by_tokens(module)))
                 watched = {watch: stack.enter_context(watch(module)) for watch in (*watches, *storing)}
@@ -117,18 +123,22 @@ def capture(
             for counter in counters:
                 counter.check()
             activations = tuple(seen[layer] for layer in layers)
-            yield Capture(outputs, activations, second_order, watched, _requiring_grad(inputs))
+            yield Capture(module, outputs, activations, second_order, watched, _requiring_grad(inputs))
         finally:
             _remove(handles)
 
 
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Run attention with the kernel that has a second derivative (the fused ones have none)."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+class TwiceDifferentiable(TorchFunctionMode):
+    """Run attention with the kernel that has a second derivative (the fused ones have none), in this thread alone."""
 
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]  # noqa: SLF001
+        if func is F.multi_head_attention_forward and is_plain_multi_head(args, kwargs):
+            with self:
+                return multi_head(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _leaf(pixels: Tensor) -> Tensor:

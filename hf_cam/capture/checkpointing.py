@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.utils import checkpoint
+
+from hf_cam.threads import HERE
 
 SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp")
 """Attributes by which timm, transformers and others switch it on; timm's stages are not called as such while it is."""
@@ -17,30 +18,21 @@ SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "w
 _REENTRANT, _SAVING = "CheckpointFunction", "_checkpoint_hook"
 _OWN = {name: vars(checkpoint)[name] for name in (_REENTRANT, _SAVING) if name in vars(checkpoint)}
 
-_here = threading.local()
-_lock = threading.Lock()
-_blocks = 0
-
 
 class _Reentrant:
     """In place of `CheckpointFunction`: a plain call, in a thread that is inside `uncheckpointed`."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        return function(*args) if _depth() else _OWN[_REENTRANT].apply(function, preserve, *args)
+        return function(*args) if HERE.plain_checkpoints else _OWN[_REENTRANT].apply(function, preserve, *args)
 
 
 def _saving(frame: Any) -> Any:
     """In place of `_checkpoint_hook`: autograd saves what it needs, in a thread that is inside `uncheckpointed`."""
-    return nullcontext() if _depth() else _OWN[_SAVING](frame)
+    return nullcontext() if HERE.plain_checkpoints else _OWN[_SAVING](frame)
 
 
 _INSTEAD = {_REENTRANT: _Reentrant, _SAVING: _saving}
-
-
-def _depth() -> int:
-    depth: int = vars(_here).get("depth", 0)
-    return depth
 
 
 @contextmanager
@@ -50,19 +42,10 @@ def uncheckpointed() -> Iterator[None]:
     Checkpointing saves memory in training: it reruns parts of a model in the backward pass, when the hooks that stood
     there are gone, and its reentrant kind has no gradient with respect to anything but leaves.
     """
-    _here.depth = _depth() + 1
-    _entered(1)
+    for name in _OWN:  # they stay, since they act in such threads alone
+        setattr(checkpoint, name, _INSTEAD[name])
+    HERE.plain_checkpoints += 1
     try:
         yield
     finally:
-        _entered(-1)
-        _here.depth -= 1
-
-
-def _entered(change: int) -> None:
-    """Count the blocks that any thread is in; torch has its own classes back after the last."""
-    global _blocks
-    with _lock:
-        _blocks += change
-        for name, own in _OWN.items():
-            setattr(checkpoint, name, _INSTEAD[name] if _blocks else own)
+        HERE.plain_checkpoints -= 1

@@ -72,8 +72,7 @@ def guided_gradient(model: nn.Module, inputs: Mapping[str, Any], score: Callable
     Raises:
         DetachedError: the scalar does not depend on the pictures.
     """
-    module = unwrap(model)
-    with borrowed(module), torch.enable_grad():
+    with borrowed(unwrap(model)) as module, torch.enable_grad():
         pixels = inputs["pixel_values"].detach().requires_grad_()
         with _Guide():
             outputs = call(module, {**inputs, "pixel_values": pixels})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_cam.capture.draws import own_draws
 from hf_cam.doors import blaming
 from hf_cam.errors import ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.images.patches import CutPictures, are_cut
@@ -50,7 +51,7 @@ class Shared:
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run a model on named inputs."""
     args, kwargs = arguments(module, inputs)
-    with blaming("the model's forward", ModelError):
+    with blaming("the model's forward", ModelError), own_draws(module, inputs):
         return module(*args, **kwargs)
 
 

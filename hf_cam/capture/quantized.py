@@ -57,9 +57,10 @@ def gradient_stop(model: nn.Module, inputs: Mapping[str, Any]) -> str:
             doubtful.setdefault((type(part), *kind), (name, part))
     if not doubtful:
         return ""
-    with borrowed(module):
-        seen = _inputs_of([part for _, part in doubtful.values()], module, one_image(inputs, 0))
-        for name, part in doubtful.values():
+    with borrowed(module) as replica:
+        parts = {name: replica.get_submodule(name) for name, _ in doubtful.values()}
+        seen = _inputs_of([*parts.values()], replica, one_image(inputs, 0))
+        for name, part in parts.items():
             if part in seen and not passes_gradient(part, seen[part].args, seen[part].kwargs):
                 return f"{name!r} ({type(part).__name__})"
     return ""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_cam.capture.capture import first_tensor, with_first_tensor
-from hf_cam.capture.guard import borrowed, forwards, lock_of
+from hf_cam.capture.draws import own_draws
+from hf_cam.capture.guard import borrowed, forwards, wrapped
 from hf_cam.capture.inputs import Shared, arguments, call
 from hf_cam.capture.runs import Counter, located
 from hf_cam.models.traits import unwrap
@@ -70,7 +71,7 @@ class Tail:
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
         stubs |= self._own([*map(spread, self.earlier), with_first_tensor(spread(self.clean), given)])
         args, kwargs = arguments(self.module, {name: spread(value) for name, value in self.inputs.items()})
-        with _stubbed(stubs):
+        with _stubbed(stubs), own_draws(self.module, self.inputs):
             return functional_call(self.module, dict(self.wide), args, kwargs)
 
     def together(self, activations: Tensor) -> Any:
@@ -151,13 +152,13 @@ def texts_read_once(model: nn.Module, readers: dict[nn.Module, Reader]) -> Itera
     A module that reads only tokens does not see the picture, so its output does not change.
 
     Args:
-        model: Its own forwards are restored at the end of the block.
+        model: Its replicas use the readers.
         readers: Outputs to keep from one block to the next; initially empty, discarded by the caller after the last.
     """
     module = unwrap(model)
     if not readers:
         readers.update({child: Reader() for child in module.modules() if child is not module and _reads_tokens(child)})
-    with lock_of(module), _stubbed(readers):
+    with wrapped({child: partial(_answering, reader) for child, reader in readers.items()}):
         yield
 
 
@@ -207,7 +208,7 @@ def _answering(memory: _Memory | Reader, forward: Callable[..., Any]) -> Callabl
     return answer
 
 
-def _stubbed(stubs: Mapping[nn.Module, _Memory] | Mapping[nn.Module, Reader]) -> AbstractContextManager[None]:
+def _stubbed(stubs: Mapping[nn.Module, _Memory]) -> AbstractContextManager[None]:
     """Replace forwards by stored outputs."""
     return forwards({module: _answering(memory, module.forward) for module, memory in stubs.items()})
 
@@ -218,28 +219,24 @@ def tail_of(model: nn.Module, layer: str, inputs: Mapping[str, Any], axis: int =
 
     The model is left unchanged; see `tail_from` for the rest.
     """
-    module = unwrap(model)
-    with borrowed(module), torch.no_grad():
+    with borrowed(unwrap(model)) as module, torch.no_grad():
         with PrefixOf(layer)(module) as prefix:
             outputs = call(module, inputs)
-        with tail_from(prefix, model, layer, inputs, outputs, axis) as tail:
+        with tail_from(prefix, layer, inputs, outputs, axis) as tail:
             yield tail
 
 
 @contextmanager
-def tail_from(
-    prefix: Prefix, model: nn.Module, layer: str, inputs: Mapping[str, Any], outputs: Any, axis: int = 0
-) -> Iterator[Tail]:
+def tail_from(prefix: Prefix, layer: str, inputs: Mapping[str, Any], outputs: Any, axis: int = 0) -> Iterator[Tail]:
     """Yield the tail of a model after `layer` from what a forward stored; without gradients.
 
     Replaying the clean activations must reproduce the clean output. If it does not (because the forward changes
     stored values in place or draws random numbers), the tail reruns whole forwards, and `exact` is False.
     The tail of a half-precision model runs in float32 if its forward allows it.
     """
-    module = unwrap(model)
-    with borrowed(module), torch.no_grad():
-        before, [*earlier, clean] = prefix.outputs()
-        tail = Tail(module, layer, inputs, before, clean, axis=axis, earlier=tuple(earlier))
+    before, [*earlier, clean] = prefix.outputs()
+    with torch.no_grad():
+        tail = Tail(prefix.module, layer, inputs, before, clean, axis=axis, earlier=tuple(earlier))
         if not _reproduces(tail, outputs):
             tail = replace(tail, prefix={}, earlier=(), exact=False)
         elif (wide := replace(tail, wide=_wide_parameters(tail))).wide and _reproduces(wide, outputs, HALF_TOLERANCE):
@@ -281,7 +278,8 @@ def wide_forward(module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> 
     def forward(given: Mapping[str, Any]) -> Any:
         shown = {name: widened(value) for name, value in given.items()}
         args, kwargs = arguments(module, shown)
-        return functional_call(module, wide, args, kwargs)
+        with own_draws(module, given):
+            return functional_call(module, wide, args, kwargs)
 
     if not wide:
         return partial(call, module)
@@ -324,7 +322,7 @@ class PrefixOf:
     def __call__(self, module: nn.Module) -> Iterator[Prefix]:
         """Store the outputs of the modules that the tail after the layer will call again."""
         target, run = located(module, self.layer)
-        record = Prefix(target, Counter(self.layer, run), _around(module, target))
+        record = Prefix(module, target, Counter(self.layer, run), _around(module, target))
         handles = []
         try:
             for child in module.modules():
@@ -340,11 +338,13 @@ class Prefix:
     """The outputs of modules that finished before a layer, in calls that were then still running.
 
     Args:
+        module: The replica that runs.
         target: The layer.
         counter: Finds the run that is meant.
         around: The modules that contain the layer, so that their calls may still run when it does.
     """
 
+    module: nn.Module
     target: nn.Module
     counter: Counter
     around: set[nn.Module]

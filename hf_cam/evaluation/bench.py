@@ -239,8 +239,8 @@ class _Bench:
         inputs = model_inputs_of(
             loaded.model, pictures["pixel_values"], {**others_of(pictures), **head.inputs(request)}
         )
-        with borrowed(loaded.module), torch.no_grad():
-            outputs = call(loaded.module, inputs)
+        with borrowed(loaded.module) as module, torch.no_grad():
+            outputs = call(module, inputs)
         subject = head.subjects(sample_of(outputs, 0, 1), request, geometry)[0]
         problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))

@@ -78,8 +78,8 @@ def examined(loaded: LoadedModel) -> Examination | None:
 
 
 def _examine(loaded: LoadedModel) -> Examination:
-    module, inputs = loaded.module, example_of(loaded)
-    with borrowed(module), torch.enable_grad(), _last_of(module) as last:
+    inputs = example_of(loaded)
+    with borrowed(loaded.module) as module, torch.enable_grad(), _last_of(module) as last:
         pixels = inputs["pixel_values"].detach().requires_grad_()
         output = sample_of(call(module, {**inputs, "pixel_values": pixels}), 0, 1)
         name, made = last[-1] if last else ("", None)
@@ -293,11 +293,11 @@ def _variants(loaded: LoadedModel, path: Path) -> list[Tensor]:
 
 def _of_others(loaded: LoadedModel, path: Path) -> Iterator[Tensor]:
     """The scores of the example, of its negative and of noise."""
-    module, inputs = loaded.module, example_of(loaded)
+    inputs = example_of(loaded)
     pixels = inputs["pixel_values"]
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)).to(pixels)
     for variant in (pixels, -pixels, noise):
-        with borrowed(module), torch.no_grad():
+        with borrowed(loaded.module) as module, torch.no_grad():
             output = sample_of(call(module, {**inputs, "pixel_values": variant}), 0, 1)
         yield Reading(path).values(output).float()
 

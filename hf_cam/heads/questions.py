@@ -142,8 +142,8 @@ class WrittenAnswerHead(QuestionHead):
         """The tokens of the answer that the model generates, `[L]`."""
         module = self.loaded.module
         inputs = model_inputs_of(module, pixels, question)
-        with borrowed(module), torch.no_grad():
-            [written] = module.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
+        with borrowed(module) as replica, torch.no_grad():
+            [written] = replica.generate(**inputs, max_new_tokens=LONGEST_ANSWER)  # type: ignore[operator]
         tokens: Tensor = written
         return tokens
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import cv2
@@ -34,6 +33,7 @@ from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
 from hf_cam.readings import Reading
 from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
+from hf_cam.threads import cached_property
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"

@@ -86,8 +86,7 @@ class EmbeddingHead(Head):
         others = self.loaded.given or self.inputs(request)
         inputs = {**others, **self._other(request.target)}
         inputs = model_inputs_of(self.loaded.model, inputs.pop("pixel_values"), inputs)
-        module = self.loaded.module
-        with borrowed(module), torch.no_grad():
+        with borrowed(self.loaded.module) as module, torch.no_grad():
             outputs = call(module, inputs)
         return embedding_of(sample_of(outputs, 0, 1))
 

@@ -117,23 +117,18 @@ def terms(run: Run, attend: Attend, gates: Gates = "halved") -> Tensor:
 
     Runs the model once more under these rules.
     """
-    module, record, trace = unwrap(run.model), _recorded(run), run.once(traced)
+    record, trace = _recorded(run), run.once(traced)
     blocks = list(dict.fromkeys(blocks_of(record, trace)))
     tokens: list[Tensor] = []  # of the picture alone: those that require grad
-    handles = [module.get_submodule(blocks[0]).register_forward_pre_hook(_collector(tokens), with_kwargs=True)]
-    handles += [
-        module.get_submodule(block).register_forward_hook(lambda _, __, output: _keep(tokens, output))
-        for block in blocks
-    ]
-    with borrowed(module), torch.enable_grad():
+    with borrowed(unwrap(run.model)) as module, torch.enable_grad():
+        first, *_ = members = [module.get_submodule(block) for block in blocks]
+        first.register_forward_pre_hook(_collector(tokens), with_kwargs=True)
+        for member in members:
+            member.register_forward_hook(lambda _, __, output: _keep(tokens, output))
         pixels = run.inputs["pixel_values"].detach().requires_grad_()
-        try:
-            with LocalRules(attend, gates):
-                outputs = call(module, {**run.inputs, "pixel_values": pixels})
-                score = target_values(outputs, run.targets)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with LocalRules(attend, gates):
+            outputs = call(module, {**run.inputs, "pixel_values": pixels})
+            score = target_values(outputs, run.targets)
         found = torch.autograd.grad(_connected(score.sum()), tokens, allow_unused=True, retain_graph=True)
         axis = token_axis_of(trace, tokens[0], pixels)
     return torch.stack(
@@ -232,7 +227,7 @@ def _readouts(run: Run) -> Readouts:
     assert run.captured.pixels is not None
     leaf = leaf_of(run.captured.pixels)
     outputs = [first_tensor(output_of(record, block, leaf).output) for block in blocks]
-    tail = tail_after(record, run.captured, blocks[-1], unwrap(run.model), run.inputs)
+    tail = tail_after(record, run.captured, blocks[-1], run.captured.module, run.inputs)
 
     def read(layer: int, prompt: int | None = None) -> Attention:
         targets = run.targets if prompt is None else [_of_prompt(target, prompt) for target in run.targets]
@@ -260,7 +255,7 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail, target
         axis = token_axis_of(trace, tokens, run.captured.pixels)
         reading = tail.together(tokens.mean(axis, keepdim=True).expand_as(tokens))
     else:
-        with recording(unwrap(run.model)) as again:
+        with recording(run.captured.module) as again:
             reading = tail.together(tokens)
         one = next(other for other in again.calls if other.layer == pool.layer)
     score = _connected(target_values(reading, targets).sum())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.targets import Target, target_values
+from hf_cam.threads import cached_property
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
@@ -113,7 +113,7 @@ class Run:
             LayoutError: no axis of the layer's output counts the images alone.
         """
         prefix: Prefix = self.captured.watched[PrefixOf(layer)]
-        return tail_from(prefix, self.model, layer, self.inputs, self.captured.outputs, self.images_axis(layer))
+        return tail_from(prefix, layer, self.inputs, self.captured.outputs, self.images_axis(layer))
 
     @property
     def pixels(self) -> Tensor:

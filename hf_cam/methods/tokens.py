@@ -104,15 +104,15 @@ def entry_of(run: Run) -> Entry:
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         tokens.extend(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 3)
 
-    with borrowed(module), torch.no_grad():
-        forward = wide_forward(module, run.inputs, run.captured.outputs)
-        handle = module.get_submodule(block).register_forward_pre_hook(keep, with_kwargs=True)
+    with borrowed(module) as replica, torch.no_grad():
+        forward = wide_forward(replica, run.inputs, run.captured.outputs)
+        handle = replica.get_submodule(block).register_forward_pre_hook(keep, with_kwargs=True)
         try:
             clean = forward(run.inputs)
         finally:
             handle.remove()
         entry = Entry(block, trace.cells, trace.encoder[0].key.shape[2], token_axis_of(trace, tokens[0], None))
-        _check_set(entry, module, forward, run, clean)
+        _check_set(entry, replica, forward, run, clean)
     return entry
 
 
@@ -147,15 +147,15 @@ def scores_of_kept(run: Run, kept: Tensor) -> Tensor:
     Raises:
         MethodError: leaving tokens out is not defined for the model, or a mask keeps no token at all.
     """
-    entry, module = run.once(entry_of), unwrap(run.model)
+    entry = run.once(entry_of)
     if not (kept.any(1).all() or entry.length > kept.shape[1]):
         raise MethodError(UNDEFINED.format(reason="no token is left"))
     order = kept.sum(1).argsort(stable=True)
     counts = kept.sum(1)[order].unique_consecutive(return_counts=True)[1].tolist()
-    with borrowed(module), torch.no_grad():
+    with borrowed(unwrap(run.model)) as module, torch.no_grad():
         forward = wide_forward(module, run.inputs, run.captured.outputs)
         size = run.rerun_batch_size or images_at_once(run.pixels.device)
-        rows = [_by_length(run, entry, forward, kept[order], counts, size, i) for i in range(len(run.targets))]
+        rows = [_by_length(run, entry, module, forward, kept[order], counts, size, i) for i in range(len(run.targets))]
         found = torch.stack(rows)
     return found[:, order.argsort().to(found.device)]
 
@@ -163,6 +163,7 @@ def scores_of_kept(run: Run, kept: Tensor) -> Tensor:
 def _by_length(
     run: Run,
     entry: Entry,
+    module: nn.Module,
     forward: Callable[[Mapping[str, Any]], Any],
     kept: Tensor,
     counts: list[int],
@@ -173,7 +174,7 @@ def _by_length(
 
     def some(offset: int, start: int, stop: int) -> Tensor:
         inputs = repeated(run.inputs, torch.full((stop - start,), sample))
-        with entry.keeping(unwrap(run.model), entry.indices(kept[offset + start : offset + stop])):
+        with entry.keeping(module, entry.indices(kept[offset + start : offset + stop])):
             return target_values(forward(inputs), [run.targets[sample]] * (stop - start))
 
     offsets = itertools.accumulate(counts, initial=0)

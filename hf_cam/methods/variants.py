@@ -38,8 +38,7 @@ def scores_of_variants(run: Run, count: int, make: Make) -> Tensor:
         outputs = forward({**repeated(run.inputs, owners), "pixel_values": make(sample, start, stop)})
         return target_values(outputs, [run.targets[sample]] * (stop - start))
 
-    module = unwrap(run.model)
-    with borrowed(module), torch.no_grad():
+    with borrowed(unwrap(run.model)) as module, torch.no_grad():
         forward = wide_forward(module, run.inputs, run.captured.outputs)
         size = run.rerun_batch_size or images_at_once(run.pixels.device)
         return torch.stack([in_chunks(count, size, partial(some, sample)) for sample in range(len(run.targets))])

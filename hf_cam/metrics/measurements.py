@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_cam.capture.guard import lock_of
 from hf_cam.errors import OptionError
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.order import kept_above
 from hf_cam.metrics.registry import measurement
 from hf_cam.metrics.trial import Trial
 from hf_cam.models.traits import unwrap
+from hf_cam.threads import ForkSafeLock
 
 BLUR = 5.0
 AT_ONCE = 64
@@ -156,14 +156,18 @@ def attributed(trial: Trial) -> Mapping[str, Tensor]:
     )
 
 
+_shuffling = ForkSafeLock()
+
+
 @contextmanager
 def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Shuffle the values within each parameter of the model, and restore them when the block ends.
 
-    Each parameter keeps its distribution, so activations stay in their usual range, but loses what it has learned.
+    Each parameter keeps its distribution, so activations stay in their usual range, but loses what it has learned. All
+    threads see the shuffled weights.
     """
     module = unwrap(model)
-    with lock_of(module):
+    with _shuffling:
         parameters = list(module.parameters())
         kept = [parameter.detach().clone() for parameter in parameters]
         generator = torch.Generator().manual_seed(seed)

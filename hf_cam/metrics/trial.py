@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
 from hf_cam.targets import Target, target_values
+from hf_cam.threads import cached_property
 
 PERCENTILES = (20, 40, 60, 80)
 RISE: Literal["rise"] = "rise"
@@ -67,15 +68,15 @@ class Scorer:
         flat = variants.flatten(0, 1)
         owners = torch.arange(batch, device=flat.device).repeat_interleave(count)
 
-        def some(start: int, stop: int) -> Tensor:
+        def some(module: nn.Module, start: int, stop: int) -> Tensor:
             own = owners[start:stop]
             inputs = {**repeated(self.inputs, own), "pixel_values": flat[start:stop]}
-            outputs = call(unwrap(self.model), inputs)
+            outputs = call(module, inputs)
             return target_values(outputs, [self.targets[i] for i in own.tolist()])
 
-        with borrowed(unwrap(self.model)), torch.no_grad():
+        with borrowed(unwrap(self.model)) as module, torch.no_grad():
             size = self.rerun_batch_size or images_at_once(flat.device)
-            return in_chunks(len(flat), size, some).reshape(batch, count).float()
+            return in_chunks(len(flat), size, partial(some, module)).reshape(batch, count).float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -24,6 +24,7 @@ from hf_cam.layouts import Size
 from hf_cam.models.checkpoints import load_pretrained, load_processor, load_tokenizer, resolve_name
 from hf_cam.models.libraries import adopted, library_processor, library_tokenizer
 from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
+from hf_cam.threads import cached_property
 
 Picture = Image.Image | Video
 """One input of a model: an image, or a video."""

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from hf_cam.errors import ModelError, OptionError
 from hf_cam.layouts import Size
 from hf_cam.models.families import declared
+from hf_cam.threads import cached_property
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "return_dict", "attention_mask", "interpolate_pos_encoding")
 """Inputs that transformers' forwards take without listing them."""

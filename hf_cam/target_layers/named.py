@@ -103,7 +103,7 @@ def settled(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any], known
         return replace(adapter, layouts=tuple(layouts))
     if are_cut(inputs):
         return adapter
-    with borrowed(model):
+    with borrowed(model) as model:
         try:
             traced = trace(model, inputs, traits_of(model).cut)
         except UnknownArchitecture:  # a volume, a video or several views, not a picture

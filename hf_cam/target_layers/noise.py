@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import first_tensor
+from hf_cam.capture.draws import has_drawn, other_draws
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, picture_name, picture_size
 from hf_cam.errors import LayoutError
@@ -60,8 +61,8 @@ def check_layouts(model: nn.Module, inputs: Mapping[str, Any], claims: Sequence[
     Raises:
         UnknownArchitecture: there is no picture among the inputs.
     """
-    module, size, images = unwrap(model), picture_size(inputs), len(inputs[picture_name(inputs, (3, 4, 5))])
-    with borrowed(module), torch.no_grad():
+    size, images = picture_size(inputs), len(inputs[picture_name(inputs, (3, 4, 5))])
+    with borrowed(unwrap(model)) as module, torch.no_grad():
         clean, random = _clean(module, inputs, {layer for layer, _ in claims})
         verdicts: list[Verdict] = ["refuted" if layer in random else "undecided" for layer, _ in claims]
         for disturbance in (_STRONG, _WEAK):
@@ -88,16 +89,12 @@ def _changes(
 
 def _clean(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Tensor], set[str]]:
     """The outputs of the layers, and the layers whose output is random (masked or shuffled patches)."""
-    before = _random_states()
     clean = activations_of(module, inputs, layers)
-    if all(map(torch.equal, before, _random_states())):
+    if not has_drawn(module):
         return clean, set()
-    again = activations_of(module, inputs, layers)
+    with other_draws():
+        again = activations_of(module, inputs, layers)
     return clean, {layer for layer in clean if _differ(clean[layer], again[layer])}
-
-
-def _random_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

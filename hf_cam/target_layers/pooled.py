@@ -86,7 +86,7 @@ def before_pooling(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]
 
         return record
 
-    with borrowed(module), torch.no_grad(), linear_calls(module) as calls:
+    with borrowed(module) as module, torch.no_grad(), linear_calls(module) as calls:
         handles = [child.register_forward_hook(recorder(name)) for name, child in module.named_modules() if name]
         try:
             call(module, inputs)

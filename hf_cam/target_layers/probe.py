@@ -94,8 +94,7 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], *, patch: Size | None = N
     >>> finding.layer, finding.layout.axes
     ('1', 'b c h w')
     """
-    module = unwrap(model)
-    with borrowed(module):
+    with borrowed(unwrap(model)) as module:
         search = _Search(module, inputs, trace(module, inputs, patch), check)
         graph: _Graph | None = None
         for scores in fields(search.traced.output):

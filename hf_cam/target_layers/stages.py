@@ -102,7 +102,7 @@ class _Stop:
 
 def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> list[_Stop]:
     """The trunk from one traced forward; empty if the model's input is not a picture."""
-    [target], module = adapter.layers, unwrap(model)
+    [target] = adapter.layers
     found: list[GradientEdge] = []
 
     def record(_: str, output: Any) -> None:
@@ -110,10 +110,10 @@ def _traced_trunk(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any])
         if tensor is not None and tensor.requires_grad:
             found.append(get_gradient_edge(tensor))
 
-    with borrowed(module):
+    with borrowed(unwrap(model)) as module:
         try:
             with hooked(module, record, {target}):
-                traced = trace(module, inputs, traits_of(module).patch)
+                traced = trace(module, inputs, traits_of(model).patch)
         except UnknownArchitecture:
             return []
         return _trunk(module, traced, found[0], adapter) if found else []

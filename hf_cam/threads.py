@@ -1,0 +1,121 @@
+"""Threads and processes: what a call may change in its thread is put back, and locks survive a fork."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar, overload
+
+Result = TypeVar("Result")
+
+
+class Here(threading.local):
+    """What hf-cam itself has switched on in this thread."""
+
+    plain_checkpoints = 0
+    """How many blocks deep checkpointed parts of a model run as plain ones."""
+    eager = 0
+    """How many blocks deep compiled code runs as plain Python."""
+    seed = 0
+    """The seed of the random numbers of a forward."""
+
+
+HERE = Here()
+
+
+class KeptThread:
+    """Give the thread back its grad mode, its stacks of modes and `HERE` when the `with` block ends, however it ends.
+
+    Each context manager inside the block undoes its own part; an interrupt that hits one while it does so leaves
+    something behind, which ends here. It is a class, not a generator: nothing of it runs later.
+    """
+
+    def __enter__(self) -> None:
+        self._here = dict(vars(HERE))
+        self._torch: Any = sys.modules.get("torch")
+        if self._torch is not None:
+            self._grad = self._torch.is_grad_enabled()
+            self._depths = [depth() for depth, _ in _stacks(self._torch)]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        vars(HERE).clear()
+        vars(HERE).update(self._here)
+        if self._torch is None:
+            return
+        self._torch._C._set_grad_enabled(self._grad)  # noqa: SLF001 - the public one goes through modes
+        for (depth, pop), before in zip(_stacks(self._torch), self._depths, strict=True):
+            while depth() > before:
+                pop()
+
+
+def _stacks(torch: Any) -> list[tuple[Any, Any]]:
+    """The depth of each of the thread's stacks of modes, and how to pop its top."""
+    c = torch._C  # noqa: SLF001
+    return [
+        (c._len_torch_function_stack, c._pop_torch_function_stack),  # noqa: SLF001
+        (c._len_torch_dispatch_stack, lambda: c._pop_torch_dispatch_stack(None)),  # noqa: SLF001
+    ]
+
+
+class ForkSafeLock:
+    """A re-entrant lock that is free in a forked child, in which the thread that held it does not exist.
+
+    >>> with ForkSafeLock() as lock, lock:
+    ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _renew(this()))
+
+    def __enter__(self) -> ForkSafeLock:
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.release()
+
+
+def _renew(lock: ForkSafeLock | None) -> None:
+    if lock is not None:
+        lock._lock = threading.RLock()  # noqa: SLF001
+
+
+class cached_property(Generic[Result]):  # noqa: N801 - stands in for functools'
+    """`functools.cached_property` without the lock that Python 3.11 holds while it computes the value.
+
+    That lock belongs to the class: two threads would compute the values of two objects one after the other, and a child
+    that was forked meanwhile would wait for ever.
+
+    >>> class Square:
+    ...     side = 3
+    ...     @cached_property
+    ...     def area(self) -> int:
+    ...         return self.side**2
+    >>> Square().area
+    9
+    """
+
+    def __init__(self, make: Callable[[Any], Result]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> cached_property[Result]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Result: ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        made = instance.__dict__[self.name] = self.make(instance)
+        return made
