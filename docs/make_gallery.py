@@ -13,14 +13,15 @@ from hf_cam.zoo import SCENE
 
 PAGE = Path(__file__).with_name("gallery.md")
 PICTURES = Path(__file__).parent / "images" / "gallery"
-METHODS = ("gradcam", "hirescam", "layercam", "eigencam", "randomcam")
+OTHERS = ("gradcam", "layercam", "eigencam", "randomcam")
+"""What each default is shown beside."""
 HEAD = """# Gallery
 
-Every head by five methods, each row of maps from one forward pass. Written by `python docs/make_gallery.py`. The
-photograph is explained with ImageNet weights, the scene with the small bundled models. RandomCAM weights the channels
-at random: a method that looks no better than it shows nothing. EigenCAM ignores the target. For the prompt and for the
-region, Grad-CAM also colours the background, because it averages each channel's gradient over the whole picture: see
-[when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads). The default method of these two is another one.
+Every head by its default method, which comes first, and by others; each row of maps from one forward pass. Written by
+`python docs/make_gallery.py`. The photograph is explained with ImageNet weights, the scene with the small bundled
+models. RandomCAM weights the channels at random: a method that looks no better than it shows nothing. EigenCAM ignores
+the target. For the prompt and for the region, Grad-CAM also colours the background, because it averages each channel's
+gradient over the whole picture: see [when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads).
 """
 
 
@@ -30,9 +31,15 @@ class Row:
 
     title: str
     model: str
+    default: str
     call: str
     wanted: Mapping[str, Any]
     image: str = "scene"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The default of the model, and the others."""
+        return (self.default, *(method for method in OTHERS if method != self.default))
 
     @property
     def file(self) -> str:
@@ -41,12 +48,12 @@ class Row:
 
 
 ROWS = (
-    Row("A class, convolutional network", "imagenet", 'target="espresso"', {"target": "espresso"}, "coffee"),
-    Row("A class, vision transformer", "vit", 'target="bag"', {"target": "bag"}),
-    Row("A prompt", "clip", 'text="a sneaker"', {"text": "a sneaker"}),
-    Row("An object", "detr", 'target="bag"', {"target": "bag"}),
-    Row("A region", "segformer", 'target="trouser"', {"target": "trouser"}),
-    Row("A segment", "maskformer", 'target="bag"', {"target": "bag"}),
+    Row("A class, convolutional network", "imagenet", "gradcam", 'target="espresso"', {"target": "espresso"}, "coffee"),
+    Row("A class, vision transformer", "vit", "hirescam", 'target="bag"', {"target": "bag"}),
+    Row("A prompt", "clip", "libracam", 'text="a sneaker"', {"text": "a sneaker"}),
+    Row("An object", "detr", "hirescam", 'target="bag"', {"target": "bag"}),
+    Row("A region", "segformer", "gradcam-elementwise", 'target="trouser"', {"target": "trouser"}),
+    Row("A segment", "maskformer", "gradcam", 'target="bag"', {"target": "bag"}),
 )
 
 
@@ -55,9 +62,9 @@ def page() -> str:
 
 
 def section(row: Row) -> str:
-    names = ", ".join(METHODS)
+    names = ", ".join(row.methods)
     alt = f"{row.title}: the picture and its maps by {names}"
-    quoted = ", ".join(f'"{method}"' for method in METHODS)
+    quoted = ", ".join(f'"{method}"' for method in row.methods)
     call = f'methods = [{quoted}]\nhf_cam.compare(image, "demo:{row.model}", {row.call}, methods=methods)'
     return f"## {row.title}\n\n```python\n{call}\n```\n\n![{alt}](images/gallery/{row.file})\n"
 
@@ -65,7 +72,7 @@ def section(row: Row) -> str:
 def draw(row: Row) -> None:
     [photograph] = [one for one in PHOTOGRAPHS if one.name == "coffee"]
     image = photograph.image() if row.image == "coffee" else SCENE
-    found = hf_cam.compare(image, f"demo:{row.model}", methods=METHODS, **row.wanted)
+    found = hf_cam.compare(image, f"demo:{row.model}", methods=row.methods, **row.wanted)
     found.grid(columns=3).save(PICTURES / row.file, quality=85)
     print(row.file)
 
