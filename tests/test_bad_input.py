@@ -296,7 +296,7 @@ ASKED = {
     "an index beyond the classes": ({"target": 5}, TargetError, "no class 5; the model has classes 0 to 4"),
     "such an index as digits": ({"target": "5"}, TargetError, "no class 5; the model has classes 0 to 4"),
     "a negative index": ({"target": -1}, TargetError, "no class -1; the model has classes 0 to 4"),
-    "a float": ({"target": 1.0}, TargetError, "a target must be a class index, a label or a callable, not float"),
+    "a float": ({"target": 1.0}, TargetError, "must be a class index, a label or a callable, not float"),
     "a float tensor": ({"target": torch.tensor(1.0)}, TargetError, "not Tensor"),
     "a truth value": ({"target": True}, TargetError, "not bool"),
     "a tuple": ({"target": (1, 2)}, TargetError, r"not tuple \(1, 2\)"),
@@ -429,7 +429,7 @@ TENSORS = {
     "one image without a batch axis": ((PIXELS[0],), OptionError, r"\[B, C, H, W\], got \(3, 64, 96\)"),
     "bytes in place of floats": (((PIXELS * 255).byte(),), OptionError, "pixel_values must be a floating tensor"),
     "an array": ((PIXELS.numpy(),), OptionError, r"pixel_values must be a floating tensor .* got ndarray"),
-    "None": ((None,), OptionError, "got NoneType"),
+    "None": ((None,), OptionError, "the picture is missing: pass it first"),
     "an empty batch": ((PIXELS[:0],), OptionError, "pixel_values holds no image"),
     "NaN": ((PIXELS * float("nan"),), TargetError, "the target's value is not finite"),
 }

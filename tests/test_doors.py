@@ -362,7 +362,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "infinity for a number": ("fem", {"k": float("inf")}, "must be a number, got inf"),
     "a text for a list": ("finercam", {"references": ["a"]}, "must be a whole number or a list"),
     "a number for a text": ("finercam", {"base": 5}, "must be a text, got 5"),
-    "none of the choices": ("gradeclip", {"heads": "all"}, "must be 'own' or 'merged', got 'all'"),
+    "none of the choices": ("gradeclip", {"heads": "all"}, "must be 'merged' or 'own', got 'all'"),
     "a text for a truth value": ("gradeclip", {"spatial": "yes"}, "must be True or False"),
 }
 
