@@ -215,13 +215,17 @@ DETR = {"model_type": "detr", "architectures": ["DetrForObjectDetection"]}
 TIMM = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"], "num_classes": 2}
 HOSTILE = {
     "wide": (vit(hidden_size=100_000, intermediate_size=400_000), side(64), "million parameters"),
-    "deep": (vit(num_hidden_layers=10**6), side(64), "too long or too much memory|too much memory"),
+    "deep": (vit(num_hidden_layers=10**6), side(64), "none with more than 2,000 is built"),
     "picture": (vit(image_size=10**6), side(64), "too much memory|million parameters"),
-    "labels": (vit(num_labels=10**9, id2label=None, label2id=None), side(64), "too much memory|too long"),
+    "labels": (
+        vit(num_labels=10**9, id2label=None, label2id=None),
+        side(64),
+        "none with more than 100,000,000 is built",
+    ),
     "vocabulary": (
         {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": {"vocab_size": 10**12}},
         side(64),
-        "million parameters",
+        "none with more than 100,000,000 is built",
     ),
     "enlarging": (vit(), side(100_000), "too much memory"),
     "large input": (vit(), side(4000), "enlarges pictures to 48.0 million"),
