@@ -28,6 +28,7 @@ class GuidedBackprop:
 
     Paper: Springenberg et al., Striving for Simplicity, ICLR Workshops 2015, arXiv:1412.6806.
 
+    >>> import torch
     >>> from transformers import ResNetConfig, ResNetForImageClassification
     >>> model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).eval()
     >>> GuidedBackprop(model)(torch.rand(1, 3, 64, 96)).shape

@@ -102,7 +102,7 @@ def test_a_blur_keeps_flat_pictures_and_flattens_others() -> None:
     [
         ({"patch": 0}, "patch must be a whole number from 1"),
         ({"patch": 4, "stride": 5}, "stride must be at most patch=4"),
-        ({"fill": "black"}, "must be a number, 'mean' or 'blur' or a tensor"),
+        ({"fill": "black"}, "must be a number, 'mean' or 'blur', a tensor or 'drop', got 'black'"),
         ({"fill": torch.zeros(2)}, r"a picture \[3, 64, 96\] or a colour \[3\], got \[2\]"),
     ],
 )
