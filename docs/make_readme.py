@@ -7,26 +7,15 @@ Each figure or table in the README is enclosed in `<!-- name -->` and `<!-- end 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 SLOT = re.compile(r"<!-- ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 
-CLASSIFIERS = {"convnext": "ConvNeXt", "vit": "ViT", "dinov2": "DINOv2", "swin": "Swin"}
-OTHERS = {
-    "clip": "clip, prompt",
-    "detr": "detr, object",
-    "segformer": "segformer, class",
-    "maskformer": "maskformer, segment",
-}
-ATTENTION = ("chefer", "gradeclip", "libracam")
-ROAD = ("gradcam", "hirescam", "layercam", "gradcam-elementwise", "fullgrad", "eigencam", *ATTENTION)
-LOCALIZATION = ("gradcam", "hirescam", "layercam", "fullgrad", "eigencam", "refinecam", *ATTENTION)
 PLANTED = ("fast", "checked", "occlusion", "attnlrp")
-ROAD_BASELINES = ("centred-gaussian", "randomcam", "sobel", "noise")
-LOCALIZATION_REFERENCES = ("scorecam, first 20 scenes", "randomcam", "grad-cam's GradCAM", "Sobel edges", "noise")
+COSTS = ("gradcam", "layercam", "fullgrad", "eigencam", "ablationcam", "scorecam", "top 5 classes")
 
 ASKED, REFUSED = "verified, with the caller's target", "refused, with a reason"
 
@@ -94,67 +83,13 @@ def explained() -> str:
     return f"{verified} of {coverage('types') - asked - refused}"
 
 
-def verdicts() -> str:
-    found = {row["model"]: row for row in rows("localization-heads", "| model | auto | energy inside |")}
-    names = {model: model for model in CLASSIFIERS} | OTHERS
-    lines = [["default method", *(found[name]["auto"] for name in names)]]
-    lines += [["energy inside", *(found[name]["energy inside"] for name in names)]]
-    return markdown(["model", *names.values()], lines)
-
-
-def threshold(column: str) -> str:
-    """The value of a column of the verdicts that is the same for all models."""
-    [found] = {row[column] for row in rows("localization-heads", "| model | auto | energy inside |")}
-    return found
-
-
-def twins(column: str) -> str:
-    [row] = rows("localization-heads", "| model | auto | maps |")
-    return row[column]
-
-
-def road_of(model: str) -> dict[str, tuple[str, str]]:
-    """Mean and standard error of each map's ROAD, for one model."""
-    return {row["map"]: tuple(row["road"].split(" ± ")) for row in rows("defaults", f"### {model}\n")}
-
-
-def road() -> str:
-    found = [{name: mean for name, (mean, _) in road_of(model).items()} for model in CLASSIFIERS]
-    return compared((*ROAD, *ROAD_BASELINES), found)
-
-
-def road_error() -> str:
-    errors = [road_of(model).get(name, ("", "0"))[1] for model in CLASSIFIERS for name in (*ROAD, *ROAD_BASELINES)]
-    return f"{max(map(float, errors)):.2f}"
-
-
-def localization() -> str:
-    lines = rows("localization", "| model | map |")
-    found = [
-        {row["map"]: f"{row['energy inside']} / {row['average precision']}" for row in lines if row["model"] in one}
-        for one in [(model, "none") for model in CLASSIFIERS]
-    ]
-    return compared((*LOCALIZATION, *LOCALIZATION_REFERENCES), found)
-
-
-def compared(names: Sequence[str], found: Sequence[Mapping[str, str]]) -> str:
-    """A table of maps by classifier; only methods for transformers may be missing."""
-    gaps = {row["id"]: "not defined" for row in rows("transformers", "| id |")}
-    lines = [[name, *(one[name] if name in one else gaps[name] for one in found)] for name in names]
-    return markdown(["map", *CLASSIFIERS.values()], lines)
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    body = [f"| {' | '.join(cells)} |" for cells in (header, *lines)]
-    return "\n".join(["", body[0], "|---" + "|--:" * (len(header) - 1) + "|", *body[1:], ""])
-
-
 def planted() -> str:
     """The share of images whose map peaks on the planted cue, by map and family."""
     found = {row["map"]: row for row in rows("planted", "## Peak on the cue, by family")}
     families = {"vit": "ViT", "dinov2": "DINOv2", "convnext": "ConvNeXt", "swin": "Swin"}
     lines = [[f"`{name}`", *(found[name][one].split(" ±")[0] for one in families)] for name in PLANTED]
-    return markdown(["map", *families.values()], lines)
+    body = [f"| {' | '.join(cells)} |" for cells in (["map", *families.values()], *lines)]
+    return "\n".join(["", body[0], "|---" + "|--:" * len(families) + "|", *body[1:], ""])
 
 
 def planted_error() -> str:
@@ -168,12 +103,8 @@ def verdict_on(maps: str, verdict: str) -> str:
 
 
 def costs() -> str:
-    return "\n".join(["", *table("methods", "### Overview"), ""])
-
-
-def scorecam(column: str) -> str:
-    [row] = [row for row in rows("methods", "### ViT-B/16") if row["method"] == "scorecam"]
-    return row[column]
+    header, rule, *body = table("methods", "### Overview")
+    return "\n".join(["", header, rule, *(line for line in body if line.split("|")[1].strip() in COSTS), ""])
 
 
 def batch_8() -> str:
@@ -192,29 +123,13 @@ def span(figures: Iterable[str]) -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "explained": explained,
-    "refused": lambda: str(coverage(REFUSED)),
-    "asked": lambda: str(coverage(ASKED)),
-    "siblings": lambda: str(len(rows("methods", "| id |")) - 1),
-    "verdict-scenes": lambda: number("localization-heads", r"--verdicts --scenes (\d+)"),
-    "twice-the-share": lambda: threshold("twice the mask's share"),
-    "best-baseline": lambda: threshold("best baseline (Sobel edges)"),
-    "own-box": lambda: twins("energy in its own box"),
-    "twins-box": lambda: twins("in the other's box"),
-    "verdicts": verdicts,
-    "road-scenes": lambda: number("defaults", r"(\d+) images.*; layer `(?:convnext|vit|dinov2|swin)"),
-    "road-error": road_error,
-    "road": road,
-    "labels": lambda: number("localization", r"\d+ scenes with (\d+) labels"),
-    "scenes": lambda: number("localization", r"(\d+) scenes with \d+ labels"),
-    "localization": localization,
+    "methods": lambda: str(len(rows("methods", "| id |"))),
     "planted": planted,
     "planted-images": lambda: number("planted", r"another seed: (\d+) images"),
     "planted-error": planted_error,
     "hits-supported": lambda: verdict_on("hits", "supports"),
     "misses-contradicted": lambda: verdict_on("misses", "contradicts"),
     "costs": costs,
-    "scorecam-memory": lambda: scorecam("hf-cam MB"),
-    "grad-cam-memory": lambda: scorecam("grad-cam MB"),
     "batch-8": batch_8,
     "memory": memory,
 }
