@@ -565,8 +565,10 @@ def test_the_tabs_choose_prompts_boxes_and_segments(browser, server, screenshots
     visit.explain()
     labels = page.locator("#found .caption-label").all_inner_texts()
     assert sorted(label.split(" · ")[0] for label in labels) == ["a blue trouser", "a yellow bag", "an orange sneaker"]
-    places = [item.bounding_box() for item in page.locator("#found button.thumbnail-item").all()]
-    assert len({round(place["y"]) for place in places}) == 1  # side by side
+    page.wait_for_function(
+        "new Set([...document.querySelectorAll('#found button.thumbnail-item')]"
+        ".map(item => Math.round(item.getBoundingClientRect().y))).size === 1"  # side by side, when all are loaded
+    )
     visit.shoot("prompt")
 
     visit.open("Detect")
