@@ -11,6 +11,15 @@ from torch.nn import functional
 MODES = {2: "bilinear", 3: "trilinear"}
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The same values in float32, or in float64 if they are already, for sums that 16 bits cannot hold.
+
+    >>> at_least_float32(torch.ones(2, dtype=torch.float16)).dtype
+    torch.float32
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def normalize(maps: Tensor, sides: int = 2) -> Tensor:
     """Scale each map to [0, 1] by its own minimum and maximum; a constant map carries no evidence and becomes zeros.
 

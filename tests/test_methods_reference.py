@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
 from torch import Tensor, nn
 
+from benchmarks import equations
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.errors import TargetError
@@ -20,81 +20,33 @@ from nets import OF_EVERY_LAYOUT, make
 from pictures import SIZE, pictures
 from reference import Logits, class_targets, let_go, package
 
-
-def centred(values: np.ndarray) -> np.ndarray:
-    """`[cells, channels]` of `[channels, rows, columns]`, each channel's mean taken away."""
-    vectors = values.reshape(len(values), -1).T
-    return vectors - vectors.mean(0)
-
-
-def component(values: np.ndarray) -> np.ndarray:
-    """Of either sign."""
-    vectors = centred(values)
-    direction = np.linalg.svd(vectors, full_matrices=False)[2][0]
-    return (vectors @ direction).reshape(values.shape[1:])
-
-
-def kernel_component(values: np.ndarray) -> np.ndarray:
-    """Of the sigmoid kernel, of either sign; as long as the cells' own vectors."""
-    vectors = centred(values)
-    gram = np.tanh(vectors @ vectors.T / vectors.shape[1] + 1)
-    middle = np.eye(len(gram)) - 1 / len(gram)
-    strengths, bases = np.linalg.eigh(middle @ gram @ middle)
-    first = bases[:, np.argmax(strengths)]
-    return (first / np.linalg.norm(first) * np.linalg.norm(vectors)).reshape(values.shape[1:])
-
-
-def plusplus(a: np.ndarray, g: np.ndarray) -> float:
-    """Equation 19, one channel's weight."""
-    total = sum(a.flat)
-    return sum(value**2 / (2 * value**2 + total * value**3 + 1e-6) * max(value, 0) for value in g.flat if value != 0)
-
-
-def standing_out(a: np.ndarray) -> np.ndarray:
-    """Fuad et al.: each channel is binarised at mean plus two deviations and weighted by its mean."""
-    total = np.zeros(a.shape[1:])
-    for channel in a:
-        mean = sum(channel.flat) / channel.size
-        deviation = (sum((value - mean) ** 2 for value in channel.flat) / channel.size) ** 0.5
-        for cell in np.ndindex(channel.shape):
-            if channel[cell] > mean + 2 * deviation:
-                total[cell] += mean
-    return total
-
-
-WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
-    "gradcam": lambda a, g: sum(g.flat) / g.size,
-    "hirescam": lambda a, g: g,
-    "layercam": lambda a, g: np.maximum(g, 0),
-    "gradcam++": plusplus,
-    "xgradcam": lambda a, g: sum((a * g).flat) / sum(a.flat),
-    "finercam": lambda a, g: sum(g.flat) / g.size,
-    "refinecam": plusplus,
-}
-WHOLE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "gradcam-elementwise": lambda a, g: np.maximum(a * g, 0).sum(0),
-    "eigencam": lambda a, g: component(a),
-    "eigengradcam": lambda a, g: component(a * g),
-    "segeigencam": lambda a, g: component(a * np.abs(g)),
-    "kpcacam": lambda a, g: kernel_component(a),
-    "fem": lambda a, g: standing_out(a),
+EQUATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "gradcam": equations.gradcam,
+    "hirescam": equations.hirescam,
+    "layercam": equations.layercam,
+    "gradcam++": equations.plusplus,
+    "xgradcam": equations.xgradcam,
+    "gradcam-elementwise": equations.elementwise,
+    "eigencam": equations.eigencam,
+    "eigengradcam": equations.eigengradcam,
+    "segeigencam": equations.segeigencam,
+    "kpcacam": equations.kpcacam,
+    "fem": equations.fem,
+    "finercam": equations.gradcam,
+    "refinecam": equations.plusplus,
 }
 OF_EITHER_SIGN = {"eigencam", "eigengradcam", "segeigencam", "kpcacam"}
 
 
-@pytest.mark.parametrize("method", [*WEIGHTS, *WHOLE])
-def test_agrees_with_a_slow_float64_implementation(method: str) -> None:
+@pytest.mark.parametrize("method", EQUATIONS)
+def test_each_image_of_a_batch_agrees_with_the_equation_and_float32_with_float64(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a, g = (torch.randn(2, 5, 6, 7, generator=generator, dtype=torch.float64) for _ in range(2))
     a[:, :, 2, 3] += 4  # something to stand out, and a component that leads
     record = get_method(method)
     maps = record.map(**{name: {"activations": a, "gradients": g}[name] for name in record.needs}).numpy()
     for i in range(2):
-        one, two = a[i].numpy(), g[i].numpy()
-        if method in WEIGHTS:
-            slow = sum(WEIGHTS[method](one[c], two[c]) * one[c] for c in range(len(one)))
-        else:
-            slow = WHOLE[method](one, two)
+        slow = EQUATIONS[method](a[i].numpy(), g[i].numpy())
         if method in OF_EITHER_SIGN:
             slow = min(slow, -slow, key=lambda signed: np.abs(np.maximum(signed, 0) - maps[i]).max())
         np.testing.assert_allclose(maps[i], np.maximum(slow, 0), atol=1e-9)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.layouts import Size
+from hf_cam.maps import at_least_float32
 from hf_cam.threads import cached_property
 
 
@@ -40,8 +41,8 @@ class Attention:
     def weights(self) -> Tensor:
         """`softmax(scale q k^T + mask)`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
         if self.computed is not None:
-            return _wide(self.computed.detach())
-        scores: Tensor = (_wide(self.query.detach()) * self.scale) @ _wide(self.key.detach()).mT
+            return at_least_float32(self.computed.detach())
+        scores: Tensor = (at_least_float32(self.query.detach()) * self.scale) @ at_least_float32(self.key.detach()).mT
         if self.mask is not None:
             mask = self.mask.detach()
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
@@ -50,7 +51,7 @@ class Attention:
     @property
     def weight_gradients(self) -> Tensor:
         """`dL/dA = (dL/dO) V^T`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
-        return _wide(self.output_gradient) @ _wide(self.value.detach()).mT
+        return at_least_float32(self.output_gradient) @ at_least_float32(self.value.detach()).mT
 
     @property
     def output_gradient(self) -> Tensor:
@@ -142,12 +143,8 @@ class AttentionTrace:
             front = read.clone()
             front[:, self.cells.prefix :] = False
             read = torch.where(front.any(1, keepdim=True), front, read)
-        weights = _wide(read.to(self.last.output))
+        weights = at_least_float32(read.to(self.last.output))
         return weights / weights.sum(1, keepdim=True).clamp_min(1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError, TargetError
+from hf_cam.maps import at_least_float32
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)  # noqa: SLF001  (the base of all batch norms)
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  (the base of all convolutions)
@@ -72,14 +73,14 @@ class BiasedOutputs:
         outputs = {name: output for name, output in self.outputs.items() if output.requires_grad}
         leaves = [pixels, *outputs.values()]
         scaled = torch.autograd.grad(score * scale, leaves, allow_unused=True, retain_graph=True)
-        wide = [None if gradient is None else _wide(gradient) / scale for gradient in scaled]
+        wide = [None if gradient is None else at_least_float32(gradient) / scale for gradient in scaled]
         terms = {
             name: gradient * _broadcast(self.modules[name], gradient)
             for name, gradient in zip(outputs, wide[1:], strict=True)
             if gradient is not None
         }
         gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
-        return FullGradients(_wide(score.detach()), gradient * _wide(pixels.detach()), terms)
+        return FullGradients(at_least_float32(score.detach()), gradient * at_least_float32(pixels.detach()), terms)
 
 
 @contextmanager
@@ -133,10 +134,6 @@ def full_gradients(model: nn.Module, inputs: Mapping[str, Any], score: Callable[
         assert captured.pixels is not None
         record: BiasedOutputs = captured.watched[biased_outputs]
         return record.decompose(score(captured.outputs), captured.pixels)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _bias(module: nn.Module) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_cam.doors import renamed
 from hf_cam.errors import MethodError, OptionError, brief
-from hf_cam.maps import fuse_mean
+from hf_cam.maps import at_least_float32, fuse_mean
 from hf_cam.methods.options import annotations_of, described, fits, options_of, picked, required_of
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.methods.signals import SIGNALS, Signal
@@ -206,7 +206,7 @@ class Method:
             if isinstance(value, Tensor):
                 _check_finite(name, value)
         tensors = {
-            name: _at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
+            name: at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **picked(given, self.contributions))
@@ -214,7 +214,7 @@ class Method:
             if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
                 _check_finite(name, contributions)
         rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
-        contributions = _at_least_float32(contributions)
+        contributions = at_least_float32(contributions)
         reduced = reduce(contributions, **picked(given, reduce)).clamp_min(0)
         # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
         error = rounding * contributions.norm(dim=1)
@@ -232,10 +232,6 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     if not torch.stack(tensor.aminmax()).isfinite().all():
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_signals(method: Method) -> None:

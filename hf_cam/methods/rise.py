@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.images.fills import filled
-from hf_cam.maps import resize
+from hf_cam.maps import at_least_float32, resize
 from hf_cam.methods.masking import Cover
 from hf_cam.methods.registry import method
 from hf_cam.methods.reruns import confident
@@ -92,7 +92,7 @@ def mean_kept(scores: Tensor, masks: Callable[[int, int], Tensor], keep: float) 
 
     Scores below zero, which a probability has not, are shifted so that the lowest is zero.
     """
-    scores = _wide(scores)
+    scores = at_least_float32(scores)
     scores = scores - scores.amin(1, keepdim=True).clamp_max(0)
     total: Tensor | float = 0.0
     for start in range(0, scores.shape[1], AT_ONCE):
@@ -210,8 +210,8 @@ def matching(target: Target, output: Any, labels: int) -> DetectionMatch:
         raise MethodError("'d-rise' explains the detections of a detector; 'rise' takes any target")
 
     def proposals(found: Any) -> tuple[Tensor, Tensor, Tensor]:
-        logits = _wide(field_of(found, LOGITS))
-        x, y, width, height = upright(_wide(field_of(found, BOXES))).unbind(-1)
+        logits = at_least_float32(field_of(found, LOGITS))
+        x, y, width, height = upright(at_least_float32(field_of(found, BOXES))).unbind(-1)
         boxes = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], -1)
         if labels and logits.shape[-1] == labels + 1:  # the last class is "no object"
             scores = logits.softmax(-1)[..., :-1]
@@ -221,10 +221,6 @@ def matching(target: Target, output: Any, labels: int) -> DetectionMatch:
 
     boxes, scores, _ = proposals(output)
     return DetectionMatch(boxes[target.query], scores[target.query], proposals)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _listed(target: BoxLogit) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
