@@ -331,17 +331,19 @@ PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 def test_the_page_names_every_type_and_counts_its_own_rows() -> None:
     sections = dict(part.split("\n", 1) for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:])
     counted = {
-        cells[1].strip(): [int(cell or 0) for cell in map(str.strip, cells[2:-1])]
+        cells[1].strip(): (*(int(cell or 0) for cell in map(str.strip, cells[2:6])), cells[6].strip())
         for line in PAGE.read_text(encoding="utf-8").split("\n## ")[0].splitlines()
         if line.startswith("| ") and (cells := line.split("|"))[1].strip() in TASKS
     }
     for task in TASKS:
         rows = [line.split(" | ") for line in sections[task].splitlines() if line.startswith("| ")][1:]
         assert [row[0].removeprefix("| ") for row in rows] == [case.model_type for case in cases(task)]
-        ends = [row[-1].removesuffix(" |") for row in rows]
+        ends = [row[6] for row in rows]
         asked = sum(end == "yes, with the caller's target" for end in ends)
-        assert counted[task] == [len(rows), ends.count("yes"), asked, ends.count("no map")]
-        refused = {row[0].removeprefix("| ") for row in rows if row[-1].startswith("no map")}
+        doors = [row[7].removesuffix(" |").strip() for row, end in zip(rows, ends, strict=True) if end == "yes"]
+        by_tensors = f"{doors.count('yes')} of {len(doors)}"
+        assert counted[task] == (len(rows), ends.count("yes"), asked, ends.count("no map"), by_tensors)
+        refused = {row[0].removeprefix("| ") for row in rows if row[6] == "no map"}
         assert refused == {case.model_type for case in cases(task) if case.refused}
     modules = [line.split(" | ")[0].removeprefix("| ") for line in sections["timm"].splitlines() if line[:2] == "| "]
     assert modules[1:] == sorted(timm.list_modules())
