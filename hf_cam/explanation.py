@@ -50,6 +50,9 @@ class Explanation:
             scores of the same kind can be compared.
         effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
             in words.
+        span: `(start, end)` of a word in the text that the model wrote; None for everything else.
+        evidence: How much the picture contributed to a word, in [0, 1], relative to the word of the answer to which it
+            contributed most; None for everything else.
     """
 
     label: str
@@ -66,6 +69,8 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
     score_kind: str = CONFIDENCE
     effort: Effort | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+    evidence: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""
