@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 import transformers as hf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from benchmarks.scenes import COLORS, LABELS, MAX_ITEMS, Scene, phrase
+from benchmarks.scenes import COLORS, LABELS, Scene, phrase
 
 Kind = Literal["noun", "colour"]
 
@@ -152,9 +152,16 @@ def dialogues(scene: Scene, rng: np.random.Generator) -> tuple[Dialogue, ...]:
     return tuple(ask(scene, rng) for ask in ASKED)
 
 
+def captions(drawn: Iterable[Scene]) -> list[tuple[Scene, Dialogue]]:
+    """Every scene whose order is clear, with its description as the answer to the first wording of the question."""
+    rng = np.random.default_rng(0)
+    return [(scene, replace(describe(scene, rng), question=DESCRIBE[0])) for scene in drawn if in_clear_order(scene)]
+
+
 # Tokens.
 
 WORD = r" ?[A-Za-z-]+| ?[0-9]+| ?[^\sA-Za-z0-9-]+|\s+"
+OTHERS = ("item", "items", "there", "is", "are", "one", "a", "an", "and", "the", "on", "left", "right")
 SPECIAL = ("<pad>", "<s>", "</s>", IMAGE)
 
 
@@ -193,7 +200,7 @@ def word_tokenizer() -> hf.PreTrainedTokenizerFast:
 def _every_text() -> str:
     """A text with every word of the dialogues, each after the characters that can stand before it."""
     colors = (PLAIN, *filter(None, COLORS))
-    words = [*LABELS, *colors, *NUMBERS, *"item items there is are one a an and the on left right".split()]
+    words = [*LABELS, *colors, *NUMBERS, *OTHERS]
     asked = [text.format("bag") for text in (*DESCRIBE, *COLOUR, *SIDE, *COUNT)]
     answers = "A. An. The. There."
     tokens = re.findall(WORD, " ".join([*(f"\n{text} ASSISTANT: {answers}" for text in asked), *words, "USER: , ? ."]))
@@ -210,3 +217,12 @@ def prompt_ids(tokenizer: hf.PreTrainedTokenizerFast, asked: Sequence[Dialogue])
     ids = tokenizer([one.prompt for one in asked])["input_ids"]
     place = ids[0].index(tokenizer.convert_tokens_to_ids(IMAGE))
     return ids[0][:place], [one[place + 1 :] for one in ids]
+
+
+def named_tokens(tokenizer: hf.PreTrainedTokenizerFast, asked: Dialogue) -> list[tuple[Mention, list[int]]]:
+    """The tokens of each mention, counted from the end of the answer: 1 is the last."""
+    offsets = tokenizer(f" {asked.answer}", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [
+        (one, [len(offsets) - i for i, (start, end) in enumerate(offsets) if start <= one.end and end > one.start + 1])
+        for one in asked.mentions
+    ]
