@@ -28,7 +28,8 @@ def word(label: str, place: int, image: Image.Image, **changes: object) -> Expla
     heatmap = np.zeros((image.height, image.width), np.float32)
     heatmap[:, 10 * place : 10 * place + 10] = 1
     start = re.search(rf"\b{label}\b", TEXT).start()
-    given = {"score": 0.9, "span": (start, start + len(label)), "evidence": EVIDENCE[label]} | changes
+    flags = {"A": ("no evidence",), "and": ("said without the picture",)}.get(label, ())
+    given = {"score": 0.9, "span": (start, start + len(label)), "evidence": EVIDENCE[label], "flags": flags} | changes
     return Explanation(label=label, heatmap=heatmap, raw=heatmap, method="m", layers=(), image=image, **given)
 
 
@@ -90,7 +91,7 @@ def test_a_map_leaves_its_own_place_bright() -> None:
     assert opacity.shape == SIZE[::-1]
     assert opacity[:, 20:30].max() == 0
     assert opacity[:, :20].min() == opacity[:, 30:].min() > 128
-    assert np.unique(maps["3"][..., 1]).size == 1  # "and" is written without the picture
+    assert np.unique(maps["3"][..., 1]).size == 1  # "and" is said without the picture
 
 
 def test_a_word_has_one_map_per_picture_and_per_frame() -> None:

@@ -205,6 +205,13 @@ class ModelTraits:
         """Whether the model generates text."""
         return hasattr(self.module, "generate")
 
+    @cached_property
+    def answers_in_words(self) -> bool:
+        """Whether transformers lists the model's class, or one that it inherits from, under image-text-to-text."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WRITERS
+
+        return any(parent.__name__ in WRITERS.values() for parent in type(self.module).__mro__)
+
     @property
     def has_classifier(self) -> bool:
         """Whether the model has a module called `classifier`."""

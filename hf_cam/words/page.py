@@ -16,20 +16,18 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_cam.explanation import Explanation
+from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 
 if TYPE_CHECKING:
     from hf_cam.words.answer import Answer
 
-WITHOUT_PICTURE = 0.1
-"""Evidence below which a word counts as written without the picture."""
 DARKEST = 0.75
 """How far the picture is darkened where a word has no evidence."""
 LARGEST_PICTURE, LARGEST_MAP, SMALL_PICTURE = 1024, 160, 512
 """The longest sides in pixels of an embedded picture, of an embedded map, and of a picture kept without loss."""
 
 UNSEEN = np.full((1, 1), 0.4, np.float32)
-"""What is shown instead of the map of a word that was written without the picture: all of it alike."""
+"""What is shown instead of the map of a word that was said without the picture: all of it alike."""
 IDLE = "Choose a word to see where in the picture it comes from."
 
 TILE, GAP, LINE, FONT = 184, 12, 30, 17
@@ -46,6 +44,7 @@ class Word:
         span: Its start and end in the answer.
         score: Its probability.
         evidence: How much the picture contributed to it, in [0, 1].
+        needs_picture: False if it is flagged as said without the picture.
         views: Each picture, or frame of a video, with the word's map `[H, W]` on it.
     """
 
@@ -53,12 +52,8 @@ class Word:
     span: tuple[int, int]
     score: float
     evidence: float
+    needs_picture: bool
     views: tuple[tuple[Image.Image, np.ndarray], ...]
-
-    @property
-    def needs_picture(self) -> bool:
-        """Whether the picture contributed to it."""
-        return self.evidence >= WITHOUT_PICTURE
 
 
 def words_of(answer: Answer) -> list[Word]:
@@ -74,7 +69,8 @@ def _span(explanation: Explanation) -> tuple[int, int]:
 def _word(found: Sequence[Explanation]) -> Word:
     evidence = max(one.evidence or 0.0 for one in found)
     views = tuple(view for one in found for view in _views(one))
-    return Word(found[0].label, _span(found[0]), found[0].score, float(np.clip(evidence, 0, 1)), views)
+    needs_picture = not {NO_EVIDENCE, WITHOUT_PICTURE} & set(found[0].flags)
+    return Word(found[0].label, _span(found[0]), found[0].score, float(np.clip(evidence, 0, 1)), needs_picture, views)
 
 
 def _views(explanation: Explanation) -> Iterator[tuple[Image.Image, np.ndarray]]:
@@ -145,12 +141,12 @@ def _button(index: int, word: Word, text: str) -> str:
 
 
 def _note(word: Word) -> str:
-    source = f"evidence from the picture {word.evidence:.2f}" if word.needs_picture else "written without the picture"
+    source = f"evidence from the picture {word.evidence:.2f}" if word.needs_picture else WITHOUT_PICTURE
     return f"probability {word.score:.2f}, {source}"
 
 
 def _mask(index: int, word: Word, number: int) -> str:
-    """The shadow that leaves the word's evidence bright; a flat one for a word written without the picture."""
+    """The shadow that leaves the word's evidence bright; a flat one for a word said without the picture."""
     heatmap = word.views[number][1] if word.needs_picture else UNSEEN
     return MASK.substitute(index=index, source=_data(_shadow(heatmap), "PNG"))
 
@@ -296,7 +292,8 @@ figure img.map.on { opacity: 1; }
 <div class="pictures$many">$figures</div>
 <p class="answer" role="group" aria-label="The answer; arrow keys go from word to word">$answer</p>
 <p class="note" aria-live="polite" data-idle="$idle">$idle</p>
-<div class="legend"><span>little<i></i>most from the picture</span><span><u>underlined</u>: without the picture</span>
+<div class="legend"><span>little<i></i>most from the picture</span>
+<span><u>underlined</u>: said without the picture</span>
 <span>$model</span></div>
 </main>
 <script>

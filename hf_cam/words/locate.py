@@ -1,0 +1,171 @@
+"""Where the picture's cells are in the language model and in the picture; measured once per model and picture size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_cam.errors import ModelError
+from hf_cam.images.geometry import Geometry
+from hf_cam.images.placing import Geometries
+from hf_cam.words.footprints import Footprints, disturbed, footprints_of
+from hf_cam.words.place import Kind, Place, find_place, read, sightings, text_lengths
+
+Prepare = Callable[[Sequence[Image.Image]], Mapping[str, Any]]
+"""From the pictures of one prompt to the forward's inputs."""
+
+LOCAL = 0.6
+"""Locality from which the cells of a sequence are those of a grid."""
+SMEARED = 0.25
+"""Locality up to which cells do not show a place in the picture."""
+CONFIRMED = 2
+"""Sizes at which a raster was confirmed before it is only checked at others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """The cells of one picture.
+
+    Args:
+        place: Where they enter the language model.
+        footprints: Where they lie in the picture.
+    """
+
+    place: Place
+    footprints: Footprints = field(repr=False)
+
+    def __str__(self) -> str:
+        """Both in words."""
+        return f"{self.place}; {self.footprints}"
+
+
+@dataclass
+class Known:
+    """What was measured on one model.
+
+    Args:
+        located: By the sizes of the pictures and the shapes of the inputs.
+        rasters: The sizes at which a raster agreed with a measurement.
+    """
+
+    located: dict[Any, list[Located]] = field(default_factory=dict)
+    rasters: set[Any] = field(default_factory=set)
+
+
+_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+
+
+def located(
+    model: nn.Module, replica: nn.Module, prepare: Prepare, pictures: Sequence[Image.Image], clean: Mapping[str, Any]
+) -> list[Located]:
+    """The cells of each picture of a prompt.
+
+    Args:
+        model: The caller's model, whose measurements are kept as long as it lives.
+        replica: What runs.
+        prepare: From the pictures to the forward's inputs.
+        pictures: Of the prompt.
+        clean: What `prepare` made of them.
+
+    Raises:
+        ModelError: no place passes the check; with the reason.
+    """
+    known = _known.setdefault(model, Known())
+    key = _key(pictures, clean)
+    if key not in known.located:
+        parts = [_Measurement(replica, prepare, pictures, index, clean) for index in range(len(pictures))]
+        known.located[key] = [_located(part, known) for part in parts]
+        if all(one.footprints.grid for one in known.located[key]):
+            known.rasters.add(key)
+    return known.located[key]
+
+
+def _key(pictures: Sequence[Image.Image], inputs: Mapping[str, Any]) -> Any:
+    shapes = tuple((name, tuple(one.shape)) for name, one in sorted(inputs.items()) if isinstance(one, Tensor))
+    return tuple(picture.size for picture in pictures), shapes
+
+
+@dataclass(frozen=True, eq=False)
+class _Measurement:
+    """The runs that show where the cells of one picture of a prompt are."""
+
+    replica: nn.Module
+    prepare: Prepare
+    pictures: Sequence[Image.Image]
+    index: int
+    clean: Mapping[str, Any]
+
+    @property
+    def picture(self) -> Image.Image:
+        return self.pictures[self.index]
+
+    def inputs(self, picture: Image.Image) -> Mapping[str, Any]:
+        """With another picture in place of this one."""
+        others = [*self.pictures]
+        others[self.index] = picture
+        made = self.prepare(others)
+        for name, was in self.clean.items():
+            value = made.get(name)
+            if isinstance(value, Tensor) and isinstance(was, Tensor) and was.shape != value.shape:
+                raise ModelError(
+                    f"the processor makes {name} {tuple(value.shape)} of a disturbed picture and {tuple(was.shape)} of "
+                    "the picture itself, so where it puts what cannot be measured"
+                )
+        return made
+
+    def footprints(self, place: Place) -> Footprints:
+        """Where the cells at a place lie."""
+        clean = read(self.replica, self.clean, place)
+        return footprints_of(self.picture, self.reader(place), clean, self.geometry)
+
+    def reader(self, place: Place) -> Callable[[Image.Image], Tensor]:
+        """The cells' states at a place, as a function of this picture."""
+        return lambda picture: read(self.replica, self.inputs(picture), place)
+
+    def geometry(self) -> Geometry | None:
+        """How the processor puts this picture on a canvas; None if it makes none."""
+        pixels = self.clean.get("pixel_values")
+        if not isinstance(pixels, Tensor) or pixels.ndim < 4 or pixels[..., 0, 0].numel() != 3 * len(self.pictures):
+            return None
+
+        def canvas(pictures: Sequence[Image.Image]) -> Tensor:
+            made: Tensor = self.prepare([*pictures] * len(self.pictures))["pixel_values"]
+            return made.reshape(-1, 3, *made.shape[-2:])[:1]
+
+        return Geometries().of(canvas, (self.picture.height, self.picture.width))
+
+
+def _located(part: _Measurement, known: Known) -> Located:
+    """The first place whose cells are local, or that of states that are attended to."""
+    seen = sightings(part.replica, part.clean)
+    other, lengths = part.inputs(disturbed(part.picture)), text_lengths(part.clean)
+    if not lengths:
+        raise ModelError("the model's inputs hold no tokens: input_ids or decoder_input_ids are missing")
+    passed: list[tuple[float, Located]] = []
+    kinds: tuple[tuple[Kind, ...], ...] = (("in the sequence", "before the text"), ("attended to",))
+    for kind in kinds:
+        place = find_place(part.replica, seen, other, lengths, kind)
+        if place is None:
+            continue
+        found = Located(place, part.footprints(place))
+        locality = found.footprints.bars.locality
+        if locality >= LOCAL:
+            return found
+        passed.append((locality, found))
+    if not passed:
+        raise ModelError(
+            "no part of the model's forward gets the picture's cells: two pictures lead to the same inputs of the "
+            "language model, or all of it reacts to either"
+        )
+    locality, best = passed[-1] if len(passed) > 1 and passed[-1][0] >= SMEARED else max(passed, key=lambda one: one[0])
+    if locality < SMEARED:
+        raise ModelError(
+            f"each of the {len(best.place.cells)} cells at {best.place.module!r} reacts to all of the picture alike "
+            f"(locality {locality:.2f}, where {SMEARED} is needed), so no map over it can be drawn"
+        )
+    return best
