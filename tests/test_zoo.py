@@ -21,6 +21,7 @@ from benchmarks.scenes import LABELS, PROMPTS, SceneBatch, scenes
 from benchmarks.train_zoo import train
 from benchmarks.zoo_quality import FLOORS, ZOO, average_precision, choices, mask_iou, match
 from benchmarks.zoo_recipes import (
+    ANSWER,
     CLASSIFY,
     COMPARE,
     DETECT,
@@ -42,6 +43,7 @@ AUTO = {
     SEGMENT: hf.AutoModelForSemanticSegmentation,
     DETECT: hf.AutoModelForObjectDetection,
     COMPARE: hf.AutoModelForZeroShotImageClassification,
+    ANSWER: hf.AutoModelForImageTextToText,
 }
 NAMES = [name for name in RECIPES if (ZOO / name).is_dir()]
 each_model = pytest.mark.parametrize("name", NAMES)
@@ -55,6 +57,9 @@ def load(name: str) -> hf.PreTrainedModel:
 
 
 def inputs(name: str, pixels: object) -> dict[str, torch.Tensor]:
+    if RECIPES[name].task == ANSWER:
+        texts = ["USER: <image>\nWhat do you see? ASSISTANT:"] * (len(pixels) if isinstance(pixels, list) else 1)
+        return dict(hf.AutoProcessor.from_pretrained(ZOO / name)(images=pixels, text=texts, return_tensors="pt"))
     found = dict(hf.AutoImageProcessor.from_pretrained(ZOO / name)(images=pixels, return_tensors="pt"))
     if RECIPES[name].task == COMPARE:
         found |= hf.AutoTokenizer.from_pretrained(ZOO / name)(
@@ -81,7 +86,7 @@ def test_weights_are_small_enough_to_ship(name: str) -> None:
     assert (ZOO / name / "model.safetensors").stat().st_size < 2_000_000
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].task != COMPARE])
+@pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].task not in (COMPARE, ANSWER)])
 def test_labels_have_their_names(name: str) -> None:
     names = list(load(name).config.id2label.values())
     assert names == (["background"] if name == "segformer" else []) + list(LABELS)
@@ -91,7 +96,7 @@ def test_labels_have_their_names(name: str) -> None:
 def test_the_processor_repeats_the_normalisation_of_the_training(name: str) -> None:
     images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = normalize(images)
-    if RECIPES[name].task == COMPARE:
+    if RECIPES[name].task in (COMPARE, ANSWER):
         expected = F.interpolate(expected, (96, 96), mode="bilinear", antialias=True)
     difference = (inputs(name, list(images))["pixel_values"] - expected).abs().max()
     assert difference <= 1.01 / 127.5  # a resized picture is rounded to whole grey values
