@@ -23,6 +23,7 @@ from hf_cam.request import check_seed
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
+WITHOUT_PICTURE = "said without the picture"
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ class Answer(list[Explanation]):
         return path
 
     def _repr_html_(self) -> str:
-        """The page, which notebooks display."""
-        from hf_cam.words.page import html
+        """The page in a frame, which notebooks display."""
+        from hf_cam.words.page import framed
 
-        return html(self)
+        return framed(self)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.errors import TargetError, brief
-from hf_cam.explanation import NO_EVIDENCE, Explanation
+from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 from hf_cam.heads.base import PROBABILITY
 from hf_cam.images.videos import Video
 from hf_cam.models.loading import LoadedModel
@@ -32,7 +32,6 @@ from hf_cam.words.writing import LONGEST, Written, answer_rows, cached_inputs, w
 Pictures = Image.Image | Video | tuple[Image.Image, ...]
 """What one question is about: a picture, several, or the frames of a video."""
 
-WITHOUT_PICTURE = "said without the picture"
 CUT_OFF = "the answer was cut off"
 FAINT = 0.05
 """Evidence below which a word hardly depends on the picture: its map is not stretched to [0, 1]."""
@@ -101,6 +100,18 @@ class WordExplainer:
             image=shown[0],
             model=self.loaded.traits.name_or_path or self.loaded.traits.class_name,
         )
+
+
+    def located(self, pictures: Pictures, question: str = "What is in the picture?") -> list[Located]:
+        """Where the cells of each picture enter the language model, and where they lie in the picture.
+
+        Raises:
+            ModelError: the processor fails, or that cannot be established; with the reason.
+        """
+        shown = _listed(pictures)
+        prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
+        with borrowed(self.loaded.module) as replica:
+            return located(self.loaded.module, replica, prepare, shown, prepare(shown))
 
 
 GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}

@@ -44,6 +44,19 @@ class Located:
         """Both in words."""
         return f"{self.place}; {self.footprints}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Both as plain data."""
+        place, found = self.place, self.footprints
+        return {
+            "kind": place.kind,
+            "module": place.module,
+            "argument": place.argument,
+            "cells": len(place.cells),
+            "grid": None if found.grid is None else list(found.grid),
+            "locality": round(found.bars.locality, 2),
+            "picture": list(found.image_size),
+        }
+
 
 @dataclass
 class Known:
