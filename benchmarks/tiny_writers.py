@@ -102,11 +102,17 @@ OWN: dict[str, dict[str, Any]] = {
     "paligemma": {"projection_dim": 32},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "qwen3_5": HYBRID, "qwen3_5_moe": HYBRID, "qwen4_exp": HYBRID, "lfm3_vl": HYBRID,
-    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [32, 32]}},
     "glm4v_moe": _sections(1, 1, 2),
     "lfm2_vl": {"text_config": {"num_hidden_layers": 3, "full_attn_idxs": [1]}},
     "kosmos-2": {"text_config": {"attention_heads": 2, "layers": 2}, "latent_query_num": 8},
     "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
+    "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
+    "video_llama_3": {},
+    "kimi_k25": {"vision_config": {"hidden_size": 32}},
+    "deepseek_vl": {"image_token_id": IMAGE},
+    "hy_v4_vl": _sections(1, 1, 2),
+    "muse_glimmer": {"vision_config": {"hidden_size": 32, "intermediate_size": 64}},
+    "ernie4_5_vl_moe": _sections(2, 3, 3),
     "step3p7": {"text_config": {"sliding_window": 64}},
 }  # fmt: skip
 QWEN = ("Qwen2VLImageProcessor", {})
