@@ -23,6 +23,7 @@ from hf_cam.request import check_seed
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
+WITHOUT_PICTURE = "said without the picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Explanation:
             scores of the same kind can be compared.
         effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
             in words.
+        span: `(start, end)` of a word in the text that the model wrote; None for everything else.
+        evidence: How much the picture contributed to a word, in [0, 1], relative to the word of the answer to which it
+            contributed most; None for everything else.
     """
 
     label: str
@@ -66,6 +70,8 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
     score_kind: str = CONFIDENCE
     effort: Effort | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+    evidence: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""
