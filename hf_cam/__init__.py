@@ -13,6 +13,8 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
+    from hf_cam.auditing.audit import Audit, audit
+    from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
@@ -79,6 +81,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "auditing.audit",
+    "Finding": "auditing.findings",
+    "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -163,6 +168,7 @@ __all__ = [
     "Adapter",
     "AttentionRollout",
     "AttnLRP",
+    "Audit",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -172,6 +178,7 @@ __all__ = [
     "Evaluation",
     "Explainer",
     "Explanation",
+    "Finding",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -205,6 +212,7 @@ __all__ = [
     "Video",
     "XGradCAM",
     "__version__",
+    "audit",
     "compare",
     "demo_model",
     "evaluate",

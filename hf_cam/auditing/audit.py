@@ -102,6 +102,16 @@ class Audit:
         read = [row.right for row in self.rows if not row.error]
         return float(np.mean(read)) if read else 0.0
 
+    @property
+    def suspicious(self) -> tuple[Finding, ...]:
+        """What the model reads that is not known to be the object.
+
+        Evidence that moves counts only if masks or boxes show that it is not the object that moves.
+        """
+        known = any(row.inside is not None for row in self.rows)
+        fine = ("object",) if known else ("object", "moving")
+        return tuple(one for one in self.findings if one.verdict == "reads it" and one.kind not in fine)
+
     def __str__(self) -> str:
         """The notes and findings, one sentence per line."""
         read = [one for one in self.findings if one.verdict == "reads it"]

@@ -23,6 +23,18 @@ SHOWN = 8
 """How many names an error lists."""
 
 
+def box_of(marked: np.ndarray) -> Box:
+    """The smallest box round the marked cells `[h, w]`, in shares.
+
+    >>> box_of(np.array([[False, True], [False, True]]))
+    (0.5, 0.0, 1.0, 1.0)
+    """
+    rows, columns = np.flatnonzero(marked.any(1)), np.flatnonzero(marked.any(0))
+    height, width = marked.shape
+    x0, y0, x1, y1 = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+    return float(x0), float(y0), float(x1), float(y1)
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """An image that was read.
@@ -64,10 +76,7 @@ class Case:
         inside = inside_of(entry, self.name, (image.height, image.width))
         if inside is None or not inside.any():
             return Opened(image, inside)
-        rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
-        height, width = inside.shape
-        box = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
-        return Opened(image, inside, tuple(map(float, box)))
+        return Opened(image, inside, box_of(inside))
 
 
 def cases_of(

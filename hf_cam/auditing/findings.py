@@ -17,12 +17,14 @@ from hf_cam.auditing.trials import Regions, Trial, Verdict, tried
 
 Kind = Literal["place", "border", "background", "object", "moving"]
 
-SEARCHED, HELD_OUT, SCANNED = 16, 48, 24
+SEARCHED, HELD_OUT, SCANNED = 16, 32, 16
 """Per class: the images in which suspects are searched, those on which they are tested, and those of them whose own
 evidence is searched, because it lies elsewhere in each."""
 SHRUNK_ON = 8
 AHEAD = 0.15
 """By how much a border must beat the best place in it, or else the place is the simpler account."""
+FOLLOWS = 0.4
+"""The least share of other images that take on the class with a fixed region, beyond that of another region."""
 EXPLAINED = 0.6
 """Once hiding fixed regions changes this share of the predictions, no moving evidence is searched for."""
 BROAD = 0.35
@@ -78,6 +80,7 @@ class Suspicion:
         trial: What removing it did.
         share: See `Finding`.
         masks: By the name of an image, the region in it, `[H, W]` booleans.
+        objects: Whether it is known where the objects are.
     """
 
     label: str
@@ -86,12 +89,13 @@ class Suspicion:
     trial: Trial
     share: float
     masks: dict[str, np.ndarray] = field(repr=False)
+    objects: bool = False
 
     def finding(self, trial: Trial) -> Finding:
         """The finding, by the corrected trial."""
         return Finding(
             self.label,
-            trial.verdict,
+            trial.verdict if self.kind not in CARRIED else carried(trial),
             self.kind,
             self.region.box if isinstance(self.region, Place) else None,
             self.share,
@@ -147,7 +151,7 @@ def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspici
 
 
 def _reads(one: Suspicion) -> bool:
-    return one.trial.verdict == "reads it"
+    return carried(one.trial) == "reads it"
 
 
 def _fixed(asker: Asker, images: ClassImages, scans: Sequence[Scan], seed: int) -> list[Suspicion]:
@@ -203,7 +207,8 @@ def _moving(asker: Asker, images: ClassImages, seed: int) -> Iterator[Suspicion]
     regions = {one.one.case.name: REGIONS[kind](one) for one in scans}
     kept = [one.one for one in scans if regions[one.one.case.name].any()]
     trial = tried(asker, kept, images.others, lambda one: regions[one.case.name], seed)
-    yield Suspicion(images.label, kind, None, trial, len(kept) / len(scans), regions)
+    objects = any(one.one.opened.inside is not None for one in scans)
+    yield Suspicion(images.label, kind, None, trial, len(kept) / len(scans), regions, objects)
 
 
 def kind_of(regions: Sequence[np.ndarray], images: Sequence[Shown], seed: int = 0) -> Kind:
@@ -246,14 +251,31 @@ REGIONS: dict[Kind, Callable[[Scan], np.ndarray]] = {
 }
 
 
+def carried(trial: Trial) -> Verdict:
+    """The verdict on a region that is the same in all images: what is read there turns other images into the class.
+
+    Hiding one place hides a part of many objects too, but such a part does not make an object of another class.
+
+    >>> from dataclasses import replace
+    >>> mark = Trial(32, 0.9, (0.7, 0.97), 0.0, 0.9, 0.0, 1e-6)
+    >>> carried(mark), carried(replace(mark, follows=0.1))
+    ('reads it', 'undecided')
+    """
+    follows = trial.follows - trial.follows_elsewhere >= FOLLOWS
+    return trial.verdict if follows or trial.verdict != "reads it" else "undecided"
+
+
 def sentence(one: Suspicion, trial: Trial) -> str:
     """A finding in plain words."""
     where = place_name(one.region.box) if isinstance(one.region, Place) else PLAIN[one.kind]
+    if one.kind == "moving" and not one.objects:
+        where += " (maybe the object: masks= would show it)"
+    verdict = carried(trial) if one.kind in CARRIED else trial.verdict
     begins = {
         "reads it": f"For {one.label!r}, the model reads {where}",
         "does not": f"For {one.label!r}, the model does not depend on {where}",
         "undecided": f"For {one.label!r}, it is undecided whether the model reads {where}",
-    }[trial.verdict]
+    }[verdict]
     low, high = trial.interval
     return (
         f"{begins}: without it, {trial.drop:.0%} of {trial.images} images are no longer recognized (95 % interval "
@@ -262,6 +284,7 @@ def sentence(one: Suspicion, trial: Trial) -> str:
     )
 
 
+CARRIED: tuple[Kind, ...] = ("place", "border")
 PLAIN: dict[Kind, str] = {
     "place": "one place of the picture",
     "border": "the border of the picture",

@@ -48,7 +48,7 @@ class Border:
         14
         """
         outer = Place(WHOLE).mask(size, frame)
-        rows, columns = outer.any(1).nonzero()[0], outer.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(outer.any(1)), np.flatnonzero(outer.any(0))
         wide = max(1, round(self.width * min(len(rows), len(columns))))
         inner = outer.copy()
         inner[rows[0] + wide : rows[-1] + 1 - wide, columns[0] + wide : columns[-1] + 1 - wide] = False
@@ -94,18 +94,6 @@ def peak_blob(values: np.ndarray, share: float = 0.5) -> np.ndarray:
     """The connected region above a share of the peak that holds the peak, `[h, w]` booleans."""
     top = np.unravel_index(values.argmax(), values.shape)
     return next((marked for marked in blobs(values, share) if marked[top]), np.zeros(values.shape, bool))
-
-
-def box_of(marked: np.ndarray) -> Box:
-    """The smallest box round the marked cells `[h, w]`, in shares.
-
-    >>> box_of(np.array([[False, True], [False, True]]))
-    (0.5, 0.0, 1.0, 1.0)
-    """
-    rows, columns = marked.any(1).nonzero()[0], marked.any(0).nonzero()[0]
-    height, width = marked.shape
-    x0, y0, x1, y1 = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
-    return float(x0), float(y0), float(x1), float(y1)
 
 
 def area(box: Box) -> float:

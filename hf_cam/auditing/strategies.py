@@ -71,8 +71,8 @@ def strategies(
                 float(np.mean(np.asarray(right)[own])),
                 mean / max(float(mean.max()), 1e-12),
                 float(np.abs(maps[own] - mean).mean()),
-                tuple(int(positions[i]) for i in own),
-                tuple(int(positions[own[i]]) for i in distances.argsort()),
+                tuple(positions[int(i)] for i in own),
+                tuple(positions[int(own[i])] for i in distances.argsort()),
             )
         )
     return sorted(found, key=lambda one: -one.share)

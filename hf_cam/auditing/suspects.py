@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from hf_cam.auditing.asking import Asker, Shown, falls
-from hf_cam.auditing.cases import Box
-from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, box_of, overlap, peak_blob, to_frame
+from hf_cam.auditing.cases import Box, box_of
+from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, overlap, peak_blob, to_frame
 from hf_cam.layouts import Size
-from hf_cam.methods.masking import windows
+from hf_cam.methods.masking import Window, windows
 
+NOTED = 0.5
+"""The share of the strongest effect from which on a square's neighbourhood is looked at more closely."""
 COARSE = 4
 """The side of the squares that hide parts of an image, as a divisor of its shorter side."""
 WIDTHS = (0.25, 0.17, 0.12, 0.08, 0.05)
@@ -52,18 +55,29 @@ class Scan:
 
 
 def scan(asker: Asker, one: Shown) -> Scan:
-    """Hide squares of an image one after the other."""
+    """Hide squares of an image side by side, and then those between them where that had an effect."""
     size = one.geometry.model_size
     patch = max(2, min(size) // COARSE)
-    squares = windows(size, patch, max(1, patch // 2))
-    masks = [_square(size, *at) for at in squares]
-    effects = falls(asker, one, masks)
+    coarse = windows(size, patch, patch)
+    effects = _hidden(asker, one, coarse)
+    reached = torch.zeros(size, dtype=torch.bool)
+    for at, effect in zip(coarse, effects, strict=True):
+        reached[at] |= bool(effect >= NOTED * max(effects))
+    between = [at for at in windows(size, patch, max(1, patch // 2)) if at not in coarse and reached[at].any()]
+    if max(effects) > 0 and between:
+        coarse, effects = [*coarse, *between], [*effects, *_hidden(asker, one, between)]
     total, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    for at, effect in zip(squares, effects, strict=True):
+    for at, effect in zip(coarse, effects, strict=True):
         total[at] += effect
         count[at] += 1
-    drawn = one.geometry.to_image((total / count.clamp_min(1)).float()[None])[0]
+    drawn = one.geometry.to_image((total / count).float()[None])[0]
     return Scan(one, drawn.numpy())
+
+
+def _hidden(asker: Asker, one: Shown, squares: Sequence[Window]) -> list[float]:
+    """The effect of each square."""
+    found: list[float] = falls(asker, one, [_square(one.geometry.model_size, *at) for at in squares]).tolist()
+    return found
 
 
 def _square(size: Size, rows: slice, columns: slice) -> Tensor:
@@ -74,7 +88,7 @@ def _square(size: Size, rows: slice, columns: slice) -> Tensor:
 
 def mean_effect(scans: Sequence[Scan], frames: Sequence[Box]) -> np.ndarray:
     """The mean over the images' frames, `[GRID, GRID]`."""
-    return np.mean([to_frame(one.effect, frame) for one, frame in zip(scans, frames, strict=True)], 0)
+    return np.asarray(np.mean([to_frame(one.effect, frame) for one, frame in zip(scans, frames, strict=True)], 0))
 
 
 def places(scans: Sequence[Scan], frames: Sequence[Box]) -> list[Place]:
@@ -106,32 +120,31 @@ class Shrinking:
         return float(self.effects([region])[0])
 
     def effects(self, regions: Sequence[Place | Border]) -> np.ndarray:
-        """The mean effect of hiding each, `[R]`."""
-        found = [
-            falls(
-                self.asker,
-                one,
-                [one.mask(region.mask((one.opened.image.height, one.opened.image.width), frame)) for region in regions],
-            ).numpy()
-            for one, frame in zip(self.images, self.frames, strict=True)
-        ]
-        return np.mean(found, 0)
+        """The mean effect of each, `[R]`: of hiding it, and of hiding all else, which has none if it is the evidence.
+
+        Hiding a part of a mark may do as much as hiding all of it, but a part alone is not what the model knows.
+        """
+        found = []
+        for one, frame in zip(self.images, self.frames, strict=True):
+            size = one.opened.image.height, one.opened.image.width
+            masks = [one.mask(region.mask(size, frame)) for region in regions]
+            hidden, alone = falls(self.asker, one, [*masks, *(~mask for mask in masks)]).chunk(2)
+            found.append(((hidden + 1 - alone) / 2).numpy())
+        return np.asarray(np.mean(found, 0))
 
     def box(self, place: Place) -> Place:
-        """The place with each side moved inwards as far as it keeps its effect; it starts a little larger."""
+        """The place with each side moved inwards as far as it keeps its effect; it starts a cell larger, and ends half a cell so."""
         step = 1 / GRID
-        x0, y0, x1, y1 = place.box
-        current = (max(0.0, x0 - step), max(0.0, y0 - step), min(1.0, x1 + step), min(1.0, y1 + step))
+        current = _grown(place.box, step)
         enough = KEPT * self.effect(Place(current))
         for side in range(4):
             tried = [box for box in (_moved(current, side, k * step) for k in range(1, GRID)) if area(box) > 0]
             tried = [box for box in tried if min(box[2] - box[0], box[3] - box[1]) >= step][: GRID // 2]
             if not tried:
                 continue
-            kept = self.effects([Place(box) for box in tried]) >= enough
-            far = int(np.argmin(kept)) if not kept.all() else len(tried)
+            far = bisect_left(tried, True, key=lambda box: self.effect(Place(box)) < enough)
             current = tried[far - 1] if far else current
-        return replace(place, box=current)
+        return replace(place, box=_grown(current, step / 2))
 
     def border(self) -> tuple[Border, float]:
         """The narrowest border that keeps the effect of the widest, and that effect."""
@@ -140,6 +153,10 @@ class Shrinking:
         enough = KEPT * effects.max()
         index = max(k for k, effect in enumerate(effects) if effect >= enough)
         return rings[index], float(effects[index])
+
+
+def _grown(box: Box, by: float) -> Box:
+    return max(0.0, box[0] - by), max(0.0, box[1] - by), min(1.0, box[2] + by), min(1.0, box[3] + by)
 
 
 def _moved(box: Box, side: int, by: float) -> Box:

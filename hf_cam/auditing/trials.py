@@ -105,8 +105,8 @@ def summary(flips: np.ndarray, follow: np.ndarray) -> Trial:
     more, fewer = int((flips[0] & ~flips[1]).sum()), int((flips[1] & ~flips[0]).sum())
     p = float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0
     low, high = binomtest(int(flips[0].sum()), count).proportion_ci(method="wilson")
-    drop, other = flips.mean(1).tolist()
-    return Trial(count, drop, (float(low), float(high)), other, *follow.mean(1).tolist(), p)
+    (drop, other), (follows, others) = flips.mean(1).tolist(), follow.mean(1).tolist()
+    return Trial(count, drop, (float(low), float(high)), other, follows, others, p)
 
 
 def corrected(trials: Sequence[Trial]) -> list[Trial]:
