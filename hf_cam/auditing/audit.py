@@ -206,7 +206,7 @@ def audit(
     found, notes = _suspicions(asker, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
-        loaded.traits.name_or_path or type(loaded.module).__name__,
+        _name(loaded),
         explainer.cam.method.id,
         tuple(dict.fromkeys(classes[case.label] for case in cases)),
         tuple(rows),
@@ -217,6 +217,12 @@ def audit(
         frame,
         tuple(cases),
     )
+
+
+def _name(loaded: LoadedModel) -> str:
+    """The model's name: of a folder its last part."""
+    name = loaded.traits.name_or_path or type(loaded.module).__name__
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _classes(explainer: Explainer, data: Any, text: Sequence[str] | None) -> tuple[Request, Mapping[int, str]]:

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from hf_cam.auditing.audit import Audit, Row
 from hf_cam.auditing.cases import Case
 from hf_cam.auditing.findings import Finding
 from hf_cam.auditing.regions import within
@@ -28,6 +28,9 @@ from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError
 from hf_cam.images.drawing import outlined, overlay
+
+if TYPE_CHECKING:
+    from hf_cam.auditing.audit import Audit, Row
 
 THUMB = 160
 """The longer side of a picture in the page, in pixels."""

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from scipy.sparse.csgraph import laplacian
 from sklearn.cluster import SpectralClustering
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.neighbors import kneighbors_graph
 
 FEWEST = 16
@@ -18,6 +19,10 @@ MOST = 6
 SIDE = 8
 """Maps are compared at this many rows and columns."""
 NEIGHBORS = 8
+COMPARED = 1500
+"""So many images are compared with each other; the rest of a class joins the nearest group."""
+FAINT = 1e-5
+"""An affinity of all images to each other, so that their graph is connected."""
 CLEAR_GAP = 0.1
 """The least gap in the eigenvalues that separates groups."""
 
@@ -98,11 +103,16 @@ def _features(maps: np.ndarray) -> np.ndarray:
 def _groups(features: np.ndarray, seed: int) -> np.ndarray:
     """The group of each image, `[N]`, in as many groups as the eigengap of the neighbours' graph shows."""
     count = len(features)
+    if count > COMPARED:
+        drawn = np.random.default_rng(seed).choice(count, COMPARED, replace=False)
+        own = _groups(features[drawn], seed)
+        centers = np.stack([features[drawn][own == group].mean(0) for group in range(own.max() + 1)])
+        return np.asarray(pairwise_distances_argmin(features, centers))
     if count < FEWEST or np.ptp(features, 0).max() < 1e-6:
         return np.zeros(count, int)
-    graph = kneighbors_graph(features, min(NEIGHBORS, count - 1), include_self=False)
-    affinity = 0.5 * (graph + graph.T)
-    values = np.linalg.eigvalsh(laplacian(affinity.toarray(), normed=True))[: MOST + 1]
+    graph = kneighbors_graph(features, min(NEIGHBORS, count - 1), include_self=False).toarray()
+    affinity = 0.5 * (graph + graph.T) + FAINT
+    values = np.linalg.eigvalsh(laplacian(affinity, normed=True))[: MOST + 1]
     gaps = np.diff(values)
     groups = int(gaps.argmax()) + 1 if gaps.max() >= CLEAR_GAP else 1
     if groups == 1:

@@ -133,7 +133,7 @@ class Shrinking:
         return np.asarray(np.mean(found, 0))
 
     def box(self, place: Place) -> Place:
-        """The place with each side moved inwards as far as it keeps its effect; it starts a cell larger, and ends half a cell so."""
+        """The place, a cell larger, each side then moved inwards as far as the effect stays, and half a cell back."""
         step = 1 / GRID
         current = _grown(place.box, step)
         enough = KEPT * self.effect(Place(current))
