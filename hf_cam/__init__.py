@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
@@ -85,6 +86,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Audit": "auditing.audit",
+    "AuditCallback": "interfaces.training",
     "Finding": "auditing.findings",
     "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
@@ -177,6 +179,7 @@ __all__ = [
     "AttentionRollout",
     "AttnLRP",
     "Audit",
+    "AuditCallback",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
