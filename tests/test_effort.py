@@ -9,9 +9,13 @@ from PIL import Image
 from torch import nn
 
 import hf_cam
-from hf_cam.effort import PICKING, effect_of
+from hf_cam.effort import PICKING, candidates, effect_of
 from hf_cam.errors import OptionError
 from hf_cam.interfaces.cli import main
+from hf_cam.layouts import Layout
+from hf_cam.methods import get_method, list_methods
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.catalogue import catalogue
 from nets import NETS
 from pictures import SIZE, noise, resized, to_tensor
 from unchanged import unchanged
@@ -67,6 +71,14 @@ def test_the_result_says_what_was_tried_and_what_it_took(marked) -> None:
     assert effort.forwards > 100
     for words in ("Tried gradcam (effect", "attnlrp (not defined here)", "kept occlusion", "supports the map"):
         assert words in str(effort)
+
+
+def test_a_familys_file_names_the_candidates_and_each_is_a_method(marked) -> None:
+    for entry in catalogue():
+        assert set(entry.candidates) <= set(list_methods()), entry.family
+    adapter = Adapter(("conv",), (Layout("b c h w"),), candidates=("layercam", "gradcam"))
+    assert candidates(get_method("gradcam"), adapter, named=False) == ["gradcam", "layercam"]
+    assert candidates(get_method("gradcam"), adapter, named=True) == ["gradcam"]
 
 
 def test_a_named_method_is_checked_and_not_replaced(marked) -> None:
