@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import hf_cam
+from benchmarks.planted_page import MISLEADS
 from hf_cam.effort import PICKING, candidates, effect_of
 from hf_cam.errors import OptionError
 from hf_cam.interfaces.cli import main
@@ -130,6 +133,26 @@ def test_a_family_whose_layer_misleads_carries_a_flag_unless_the_method_uses_no_
     [other] = hf_cam.explain(noise(), swin, processor=resized(SIZE), method="input-x-gradient")
     assert any(flag.startswith("may mislead: attention inside windows") for flag in one.flags)
     assert not any(flag.startswith("may mislead") for flag in other.flags)
+
+
+READERS = {
+    "vit": ("vit", "ViTForImageClassification"),
+    "dinov2": ("dinov2_with_registers", "Dinov2WithRegistersForImageClassification"),
+    "convnext": ("convnext", "ConvNextForImageClassification"),
+    "swin": ("swin", "SwinForImageClassification"),
+}
+
+
+def test_a_family_carries_a_caution_where_its_fast_map_was_measured_to_miss() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "planted.md").read_text(encoding="utf-8")
+    lines = page.split("## Peak on the cue, by family")[1].splitlines()
+    table = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    fast = next(row for row in table if row[0] == "fast")
+    shares = {family: float(cell.split()[0]) for family, cell in zip(table[0][1:], fast[1:], strict=True)}
+    assert set(shares) == set(READERS)
+    for family, share in shares.items():
+        [entry] = [entry for entry in catalogue() if entry.matches(*READERS[family])]
+        assert bool(entry.caution) is (share < MISLEADS), family
 
 
 def test_the_pipeline_and_the_command_take_the_effort(vit_folder, picture, picture_file, tmp_path, capsys) -> None:
