@@ -322,7 +322,7 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False

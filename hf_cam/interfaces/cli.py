@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,9 @@ def _add_explain(commands: Any) -> None:
         "--threshold", type=float, help="lowest score of objects or segments, in [0, 1] (default: set by the model)"
     )
     explain.add_argument(
-        "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: set by the model)"
+        "--method", help="auto or one of `hf-cam methods`; a,b,c makes a grid (default: auto, set by the model)"
     )
+    _add_budget(explain, "make a grid of all methods that take up to N forwards (default: one method)")
     _add_option(explain)
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
@@ -112,7 +113,8 @@ def _add_evaluate(commands: Any) -> None:
     judge = commands.add_parser("evaluate", help="measure methods and layers with metrics, beside baseline maps")
     judge.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: those of the demo)")
-    judge.add_argument("--method", help="a,b,c (default: all that do not run one forward per channel)")
+    judge.add_argument("--method", help="a,b,c (default: all within the budget)")
+    _add_budget(judge, "take all methods that need up to N forwards per map (default: 100)")
     _add_option(judge)
     judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: those that query the model)")
     judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, evaluated separately")
@@ -155,6 +157,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
 
 
+def _add_budget(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--budget", type=float, metavar="N", help=f"{text}; not with --method")
+
+
 def _add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="option of the method, e.g. seed=3; repeatable"
@@ -182,7 +188,6 @@ def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
 def _explain(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from hf_cam.comparison import method_ids
     from hf_cam.explainer import Explainer
     from hf_cam.images.reading import load_image
     from hf_cam.images.videos import may_be_video
@@ -190,7 +195,7 @@ def _explain(options: argparse.Namespace) -> None:
 
     _silence_loading()
     outputs = _output_paths(options.images, options.out)
-    methods = method_ids(options.method)
+    methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
     moving = [image for image in options.images if may_be_video(image)]
@@ -216,12 +221,37 @@ def _explain(options: argparse.Namespace) -> None:
     }
     if len(methods) == 1:
         settings["top_k"] = options.top_k
-    found = _explained(explainer, options.images, methods, settings)
+    found = _explained(explainer, options.images, methods, settings, named=options.budget is None)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         named = output == Path(options.out).expanduser()
         for line in _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named):
             progress.write(line)
+
+
+def _wanted_methods(options: argparse.Namespace) -> list[str]:
+    """The ids in `--method`, or all within `--budget`.
+
+    Raises:
+        OptionError: both are given, or the budget is no number of forwards from 1.
+        MethodError: a method does not exist.
+    """
+    from hf_cam.comparison import method_ids
+
+    if options.budget is None:
+        return method_ids(options.method or "auto")
+    _check_either(options)
+    return method_ids(None, options.budget)
+
+
+def _check_either(options: argparse.Namespace) -> None:
+    """Refuse a budget beside named methods, which are taken whatever they cost.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if options.budget is not None and options.method is not None:
+        raise OptionError("--budget chooses the methods, and --method names them; pass one of the two")
 
 
 def _labels(path: str) -> Any:
@@ -250,17 +280,34 @@ def _labels(path: str) -> Any:
 
 
 def _explained(
-    explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
+    explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any], *, named: bool
 ) -> Iterator[Any]:
     """The explanations of each image; images are decoded in chunks."""
     for start in range(0, len(sources), CHUNK):
         images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
-            yield from (explainer.compare(image, methods, **settings) for image in images)
+            compared = explainer.compare if named else _compared_defined(explainer)
+            yield from (compared(image, methods, **settings) for image in images)
         else:
             targets = settings["target"]
             own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
             yield from explainer(images, **own)
+
+
+def _compared_defined(explainer: Explainer) -> Callable[..., Any]:
+    """`Explainer.compare` for the methods that are defined; the others are named on stderr, with the reason."""
+
+    def compared(image: Any, methods: Sequence[str], **settings: Any) -> Any:
+        found, skipped = explainer.compare_defined(image, methods, **settings)
+        _report_skipped(skipped)
+        return found
+
+    return compared
+
+
+def _report_skipped(skipped: Mapping[str, str]) -> None:
+    for name, why in skipped.items():
+        print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
 
 
 def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
@@ -331,6 +378,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()
+    _check_either(options)
     out = options.out.expanduser()
     records = _records_file(out, options.resume)
     sources = options.images
@@ -347,7 +395,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
-        **({} if options.steps is None else {"steps": options.steps}),
+        **{name: given for name in ("steps", "budget") if (given := getattr(options, name)) is not None},
         method_options=_method_options(options.option),
         device=options.device,
         resume=records,
@@ -358,8 +406,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     (out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
     table.to_csv(out / "table.csv")
     drawn = [draw_bars(table, out / "bars.png"), draw_curves(table, out / "curves.png")]
-    for name, why in table.skipped.items():
-        print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
+    _report_skipped(table.skipped)
     written = ", ".join(str(path) for path in drawn if path)
     print(f"written to {out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
 
