@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
+    from hf_cam.data.dataset import explain_dataset, load_explanations
+    from hf_cam.data.explain import Explain
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -136,6 +138,9 @@ _HOMES = {
     "Explainer": "explainer",
     "LoadedModel": "models.loading",
     "explain": "explainer",
+    "Explain": "data.explain",
+    "explain_dataset": "data.dataset",
+    "load_explanations": "data.dataset",
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
@@ -170,6 +175,7 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
+    "Explain",
     "Explainer",
     "Explanation",
     "FinerCAM",
@@ -209,10 +215,12 @@ __all__ = [
     "demo_model",
     "evaluate",
     "explain",
+    "explain_dataset",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
     "load",
+    "load_explanations",
     "load_image",
     "method",
     "methods",
