@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_cam.comparison import Comparison, compare
     from hf_cam.data.dataset import explain_dataset, load_explanations
     from hf_cam.data.explain import Explain
+    from hf_cam.data.hub import push_explanations
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -141,6 +142,7 @@ _HOMES = {
     "Explain": "data.explain",
     "explain_dataset": "data.dataset",
     "load_explanations": "data.dataset",
+    "push_explanations": "data.hub",
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
@@ -228,6 +230,7 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "push_explanations",
     "register_head",
     "targets",
     "tune",

@@ -19,8 +19,6 @@ STORE = 512 * 2**20
 """Bytes of the object store of a Ray that is started here; only rows pass through it."""
 CPUS_PER_ACTOR = 4
 TASKS_AHEAD = 2
-RESTARTS = 3
-"""How often an actor is started again if its process or machine vanishes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,6 @@ def rows_on_ray(source: Source, indices: Iterable[int], explain: Explain, cluste
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=TASKS_AHEAD),
             num_cpus=cpus,
             num_gpus=gpus,
-            max_restarts=RESTARTS,
         )
         try:
             for packed in found.iter_rows():

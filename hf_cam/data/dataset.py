@@ -19,7 +19,7 @@ from hf_cam.data.explain import Explain
 from hf_cam.data.local import explained
 from hf_cam.data.rows import Row, explanations_of
 from hf_cam.data.shards import Shards, manifest_of, parts_of, stored_rows
-from hf_cam.data.sources import INSTALL, Files, Source, source_of
+from hf_cam.data.sources import INSTALL, Files, Listed, Source, source_of
 from hf_cam.doors import door
 from hf_cam.errors import OptionError, brief
 from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
@@ -106,7 +106,7 @@ def explain_dataset(
         OptionError: a setting is wrong, the folder was made with other settings or is in use, or it cannot be written.
         HFCamError: the model cannot be loaded, or explains no image of the first batch.
     """
-    _check_pyarrow()
+    check_pyarrow()
     check_count("batch_size", batch_size)
     check_count("rows_per_file", rows_per_file)
     if engine not in ("local", "ray"):
@@ -114,6 +114,8 @@ def explain_dataset(
     part, started = part_of(shard), time.perf_counter()
     explain = Explain(model, method=method, check=check, on_error=on_error, batch_size=batch_size, **settings)
     source = source_of(data, column=column, split=split)
+    if isinstance(source, Files | Listed):  # a table may hold what is asked
+        explain.explainer.checked(explain.request, {})
     folder = Path(out).expanduser()
     with Shards(folder, part, _manifest(source, explain)) as shards:
         before = len(shards.done)
@@ -226,7 +228,12 @@ def _of_processor(processor: Any) -> str:
     return fingerprint(repr(processor)) if " at 0x" not in repr(processor) else fingerprint(code_of(type(processor)))
 
 
-def _check_pyarrow() -> None:
+def check_pyarrow() -> None:
+    """Refuse to go on without pyarrow.
+
+    Raises:
+        OptionError: with the command that installs it.
+    """
     try:
         import pyarrow  # noqa: F401, ICN001
     except ImportError as error:

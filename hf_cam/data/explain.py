@@ -105,7 +105,6 @@ class Explain:
         if self._explainer is None:
             loaded = load(self.model, **self._given(LOADING))
             self._explainer = Explainer(loaded, self.method or "auto", **self._given(LOOKING))
-            self._explainer.checked(self.request, {})
         return self._explainer
 
     def load(self) -> LoadedModel:

@@ -127,8 +127,9 @@ class Shards:
             OptionError: naming what differs.
         """
         before = manifest_of(self.folder)
-        if before is None:
-            if any(self.folder.glob("rows-*.parquet")):
+        begun = any(self.folder.glob("rows-*.parquet"))
+        if before is None or not begun:
+            if begun:
                 raise OptionError(
                     f"{brief(str(self.folder))} holds Parquet files, but no manifest; pass another folder"
                 )
@@ -197,7 +198,17 @@ def stored_rows(folder: Path) -> Iterator[Row]:
         OptionError: a file cannot be read.
     """
     for path in sorted(folder.glob("rows-*.parquet")):
-        yield from _read(path).to_pylist()
+        yield from rows_in(path)
+
+
+def rows_in(path: Path) -> list[Row]:
+    """The rows of one file.
+
+    Raises:
+        OptionError: it cannot be read.
+    """
+    rows: list[Row] = _read(path).to_pylist()
+    return rows
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
