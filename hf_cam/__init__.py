@@ -74,6 +74,9 @@ if TYPE_CHECKING:
     from hf_cam.models.loading import LoadedModel, load
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
+    from hf_cam.words.answer import Answer
+    from hf_cam.words.methods import list_word_methods, word_method
+    from hf_cam.words.word_cam import WordCAM
     from hf_cam.zoo import demo_model
 
 __version__ = "0.1.0"
@@ -147,6 +150,10 @@ _HOMES = {
     "register_head": "heads",
     "tune": "evaluation.tuning",
     "Video": "images.videos",
+    "Answer": "words.answer",
+    "WordCAM": "words.word_cam",
+    "list_word_methods": "words.methods",
+    "word_method": "words.methods",
 }
 _MODULES = ("methods", "metrics", "targets")
 
@@ -161,6 +168,7 @@ __all__ = [
     "SSCAM",
     "AblationCAM",
     "Adapter",
+    "Answer",
     "AttentionRollout",
     "AttnLRP",
     "Chefer",
@@ -203,6 +211,7 @@ __all__ = [
     "SmoothGradCAMPlusPlus",
     "Tuned",
     "Video",
+    "WordCAM",
     "XGradCAM",
     "__version__",
     "compare",
@@ -212,6 +221,7 @@ __all__ = [
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
+    "list_word_methods",
     "load",
     "load_image",
     "method",
@@ -223,6 +233,7 @@ __all__ = [
     "register_head",
     "targets",
     "tune",
+    "word_method",
 ]
 
 

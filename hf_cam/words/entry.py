@@ -31,7 +31,12 @@ class Entry:
 
 
 def entry_of(
-    model: nn.Module, inputs: Mapping[str, Any], score: Score, place: Place, words: Sequence[Sequence[int]]
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    score: Score,
+    place: Place,
+    words: Sequence[Sequence[int]],
+    rows: Tensor,
 ) -> Entry:
     """The cells at a place in a forward over prompt and answer, and the words' gradients there.
 
@@ -41,12 +46,13 @@ def entry_of(
         score: Of the answer's tokens.
         place: Where the picture enters.
         words: The indices of each word's tokens in the answer.
+        rows: `[T]` the rows that predict the tokens, counted from the last position, which is -1.
 
     Raises:
         NoGradientError: no gradient reaches the place.
     """
     with swapped_in(model, place) as box:
-        logits = call(model, inputs)["logits"][0, -score.count :]
+        logits = call(model, inputs)["logits"][0, rows]
     leaf = box.get("leaf")
     with torch.enable_grad():
         values = score.values(logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.scores import Score
 from hf_cam.words.tokens import Text, Word, contrasted, text_of, tokens_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
-from hf_cam.words.writing import LONGEST, Written, written
+from hf_cam.words.writing import LONGEST, Written, answer_rows, cached_inputs, whole_inputs, written
 
 Pictures = Image.Image | Video | tuple[Image.Image, ...]
 """What one question is about: a picture, several, or the frames of a video."""
@@ -101,6 +102,18 @@ class WordExplainer:
         )
 
 
+    def located(self, pictures: Pictures, question: str = "What is in the picture?") -> list[Located]:
+        """Where the cells of each picture enter the language model, and where they lie in the picture.
+
+        Raises:
+            ModelError: the processor fails, or that cannot be established; with the reason.
+        """
+        shown = _listed(pictures)
+        prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
+        with borrowed(self.loaded.module) as replica:
+            return located(self.loaded.module, replica, prepare, shown, prepare(shown))
+
+
 GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}
 """Settings of the generation where the caller does not say."""
 
@@ -156,7 +169,14 @@ def _weighed(
     words = asked.words if asked.contrast else asked.text.words
     if not words:
         raise TargetError(f"the answer {brief(asked.text.text)} has no word to explain; ask another question")
-    return weighed(method, Question(replica, inputs, text, place, asked.score, [word.tokens for word in words]))
+    question = Question(
+        replica, place, asked.score, [word.tokens for word in words], answer_rows(len(text.tokens)),
+        length=text.prompt.shape[1] + len(text.tokens) - 1,
+        whole=partial(whole_inputs, replica, inputs, text),
+        cached=partial(cached_inputs, replica, inputs, text),
+        known=text.logits,
+    )  # fmt: skip
+    return weighed(method, question)
 
 
 def _explanations(

@@ -26,6 +26,9 @@ GRAIN = 32
 IN_ORDER = 0.9
 """Correlation along each axis from which a raster agrees with the measured positions."""
 
+ONE_PLACE = 0.05
+"""Spread of centres, in shares of the picture, up to which they count as one place."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bars:
@@ -72,12 +75,14 @@ class Footprints:
         bars: What was measured.
         grid: Rows and columns of the raster that agrees with the measurement; None where none does.
         geometry: Of the raster's canvas.
+        prefix: Cells before those of the raster, such as a class token, which have no place.
     """
 
     image_size: Size
     bars: Bars = field(repr=False)
     grid: Size | None = None
     geometry: Geometry | None = field(default=None, repr=False)
+    prefix: int = 0
 
     @property
     def cells(self) -> int:
@@ -88,7 +93,7 @@ class Footprints:
         """Weights of the cells, `[T, n]`, as maps `[T, H, W]` over the picture."""
         weights = weights.float().cpu()
         if self.grid is not None and self.geometry is not None:
-            return self.geometry.to_image(weights.unflatten(1, self.grid))
+            return self.geometry.to_image(weights[:, self.prefix :].unflatten(1, self.grid))
         height, width = self.image_size
         rows, columns = (
             functional.interpolate(shares[:, None], size=side, mode="linear")[:, 0]
@@ -152,14 +157,18 @@ def on_raster(found: Footprints, geometry: Callable[[], Geometry | None]) -> Foo
     The raster fills the canvas onto which the processor puts the picture, or the picture itself.
     """
     rows, columns = found.bars.centres()
-    grids = [(height, found.cells // height) for height in range(1, found.cells + 1) if found.cells % height == 0]
-    fits = [(_agreement(rows, columns, grid), grid) for grid in grids]
-    agreement, grid = max(fits)
+    fits = [
+        (_agreement(rows[prefix:], columns[prefix:], grid), grid, prefix)
+        for prefix in range(min(2, found.cells))
+        for grid in _grids(found.cells - prefix)
+    ]
+    agreement, grid, prefix = max(fits)
     if agreement < IN_ORDER:
         return None
+    rows, columns = rows[prefix:], columns[prefix:]
     places = [one for one in (_given(geometry), whole(found.image_size)) if one is not None]
     best = min(places, key=lambda one: _distance(rows, columns, grid, one))
-    return replace(found, grid=grid, geometry=best)
+    return replace(found, grid=grid, geometry=best, prefix=prefix)
 
 
 def whole(image_size: Size) -> Geometry:
@@ -198,14 +207,17 @@ def _grid_centres(grid: Size) -> tuple[Tensor, Tensor]:
     return rows.repeat_interleave(grid[1]), columns.repeat(grid[0])
 
 
+def _grids(cells: int) -> list[Size]:
+    """Rows and columns of every raster of so many cells."""
+    return [(height, cells // height) for height in range(1, cells + 1) if cells % height == 0]
+
+
 def _agreement(rows: Tensor, columns: Tensor, grid: Size) -> float:
-    """The lower of the correlations along the axes; an axis of one cell has none and does not count."""
-    found = [
-        _correlation(measured, expected)
+    """The lower of the correlations along the axes; along an axis of one cell, all must lie at one place."""
+    return min(
+        _correlation(measured, expected) if side > 1 else float(float(measured.std(correction=0)) < ONE_PLACE)
         for measured, expected, side in zip((rows, columns), _grid_centres(grid), grid, strict=True)
-        if side > 1
-    ]
-    return min(found, default=1.0)
+    )
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,6 +43,19 @@ class Located:
     def __str__(self) -> str:
         """Both in words."""
         return f"{self.place}; {self.footprints}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both as plain data."""
+        place, found = self.place, self.footprints
+        return {
+            "kind": place.kind,
+            "module": place.module,
+            "argument": place.argument,
+            "cells": len(place.cells),
+            "grid": None if found.grid is None else list(found.grid),
+            "locality": round(found.bars.locality, 2),
+            "picture": list(found.image_size),
+        }
 
 
 @dataclass
@@ -140,6 +154,14 @@ class _Measurement:
         return Geometries().of(canvas, (self.picture.height, self.picture.width))
 
 
+def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same picture with the last id of the text changed; so many tokens as before."""
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    ids = inputs[name].clone()
+    ids[:, -1] = torch.where(ids[:, -1] > 1, ids[:, -1] - 1, ids[:, -1] + 1)
+    return {**inputs, name: ids}
+
+
 def _located(part: _Measurement, known: Known) -> Located:
     """The first place whose cells are local, or that of states that are attended to."""
     seen = sightings(part.replica, part.clean)
@@ -147,9 +169,10 @@ def _located(part: _Measurement, known: Known) -> Located:
     if not lengths:
         raise ModelError("the model's inputs hold no tokens: input_ids or decoder_input_ids are missing")
     passed: list[tuple[float, Located]] = []
-    kinds: tuple[tuple[Kind, ...], ...] = (("in the sequence", "before the text"), ("attended to",))
+    kinds: tuple[Kind, ...] = ("in the sequence", "before the text", "attended to")
     for kind in kinds:
-        place = find_place(part.replica, seen, other, lengths, kind)
+        reworded = sightings(part.replica, _reworded(part.clean)) if kind == "before the text" else None
+        place = find_place(part.replica, seen, other, lengths, kind, reworded)
         if place is None:
             continue
         found = Located(place, part.footprints(place))

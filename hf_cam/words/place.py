@@ -95,7 +95,8 @@ def find_place(
     clean: Sequence[_Seen],
     other: Mapping[str, Any],
     lengths: Sequence[int],
-    kinds: Sequence[Kind] = ("in the sequence", "before the text", "attended to"),
+    kind: Kind,
+    reworded: Sequence[_Seen] | None = None,
 ) -> Place | None:
     """The first argument that holds the picture's cells, in the order of the forward; None if there is none.
 
@@ -104,18 +105,21 @@ def find_place(
         clean: From `sightings` with one picture.
         other: The inputs with another picture.
         lengths: Of the text, from `text_lengths`.
-        kinds: The kinds of places to look for.
+        kind: The kind of place to look for.
+        reworded: From `sightings` with another text: in front of the text, padding does not react either, but the text
+            itself does. Needed for the kind "before the text".
 
     Raises:
         ModelError: the forward takes another path with the other picture.
     """
-    earlier = iter(clean)
+    earlier = iter(zip(clean, clean if reworded is None else reworded, strict=False))
 
     def compare(seen: _Seen) -> None:
-        before = next(earlier, None)
+        before, text = next(earlier, (None, None))
         if before is None or (before.module, before.argument) != (seen.module, seen.argument):
             raise ModelError("the model's forward takes another path for another picture of the same size")
-        if (place := _place(before, seen, lengths, kinds)) is not None:
+        assert text is not None
+        if (place := _place(before, seen, text, lengths, kind)) is not None:
             raise _Found(place)
 
     try:
@@ -204,26 +208,25 @@ def swapped_in(model: nn.Module, place: Place) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _place(before: _Seen, now: _Seen, lengths: Sequence[int], kinds: Sequence[Kind]) -> Place | None:
+def _place(before: _Seen, now: _Seen, text: _Seen, lengths: Sequence[int], kind: Kind) -> Place | None:
     if before.shape != now.shape or not lengths:
         return None
     reacts = (before.sums - now.sums).abs() > ROUNDING * before.sums.abs()
-    kind = _kind(now, reacts, before.sums, lengths)
-    if kind is None or kind not in kinds:
+    if _kind(now, reacts, lengths) != kind:
+        return None
+    if kind == "before the text" and (text.shape != now.shape or not (before.sums != text.sums)[-lengths[-1] :].any()):
         return None
     return Place(now.module, now.argument, now.turn, kind, now.shape, reacts.nonzero()[:, 0])
 
 
-def _kind(seen: _Seen, reacts: Tensor, sums: Tensor, lengths: Sequence[int]) -> Kind | None:
+def _kind(seen: _Seen, reacts: Tensor, lengths: Sequence[int]) -> Kind | None:
     """What kind of place an argument is, given which of its positions react to the picture; None if it is none."""
     if not reacts.any():
         return None
     if len(seen.shape) == 3 and seen.shape[0] == 1:
         if seen.shape[1] in lengths and not reacts.all():
             return "in the sequence"
-        text = lengths[-1]
-        # Padding does not react either, but it is the same all over; words differ.
-        if seen.shape[1] > text > 1 and not reacts[-text:].any() and len(sums[-text:].unique()) > 1:
+        if seen.shape[1] > lengths[-1] and not reacts[-lengths[-1] :].any():
             return "before the text"
     return "attended to" if seen.name in ATTENDED else None
 

@@ -30,7 +30,7 @@ class Readout:
     logits: Tensor
 
 
-def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cells: Tensor) -> Readout:
+def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cells: Tensor, rows: Tensor) -> Readout:
     """The logits of tokens at all positions, from the input of the output layer and that layer's own rows.
 
     Args:
@@ -38,6 +38,7 @@ def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cell
         inputs: Of a forward over the prompt and all tokens but the last.
         tokens: `[T]` ids.
         cells: `[n]` positions of the picture's cells in the sequence.
+        rows: `[T]` the rows that predict the tokens, counted from the last position, which is -1.
 
     Raises:
         MethodError: the model has no linear output layer over one sequence.
@@ -54,6 +55,6 @@ def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cell
         handle.remove()
     if not seen or seen[-1].shape[1] <= int(cells.max()):
         raise MethodError("'tam' needs the last states of the whole sequence; 'word-relevance' needs none of them")
-    states, count = seen[-1][0], len(tokens)
+    states = seen[-1][0]
     known = torch.nn.functional.linear(states, head.weight[tokens.to(head.weight.device)]).T
-    return Readout(known[:, cells.to(known.device)], known[:, -count:], tokens.to(known.device), logits[0, -count:])
+    return Readout(known[:, cells.to(known.device)], known[:, rows], tokens.to(known.device), logits[0, rows])

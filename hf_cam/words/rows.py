@@ -67,12 +67,11 @@ class RowRecorder(Recorder):
     Args:
         queries: The number of rows of the forward.
         keys: The largest number of keys.
-        first: The first row that predicts a token.
     """
 
-    def __init__(self, queries: int, keys: int, first: int) -> None:
+    def __init__(self, queries: int, keys: int) -> None:
         super().__init__(Recording({}, set()))
-        self.queries, self.keys, self.first = queries, keys, first
+        self.queries, self.keys = queries, keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -108,42 +107,42 @@ def recorded_rows(
     score: Score,
     cells: Tensor,
     *,
+    rows: Tensor,
     queries: int,
     keys: int,
     differentiate: bool = True,
 ) -> Rows:
-    """The attention rows of the last `score.count` positions of a forward, and their gradients.
+    """The attention rows that predict the tokens of an answer in a forward, and their gradients.
 
     Args:
         model: A replica with frozen parameters.
         inputs: Of a forward over `queries` positions, which may follow on a cache.
         score: What is differentiated at these rows.
         cells: `[n]` positions of the picture's cells among the keys.
+        rows: `[T]` the rows that predict the tokens, counted from the forward's last position, which is -1.
         queries, keys: The number of positions of the forward, and of all with the cache.
         differentiate: Whether the gradients are wanted.
     """
-    recorder = RowRecorder(queries, keys, queries - score.count)
+    recorder = RowRecorder(queries, keys)
     with torch.set_grad_enabled(differentiate), recorder:
-        logits = call(model, inputs)["logits"][0, -score.count :]
+        logits = call(model, inputs)["logits"][0, rows]
     calls = recorder.recording.calls
     gradients: Sequence[Tensor | None] = [None] * len(calls)
     if differentiate and calls:
         outputs = [one.output for one in calls]
         gradients = torch.autograd.grad(score.values(logits).sum(), outputs, allow_unused=True)
-    cut = tuple(_at_rows(one, gradient, score.count) for one, gradient in zip(calls, gradients, strict=True))
+    cut = tuple(_at_rows(one, gradient, rows) for one, gradient in zip(calls, gradients, strict=True))
     return Rows(cut, cells, keys, logits.detach())
 
 
-def _at_rows(call: Attention, gradient: Tensor | None, count: int) -> Attention:
-    """A call cut to its last `count` rows."""
+def _at_rows(call: Attention, gradient: Tensor | None, rows: Tensor) -> Attention:
+    """A call cut to some of its rows."""
 
-    def last(tensor: Tensor | None) -> Tensor | None:
-        return tensor if tensor is None else tensor[..., -count:, :].detach()
+    def at(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None else tensor[..., rows, :].detach()
 
-    mask = call.mask if call.mask is None or call.mask.shape[-2] == 1 else last(call.mask)
-    if mask is not None:
-        mask = mask[..., -call.key.shape[2] :]
-    cut = [last(one) for one in (call.query, call.output, call.computed, gradient)]
+    mask = call.mask if call.mask is None or call.mask.shape[-2] == 1 else at(call.mask)
+    cut = [at(one) for one in (call.query, call.output, call.computed, gradient)]
     query, output, computed, gradient = cut
     assert query is not None
     assert output is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from hf_cam.words.place import Place
 from hf_cam.words.readout import readout_of
 from hf_cam.words.rows import Rows, recorded_rows
 from hf_cam.words.scores import Score
-from hf_cam.words.writing import Written, cached_inputs, whole_inputs
+from hf_cam.words.writing import answer_rows
 
 DEFAULT = "word-relevance"
 ELSEWHERE = "word-gradient-x-input"
@@ -48,19 +48,25 @@ class Question:
 
     Args:
         model: A replica.
-        inputs: The prompt and the picture.
-        text: What the model wrote.
         place: Where the picture's cells enter.
-        score: Of the text's tokens.
+        score: Of the tokens.
         words: The indices of each word's tokens.
+        rows: `[T]` the rows that predict the tokens in a forward over the whole text, counted from its last position.
+        length: Of the whole text.
+        whole: The inputs of a forward over the whole text.
+        cached: Those of a forward over the rows alone, on a cache; made when it is called, and used once; or None.
+        known: `[t, V]` logits that the first t tokens were written with; None if they are not known.
     """
 
     model: nn.Module
-    inputs: Mapping[str, Any] = field(repr=False)
-    text: Written
     place: Place
     score: Score
     words: Sequence[Sequence[int]]
+    rows: Tensor
+    length: int
+    whole: Callable[[], Mapping[str, Any]]
+    cached: Callable[[], Mapping[str, Any] | None] = field(default=lambda: None)
+    known: Tensor | None = field(default=None, repr=False)
 
 
 def weighed(method: str, question: Question) -> Weighed:
@@ -84,10 +90,11 @@ def weighed(method: str, question: Question) -> Weighed:
 def _weighed(method: WordMethod, question: Question) -> Weighed:
     [signal] = method.needs
     if signal in ("entry", "relevance_entry"):
-        inputs = whole_inputs(question.model, question.inputs, question.text)
         with LocalRules("halved") if signal == "relevance_entry" else nullcontext():
-            entry = entry_of(question.model, inputs, question.score, question.place, question.words)
-            _check(entry.logits, question.text)
+            entry = entry_of(
+                question.model, question.whole(), question.score, question.place, question.words, question.rows
+            )
+            _check(entry.logits, question)
             return Weighed(method.weights(entry).cpu(), entry.logits, method.id)
     if question.place.kind != "in the sequence":
         raise MethodError(
@@ -95,8 +102,8 @@ def _weighed(method: WordMethod, question: Question) -> Weighed:
             f"{question.place.kind}; {ELSEWHERE!r} takes them there"
         )
     if signal == "readout":
-        inputs = whole_inputs(question.model, question.inputs, question.text)
-        found: Any = readout_of(question.model, inputs, question.score.tokens, question.place.cells)
+        cells, tokens = question.place.cells, question.score.tokens
+        found: Any = readout_of(question.model, question.whole(), tokens, cells, question.rows)
     else:
         found = _rows(question, differentiate=signal == "gradient_rows")
     return Weighed(joined(method.weights(found).cpu(), question.words), found.logits, method.id)
@@ -104,40 +111,40 @@ def _weighed(method: WordMethod, question: Question) -> Weighed:
 
 def _rows(question: Question, *, differentiate: bool) -> Rows:
     """The rows from the generation's cache, if they predict what the model wrote; else from one forward over it all."""
-    text, tokens = question.text, len(question.text.tokens)
-    length = text.prompt.shape[1] + tokens - 1
-    cached = cached_inputs(question.model, question.inputs, text)
-    if cached is not None:
-        rows = recorded_rows(
-            question.model, cached, question.score, question.place.cells,
-            queries=tokens, keys=length, differentiate=differentiate,
-        )  # fmt: skip
-        if rows.calls and agree(rows.logits, text):
-            return rows
-    inputs = whole_inputs(question.model, question.inputs, text)
-    rows = recorded_rows(
-        question.model, inputs, question.score, question.place.cells,
-        queries=length, keys=length, differentiate=differentiate,
-    )  # fmt: skip
-    _check(rows.logits, text)
-    if not rows.calls:
+    cells, count = question.place.cells, question.score.count
+
+    def recorded(inputs: Mapping[str, Any], rows: Tensor, queries: int) -> Rows:
+        sizes = {"queries": queries, "keys": question.length}
+        return recorded_rows(
+            question.model, inputs, question.score, cells, rows=rows, differentiate=differentiate, **sizes
+        )
+
+    if (cached := question.cached()) is not None:
+        found = recorded(cached, answer_rows(count), count)
+        if found.calls and _agree(found.logits, question):
+            return found
+    found = recorded(question.whole(), question.rows, question.length)
+    _check(found.logits, question)
+    if not found.calls:
         raise MethodError(
             f"no call of attention over the whole sequence was seen in {type(question.model).__name__}; "
             f"{ELSEWHERE!r} needs none"
         )
-    return rows
+    return found
 
 
-def agree(logits: Tensor, text: Written) -> bool:
-    """Whether logits `[T, V]` predict the tokens as the generation did."""
-    count = min(len(text.logits), len(logits))
-    tokens = text.tokens[:count, None].to(logits.device)
-    one = logits[:count].float().softmax(1).gather(1, tokens)
-    other = text.logits[:count].to(logits.device).softmax(1).gather(1, tokens)
+def _agree(logits: Tensor, question: Question) -> bool:
+    """Whether logits `[T, V]` predict the tokens as they were written."""
+    if question.known is None:
+        return True
+    count = min(len(question.known), len(logits))
+    tokens = question.score.tokens[:count, None].to(logits.device)
+    one, other = (given[:count].to(logits.device).float().softmax(1) for given in (logits, question.known))
+    one, other = one.gather(1, tokens), other.gather(1, tokens)
     return bool(((one - other).abs() <= ALIKE + ALIKE * other).all())
 
 
-def _check(logits: Tensor, text: Written) -> None:
+def _check(logits: Tensor, question: Question) -> None:
     """Refuse a forward that predicts other words than were written.
 
     Raises:
@@ -145,7 +152,7 @@ def _check(logits: Tensor, text: Written) -> None:
     """
     if not torch.isfinite(logits).all():
         raise ModelError("the model's logits are not finite; run it in a wider dtype")
-    if not agree(logits, text):
+    if not _agree(logits, question):
         raise ModelError(
             "the model predicts other words in one forward over prompt and answer than it wrote, so no gradient of "
             "what it wrote can be taken"

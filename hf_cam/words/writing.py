@@ -80,6 +80,11 @@ def written(
     return Written(prompt, tokens, logits[: len(tokens)], finished, cache)
 
 
+def answer_rows(count: int) -> Tensor:
+    """The rows that predict the `count` last tokens, where the last token itself is left out of the forward."""
+    return torch.arange(-count, 0)
+
+
 def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any] | None:
     """The inputs of a forward over the T rows that predict the tokens, on the generation's cache before them.
 
