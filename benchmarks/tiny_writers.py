@@ -107,9 +107,11 @@ OWN: dict[str, dict[str, Any]] = {
     "kosmos-2": {"text_config": {"attention_heads": 2, "layers": 2}, "latent_query_num": 8},
     "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
     "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
-    "video_llama_3": {},
-    "kimi_k25": {"vision_config": {"hidden_size": 32}},
-    "deepseek_vl": {"image_token_id": IMAGE},
+    "florence2": {"vision_config": {"embed_dim": [16, 16, 32, 32], "num_heads": [2] * 4, "num_groups": [2] * 4,
+                                    "depths": [1] * 4, "projection_dim": 32}},
+    "janus": {"vision_config": {"projection_dim": 32},
+              "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}},
+    "kimi_k25": {"projection_hidden_size": 32},
     "hy_v4_vl": _sections(1, 1, 2),
     "muse_glimmer": {"vision_config": {"hidden_size": 32, "intermediate_size": 64}},
     "ernie4_5_vl_moe": _sections(2, 3, 3),
@@ -213,7 +215,9 @@ def _small_pictures(kind: type, config: Any) -> dict[str, Any]:
 def prepare_of(writer: Writer, model: nn.Module) -> Callable[[np.ndarray], dict[str, Any]]:
     """From a picture to the inputs of a forward over it, a prompt and an answer."""
     processor = image_processor(writer.model_type, model.config)
-    accepted = set(inspect.signature(model.forward).parameters)
+    read = _reader(model)
+    own = set() if read is None else set(inspect.signature(read).parameters)
+    accepted = (set(inspect.signature(model.forward).parameters) | own) - {"kwargs", "self"}
     counted: dict[str, int] = {}
 
     def prepare(picture: np.ndarray) -> dict[str, Any]:
@@ -228,14 +232,21 @@ def prepare_of(writer: Writer, model: nn.Module) -> Callable[[np.ndarray], dict[
 
 def features(model: nn.Module, seen: Mapping[str, Tensor]) -> int:
     """How many placeholders the picture takes in the text; 0 where it takes none."""
-    if not hasattr(model, "get_image_features") or getattr(model.config, "is_encoder_decoder", False) is True:
+    read = _reader(model)
+    if read is None:
         return 0
-    known = inspect.signature(model.get_image_features).parameters
+    known = inspect.signature(read).parameters
     with torch.no_grad():
-        found = model.get_image_features(**{name: value for name, value in seen.items() if name in known})
+        found = read(**{name: value for name, value in seen.items() if name in known})
     found = getattr(found, "pooler_output", found)
     parts = found if isinstance(found, list | tuple) else [found]
     return sum(part.flatten(0, -2).shape[0] for part in parts)
+
+
+def _reader(model: nn.Module) -> Any:
+    """The model's own function from pictures to features; None if it has none."""
+    inner = getattr(model, "model", None)
+    return getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
 
 
 def image_id(config: Any) -> int:

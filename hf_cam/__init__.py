@@ -13,6 +13,8 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
+    from hf_cam.auditing.audit import Audit, audit
+    from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
@@ -82,6 +84,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "auditing.audit",
+    "Finding": "auditing.findings",
+    "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -171,6 +176,7 @@ __all__ = [
     "Answer",
     "AttentionRollout",
     "AttnLRP",
+    "Audit",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -180,6 +186,7 @@ __all__ = [
     "Evaluation",
     "Explainer",
     "Explanation",
+    "Finding",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -214,6 +221,7 @@ __all__ = [
     "WordCAM",
     "XGradCAM",
     "__version__",
+    "audit",
     "compare",
     "demo_model",
     "evaluate",

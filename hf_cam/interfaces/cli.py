@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
+from hf_cam.interfaces.audit import add as add_audit
 
 PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns 0 on success and 2 on an error (one line on stderr, no traceback)."""
+    """Run a subcommand; returns its status, 0 if it has none, and 2 on an error (one line on stderr, no traceback)."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except HFCamError as error:
         print(f"hf-cam: {error}", file=sys.stderr)
         return 2
@@ -39,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-cam: stopped", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter):
+    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter, add_audit):
         add(commands)
     return parser
 

@@ -101,7 +101,6 @@ class WordExplainer:
             model=self.loaded.traits.name_or_path or self.loaded.traits.class_name,
         )
 
-
     def located(self, pictures: Pictures, question: str = "What is in the picture?") -> list[Located]:
         """Where the cells of each picture enter the language model, and where they lie in the picture.
 

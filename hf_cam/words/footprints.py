@@ -118,6 +118,22 @@ def shares_of(reactions: Tensor) -> Tensor:
     return above / above.sum(1, keepdim=True).clamp_min(torch.finfo(above.dtype).tiny)
 
 
+def halved(picture: Image.Image, read: Read, clean: Tensor, other: Tensor) -> Bars:
+    """Two bars per axis from two runs: the half that is not disturbed is what is left of the whole.
+
+    Args:
+        picture, read, clean: See `measured`.
+        other: The cells' states with all of the picture disturbed, `[n, D]`.
+    """
+    whole_ = (other - clean).norm(dim=-1)
+
+    def reactions(axis: int) -> Tensor:
+        first = (read(disturbed(picture, bars_along(picture, axis, 2)[0])) - clean).norm(dim=-1)
+        return torch.stack([first, (whole_ - first).clamp_min(0)], 1).cpu()
+
+    return Bars(reactions(0), reactions(1))
+
+
 def measured(picture: Image.Image, read: Read, clean: Tensor, bars: int) -> Bars:
     """The reactions of the cells to so many bars along each axis.
 
@@ -156,9 +172,9 @@ def on_raster(found: Footprints, geometry: Callable[[], Geometry | None]) -> Foo
 
     The raster fills the canvas onto which the processor puts the picture, or the picture itself.
     """
-    rows, columns = found.bars.centres()
+    (rows, columns), bars = found.bars.centres(), found.bars.down.shape[1]
     fits = [
-        (_agreement(rows[prefix:], columns[prefix:], grid), grid, prefix)
+        (_agreement(rows[prefix:], columns[prefix:], grid, bars), grid, prefix)
         for prefix in range(min(2, found.cells))
         for grid in _grids(found.cells - prefix)
     ]
@@ -212,12 +228,19 @@ def _grids(cells: int) -> list[Size]:
     return [(height, cells // height) for height in range(1, cells + 1) if cells % height == 0]
 
 
-def _agreement(rows: Tensor, columns: Tensor, grid: Size) -> float:
+def _agreement(rows: Tensor, columns: Tensor, grid: Size, bars: int) -> float:
     """The lower of the correlations along the axes; along an axis of one cell, all must lie at one place."""
     return min(
-        _correlation(measured, expected) if side > 1 else float(float(measured.std(correction=0)) < ONE_PLACE)
+        _correlation(measured, _within_bars(expected, bars))
+        if side > 1
+        else float(float(measured.std(correction=0)) < ONE_PLACE)
         for measured, expected, side in zip((rows, columns), _grid_centres(grid), grid, strict=True)
     )
+
+
+def _within_bars(shares: Tensor, bars: int) -> Tensor:
+    """The centres of the bars that positions in [0, 1] lie in."""
+    return ((shares * bars).floor() + 0.5) / bars
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

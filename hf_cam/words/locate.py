@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hf_cam.errors import ModelError
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.placing import Geometries
-from hf_cam.words.footprints import Footprints, disturbed, footprints_of
-from hf_cam.words.place import Kind, Place, find_place, read, sightings, text_lengths
+from hf_cam.words.footprints import Footprints, disturbed, footprints_of, halved, on_raster
+from hf_cam.words.place import Kind, Place, at_known, find_place, read, sightings, text_lengths
 
 Prepare = Callable[[Sequence[Image.Image]], Mapping[str, Any]]
 """From the pictures of one prompt to the forward's inputs."""
@@ -64,11 +64,20 @@ class Known:
 
     Args:
         located: By the sizes of the pictures and the shapes of the inputs.
-        rasters: The sizes at which a raster agreed with a measurement.
+        rasters: What was found where a raster agreed with a measurement, at different sizes.
+        geometries: How the processor puts pictures on a canvas.
     """
 
     located: dict[Any, list[Located]] = field(default_factory=dict)
-    rasters: set[Any] = field(default_factory=set)
+    rasters: dict[Any, Located] = field(default_factory=dict)
+    geometries: Geometries = field(default_factory=Geometries)
+
+    @property
+    def rule(self) -> Place | None:
+        """Where pictures of other sizes entered on a raster, if that was the same place at each; else None."""
+        places = [one.place for one in self.rasters.values()]
+        same = {(one.module, one.argument, one.turn, one.kind) for one in places}
+        return places[0] if len(places) >= CONFIRMED and len(same) == 1 else None
 
 
 _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
@@ -92,10 +101,11 @@ def located(
     known = _known.setdefault(model, Known())
     key = _key(pictures, clean)
     if key not in known.located:
-        parts = [_Measurement(replica, prepare, pictures, index, clean) for index in range(len(pictures))]
-        known.located[key] = [_located(part, known) for part in parts]
-        if all(one.footprints.grid for one in known.located[key]):
-            known.rasters.add(key)
+        parts = [_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures))]
+        known.located[key] = [_checked(part, known) or _located(part) for part in parts]
+        for one in known.located[key]:
+            if one.footprints.grid is not None:
+                known.rasters[one.footprints.image_size] = one
     return known.located[key]
 
 
@@ -113,6 +123,7 @@ class _Measurement:
     pictures: Sequence[Image.Image]
     index: int
     clean: Mapping[str, Any]
+    known: Known
 
     @property
     def picture(self) -> Image.Image:
@@ -151,7 +162,21 @@ class _Measurement:
             made: Tensor = self.prepare([*pictures] * len(self.pictures))["pixel_values"]
             return made.reshape(-1, 3, *made.shape[-2:])[:1]
 
-        return Geometries().of(canvas, (self.picture.height, self.picture.width))
+        return self.known.geometries.of(canvas, (self.picture.height, self.picture.width))
+
+
+def _checked(part: _Measurement, known: Known) -> Located | None:
+    """The cells on the raster that fitted at other sizes, if two half pictures agree with it; else None."""
+    if (rule := known.rule) is None:
+        return None
+    other = part.inputs(disturbed(part.picture))
+    place = at_known(part.replica, rule, part.clean, other)
+    if place is None:
+        return None
+    clean, whole = (read(part.replica, inputs, place) for inputs in (part.clean, other))
+    bars = halved(part.picture, part.reader(place), clean, whole)
+    found = on_raster(Footprints((part.picture.height, part.picture.width), bars), part.geometry)
+    return None if found is None else Located(place, found)
 
 
 def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +187,7 @@ def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, name: ids}
 
 
-def _located(part: _Measurement, known: Known) -> Located:
+def _located(part: _Measurement) -> Located:
     """The first place whose cells are local, or that of states that are attended to."""
     seen = sightings(part.replica, part.clean)
     other, lengths = part.inputs(disturbed(part.picture)), text_lengths(part.clean)

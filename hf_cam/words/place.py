@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -137,6 +138,39 @@ def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
     Raises:
         ModelError: the forward does not get there, or with another shape.
     """
+    states = states_at(model, inputs, place)
+    if tuple(states.shape) != place.shape:
+        raise ModelError(
+            f"a disturbed picture of the same size becomes {tuple(states.shape)} at {place.module!r} in place of "
+            f"{place.shape}; the processor crops pictures by what they show"
+        )
+    return states.flatten(0, -2)[place.cells.to(states.device)].float()
+
+
+def at_known(model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any]) -> Place | None:
+    """The same argument with the cells that react to another picture; None if none does, or all do.
+
+    Args:
+        model: A replica.
+        place: Found with pictures of another size.
+        clean, other: The inputs with one picture and with another.
+    """
+    before, after = (states_at(model, inputs, place).flatten(0, -2) for inputs in (clean, other))
+    if before.shape != after.shape:
+        return None
+    reacts = (before != after).any(-1)
+    if not reacts.any() or (reacts.all() and place.kind == "in the sequence"):
+        return None
+    shape = (*place.shape[:-2], before.shape[0] // math.prod(place.shape[:-2]), before.shape[1])
+    return replace(place, shape=shape, cells=reacts.nonzero()[:, 0])
+
+
+def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
+    """The whole argument at a place; the forward ends there.
+
+    Raises:
+        ModelError: the forward does not get there.
+    """
     calls = 0
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -151,12 +185,7 @@ def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
             call(model, inputs)
     except _Found as found:
         states: Tensor = found.value
-        if tuple(states.shape) != place.shape:
-            raise ModelError(
-                f"a disturbed picture of the same size becomes {tuple(states.shape)} at {place.module!r} in place of "
-                f"{place.shape}; the processor crops pictures by what they show"
-            ) from None
-        return states.flatten(0, -2)[place.cells.to(states.device)].float()
+        return states
     finally:
         handle.remove()
     raise ModelError(f"the model's forward does not reach {place.module!r} with a disturbed picture")
