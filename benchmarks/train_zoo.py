@@ -58,12 +58,14 @@ def resume(
     cycle: int,
     rate: float | None = None,
     frozen: str | None = None,
+    until: int | None = None,
 ) -> hf.PreTrainedModel:
     """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used.
 
     Args:
         rate: the peak learning rate; by default half the recipe's.
         frozen: a part that stays as it is.
+        until: the step before which to stop, ahead of the end of the schedule.
     """
     torch.manual_seed(SEED + cycle)
     stage = recipe.stages[-1]
@@ -71,7 +73,7 @@ def resume(
     if frozen:
         model.get_submodule(frozen).requires_grad_(False)
     length = steps or stage.steps
-    schedule = Schedule(0, length, length, rate or recipe.learning_rate / 2)
+    schedule = Schedule(0, until or length, length, rate or recipe.learning_rate / 2)
     train_stage(model, recipe.head().to(device), recipe, stage, schedule, SEED + 10 * cycle, device)
     return model
 
@@ -253,19 +255,19 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="run the last stage again, from the weights in the zoo")
     parser.add_argument("--rate", type=float, help="peak learning rate of a resumed run (default: half the recipe's)")
     parser.add_argument("--freeze", metavar="PART", help="a part that a resumed run leaves as it is")
+    parser.add_argument("--until", type=int, help="step before which a resumed run stops, ahead of its schedule")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model
     before = folder if options.resume else options.out / recipe.start if recipe.start else None
     commands = commands_of(before) if before else []
     if options.resume:
-        model = resume(
-            recipe, options.device, options.steps, folder, len(commands), rate=options.rate, frozen=options.freeze
-        )
+        part, cycle = {"rate": options.rate, "frozen": options.freeze, "until": options.until}, len(commands)
+        model = resume(recipe, options.device, options.steps, folder, cycle, **part)
     else:
         model = train(recipe, options.device, options.steps, options.out)
     save(model, recipe, folder)
-    given = {"resume": options.resume, "steps": options.steps, "rate": options.rate, "freeze": options.freeze}
+    given = {name: getattr(options, name) for name in ("resume", "steps", "rate", "freeze", "until")}
     written = "".join(f" --{name}{'' if value is True else f' {value}'}" for name, value in given.items() if value)
     commands.append(f"{COMMAND} {options.model}{written}")
     write_card(options.model, commands, folder, options.device)
