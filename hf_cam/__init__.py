@@ -13,6 +13,8 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
+    from hf_cam.auditing.audit import Audit, audit
+    from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
     from hf_cam.errors import HFCamError
@@ -74,11 +76,17 @@ if TYPE_CHECKING:
     from hf_cam.models.loading import LoadedModel, load
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
+    from hf_cam.words.answer import Answer
+    from hf_cam.words.methods import list_word_methods, word_method
+    from hf_cam.words.word_cam import WordCAM
     from hf_cam.zoo import demo_model
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "auditing.audit",
+    "Finding": "auditing.findings",
+    "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -147,6 +155,10 @@ _HOMES = {
     "register_head": "heads",
     "tune": "evaluation.tuning",
     "Video": "images.videos",
+    "Answer": "words.answer",
+    "WordCAM": "words.word_cam",
+    "list_word_methods": "words.methods",
+    "word_method": "words.methods",
 }
 _MODULES = ("methods", "metrics", "targets")
 
@@ -161,8 +173,10 @@ __all__ = [
     "SSCAM",
     "AblationCAM",
     "Adapter",
+    "Answer",
     "AttentionRollout",
     "AttnLRP",
+    "Audit",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -172,6 +186,7 @@ __all__ = [
     "Evaluation",
     "Explainer",
     "Explanation",
+    "Finding",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -203,8 +218,10 @@ __all__ = [
     "SmoothGradCAMPlusPlus",
     "Tuned",
     "Video",
+    "WordCAM",
     "XGradCAM",
     "__version__",
+    "audit",
     "compare",
     "demo_model",
     "evaluate",
@@ -212,6 +229,7 @@ __all__ = [
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
+    "list_word_methods",
     "load",
     "load_image",
     "method",
@@ -223,6 +241,7 @@ __all__ = [
     "register_head",
     "targets",
     "tune",
+    "word_method",
 ]
 
 

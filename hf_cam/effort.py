@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -141,11 +141,13 @@ def best_of(methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explan
 
 
 def _effect(explanation: Explanation) -> float:
-    assert explanation.origin is not None
-    return effect_of(explanation.origin)
+    origin = explanation.origin
+    assert origin is not None
+    return effect_of(origin)
 
 
 def _checked(explanation: Explanation, tried: Sequence[Tried], forwards: float) -> Explanation:
-    assert explanation.origin is not None
-    verdict = check(explanation.origin, explanation.raw)
-    return replace(explanation, effort=Effort(tuple(tried), explanation.method, forwards, verdict))
+    origin = explanation.origin
+    assert origin is not None
+    verdict = check(origin, explanation.raw)
+    return explanation.changed(effort=Effort(tuple(tried), explanation.method, forwards, verdict))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,14 +17,46 @@ from hf_cam.effort import Effort
 from hf_cam.errors import ImageError, OptionError, brief
 from hf_cam.heads.base import CONFIDENCE
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
+from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut
 from hf_cam.request import check_seed
+
+Made = TypeVar("Made")
 
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
+WITHOUT_PICTURE = "said without the picture"
 
 
+class _OnDemand:
+    """A field that may be given as a function without arguments, which then makes its value each time it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name]
+        return value() if callable(value) else value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value
+
+
+def _on_demand(*names: str) -> Callable[[type[Made]], type[Made]]:
+    """Let these fields of a dataclass be made on demand; the dataclass is complete before, so that they stay fields."""
+
+    def decorated(made: type[Made]) -> type[Made]:
+        for name in names:
+            setattr(made, name, _OnDemand(name))
+        return made
+
+    return decorated
+
+
+@_on_demand("heatmap", "image", "origin")
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The explanation of one thing that a model reports about one image.
@@ -50,6 +82,11 @@ class Explanation:
             scores of the same kind can be compared.
         effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
             in words.
+        span: `(start, end)` of a word in the text that the model wrote; None for everything else.
+        evidence: How much the picture contributed to a word, in [0, 1], relative to the word of the answer to which it
+            contributed most; None for everything else.
+        map: The map on the model's grid and its place in the image. An explanation holds this, and `heatmap` is drawn
+            from it each time it is read.
     """
 
     label: str
@@ -66,10 +103,19 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
     score_kind: str = CONFIDENCE
     effort: Effort | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+    evidence: float | None = None
+    map: GridMap | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
+
+    def changed(self, **fields: Any) -> Explanation:
+        """A copy with other values of some fields; what is made on demand stays so, unlike in `dataclasses.replace`."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **fields)
+        return copy
 
     @door()
     def check(self, seed: int = 0, others: Sequence[Any] = ()) -> Check:
@@ -96,13 +142,14 @@ class Explanation:
         True
         """
         check_seed(seed)
-        if self.origin is None:
+        origin = self.origin
+        if origin is None:
             raise OptionError("this explanation was pickled without its model; explain the image again")
-        if self.frames or are_cut(self.origin.inputs):
+        if self.frames or are_cut(origin.inputs):
             raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         if not isinstance(others, list | tuple):
             raise OptionError(f"others must be a list of images, got {brief(others)}")
-        return check(self.origin, self.raw, seed, others)
+        return check(origin, self.raw, seed, others)
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, with the box or the edge of the mask in white.

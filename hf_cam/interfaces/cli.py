@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
+from hf_cam.interfaces.audit import add as add_audit
 
+PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 CHUNK = 8
 LONGEST_STEM = 100
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns 0 on success and 2 on an error (one line on stderr, no traceback)."""
+    """Run a subcommand; returns its status, 0 if it has none, and 2 on an error (one line on stderr, no traceback)."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except HFCamError as error:
         print(f"hf-cam: {error}", file=sys.stderr)
         return 2
@@ -38,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-cam: stopped", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter):
+    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter, add_audit):
         add(commands)
     return parser
 
@@ -61,6 +63,7 @@ def _add_explain(commands: Any) -> None:
         "finds)",
     )
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
+    explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
     )
@@ -88,7 +91,9 @@ def _add_explain(commands: Any) -> None:
         help="what the model returns (default: auto, established by a run)",
     )
     _add_device(explain)
-    explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
+    explain.add_argument(
+        "--out", default="hf-cam-out", help="picture file, .html page of an answer, or folder (default: hf-cam-out)"
+    )
     explain.set_defaults(run=_explain)
 
 
@@ -197,6 +202,8 @@ def _explain(options: argparse.Namespace) -> None:
     for video in moving:
         loaded.opened(video)
     explainer = Explainer(loaded, methods[0], options.layers)
+    if explainer.words is None and any(output.suffix.lower() in PAGES for output in outputs):
+        raise OptionError(f"{options.out!r} is a page, which shows the words of a vision-language model's answer alone")
     settings = {
         "target": options.target[0] if len(options.target or ()) == 1 else options.target,
         "text": options.text,
@@ -205,6 +212,7 @@ def _explain(options: argparse.Namespace) -> None:
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
         "effort": options.effort,
+        "answer": options.answer,
     }
     if len(methods) == 1:
         settings["top_k"] = options.top_k
@@ -257,6 +265,11 @@ def _explained(
 
 def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
     """Save the explanations of one image and return the lines to print. A video becomes a GIF if no file is named."""
+    from hf_cam.words.answer import Answer
+
+    if isinstance(explanations, Answer):
+        path = explanations.save(output)
+        return [f"{one_line(name)}: {one_line(explanations.answer)} -> {path}"]
     if grid:
         from hf_cam.comparison import Comparison
 
@@ -278,7 +291,7 @@ def _output_paths(images: Sequence[str], out: str) -> list[Path]:
         OptionError: a single file is requested for several images, or the file is not a picture.
     """
     path = Path(out).expanduser()
-    if path.suffix.lower() in PICTURES and not path.is_dir() and not out.endswith("/"):
+    if path.suffix.lower() in PICTURES + PAGES and not path.is_dir() and not out.endswith("/"):
         if len(images) > 1:
             raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
         return [path]
@@ -377,6 +390,7 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
+    from hf_cam.words.methods import list_word_methods
 
     methods = list_methods()
     width = max(map(len, methods))
@@ -387,15 +401,26 @@ def _methods(options: argparse.Namespace) -> None:
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
         if method.departure:
             print(f"{'':<{width}}  departs from it: {method.departure}")
+    print("\nFor the words of vision-language models:")
+    for one in list_word_methods().values():
+        print(f"{one.id:<{width}}  {one.summary}")
+        print(f"{'':<{width}}  {one.paper}")
+        if one.departure:
+            print(f"{'':<{width}}  departs from it: {one.departure}")
 
 
 def _adapter(options: argparse.Namespace) -> None:
     from hf_cam.models.checkpoints import load_config, resolve_name
+    from hf_cam.models.traits import writes_words
     from hf_cam.target_layers.infer import infer_adapter
 
     _silence_loading()
     name = resolve_name(options.model)
-    adapter = infer_adapter(load_config(name))
+    config = load_config(name)
+    if writes_words(config):
+        _print_places(name)
+        return
+    adapter = infer_adapter(config)
     print(json.dumps(adapter.to_dict(), indent=2))
     print(f"from: {adapter.origin}", file=sys.stderr)
     if options.save:
@@ -404,6 +429,17 @@ def _adapter(options: argparse.Namespace) -> None:
         if not Path(name).is_dir():
             raise HFCamError(f"{name!r} is not a folder; --save writes beside a local config.json")
         print(f"written to {adapter.save_pretrained(name)}", file=sys.stderr)
+
+
+def _print_places(name: str) -> None:
+    """Where the picture enters a vision-language model, measured on a photograph."""
+    from hf_cam.interfaces.demo import PHOTOGRAPHS
+    from hf_cam.models.loading import load
+    from hf_cam.words.explaining import WordExplainer
+
+    places = WordExplainer(load(name)).located(PHOTOGRAPHS[0].image())
+    print(json.dumps([place.to_dict() for place in places], indent=2))
+    print("from: measured on one photograph", file=sys.stderr)
 
 
 def _silence_loading() -> None:
