@@ -13,8 +13,13 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
+    from hf_cam.auditing.audit import Audit, audit
+    from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
+    from hf_cam.data.dataset import explain_dataset, load_explanations
+    from hf_cam.data.explain import Explain
+    from hf_cam.data.hub import push_explanations
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -69,6 +74,7 @@ if TYPE_CHECKING:
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
@@ -82,6 +88,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "auditing.audit",
+    "AuditCallback": "interfaces.training",
+    "Finding": "auditing.findings",
+    "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -139,6 +149,10 @@ _HOMES = {
     "Explainer": "explainer",
     "LoadedModel": "models.loading",
     "explain": "explainer",
+    "Explain": "data.explain",
+    "explain_dataset": "data.dataset",
+    "load_explanations": "data.dataset",
+    "push_explanations": "data.hub",
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
@@ -171,6 +185,8 @@ __all__ = [
     "Answer",
     "AttentionRollout",
     "AttnLRP",
+    "Audit",
+    "AuditCallback",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -178,8 +194,10 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
+    "Explain",
     "Explainer",
     "Explanation",
+    "Finding",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -214,15 +232,18 @@ __all__ = [
     "WordCAM",
     "XGradCAM",
     "__version__",
+    "audit",
     "compare",
     "demo_model",
     "evaluate",
     "explain",
+    "explain_dataset",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
     "list_word_methods",
     "load",
+    "load_explanations",
     "load_image",
     "method",
     "methods",
@@ -230,6 +251,7 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "push_explanations",
     "register_head",
     "targets",
     "tune",

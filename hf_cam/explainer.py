@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, UNDEFINED, Saliency
-from hf_cam.capture.inputs import alone, model_inputs_of, one_image, others_of
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
@@ -24,16 +26,17 @@ from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanat
 from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
+from hf_cam.images.mapped import Evidence, GridMap
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
-from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
+from hf_cam.outputs import sample_of
 from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
-from hf_cam.targets import entries_of
+from hf_cam.targets import Target, entries_of
 from hf_cam.words.explaining import WordExplainer
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import chat_of
@@ -41,8 +44,8 @@ from hf_cam.words.prompts import chat_of
 BATCH = 8
 """Images per forward where the caller does not say."""
 
-FAINT = 0.01
-"""Share of a map's peak up to which cells count as none of its evidence."""
+FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
+"""What is wrong with a map, by where it has evidence."""
 
 
 @door()
@@ -262,6 +265,42 @@ class Explainer:
                 yield from found
 
     @door()
+    def predict(
+        self, images: Sequence[Picture], request: Request | None = None, *, batch_size: int = BATCH, **settings: Any
+    ) -> Iterator[list[tuple[Subject, float]]]:
+        """What would be explained in each image, with its score, from a forward without maps; arguments as in a call.
+
+        Raises:
+            TargetError, OptionError: the request does not fit the model, before it runs.
+        """
+        wanted = self.checked(request, settings).for_images(len(images))
+        check_count("batch_size", batch_size)
+        for start in range(0, len(images), batch_size):
+            requests = iter(wanted[start : start + batch_size])
+            for inputs, members in self._batches(images[start : start + batch_size]):
+                yield from self._predicted(inputs, members, list(islice(requests, len(members))))
+
+    def _predicted(
+        self, inputs: Mapping[str, Tensor], images: Sequence[Picture], requests: Sequence[Request]
+    ) -> list[list[tuple[Subject, float]]]:
+        size, count = input_size(inputs), len(images)
+        geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        found: list[list[tuple[Subject, float]]] = [[] for _ in images]
+        for part in self.head.rounds(requests[0], inputs):
+            own = [replace(part, target=request.target) for request in requests] if count > 1 else [part]
+            given = {**others_of(inputs), **self.head.inputs(part)}
+            with borrowed(self.loaded.model) as model, torch.no_grad():
+                outputs = call(model, model_inputs_of(self.loaded.model, inputs["pixel_values"], given))
+                chosen = Chosen(self.head, own, geometries)
+                chosen(outputs)
+                for i, subjects in enumerate(chosen.subjects):
+                    sample = sample_of(outputs, i, count)
+                    found[i] += [
+                        (one, float(one.target(sample)) if one.score is None else one.score) for one in subjects
+                    ]
+        return found
+
+    @door()
     def compare(
         self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> list[list[Explanation]]:
@@ -321,7 +360,7 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
@@ -390,55 +429,60 @@ class Explainer:
             skipped |= saliencies.skipped
             for saliency in saliencies:
                 for i, image in enumerate(images):
-                    origins = self._origins(saliency, i, full, chosen.subjects[i])
+                    shown = tuple(saliency.maps.shape[2:])
+                    recipe = _Recipe(self.loaded, self.head, image, own[i], saliency.method, shown)
                     found[saliency.method.id][i] += _explanations(
-                        saliency, i, image, chosen.subjects[i], geometries[i], origins
+                        saliency, i, image, chosen.subjects[i], geometries[i], recipe
                     )
         return [found[method.id] for method in methods if method.id not in skipped], skipped
 
-    def _origins(
-        self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
-    ) -> list[Origin]:
-        """What each explanation of image `i` was made from."""
-        own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], others_of(inputs)), i)
-        own = {name: alone(value) if isinstance(value, Tensor) else value for name, value in own.items()}
-        return [
-            Origin(self.loaded.model, own, subject.target, alone(saliency.maps[k, i]))
-            for k, subject in enumerate(subjects)
-        ]
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """How to make again what the explanations of an image were made from, so that none of them holds the inputs."""
+
+    loaded: LoadedModel
+    head: Head
+    image: Picture
+    request: Request
+    method: Method
+    size: Sequence[int]
+
+    def origin(self, target: Target, raw: Sequence[np.ndarray]) -> Origin:
+        """The origin of the explanation with this target and these raw maps, one per layer."""
+        given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
+        inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
+        fused = self.method.fuse([torch.from_numpy(layer) for layer in raw], self.size)
+        return Origin(self.loaded.model, inputs, target, fused.to(inputs["pixel_values"].device))
 
 
 def _explanations(
-    saliency: Saliency,
-    i: int,
-    image: Picture,
-    subjects: Sequence[Subject],
-    geometry: Geometry,
-    origins: Sequence[Origin],
+    saliency: Saliency, i: int, image: Picture, subjects: Sequence[Subject], geometry: Geometry, recipe: _Recipe
 ) -> list[Explanation]:
-    """Of image `i` of a batch, one a subject."""
+    """Of image `i` of a batch, one per subject."""
+    fuse = saliency.method.fuse if len(saliency.raw) > 1 else None
     frames = len(image.frames) if isinstance(image, Video) else None
-    on_grid = _on_grid(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry, frames)
-    in_view = _in_view(on_grid, geometry)
-    heatmaps = _heatmaps(on_grid * in_view.view(-1, *(1,) * (on_grid.ndim - 1)), geometry, frames)
-    raw = saliency.raw[0][:, i].float().cpu().numpy()
+    layers = [layer[: len(subjects), i].float().cpu().numpy() for layer in saliency.raw]
+    # Copies, not views, which would keep the maps of the whole batch.
+    maps = [GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames) for k in range(len(subjects))]
     return [
         Explanation(
             label=subject.label,
             score=float(saliency.scores[k, i]) if subject.score is None else subject.score,
-            heatmap=heatmaps[k].copy(),  # not a view, which would keep those of the whole batch
-            raw=raw[k].copy(),
+            heatmap=cast("np.ndarray", map_.heatmap),
+            raw=map_.raw[0],
             method=saliency.method.id,
             layers=saliency.adapter.layers,
             image=image.frames[0] if isinstance(image, Video) else image,
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
-            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k])), *_cautions(saliency)),
-            origin=origins[k],
+            flags=(*subject.flags, *FLAGS[map_.evidence], *_cautions(saliency)),
+            origin=cast("Origin", partial(recipe.origin, subject.target, map_.raw)),
             score_kind=subject.kind_of_score,
+            map=map_,
         )
-        for k, subject in enumerate(subjects)
+        for k, (subject, map_) in enumerate(zip(subjects, maps, strict=True))
     ]
 
 
@@ -455,38 +499,7 @@ def _measured(model: nn.Module) -> bool:
     return declared is not None and declared.origin in ("catalogue", "cam_config")
 
 
-def _on_grid(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> Tensor:
-    """`[K, h, w]` in [0, 1] on a grid over the model's input, from each layer's raw maps `[K, h, w]`.
-
-    Of a video `[K, t, h, w]`; each is stretched over all its frames at once.
-    """
-    size = geometry.model_size if frames is None else (frames, *geometry.model_size)
-    return normalize(raw[0], len(size)) if len(raw) == 1 else method.fuse(raw, size)
-
-
-def _heatmaps(on_grid: Tensor, geometry: Geometry, frames: int | None) -> np.ndarray:
-    """`[K, H, W]` float32 in [0, 1] in the image's pixels, of a video `[K, T, H, W]`."""
-    if frames is not None:
-        on_grid = resize(on_grid, (frames, *on_grid.shape[-2:]))
-    drawn = geometry.to_image(on_grid.float())
-    peak = drawn.amax(tuple(range(1, drawn.ndim)), keepdim=True)
-    return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()
-
-
-def _in_view(on_grid: Tensor, geometry: Geometry) -> Tensor:
-    """`[K]` booleans: the maps `[K, ..., h, w]` that have evidence in a cell that the image touches."""
-    touched = (geometry.filled((on_grid.shape[-2], on_grid.shape[-1])) > 0).to(on_grid)
-    return (on_grid * touched).flatten(1).amax(1) > FAINT
-
-
 def _cautions(saliency: Saliency) -> tuple[str, ...]:
     """A warning where maps of this family's target layer are known to mislead."""
     caution = saliency.adapter.caution
     return (f"{MAY_MISLEAD}: {caution}",) if caution and saliency.method.reads_layer else ()
-
-
-def _flags(on_grid: Tensor, in_view: bool) -> tuple[str, ...]:
-    """What is wrong with a map on its grid."""
-    if in_view:
-        return ()
-    return (OUTSIDE_IMAGE,) if on_grid.any() else (NO_EVIDENCE,)
