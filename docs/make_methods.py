@@ -35,8 +35,8 @@ AGREEMENT = """## Agreement with the papers
 
 Printed by `python -m benchmarks.papers`: the largest difference between hf-cam's map and the same map computed
 otherwise, as a share of the map's largest value. "The equation in float64" is a slow re-implementation written from the
-paper's equation (`benchmarks/equations.py`), on random signals or on a tiny model with random weights. Other packages
-compute in float32. Each comparison is a test too.
+paper's equation (`benchmarks/equations.py`, `benchmarks/equations_variants.py`), on random signals or on a tiny model
+with random weights. Other packages compute in float32. Each comparison is a test too.
 
 """
 DEPARTURES = """
@@ -69,6 +69,8 @@ def page(written: str) -> str:
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
     departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
+    others = ", ".join(f"`{one.id}`" for one in list_methods().values() if not one.departure)
+    departures.append(f"\nNone: {others}.")
     parts = [
         "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
         TAKEN_BACK + between("departures", written) + "\n\n",

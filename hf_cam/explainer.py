@@ -23,7 +23,7 @@ from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
-from hf_cam.heads import Head, Subject, head_of
+from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.mapped import Evidence, GridMap
@@ -37,6 +37,9 @@ from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
 from hf_cam.targets import Target, entries_of
+from hf_cam.words.explaining import WordExplainer
+from hf_cam.words.methods import WORD_METHODS
+from hf_cam.words.prompts import chat_of
 
 BATCH = 8
 """Images per forward where the caller does not say."""
@@ -47,11 +50,14 @@ FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IM
 
 @door()
 def explain(
-    image: Any,
-    model: str | Path | nn.Module | LoadedModel,
+    image: Any = None,
+    model: str | Path | nn.Module | LoadedModel | None = None,
     *,
     target: Any = None,
     text: str | Sequence[str] | None = None,
+    answer: str | None = None,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    generate: Mapping[str, Any] | None = None,
     method: str = "auto",
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
@@ -73,16 +79,21 @@ def explain(
 
     Args:
         image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
-            `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
+            `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these. For a vision-language model, a
+            tuple of images that one question is about.
         model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
             list several: for a list of images one entry per image, which may itself be a list. An array or tensor of
             one axis counts as a list if it holds whole numbers, and as an embedding if not. By default, what the model
-            itself finds.
+            itself finds. Of a vision-language model's answer, a word or a regular expression picks words, and a tuple
+            ("red", "blue") contrasts two at one place.
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
+        answer: A text that a vision-language model is forced to write, in place of its own answer.
+        messages: A chat as transformers takes it, with the pictures in it, in place of `image` and `text`.
+        generate: Settings of a vision-language model's `generate`; by default greedy, and at most 64 tokens.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
         layers: The target layers, as dotted names or modules of the model, inferred where not given; see `hf_cam.CAM`
             for layers that run several times.
@@ -107,7 +118,8 @@ def explain(
         device, dtype, trust_config: For a model that is loaded here; see `hf_cam.load`.
 
     Returns:
-        A list of `Explanation`, best first; for a list of images a list of such lists.
+        A list of `Explanation`, best first; for a list of images a list of such lists. Of a vision-language model, the
+        list is an `Answer` with one explanation per word.
 
     Raises:
         HFCamError: `ImageError`, `ModelError`, `TargetError`, `MethodError`, `LayerError` and so on, before the model
@@ -119,9 +131,15 @@ def explain(
     >>> flower.heatmap.shape
     (427, 640)
     """
+    chat, image = (None, image) if messages is None else _of_chat(messages, image)
+    _check_given(image, model)
+    assert model is not None
     request = Request.of(
         target=target,
         text=text,
+        answer=answer,
+        messages=chat,
+        generate=generate,
         top_k=top_k,
         threshold=threshold,
         aug_smooth=aug_smooth,
@@ -130,24 +148,53 @@ def explain(
         effort=effort,
     )
     several = isinstance(image, list | tuple)
-    # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
-    sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
-    loaded = load(
-        model,
-        processor=processor,
-        labels=labels,
-        output=output,
-        device=device,
-        dtype=dtype,
-        trust_config=trust_config,
-    )
-    images = [loaded.opened(source) for source in sources]
+    # A damaged image is reported before a model is fetched; whether a file that moves is one, only the model decides.
+    sources = [_opened(source) for source in (image if several else [image])]
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
+    loaded = load(model, processor=processor, labels=labels, output=output, **where)
+    if isinstance(image, tuple) and loaded.traits.answers_in_words:
+        several, sources = False, [tuple(sources)]
+    images = [_of_model(loaded, source) for source in sources]
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    loaded = replace(loaded, example=images[0] if images else None)
+    loaded = replace(loaded, example=images[0] if images and not isinstance(images[0], tuple) else None)
     explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
     found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
     return found if several else found[0]
+
+
+def _of_chat(messages: Any, image: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A chat with bare placeholders, and its pictures."""
+    if image is not None:
+        raise OptionError("messages= already holds the pictures; omit the image")
+    chat, pictures = chat_of(messages)
+    return chat, tuple(pictures)
+
+
+def _check_given(image: Any, model: Any) -> None:
+    """Refuse a call without a picture or a model.
+
+    Raises:
+        OptionError: one of them is missing.
+    """
+    if model is None:
+        raise OptionError("explain() misses the model: pass a Hub id, a folder, 'demo:NAME' or a module as model=")
+    if image is None:
+        raise OptionError("explain() misses the picture: pass a path, URL, PIL image or array, or a chat as messages=")
+
+
+def _opened(source: Any) -> Any:
+    """A source, opened unless it may be a video."""
+    if isinstance(source, tuple):
+        return tuple(map(_opened, source))
+    return source if may_be_video(source) else load_image(source)
+
+
+def _of_model(loaded: LoadedModel, source: Any) -> Any:
+    """A source as the model takes it: a tuple holds the pictures of one question."""
+    if isinstance(source, tuple) and loaded.traits.answers_in_words:
+        return tuple(map(loaded.opened, source))
+    return loaded.opened(source)
 
 
 class Explainer:
@@ -173,8 +220,11 @@ class Explainer:
         head: str | type[Head] | None = None,
     ) -> None:
         self.loaded = loaded
-        self.head = head_of(loaded, head)
+        self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
         self._named = method != "auto"
+        self.words = WordExplainer(loaded, method) if isinstance(self.head, WordHead) else None
+        if self.words is not None:
+            method = "auto"
         if method == "auto" and self.head.method and not _measured(loaded.model):
             method = self.head.method
         self.cam = CAM(
@@ -198,6 +248,9 @@ class Explainer:
         """
         wanted = self.checked(request, settings).for_images(len(images))
         check_count("batch_size", batch_size)
+        if self.words is not None:
+            yield from map(self.words, images, wanted)
+            return
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
@@ -307,7 +360,7 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False

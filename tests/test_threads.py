@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
@@ -264,6 +265,8 @@ def _in_fork(work: Callable[[], None]) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_lock_that_another_thread_holds_is_free_in_a_forked_child() -> None:
+    for _ in range(3):
+        ForkSafeLock()  # those that are gone by then are no matter
     lock, held, done = ForkSafeLock(), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -331,22 +334,36 @@ class Interrupter:
                 raise KeyboardInterrupt
         return self.trace
 
-    def run(self, call: Callable[[], Any]) -> bool:
-        """Whether the call was interrupted."""
+    def run(self, call: Callable[[], Any]) -> KeyboardInterrupt | None:
+        """The interrupt, if the call did not end before."""
         sys.settrace(self.trace)
         try:
             call()
-        except KeyboardInterrupt:
-            return True
+        except KeyboardInterrupt as error:
+            return error
         finally:
             sys.settrace(None)
-        return False
+        return None
+
+
+class InterrupterOfBlocks(Interrupter):
+    """The same at a line of `contextlib`, or of the block that lends models: where blocks are entered and left."""
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        where = frame.f_code.co_filename
+        return super().trace(frame, event, argument) if where in (contextlib.__file__, guard.__file__) else None
 
 
 def thread_state() -> tuple[Any, ...]:
     c = torch._C
     stacks = c._len_torch_function_stack(), c._len_torch_dispatch_stack()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *stacks, HERE.eager, HERE.plain_checkpoints
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *stacks,
+        HERE.call.eager,
+        HERE.call.plain_checkpoints,
+    )
 
 
 FEW: dict[str, dict[str, int]] = {
@@ -421,6 +438,19 @@ def test_an_interrupt_while_something_is_undone_leaves_the_thread_as_it_was(
     assert raised
     assert thread_state() == before
     assert cam(pictures(1), 1).any()
+
+
+def test_an_interrupt_while_a_block_is_entered_or_left_changes_nothing_later() -> None:
+    cam, x, state, counter = CAM(vit(), "eigencam"), pictures(1), thread_state(), InterrupterOfBlocks()
+    cam(x, 1)
+    counter.run(lambda: cam(x, 1))
+    assert counter.lines > 50
+    for instant in range(1, counter.lines + 1, 3):
+        with torch.no_grad():
+            kept = InterrupterOfBlocks(instant).run(lambda: cam(x, 1))
+        assert kept is not None
+        kept = None  # frees what the call held, now that gradients are on again
+        assert thread_state() == state, instant
 
 
 @pytest.mark.slow

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_cam.capture.checkpointing import SWITCHES, uncheckpointed
 from hf_cam.capture.draws import remember_draws
@@ -20,6 +21,22 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """From a module's forward to the one that stands in for it."""
 
 _wrapped: ContextVar[Mapping[nn.Module, Wrap]] = ContextVar("wrapped", default={})  # noqa: B039 - never written to
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Values that stand in for parameters of models.
+
+    Args:
+        values: The values, by parameter.
+        borrowers: The models that were borrowed with them.
+    """
+
+    values: Mapping[nn.Parameter, Tensor]
+    borrowers: list[nn.Module] = field(default_factory=list)
+
+
+_weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
 
 
 @contextmanager
@@ -41,7 +58,10 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
                 "them; load the model outside that block"
             )
-        replica = Replica(model)
+        weights = _weights.get()
+        replica = Replica(model, weights.values if weights else {})
+        if weights:
+            weights.borrowers.append(model)
         for module in replica.modules():
             table = module.__dict__
             table["training"] = False  # bypasses nn.Module's setter, which is slow
@@ -64,6 +84,16 @@ def wrapped(forwards: Mapping[nn.Module, Wrap]) -> Iterator[None]:
         yield
     finally:
         _wrapped.reset(token)
+
+
+@contextmanager
+def reweighted(values: Mapping[nn.Parameter, Tensor]) -> Iterator[Weights]:
+    """Let every replica that this thread borrows inside the `with` block have other weights than its model."""
+    token = _weights.set(weights := Weights(values))
+    try:
+        yield weights
+    finally:
+        _weights.reset(token)
 
 
 @contextmanager

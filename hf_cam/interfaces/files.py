@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+PAGES = (".html", ".htm")
 LONGEST_STEM = 100
 TABLE = ("image", "label", "score", "score_kind", "box", "method", "flags", "file")
 """Columns of the table that `hf-cam explain --table` writes."""
@@ -50,7 +51,7 @@ def output_paths(images: Sequence[str], out: str, within: Mapping[str, Path]) ->
         OptionError: a single file is requested for several images, or the file is not a picture.
     """
     path = Path(out).expanduser()
-    if path.suffix.lower() in PICTURES and not path.is_dir() and not out.endswith("/"):
+    if path.suffix.lower() in PICTURES + PAGES and not path.is_dir() and not out.endswith("/"):
         if len(images) > 1:
             raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
         return [path]
