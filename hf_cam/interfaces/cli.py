@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    adding = (_add_explain, _add_dataset, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter, add_audit)
-    for add in adding:
+    parts = (_add_explain, _add_dataset, add_audit, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter)
+    for add in parts:
         add(commands)
     return parser
 
@@ -200,8 +200,8 @@ def _explain(options: argparse.Namespace) -> None:
     from hf_cam.models.loading import load
 
     _silence_loading()
-    options.images, within = listed_images(options.images)
-    outputs = output_paths(options.images, options.out, within)
+    options.images, roots = listed_images(options.images)
+    outputs = output_paths(options.images, options.out, roots)
     methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
@@ -341,12 +341,12 @@ def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: 
     return [(explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)]
 
 
-def _lines(name: str, explanations: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:
-    """What is printed of one image: a line per explanation, or the answer of a vision-language model."""
+def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:
+    """A line per explanation; one for the words of an answer."""
     from hf_cam.words.answer import Answer
 
-    if isinstance(explanations, Answer):
-        return [f"{one_line(name)}: {one_line(explanations.answer)} -> {path}" for _, path in written[:1]]
+    if isinstance(found, Answer):
+        return [f"{one_line(name)}: {one_line(found.answer)} -> {path}" for _, path in written[:1]]
     return [_line(name, explanation, path) for explanation, path in written]
 
 

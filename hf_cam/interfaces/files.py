@@ -13,6 +13,7 @@ from hf_cam.errors import OptionError, brief, reason
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
 
+PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 PAGES = (".html", ".htm")
 LONGEST_STEM = 100
