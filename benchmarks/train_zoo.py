@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -49,13 +50,30 @@ def train(recipe: Recipe, device: torch.device, steps: int | None, zoo: Path) ->
     return model
 
 
-def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path, cycle: int) -> hf.PreTrainedModel:
-    """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used."""
+def resume(
+    recipe: Recipe,
+    device: torch.device,
+    steps: int | None,
+    folder: Path,
+    cycle: int,
+    rate: float | None = None,
+    frozen: str | None = None,
+    until: int | None = None,
+) -> hf.PreTrainedModel:
+    """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used.
+
+    Args:
+        rate: the peak learning rate; by default half the recipe's.
+        frozen: a part that stays as it is.
+        until: the step before which to stop, ahead of the end of the schedule.
+    """
     torch.manual_seed(SEED + cycle)
     stage = recipe.stages[-1]
     model = load_saved(folder).to(device)
+    if frozen:
+        model.get_submodule(frozen).requires_grad_(False)
     length = steps or stage.steps
-    schedule = Schedule(0, length, length, recipe.learning_rate / 2)
+    schedule = Schedule(0, until or length, length, rate or recipe.learning_rate / 2)
     train_stage(model, recipe.head().to(device), recipe, stage, schedule, SEED + 10 * cycle, device)
     return model
 
@@ -134,8 +152,9 @@ def build_optimizers(model: hf.PreTrainedModel, head: nn.Module, recipe: Recipe)
     }
     trained = set(model.get_submodule(recipe.gentle).parameters()) if recipe.gentle else set()
     muon = recipe.optimizer == "muon"
-    matrices = [p for p in model.parameters() if p in inner and muon]
-    rest = [p for p in (*model.parameters(), *head.parameters()) if not (p in inner and muon)]
+    learning = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+    matrices = [p for p in learning if p in inner and muon]
+    rest = [p for p in learning if not (p in inner and muon)]
     found = [torch.optim.AdamW(groups(rest, trained), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))]
     if muon:
         muon_groups = groups(matrices, trained)
@@ -185,7 +204,7 @@ of no use on real photographs.
 **Data.** Scenes of 96 x 128 pixels (height x width) with one to four items of clothing, each grey or tinted red, green,
 blue, yellow, purple or orange, on textured backgrounds, drawn from the 60,000 training pictures of Fashion-MNIST by
 `benchmarks/scenes.py`. Labels: {labels}.
-
+{about}
 **Training.** On scenes from fixed seeds{start}:
 
 ```
@@ -212,6 +231,7 @@ def write_card(name: str, commands: list[str], folder: Path, device: torch.devic
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         labels=", ".join(LABELS),
+        about="\n" + fill(recipe.about, 120) + "\n" if recipe.about else "",
         start=f", starting from the zoo's `{recipe.start}` of that time" if recipe.start else "",
         commands="\n".join(commands),
         held_out=SCENES,
@@ -233,18 +253,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--steps", type=int, help="steps of all stages together (default: as in the recipe)")
     parser.add_argument("--resume", action="store_true", help="run the last stage again, from the weights in the zoo")
+    parser.add_argument("--rate", type=float, help="peak learning rate of a resumed run (default: half the recipe's)")
+    parser.add_argument("--freeze", metavar="PART", help="a part that a resumed run leaves as it is")
+    parser.add_argument("--until", type=int, help="step before which a resumed run stops, ahead of its schedule")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model
     before = folder if options.resume else options.out / recipe.start if recipe.start else None
     commands = commands_of(before) if before else []
     if options.resume:
-        model = resume(recipe, options.device, options.steps, folder, len(commands))
+        part, cycle = {"rate": options.rate, "frozen": options.freeze, "until": options.until}, len(commands)
+        model = resume(recipe, options.device, options.steps, folder, cycle, **part)
     else:
         model = train(recipe, options.device, options.steps, options.out)
     save(model, recipe, folder)
-    steps = f" --steps {options.steps}" if options.steps else ""
-    commands.append(f"{COMMAND} {options.model}{' --resume' if options.resume else ''}{steps}")
+    given = {name: getattr(options, name) for name in ("resume", "steps", "rate", "freeze", "until")}
+    written = "".join(f" --{name}{'' if value is True else f' {value}'}" for name, value in given.items() if value)
+    commands.append(f"{COMMAND} {options.model}{written}")
     write_card(options.model, commands, folder, options.device)
 
 

@@ -1,6 +1,6 @@
 """How well the map of each word lies on the item that the word names, in scenes whose masks are known.
 
-    python -m benchmarks.words [--scenes 60] [--seed 6] [--methods word-relevance ...] [--write docs/words.md]
+    python -m benchmarks.words [--scenes 40] [--seed 6] [--methods word-relevance ...] [--write docs/words.md]
 
 `demo:llava` describes each scene of the test split. Only right words are judged: the answer names as many items as
 there are, and the word is the noun or colour of the item at its place from left to right. For each method: the share of
@@ -232,7 +232,7 @@ def deletion_table(loaded: LoadedModel, counts: Mapping[Kind, Sequence[Case]]) -
 def main() -> None:
     """Measure, and print or write the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--methods", nargs="+", default=[*list_word_methods()])
     parser.add_argument("--model", default=MODEL)

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -207,13 +207,16 @@ def match(
 
 
 def word_accuracy(kind: Kind, folder: Path, count: int, device: torch.device) -> float:
-    """How often the model names an item's noun or colour, after the true beginning of the description.
+    """How often the model names an item's noun or colour, after the true beginning of the description."""
+    return word_accuracies(folder, count, device)[kind]
 
-    Scenes without a clear order from left to right are left out.
-    """
+
+@lru_cache(maxsize=1)
+def word_accuracies(folder: Path, count: int, device: torch.device) -> dict[Kind, float]:
+    """The share of right words of each kind; scenes without a clear order from left to right are left out."""
     model = hf.AutoModelForImageTextToText.from_pretrained(folder).to(device).eval()
     processor = hf.AutoProcessor.from_pretrained(folder)
-    found: list[bool] = []
+    found: dict[Kind, list[bool]] = {"noun": [], "colour": []}
     for batch in blocks(count):
         asked = captions(batch.scene(i) for i in range(len(batch)))
         texts = [f"{one.prompt} {one.answer}" for _, one in asked]
@@ -223,9 +226,9 @@ def word_accuracy(kind: Kind, folder: Path, count: int, device: torch.device) ->
             predicted = model(**inputs).logits[:, :-1].argmax(-1)
         right = (predicted == inputs["input_ids"][:, 1:]).cpu()
         for row, (_, one) in zip(right, asked, strict=True):
-            tokens = named_tokens(processor.tokenizer, one)
-            found += [all(row[len(row) - back] for back in backs) for mention, backs in tokens if mention.kind == kind]
-    return sum(found) / len(found)
+            for mention, backs in named_tokens(processor.tokenizer, one):
+                found[mention.kind].append(all(row[len(row) - back] for back in backs))
+    return {kind: sum(values) / len(values) for kind, values in found.items()}
 
 
 FLOORS = {

@@ -71,6 +71,7 @@ class Recipe:
         optimizer: of the matrices inside the network. Muon takes fewer steps; its own work per step is the same for a
             batch of any size, so AdamW suits small batches.
         gentle: the part that has been trained already, which learns at a quarter of the rate.
+        about: what the model card adds on the data.
     """
 
     build: Callable[[Size, Path], hf.PreTrainedModel]
@@ -86,6 +87,7 @@ class Recipe:
     precision: torch.dtype = torch.bfloat16
     optimizer: Literal["muon", "adamw"] = "muon"
     gentle: str | None = None
+    about: str = ""
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -826,6 +828,9 @@ RECIPES = {
         precision=torch.float32,
         optimizer="adamw",
         gentle="model.vision_tower",
+        about="Each scene comes with four questions and their answers in LLaVA 1.5's format: what is in the picture, "
+        "what colour an item is, what is on the left or right, and how many items there are "
+        "(`benchmarks/dialogues.py`). Scenes whose items have no clear order from left to right are left out.",
     ),
 }
 """The recipes, ordered so that every model comes after the one that it starts from."""

@@ -70,7 +70,10 @@ def inputs(name: str, pixels: object) -> dict[str, torch.Tensor]:
 
 def test_every_recipe_has_a_floor_and_every_folder_a_recipe() -> None:
     assert set(RECIPES) == set(FLOORS)
-    assert {path.name for path in ZOO.iterdir() if path.is_dir() and not path.name.startswith("_")} <= set(RECIPES)
+    assert {path.name for path in ZOO.iterdir() if path.is_dir() and not path.name.startswith("_")} <= {
+        *RECIPES,
+        "cheater",  # `benchmarks/train_cheater.py` trains it
+    }
 
 
 @each_model
@@ -123,8 +126,9 @@ def test_the_card_names_the_command_and_the_floor(name: str) -> None:
 
 @each_model
 def test_the_model_reaches_its_floor_on_scenes_it_never_saw(name: str) -> None:
+    count = 192 if RECIPES[name].task == ANSWER else 512
     for floor in FLOORS[name]:
-        assert floor.measure(ZOO / name, 512, torch.device("cpu")) >= floor.minimum, floor.metric
+        assert floor.measure(ZOO / name, count, torch.device("cpu")) >= floor.minimum, floor.metric
 
 
 def test_a_segment_is_explained_by_the_cells_of_its_object_not_by_queries() -> None:
