@@ -190,6 +190,17 @@ def load_processor(name: str) -> Any:
             raise ModelError(f"{error}; {PROCESSOR_HINT}") from error
 
 
+def load_whole_processor(name: str) -> Any:
+    """The processor of a vision-language model, with its tokenizer.
+
+    Raises:
+        ModelError: it has none, or it cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    return explained(name, lambda: AutoProcessor.from_pretrained(name, **SAFELY), what="processor")
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a checkpoint.
 
