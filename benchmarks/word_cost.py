@@ -4,8 +4,9 @@
 
 Times are medians of paired repetitions over one teacher-forced forward of prompt and answer, after the generation that
 the maps are made from: warm (the place and the footprints are known), at a new picture size on a known model, and cold.
-`long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width of the 0.5B language model. Memory is the peak
-of the process above what it held with the loaded weights, over that of `generate` alone; each in a process of its own.
+`long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width of the 0.5B language model. Memory is
+the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a process of
+its own.
 """
 
 from __future__ import annotations
