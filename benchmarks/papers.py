@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import equations_variants  # noqa: F401 - adds its equations
 from benchmarks.equations import EQUATIONS, make, pictures
 from benchmarks.grad_cam import CLASSES, OF_EITHER_SIGN, Logits, class_targets, package
+from benchmarks.pages import write
 from hf_cam import CAM, list_methods
 from hf_cam.methods import Method
 
@@ -66,9 +67,7 @@ def main() -> None:
     text = table([list_methods()[name] for name in options.methods], known)
     print(text)
     if options.markdown:
-        page = options.markdown.read_text(encoding="utf-8")
-        before, rest = page.split(START)
-        options.markdown.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write(options.markdown, "agreement", text)
 
 
 def table(methods: Sequence[Method], known: dict[tuple[str, str], str]) -> str:

@@ -51,6 +51,14 @@ What some of them change, printed by `python -m benchmarks.departures`: the corr
 no such departure, for the demo models, with its standard error.
 
 """
+BESIDE = """
+## Beside captum and torchxai
+
+The same definitions in other libraries, and what the methods that rerun the model cost in plain forwards. Both tables
+are written by `python -m benchmarks.blackbox --markdown docs/methods.md`, with the extra "peers" installed: the largest
+difference of the values, as a share of the largest value, and the ratio of the processor times of one thread.
+
+"""
 COSTS = """
 The figures below are written by `python -m benchmarks.methods --repeats 5 --markdown docs/methods.md`, for one image
 and one class, with every library at hf-cam's target layer. The time of a call is given as a multiple of a plain forward
@@ -74,7 +82,9 @@ def page(written: str) -> str:
     parts = [
         "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
         TAKEN_BACK + between("departures", written) + "\n\n",
-        AGREEMENT + between("agreement", written) + "\n" + COSTS,
+        AGREEMENT + between("agreement", written) + "\n",
+        BESIDE + between("beside", written) + "\n\n" + between("goals", written) + "\n",
+        COSTS,
         FIGURES + written.partition(FIGURES)[2],
     ]
     return "".join(parts)

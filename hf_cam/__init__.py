@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
+    from hf_cam.data.dataset import explain_dataset, load_explanations
+    from hf_cam.data.explain import Explain
+    from hf_cam.data.hub import push_explanations
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
@@ -85,6 +89,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Audit": "auditing.audit",
+    "AuditCallback": "interfaces.training",
     "Finding": "auditing.findings",
     "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
@@ -144,6 +149,10 @@ _HOMES = {
     "Explainer": "explainer",
     "LoadedModel": "models.loading",
     "explain": "explainer",
+    "Explain": "data.explain",
+    "explain_dataset": "data.dataset",
+    "load_explanations": "data.dataset",
+    "push_explanations": "data.hub",
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
@@ -177,6 +186,7 @@ __all__ = [
     "AttentionRollout",
     "AttnLRP",
     "Audit",
+    "AuditCallback",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -184,6 +194,7 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
+    "Explain",
     "Explainer",
     "Explanation",
     "Finding",
@@ -226,11 +237,13 @@ __all__ = [
     "demo_model",
     "evaluate",
     "explain",
+    "explain_dataset",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
     "list_word_methods",
     "load",
+    "load_explanations",
     "load_image",
     "method",
     "methods",
@@ -238,6 +251,7 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "push_explanations",
     "register_head",
     "targets",
     "tune",

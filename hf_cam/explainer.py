@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, UNDEFINED, Saliency
-from hf_cam.capture.inputs import model_inputs_of, others_of
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
@@ -31,6 +32,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
+from hf_cam.outputs import sample_of
 from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
@@ -263,6 +265,42 @@ class Explainer:
                 yield from found
 
     @door()
+    def predict(
+        self, images: Sequence[Picture], request: Request | None = None, *, batch_size: int = BATCH, **settings: Any
+    ) -> Iterator[list[tuple[Subject, float]]]:
+        """What would be explained in each image, with its score, from a forward without maps; arguments as in a call.
+
+        Raises:
+            TargetError, OptionError: the request does not fit the model, before it runs.
+        """
+        wanted = self.checked(request, settings).for_images(len(images))
+        check_count("batch_size", batch_size)
+        for start in range(0, len(images), batch_size):
+            requests = iter(wanted[start : start + batch_size])
+            for inputs, members in self._batches(images[start : start + batch_size]):
+                yield from self._predicted(inputs, members, list(islice(requests, len(members))))
+
+    def _predicted(
+        self, inputs: Mapping[str, Tensor], images: Sequence[Picture], requests: Sequence[Request]
+    ) -> list[list[tuple[Subject, float]]]:
+        size, count = input_size(inputs), len(images)
+        geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        found: list[list[tuple[Subject, float]]] = [[] for _ in images]
+        for part in self.head.rounds(requests[0], inputs):
+            own = [replace(part, target=request.target) for request in requests] if count > 1 else [part]
+            given = {**others_of(inputs), **self.head.inputs(part)}
+            with borrowed(self.loaded.model) as model, torch.no_grad():
+                outputs = call(model, model_inputs_of(self.loaded.model, inputs["pixel_values"], given))
+                chosen = Chosen(self.head, own, geometries)
+                chosen(outputs)
+                for i, subjects in enumerate(chosen.subjects):
+                    sample = sample_of(outputs, i, count)
+                    found[i] += [
+                        (one, float(one.target(sample)) if one.score is None else one.score) for one in subjects
+                    ]
+        return found
+
+    @door()
     def compare(
         self, image: Picture, methods: Sequence[str], request: Request | None = None, **settings: Any
     ) -> list[list[Explanation]]:
@@ -322,7 +360,7 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False

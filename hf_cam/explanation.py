@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_cam.effort import Effort
 from hf_cam.errors import ImageError, OptionError, brief
 from hf_cam.heads.base import CONFIDENCE
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
+from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut
 from hf_cam.request import check_seed
@@ -121,8 +123,9 @@ class Explanation:
     def check(self, seed: int = 0, others: Sequence[Any] = ()) -> Check:
         """Test whether the target depends on the pixels that the map marks; `str(check)` explains the verdict in words.
 
-        The strongest pixels are replaced in three ways (imputed from their neighbours, by the mean colour, by the
-        pixels of other images), and so are all others, and as many pixels elsewhere; 38 forwards.
+        The verdict rests on what the strongest 3% add to random parts of the image, few and many. The strongest tenth
+        is also removed, and kept alone, beside as many pixels elsewhere. Pixels are replaced in three ways (imputed
+        from their neighbours, by the mean colour, by the pixels of other images); 62 forwards.
 
         Args:
             seed: Seed for the noise and for ties.
@@ -150,6 +153,40 @@ class Explanation:
         if not isinstance(others, list | tuple):
             raise OptionError(f"others must be a list of images, got {brief(others)}")
         return check(origin, self.raw, seed, others)
+
+    @property
+    def grid_map(self) -> GridMap:
+        """The map on the model's grid; if only a heatmap was given, that, over an input that is the image itself."""
+        if self.map is not None:
+            return self.map
+        height, width = self.heatmap.shape[-2:]
+        same = Geometry((height, width), (height, width), Axis(1.0, 0.0), Axis(1.0, 0.0), (0, 0, height, width))
+        return GridMap((self.heatmap,), same, frames=len(self.heatmap) if self.frames else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold: the map on the model's grid with its geometry, not the image or the mask.
+
+        Returns:
+            `label`, `score`, `score_kind`, `box`, `method`, `layers`, `flags`, `map` (nested lists in [0, 1], four
+            decimals), `geometry` (see `Geometry.to_dict`), `evidence` ("image", "outside" or "none").
+        """
+        map_ = self.grid_map
+        return {
+            "label": self.label,
+            "score": self.score,
+            "score_kind": self.score_kind,
+            "box": None if self.box is None else [float(side) for side in self.box],
+            "method": self.method,
+            "layers": list(self.layers),
+            "flags": list(self.flags),
+            "map": map_.cells.astype(np.float64).round(4).tolist(),
+            "geometry": map_.geometry.to_dict(),
+            "evidence": map_.evidence,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, with the box or the edge of the mask in white.

@@ -254,3 +254,45 @@ def test_maps_that_are_alike_are_one_strategy():
 
 def test_every_place_has_a_name():
     assert place_name((0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
+
+
+@pytest.mark.slow
+def test_a_trainer_audits_while_it_trains_and_notes_what_it_finds(tmp_path: Path):
+    import torch
+    import transformers as hf
+
+    loaded = hf_cam.load("demo:cheater")
+    scenes = cheater_scenes(72)
+    known = {name: index for index, name in enumerate(CLASSES)}
+    data = [
+        {"pixel_values": loaded.processor(picture, return_tensors="pt")["pixel_values"][0], "labels": known[label]}
+        for picture, label in scenes[:8]
+    ]
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    heard = []
+    callback = hf_cam.AuditCallback(
+        scenes,
+        every=2,
+        processor=loaded.processor,
+        held_out=8,
+        report=lambda figures, step: heard.append((step, figures)),
+    )
+    settings = hf.TrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        learning_rate=1e-6,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = hf.Trainer(loaded.model, settings, train_dataset=data, callbacks=[callback])
+    trainer.train()
+    [(step, figures)] = heard
+    assert step == 2
+    assert figures["audit_findings"] == 1
+    assert figures["audit_drop"] >= 0.8
+    assert [entry["step"] for entry in trainer.state.log_history if "audit_drop" in entry] == [2]
+    assert loaded.model.training
+    changed = [name for name, value in loaded.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed

@@ -48,7 +48,7 @@ def samples_of(images: Any) -> list[Sample]:
         ImageError: there are no images.
         OptionError: the dataset has no column "image", or a mask is not as large as its image.
     """
-    if isinstance(images, str | Path) and _is_folder(images):
+    if isinstance(images, str | Path) and is_folder(images):
         files = sorted(p for p in Path(images).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise ImageError(f"the folder {brief(str(images))} holds no pictures ({', '.join(SUFFIXES)})")
@@ -64,7 +64,8 @@ def samples_of(images: Any) -> list[Sample]:
     return found
 
 
-def _is_folder(name: str | Path) -> bool:
+def is_folder(name: str | Path) -> bool:
+    """Whether a text is the path of an existing folder."""
     try:
         return Path(name).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):  # too long a name, as of a data URI
