@@ -3,10 +3,10 @@
     python -m benchmarks.blackbox [--model ResNet-50] [--masks 1000] [--repeats 3] [--only beside] [--markdown PAGE]
 
 First table ("beside"): the same definition with the same settings in hf-cam, captum (occlusion, integrated gradients,
-SmoothGrad, input x gradient) and torchxai-explain (RISE), on a model of real size with random weights. The largest
-difference of the values, relative to the largest value, and hf-cam's time as a multiple of the other library's, as the
-median over pairs of adjacent calls. Random masks and noise are hf-cam's in both libraries. The peers are the extra
-"peers".
+SmoothGrad, input x gradient) and torchxai-explain (RISE), on a model of real size with random weights, the last layer
+scaled so that the logits differ. The largest difference of the values, relative to the largest value, and hf-cam's time
+as a multiple of the other library's, as the median over pairs of adjacent calls. Random masks and noise are hf-cam's in
+both libraries. The peers are the extra "peers".
 
 Second table ("goals"): what Recipro-CAM and RISE with tokens left out cost, in plain forwards timed next to them, and
 the rank correlation of RISE's two versions on scenes, averaged over them. Of RISE's masks `--masks` are timed, in
@@ -79,7 +79,7 @@ def beside_table(model: str, repeats: int) -> Iterator[str]:
     yield f"{model} with random weights, one image; {libraries}:\n"
     yield "| method | settings | library | largest difference | time, hf-cam / other |"
     yield "|---|---|---|--:|--:|"
-    for case in cases(build(model)):
+    for case in cases(lively(build(model))):
         difference, ratio = compared(case.ours, case.theirs, repeats)
         yield f"| {case.method} | {case.settings} | {case.library} | {difference:.1e} | {ratio:.2f} |"
 
@@ -93,6 +93,20 @@ def goals_table(masks: int, repeats: int) -> Iterator[str]:
 
 
 # Beside others --------------------------------------------------------------------------------------------------------
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """The model with its last layer shifted and scaled so that each logit varies by about 1 around 0 over pictures.
+
+    With random weights as they are, all pictures have the same probabilities, and torchxai returns an empty map.
+    """
+    with torch.no_grad():
+        logits = model(pictures(4)).logits
+        spread = logits.std(0).mean()
+        *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+        last.weight /= spread
+        last.bias.copy_((last.bias - logits.mean(0)) / spread)
+    return model
 
 
 @dataclass(frozen=True)

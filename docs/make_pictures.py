@@ -1,4 +1,4 @@
-"""Draw the README's pictures, `photographs.jpg`, `words.png` and `scene.jpg`: `python docs/make_pictures.py`."""
+"""Draw the README's pictures, `photographs.jpg` and `words.png`: `python docs/make_pictures.py`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,6 @@ def main() -> None:
     _save("photographs.jpg", [images, found])
     scene = load_image(SCENE)
     print(hf_cam.explain(scene, "demo:llava", text="What is in the picture?").save(IMAGES / "words.png"))
-    [prompt] = hf_cam.explain(scene, "demo:clip", text="a sneaker")
-    [box] = hf_cam.explain(scene, "demo:detr", target="bag")
-    [segment] = hf_cam.explain(scene, "demo:segformer", target="trouser")
-    _save("scene.jpg", [[scene, *(one.overlay() for one in (prompt, box, segment))]])
 
 
 def _save(name: str, rows: list[list[Image.Image]]) -> None:
