@@ -40,6 +40,7 @@ class Planted:
         decoy: `[H, W]` booleans: the pixels of a mark that is present and says nothing about the class.
         label: The class.
         parts: How many cues there are, each of which suffices.
+        items: `[H, W]` booleans: the pixels of the items.
     """
 
     image: np.ndarray
@@ -48,6 +49,7 @@ class Planted:
     decoy: np.ndarray
     label: int
     parts: int
+    items: np.ndarray
 
 
 def corner(canvas: Canvas, scene: Scene, kind: int, rng: np.random.Generator) -> tuple[np.ndarray, Canvas]:
@@ -127,7 +129,7 @@ def plant(name: str, scene: Scene, label: int, rng: np.random.Generator) -> Plan
     image = np.where(mask[..., None], paint, canvas)
     halves = [half.any() for half in np.array_split(mask, 2, 1)]
     parts = int(sum(halves)) if cue is two else int(label > 0)
-    return Planted(_bytes(image), _bytes(canvas), mask, misled & ~mask, label, parts)
+    return Planted(_bytes(image), _bytes(canvas), mask, misled & ~mask, label, parts, scene.instances > 0)
 
 
 def planted(name: str, split: Split, seed: int, first: int = 0) -> Iterator[Planted]:

@@ -20,14 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from benchmarks.pages import write
 from benchmarks.scenes import scenes
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.maps import normalize, resize
 from hf_cam.metrics import correlation
 from hf_cam.models.loading import load
-
-START, END = "<!-- departures -->", "<!-- end of departures -->"
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,7 @@ def main() -> None:
         lines.append(f"| `{method}` | {what} | {' | '.join(cells)} |")
     print("\n".join(lines))
     if options.markdown:
-        before, rest = options.markdown.read_text(encoding="utf-8").split(START)
-        text = f"{options.scenes} scenes:\n\n" + "\n".join(lines)
-        options.markdown.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write(options.markdown, "departures", f"{options.scenes} scenes:\n\n" + "\n".join(lines))
 
 
 def correlated(method: str, model: str, count: int) -> str:

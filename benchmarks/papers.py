@@ -2,11 +2,12 @@
 
     python -m benchmarks.papers [--methods fem legrad ...] [--markdown docs/methods.md]
 
-Each method is compared with a slow re-implementation in float64, written from the paper's equation, on random signals
-or on a tiny model with random weights; and with a package in float32, if that is installed: grad-cam for the methods
-that read a layer, and that of LeGrad's authors (`pip install --no-deps legrad-torch open_clip_torch==2.23.0 einops
-ftfy`; with later versions of open_clip it averages over images instead of tokens). `--markdown` writes the table into
-the page, between its marks; rows of packages that are not installed stay as they are.
+Each method is compared with a slow re-implementation in float64, written from the paper's equation (`equations.py` and
+`equations_variants.py`), on random signals or on a tiny model with random weights; and with a package in float32, if
+that is installed: grad-cam for the methods that read a layer, and that of LeGrad's authors (`pip install --no-deps
+legrad-torch open_clip_torch==2.23.0 einops ftfy`; with later versions of open_clip it averages over images instead of
+tokens). `--markdown` writes the table into the page, between its marks; rows of packages that are not installed stay as
+they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import equations_variants  # noqa: F401 - adds its equations
 from benchmarks.equations import EQUATIONS, make, pictures
+from benchmarks.grad_cam import CLASSES, OF_EITHER_SIGN, Logits, class_targets, package
+from benchmarks.pages import write
 from hf_cam import CAM, list_methods
 from hf_cam.methods import Method
 
 START, END = "<!-- agreement -->", "<!-- end of agreement -->"
 OURS = "the equation in float64"
+NOTHING = "nothing: it has no paper"
 Pair = tuple[Tensor, Tensor]
 """hf-cam's map and the other one."""
 
@@ -63,9 +67,7 @@ def main() -> None:
     text = table([list_methods()[name] for name in options.methods], known)
     print(text)
     if options.markdown:
-        page = options.markdown.read_text(encoding="utf-8")
-        before, rest = page.split(START)
-        options.markdown.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write(options.markdown, "agreement", text)
 
 
 def table(methods: Sequence[Method], known: dict[tuple[str, str], str]) -> str:
@@ -76,7 +78,7 @@ def table(methods: Sequence[Method], known: dict[tuple[str, str], str]) -> str:
         lines += [row.line() for row in found]
         lines += [line for (name, reference), line in known.items() if name == method.id and reference not in named]
         if not found:
-            lines.append(f"| `{method.id}` | not by this command | | |")
+            lines.append(f"| `{method.id}` | {NOTHING} | | |")
     return "\n".join(lines)
 
 
@@ -86,7 +88,7 @@ def kept(page: str) -> dict[tuple[str, str], str]:
         return {}
     body = page.split(START)[1].split(END)[0]
     cells = {line: [cell.strip() for cell in line.split("|")] for line in body.splitlines() if line.startswith("| `")}
-    ours = (OURS, "not by this command")
+    ours = (OURS, NOTHING)
     return {(own[1].split("`")[1], own[2]): line for line, own in cells.items() if own[2] not in ours}
 
 
@@ -104,19 +106,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 # Packages ------------------------------------------------------------------------------------------------------------
 
-GRAD_CAM = {
-    "gradcam": "GradCAM",
-    "hirescam": "HiResCAM",
-    "gradcam-elementwise": "GradCAMElementWise",
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "layercam": "LayerCAM",
-    "shapleycam": "ShapleyCAM",
-    "segeigencam": "SegEigenCAM",
-    "ablationcam": "AblationCAM",
-    "refinecam": "RefineCAM",
-}
-"""The class there of each method that computes the same. Components differ in sign, and FEM and Score-CAM otherwise."""
+GRAD_CAM = [method for method in CLASSES if method not in OF_EITHER_SIGN]
 
 
 def packages(method: str) -> Iterator[Row]:
@@ -135,27 +125,14 @@ def version(package: str) -> str:
 
 
 def grad_cam(method: str) -> Pair:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    class Logits(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.net(pixel_values).logits
-
     net, x = make("resnet", torch.float32), pictures(2, torch.float32)
     with torch.no_grad():
         top = net(x).logits.argmax(-1).tolist()  # with positive logits: see the departure of Ablation-CAM
     cam = CAM(net, method)
     layers = [net.get_submodule(layer) for layer in cam.adapter_for(x, {}).layers]
     with sdpa_kernel(SDPBackend.MATH), contextlib.redirect_stderr(io.StringIO()):
-        reference = getattr(pytorch_grad_cam, GRAD_CAM[method])(Logits(net), layers)
-        theirs = reference(input_tensor=x, targets=[ClassifierOutputTarget(index) for index in top])
+        reference = getattr(package(), CLASSES[method])(Logits(net), layers)
+        theirs = reference(input_tensor=x, targets=class_targets(top))
     return cam(x, top), torch.from_numpy(np.asarray(theirs))
 
 

@@ -96,6 +96,18 @@ def moved(kept: Explanation, other: Explanation) -> dict[str, tuple[Tensor, np.n
     }
 
 
+def judged(cue: np.ndarray, fast: Explanation, kept: Explanation, other: Explanation) -> list[tuple[str, bool, str]]:
+    """The verdicts on the fast map, on the one that was kept, and on those that should miss: name, hit and verdict."""
+    maps = [("fast", fast), ("checked", kept)][fast.method == kept.method :]
+    verdicts = [(name, hits(one.raw, cue), one.check().verdict) for name, one in maps]
+    if hits(kept.raw, cue):
+        assert kept.origin is not None
+        for name, (saliency, raw) in moved(kept, other).items():
+            if not hits(raw, cue):
+                verdicts.append((name, False, check(replace(kept.origin, map=saliency), raw).verdict))
+    return verdicts
+
+
 def measured(family: str, cue: str, seed: int, count: int) -> Iterator[Record]:
     """One record per cue-reading image."""
     loaded = load(str(reader(family, cue, seed)))
@@ -126,15 +138,7 @@ def measured(family: str, cue: str, seed: int, count: int) -> Iterator[Record]:
             "kept": kept.method,
         }
         record["hits"]["checked"] = hits(kept.raw, one.cue)
-        judged = [("fast", fast), ("checked", kept)][fast.method == kept.method :]
-        verdicts = [(name, record["hits"][name], map_.check().verdict) for name, map_ in judged]
-        if record["hits"]["checked"]:
-            assert kept.origin is not None
-            for name, (saliency, raw) in moved(kept, checked[(number + 1) % len(checked)]).items():
-                if not hits(raw, one.cue):
-                    verdict = check(replace(kept.origin, map=saliency), raw).verdict
-                    verdicts.append((name, False, verdict))
-        yield {**record, "verdicts": verdicts}
+        yield {**record, "verdicts": judged(one.cue, fast, kept, checked[(number + 1) % len(checked)])}
 
 
 def own_cell_share(loaded: Any, one: Planted) -> float:

@@ -9,6 +9,9 @@ import numpy as np
 
 Record = dict[str, Any]
 
+MISLEADS = 0.75
+"""The share of peaks on the cue below which a family's adapter carries a caution."""
+
 HEAD = """# Do maps show what a model reads, and does `check()` notice?
 
 Written by `python -m benchmarks.planted --images {images}`. Small models of the zoo (ViT, DINOv2 with registers,
@@ -36,8 +39,14 @@ about the picture, and no map of that layer can show the place. Hiding parts of 
 
 SPREAD = """
 
-A check replaces the strongest 3% and 10% of the image. A cue that covers much more, as the frame and the stripes do,
-survives both, and little of it alone is not enough: its hits then stay without support, or are even contradicted.
+A check adds the strongest 3% of the map to random parts of the image, few and many, and compares what that adds on
+average with their share of the area. Real misses are the hard case: a peak beside the cue marks some of it.
+"""
+
+FLAGGED = f"""
+
+A family's adapter carries a caution, and the result the flag "may mislead", where the fast map's peak is on the cue in
+less than {MISLEADS} of the images.
 """
 
 
@@ -120,7 +129,7 @@ def kept(records: Sequence[Record]) -> str:
         forwards = [one["forwards"] for one in own]
         flagged = share(any(flag.startswith("may mislead") for flag in one["flags"]) for one in own)
         rows.append([family, counted, f"{np.median(forwards):.0f}", f"{max(forwards):.0f}", flagged])
-    return table(rows)
+    return table(rows) + FLAGGED
 
 
 def goals(records: Sequence[Record]) -> str:

@@ -147,6 +147,10 @@ class SceneBatch:
         """The same batch on another device."""
         return SceneBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
+    def sample(self, indices: Sequence[int]) -> SceneBatch:
+        """The scenes at these indices."""
+        return SceneBatch(*(tensor[list(indices)] for tensor in vars(self).values()))
+
     def multi_hot(self) -> torch.Tensor:
         """Which labels occur: float32 `(B, 10)` of zeros and ones."""
         return F.one_hot(self.labels + 1, len(LABELS) + 1).amax(1)[:, 1:].float()

@@ -1,7 +1,7 @@
 """How many steps insertion and deletion need: the measurement behind the default of `steps=`.
 
-    python -m benchmarks.steps [--models vit convnext] [--scenes 20] [--seed 1] [--methods gradcam ...]
-                               [--markdown docs/metrics.md]
+    python -m benchmarks.steps [--models vit convnext ...] [--scenes 20] [--seed 1] [--methods gradcam ...]
+                               [--folder FOLDER] [--markdown docs/metrics.md]
 
 The curves of every method's maps are computed with one step per row of pixels, as RISE does, and read at fewer steps.
 For each number of steps and each metric the table shows in how many images the best map still scores higher than the
@@ -9,7 +9,7 @@ second best, where one step per row puts at least 0.01 between them; how many of
 row tells apart, by two standard errors of their difference image by image, are still told apart in the same order; and
 how far the mean scores are from those with one step per row. Prints Markdown, and the fewest steps from which on the
 first is at least 0.9, the second at least 0.8 and the last at most 0.01 for every model and metric; `--markdown` writes
-both into the page.
+both into the page. `--folder` keeps the curves of each model, which are not computed again there.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from benchmarks.pages import write
 from benchmarks.scenes import Scene, scenes
 from hf_cam.cam import CAM
 from hf_cam.metrics import Scorer, Trial, area
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.targets import ClassLogit, ClassProbability
 
-MODELS = ("vit", "convnext")
+MODELS = ("vit", "dinov2", "convnext", "swin")
 METHODS = ("gradcam", "layercam", "gradcam++", "eigencam", "fullgrad", "legrad", "gradeclip")
-START, END = "<!-- steps -->", "<!-- end of steps -->"
 CURVES = {"insertion": "inserted", "deletion": "deleted"}
 GAP = 0.01
 """The smallest difference of two maps that is to be seen."""
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/steps"))
     parser.add_argument("--markdown", type=Path, help="the page to write the table into")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -73,7 +74,10 @@ def main() -> None:
     table.append("|---|---|--:|--:|--:|--:|")
     enough = []
     for model in options.models:
-        curves = measured(load(f"demo:{model}"), options.methods, drawn)
+        path = options.folder / f"{model}, {options.scenes} scenes of seed {options.seed}.npz"
+        if not path.exists():
+            save(path, measured(load(f"demo:{model}"), options.methods, drawn))
+        curves = kept(path)
         counts = [steps for steps in range(4, curves.rows + 1) if curves.rows % steps == 0]
         for metric in CURVES:
             lines = [compared(curves, metric, steps) for steps in counts]
@@ -84,8 +88,7 @@ def main() -> None:
     text += f"\n\nThe fewest steps that suffice for every model and metric: {max(enough)}."
     print(text)
     if options.markdown:
-        before, rest = options.markdown.read_text(encoding="utf-8").split(START)
-        options.markdown.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write(options.markdown, "steps", text)
 
 
 def measured(loaded: LoadedModel, methods: Sequence[str], drawn: Sequence[Scene]) -> Curves:
@@ -104,6 +107,18 @@ def measured(loaded: LoadedModel, methods: Sequence[str], drawn: Sequence[Scene]
             for metric, curve in CURVES.items():
                 found.setdefault((metric, name), []).append(trial.value(curve)[0].numpy())
     return Curves({key: np.stack(curves) for key, curves in found.items()}, tuple(cams))
+
+
+def save(path: Path, curves: Curves) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{f"{metric} {method}": curve for (metric, method), curve in curves.found.items()})
+
+
+def kept(path: Path) -> Curves:
+    """The curves of a file that `save` wrote."""
+    with np.load(path) as arrays:
+        found = {tuple(name.split(" ", 1)): arrays[name] for name in arrays.files}
+    return Curves(found, tuple(dict.fromkeys(method for _, method in found)))
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import torch
 import transformers as hf
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.scenes import BLOCK, LABELS, SceneBatch, SceneBlocks
+from benchmarks.scenes import LABELS, SceneBatch, SceneBlocks
 from benchmarks.zoo_quality import FLOORS, SCENES, ZOO
 from benchmarks.zoo_recipes import RECIPES, Recipe, Stage, normalize, resize_positions
 
 SEED = 0
 WEIGHT_DECAY = 0.05
 WARMUP = 100
+GENTLE = 0.25
+"""Share of the learning rate at which a part that has been trained already learns."""
 COMMAND = "python -m benchmarks.train_zoo"
 
 
@@ -46,13 +50,30 @@ def train(recipe: Recipe, device: torch.device, steps: int | None, zoo: Path) ->
     return model
 
 
-def resume(recipe: Recipe, device: torch.device, steps: int | None, folder: Path, cycle: int) -> hf.PreTrainedModel:
-    """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used."""
+def resume(
+    recipe: Recipe,
+    device: torch.device,
+    steps: int | None,
+    folder: Path,
+    cycle: int,
+    rate: float | None = None,
+    frozen: str | None = None,
+    until: int | None = None,
+) -> hf.PreTrainedModel:
+    """Run the last stage once more, from saved weights, on scenes that no earlier cycle has used.
+
+    Args:
+        rate: the peak learning rate; by default half the recipe's.
+        frozen: a part that stays as it is.
+        until: the step before which to stop, ahead of the end of the schedule.
+    """
     torch.manual_seed(SEED + cycle)
     stage = recipe.stages[-1]
     model = load_saved(folder).to(device)
+    if frozen:
+        model.get_submodule(frozen).requires_grad_(False)
     length = steps or stage.steps
-    schedule = Schedule(0, length, length, recipe.learning_rate / 2)
+    schedule = Schedule(0, until or length, length, rate or recipe.learning_rate / 2)
     train_stage(model, recipe.head().to(device), recipe, stage, schedule, SEED + 10 * cycle, device)
     return model
 
@@ -88,27 +109,28 @@ def train_stage(
 ) -> None:
     """Take the steps of one stage on the scenes of `seed`."""
     model.train()
-    optimizers = build_optimizers(model, head)
-    # On a CPU, the fused kernel's backward pass takes more than half of a step; the plain one is three times as fast.
-    model.set_attn_implementation("eager")
+    optimizers = build_optimizers(model, head, recipe)
+    # In bfloat16 on a CPU, the fused kernel's backward pass takes more than half of a step; the plain one is three
+    # times as fast. In float32, the fused kernel is faster.
+    model.set_attn_implementation("sdpa" if recipe.precision == torch.float32 else "eager")
     if recipe.compiled:
         getattr(model, recipe.compiled).compile(dynamic=False)
     began = time.perf_counter()
     blocks = SceneBlocks("train", seed, stage.size, stage.max_items)
     steps = range(schedule.first, schedule.last)
     for step, batch in zip(steps, load(blocks, len(steps), device), strict=True):
-        batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        batch = batch.sample(range(recipe.batch)).to(device)
+        with torch.autocast(device.type, recipe.precision, enabled=recipe.precision != torch.float32):
             loss = recipe.loss(model, head, batch, normalize(batch.images))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
+                group["lr"] = group["share"] * schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0:
-            rate = BLOCK * (step - schedule.first + 1) / (time.perf_counter() - began)
+            rate = recipe.batch * (step - schedule.first + 1) / (time.perf_counter() - began)
             print(f"step {step} loss {loss.item():.4f} scenes/s {rate:.0f}", flush=True)
 
 
@@ -118,8 +140,8 @@ def load(blocks: SceneBlocks, count: int, device: torch.device) -> Iterator[Scen
     return iter(DataLoader(blocks, batch_size=None, sampler=range(count), num_workers=workers))
 
 
-def build_optimizers(model: hf.PreTrainedModel, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the network, AdamW for all other parameters."""
+def build_optimizers(model: hf.PreTrainedModel, head: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizer for the matrices inside the network, AdamW for all other parameters."""
     inner = {
         module.weight
         for name, module in model.named_modules()
@@ -128,12 +150,25 @@ def build_optimizers(model: hf.PreTrainedModel, head: nn.Module) -> list[torch.o
         and min(module.weight.shape) >= 32
         and "classifier" not in name
     }
-    matrices = [p for p in model.parameters() if p in inner]
-    rest = [p for p in (*model.parameters(), *head.parameters()) if p not in inner]
-    return [
-        torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98)),
+    trained = set(model.get_submodule(recipe.gentle).parameters()) if recipe.gentle else set()
+    muon = recipe.optimizer == "muon"
+    learning = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+    matrices = [p for p in learning if p in inner and muon]
+    rest = [p for p in learning if not (p in inner and muon)]
+    found = [torch.optim.AdamW(groups(rest, trained), weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))]
+    if muon:
+        muon_groups = groups(matrices, trained)
+        found.insert(0, torch.optim.Muon(muon_groups, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def groups(parameters: list[nn.Parameter], gentle: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters by the share of the learning rate that they learn at."""
+    parts = [
+        {"params": [p for p in parameters if p not in gentle], "share": 1.0},
+        {"params": [p for p in parameters if p in gentle], "share": GENTLE},
     ]
+    return [part for part in parts if part["params"]]
 
 
 def carry_over(source: hf.PreTrainedModel, target: hf.PreTrainedModel) -> None:
@@ -169,7 +204,7 @@ of no use on real photographs.
 **Data.** Scenes of 96 x 128 pixels (height x width) with one to four items of clothing, each grey or tinted red, green,
 blue, yellow, purple or orange, on textured backgrounds, drawn from the 60,000 training pictures of Fashion-MNIST by
 `benchmarks/scenes.py`. Labels: {labels}.
-
+{about}
 **Training.** On scenes from fixed seeds{start}:
 
 ```
@@ -180,7 +215,7 @@ blue, yellow, purple or orange, on textured backgrounds, drawn from the 60,000 t
 
 | metric | measured | floor |
 | --- | --- | --- |
-| {metric} | {quality:.3f} | {floor:.2f} |
+{rows}
 
 Measured from these weights by `python -m benchmarks.zoo_quality {name}`.
 """
@@ -188,19 +223,19 @@ Measured from these weights by `python -m benchmarks.zoo_quality {name}`.
 
 def write_card(name: str, commands: list[str], folder: Path, device: torch.device) -> None:
     """Write the model card, with the quality measured on the saved weights."""
-    model, floor, recipe = load_saved(folder), FLOORS[name], RECIPES[name]
+    model, recipe = load_saved(folder), RECIPES[name]
+    measured = [(floor, floor.measure(folder, SCENES, device)) for floor in FLOORS[name]]
     text = CARD.format(
         name=name,
         task=recipe.task,
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         labels=", ".join(LABELS),
+        about="\n" + fill(recipe.about, 120) + "\n" if recipe.about else "",
         start=f", starting from the zoo's `{recipe.start}` of that time" if recipe.start else "",
         commands="\n".join(commands),
         held_out=SCENES,
-        metric=floor.metric,
-        quality=floor.measure(folder, SCENES, device),
-        floor=floor.minimum,
+        rows="\n".join(f"| {floor.metric} | {quality:.3f} | {floor.minimum:.2f} |" for floor, quality in measured),
     )
     (folder / "README.md").write_text(text)
 
@@ -218,18 +253,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--steps", type=int, help="steps of all stages together (default: as in the recipe)")
     parser.add_argument("--resume", action="store_true", help="run the last stage again, from the weights in the zoo")
+    parser.add_argument("--rate", type=float, help="peak learning rate of a resumed run (default: half the recipe's)")
+    parser.add_argument("--freeze", metavar="PART", help="a part that a resumed run leaves as it is")
+    parser.add_argument("--until", type=int, help="step before which a resumed run stops, ahead of its schedule")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model
     before = folder if options.resume else options.out / recipe.start if recipe.start else None
     commands = commands_of(before) if before else []
     if options.resume:
-        model = resume(recipe, options.device, options.steps, folder, len(commands))
+        part, cycle = {"rate": options.rate, "frozen": options.freeze, "until": options.until}, len(commands)
+        model = resume(recipe, options.device, options.steps, folder, cycle, **part)
     else:
         model = train(recipe, options.device, options.steps, options.out)
     save(model, recipe, folder)
-    steps = f" --steps {options.steps}" if options.steps else ""
-    commands.append(f"{COMMAND} {options.model}{' --resume' if options.resume else ''}{steps}")
+    given = {name: getattr(options, name) for name in ("resume", "steps", "rate", "freeze", "until")}
+    written = "".join(f" --{name}{'' if value is True else f' {value}'}" for name, value in given.items() if value)
+    commands.append(f"{COMMAND} {options.model}{written}")
     write_card(options.model, commands, folder, options.device)
 
 

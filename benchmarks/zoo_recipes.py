@@ -11,18 +11,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
-from benchmarks.scenes import COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, SceneBatch, SceneBlocks, Size
+from benchmarks.dialogues import (
+    IMAGE,
+    TEMPLATE,
+    Dialogue,
+    answer_ids,
+    dialogues,
+    in_clear_order,
+    prompt_ids,
+    word_tokenizer,
+)
+from benchmarks.scenes import BLOCK, COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, SceneBatch, SceneBlocks, Size
 
 SMALL: Size = (48, 64)
 """Size of single-item scenes, at a quarter of the cost, on which models learn what clothes look like."""
@@ -54,6 +66,12 @@ class Recipe:
         start: the model of the zoo that provides the initial weights.
         compiled: the part worth compiling, since a narrow transformer spends most of its time between matrix products.
         learning_rate: the peak learning rate of the schedule.
+        batch: scenes per step, at most a block.
+        precision: of the matrix products; bfloat16 is slow on a processor without instructions for it.
+        optimizer: of the matrices inside the network. Muon takes fewer steps; its own work per step is the same for a
+            batch of any size, so AdamW suits small batches.
+        gentle: the part that has been trained already, which learns at a quarter of the rate.
+        about: what the model card adds on the data.
     """
 
     build: Callable[[Size, Path], hf.PreTrainedModel]
@@ -65,6 +83,11 @@ class Recipe:
     start: str | None = None
     compiled: str | None = None
     learning_rate: float = 2e-3
+    batch: int = BLOCK
+    precision: torch.dtype = torch.bfloat16
+    optimizer: Literal["muon", "adamw"] = "muon"
+    gentle: str | None = None
+    about: str = ""
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -278,6 +301,92 @@ def embed_text(model: hf.PreTrainedModel, texts: list[str]) -> torch.Tensor:
     return F.normalize(model.text_projection(model.text_model(**tokens).pooler_output).float(), dim=-1)
 
 
+def llava_loss(
+    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of the answers to one question of each kind, and of class and colour from each cell."""
+    drawn = [batch.scene(i) for i in range(len(batch))]
+    clear = [i for i, scene in enumerate(drawn) if in_clear_order(scene)]
+    batch, pixel_values = batch.sample(clear), to_square(pixel_values[clear], model.config.vision_config.image_size)
+    rng = np.random.default_rng(int(torch.randint(2**31, ())))
+    packed = Packed.of([dialogues(drawn[i], rng) for i in clear], pixel_values.device)
+    cells = model.model.get_image_features(pixel_values).pooler_output
+    cells = torch.stack(list(cells)) if not isinstance(cells, torch.Tensor) else cells
+    logits = packed.logits(model, cells)
+    classes, colors = head(lay_out(cells, pixel_values)).split([len(LABELS) + 1, len(COLORS) + 1], 1)
+    dense = cell_loss(classes, batch.classes) + cell_loss(colors, color_mask(batch))
+    return F.cross_entropy(logits.float(), packed.answers) + dense / 2
+
+
+def to_square(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize pictures as `clip_processor` does."""
+    return F.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
+
+
+def color_mask(batch: SceneBatch) -> torch.Tensor:
+    """The colour at each pixel, int64 `(B, H, W)`: 0 is background, `1 + color` is that colour."""
+    of_instance = F.pad(batch.colors + 1, (1, 0))
+    return of_instance.gather(1, batch.instances.flatten(1)).view_as(batch.instances)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several dialogues about each picture in one sequence, in which every dialogue sees the picture and itself alone.
+
+    The picture is by far the longest part, so this costs little more than one dialogue. `before` `(P,)` are the tokens
+    that precede the picture, `after` `(B, L)` all dialogues side by side, `block` and `place` `(L,)` the dialogue of
+    each token and its position in it. `spoken` `(B, L)` marks the tokens that precede one of an answer, and `answers`
+    `(n,)` are those answers' tokens in order.
+    """
+
+    before: torch.Tensor
+    after: torch.Tensor
+    block: torch.Tensor
+    place: torch.Tensor
+    spoken: torch.Tensor
+    answers: torch.Tensor
+
+    @classmethod
+    def of(cls, asked: Sequence[Sequence[Dialogue]], device: torch.device) -> Packed:
+        """Pack the dialogues about each picture; every picture has as many."""
+        tokenizer = word_tokenizer()
+        columns = list(zip(*asked, strict=True))
+        texts, goals, block, place = [], [], [], []
+        for number, column in enumerate(columns):
+            before, prompts = prompt_ids(tokenizer, column)
+            said = [answer_ids(tokenizer, one.answer) for one in column]
+            length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, said, strict=True)) - 1
+            text = torch.full((len(column), length), tokenizer.pad_token_id)
+            goal = torch.full((len(column), length), -100)
+            for row, (prompt, answer) in enumerate(zip(prompts, said, strict=True)):
+                end = len(prompt) + len(answer) - 1
+                text[row, :end] = torch.tensor(prompt + answer[:-1])
+                goal[row, len(prompt) - 1 : end] = torch.tensor(answer)
+            texts.append(text)
+            goals.append(goal)
+            block += [number] * length
+            place += range(length)
+        goal = torch.cat(goals, 1)
+        parts = (torch.tensor(before), torch.cat(texts, 1), torch.tensor(block), torch.tensor(place), goal != -100)
+        return cls(*(part.to(device) for part in (*parts, goal[goal != -100])))
+
+    def logits(self, model: hf.PreTrainedModel, cells: torch.Tensor) -> torch.Tensor:
+        """The logits `(n, vocabulary)` at the marked tokens, from the projected cells `(B, N, C)` of the pictures."""
+        embed = model.get_input_embeddings()
+        before = embed(self.before).expand(len(cells), -1, -1)
+        sequence = torch.cat([before, cells, embed(self.after)], 1)
+        shared = before.shape[1] + cells.shape[1]
+        block = F.pad(self.block, (shared, 0), value=-1)
+        causal = torch.ones(len(block), len(block), dtype=torch.bool, device=cells.device).tril()
+        seen = causal & ((block == -1) | (block == block[:, None]))
+        mask = torch.zeros(seen.shape, device=cells.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+        positions = torch.cat([torch.arange(shared, device=cells.device), shared + self.place])
+        hidden = model.model.language_model(
+            inputs_embeds=sequence, attention_mask=mask[None, None], position_ids=positions[None]
+        ).last_hidden_state
+        return model.lm_head(hidden[:, shared:][self.spoken])
+
+
 def lay_out(tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """Arrange tokens `(B, h * w, C)` of square cells as a map `(B, C, h, w)`."""
     height, width = pixel_values.shape[-2:]
@@ -475,6 +584,43 @@ def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
     return model
 
 
+def build_llava(size: Size, zoo: Path) -> hf.PreTrainedModel:
+    """The picture tower of the zoo's CLIP up to its last layer but one, a projector and a small Llama.
+
+    As in LLaVA, the language model reads the output of the last layer but one, so the last one is left out.
+    """
+    source = hf.CLIPModel.from_pretrained(zoo / "clip", dtype=torch.float32)
+    tokenizer = word_tokenizer()
+    vision = hf.CLIPVisionConfig(**source.config.vision_config.to_dict() | {"num_hidden_layers": 5})
+    text = hf.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=224,
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    config = hf.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        tie_word_embeddings=True,
+    )
+    model = hf.LlavaForConditionalGeneration(config)
+    tower = model.model.vision_tower
+    tower.load_state_dict(source.vision_model.state_dict(), strict=False)
+    return model
+
+
 # --- initial weights ---------------------------------------------------------------------------------------------
 
 DINOV2_NAMES = {
@@ -564,6 +710,19 @@ def clip_processor() -> hf.CLIPProcessor:
     return hf.CLIPProcessor(hf.CLIPImageProcessor(**square), clip_tokenizer())
 
 
+def llava_processor() -> hf.LlavaProcessor:
+    """The pictures of `clip_processor`, and LLaVA 1.5's format of a chat."""
+    return hf.LlavaProcessor(
+        clip_processor().image_processor,
+        word_tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )
+
+
 def detr_processor() -> hf.DetrImageProcessor:
     """Resize with the aspect ratio kept, as detectors do."""
     return hf.DetrImageProcessor(**SCENE_PIXELS | {"size": {"shortest_edge": SIZE[0], "longest_edge": SIZE[1]}})
@@ -581,11 +740,12 @@ def cell_head(channels: int, outputs: int = len(LABELS) + 1) -> Callable[[], nn.
     return partial(nn.Conv2d, channels, outputs, 1)
 
 
-CLASSIFY, SEGMENT, DETECT, COMPARE = (
+CLASSIFY, SEGMENT, DETECT, COMPARE, ANSWER = (
     "image-classification",
     "image-segmentation",
     "object-detection",
     "zero-shot-image-classification",
+    "image-text-to-text",
 )
 
 RECIPES = {
@@ -655,6 +815,22 @@ RECIPES = {
         SEGMENT,
         (Stage(600),),
         start="detr",
+    ),
+    "llava": Recipe(
+        build_llava,
+        llava_loss,
+        llava_processor,
+        cell_head(96, len(LABELS) + 1 + len(COLORS) + 1),
+        ANSWER,
+        (Stage(450),),
+        start="clip",
+        batch=32,
+        precision=torch.float32,
+        optimizer="adamw",
+        gentle="model.vision_tower",
+        about="Each scene comes with four questions and their answers in LLaVA 1.5's format: what is in the picture, "
+        "what colour an item is, what is on the left or right, and how many items there are "
+        "(`benchmarks/dialogues.py`). Scenes whose items have no clear order from left to right are left out.",
     ),
 }
 """The recipes, ordered so that every model comes after the one that it starts from."""

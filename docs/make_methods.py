@@ -35,8 +35,8 @@ AGREEMENT = """## Agreement with the papers
 
 Printed by `python -m benchmarks.papers`: the largest difference between hf-cam's map and the same map computed
 otherwise, as a share of the map's largest value. "The equation in float64" is a slow re-implementation written from the
-paper's equation (`benchmarks/equations.py`), on random signals or on a tiny model with random weights. Other packages
-compute in float32. Each comparison is a test too.
+paper's equation (`benchmarks/equations.py`, `benchmarks/equations_variants.py`), on random signals or on a tiny model
+with random weights. Other packages compute in float32. Each comparison is a test too.
 
 """
 DEPARTURES = """
@@ -49,6 +49,14 @@ TAKEN_BACK = """
 
 What some of them change, printed by `python -m benchmarks.departures`: the correlation of the map with the map that has
 no such departure, for the demo models, with its standard error.
+
+"""
+BESIDE = """
+## Beside captum and torchxai
+
+The same definitions in other libraries, and what the methods that rerun the model cost in plain forwards. Both tables
+are written by `python -m benchmarks.blackbox --markdown docs/methods.md`, with the extra "peers" installed: the largest
+difference of the values, as a share of the largest value, and the ratio of the processor times of one thread.
 
 """
 COSTS = """
@@ -69,10 +77,14 @@ def page(written: str) -> str:
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
     departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
+    others = ", ".join(f"`{one.id}`" for one in list_methods().values() if not one.departure)
+    departures.append(f"\nNone: {others}.")
     parts = [
         "\n".join(lines) + "\n" + DEPARTURES + "\n".join(departures),
         TAKEN_BACK + between("departures", written) + "\n\n",
-        AGREEMENT + between("agreement", written) + "\n" + COSTS,
+        AGREEMENT + between("agreement", written) + "\n",
+        BESIDE + between("beside", written) + "\n\n" + between("goals", written) + "\n",
+        COSTS,
         FIGURES + written.partition(FIGURES)[2],
     ]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Draw the README's pictures, `photographs.jpg` and `scene.jpg`: `python docs/make_pictures.py`."""
+"""Draw the README's pictures, `photographs.jpg` and `words.png`: `python docs/make_pictures.py`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from hf_cam.images.reading import load_image
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.zoo import SCENE
 
+IMAGES = Path(__file__).parent / "images"
 HEIGHT, GAP = 300, 8
 SHOWN = ("coffee", "camera", "motorcycle", "flower")
 
 
 def main() -> None:
-    """Write both pictures to `docs/images`."""
+    """Write the pictures to `docs/images`."""
     images = [photograph.image() for photograph in PHOTOGRAPHS if photograph.name in SHOWN]
     found = [explanations[0].overlay() for explanations in hf_cam.explain(images, "demo:imagenet")]
     _save("photographs.jpg", [images, found])
     scene = load_image(SCENE)
-    [prompt] = hf_cam.explain(scene, "demo:clip", text="a sneaker")
-    [box] = hf_cam.explain(scene, "demo:detr", target="bag")
-    [segment] = hf_cam.explain(scene, "demo:segformer", target="trouser")
-    _save("scene.jpg", [[scene, *(one.overlay() for one in (prompt, box, segment))]])
+    print(hf_cam.explain(scene, "demo:llava", text="What is in the picture?").save(IMAGES / "words.png"))
 
 
 def _save(name: str, rows: list[list[Image.Image]]) -> None:
@@ -37,7 +35,7 @@ def _save(name: str, rows: list[list[Image.Image]]) -> None:
         for image in row:
             sheet.paste(image, (left, i * (HEIGHT + GAP)))
             left += image.width + GAP
-    path = Path(__file__).parent / "images" / name
+    path = IMAGES / name
     sheet.save(path, quality=88)
     print(path)
 

@@ -13,8 +13,13 @@ from hf_cam._register import register_tasks_on_import
 
 if TYPE_CHECKING:
     from hf_cam import methods, metrics, targets
+    from hf_cam.auditing.audit import Audit, audit
+    from hf_cam.auditing.findings import Finding
     from hf_cam.cam import CAM
     from hf_cam.comparison import Comparison, compare
+    from hf_cam.data.dataset import explain_dataset, load_explanations
+    from hf_cam.data.explain import Explain
+    from hf_cam.data.hub import push_explanations
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -69,16 +74,24 @@ if TYPE_CHECKING:
     from hf_cam.images.drawing import overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
+    from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
+    from hf_cam.words.answer import Answer
+    from hf_cam.words.methods import list_word_methods, word_method
+    from hf_cam.words.word_cam import WordCAM
     from hf_cam.zoo import demo_model
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "auditing.audit",
+    "AuditCallback": "interfaces.training",
+    "Finding": "auditing.findings",
+    "audit": "auditing.audit",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -136,6 +149,10 @@ _HOMES = {
     "Explainer": "explainer",
     "LoadedModel": "models.loading",
     "explain": "explainer",
+    "Explain": "data.explain",
+    "explain_dataset": "data.dataset",
+    "load_explanations": "data.dataset",
+    "push_explanations": "data.hub",
     "load": "models.loading",
     "infer_adapter": "target_layers.infer",
     "list_methods": "methods",
@@ -147,6 +164,10 @@ _HOMES = {
     "register_head": "heads",
     "tune": "evaluation.tuning",
     "Video": "images.videos",
+    "Answer": "words.answer",
+    "WordCAM": "words.word_cam",
+    "list_word_methods": "words.methods",
+    "word_method": "words.methods",
 }
 _MODULES = ("methods", "metrics", "targets")
 
@@ -161,8 +182,11 @@ __all__ = [
     "SSCAM",
     "AblationCAM",
     "Adapter",
+    "Answer",
     "AttentionRollout",
     "AttnLRP",
+    "Audit",
+    "AuditCallback",
     "Chefer",
     "ClassActivationMap",
     "Comparison",
@@ -170,8 +194,10 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
+    "Explain",
     "Explainer",
     "Explanation",
+    "Finding",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -203,16 +229,21 @@ __all__ = [
     "SmoothGradCAMPlusPlus",
     "Tuned",
     "Video",
+    "WordCAM",
     "XGradCAM",
     "__version__",
+    "audit",
     "compare",
     "demo_model",
     "evaluate",
     "explain",
+    "explain_dataset",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",
+    "list_word_methods",
     "load",
+    "load_explanations",
     "load_image",
     "method",
     "methods",
@@ -220,9 +251,11 @@ __all__ = [
     "metrics",
     "overlay",
     "pipeline",
+    "push_explanations",
     "register_head",
     "targets",
     "tune",
+    "word_method",
 ]
 
 

@@ -14,13 +14,23 @@ from hf_cam.images.reading import load_image
 from hf_cam.maps import normalize
 from hf_cam.metrics import Scorer, confidence
 from hf_cam.metrics.replacement import Replacement, by_mean, by_neighbours, by_others
-from hf_cam.metrics.verdict import RESPONSE, Scores, Verdict, elsewhere, ends_at_windows, strongest
+from hf_cam.metrics.verdict import (
+    RESPONSE,
+    Scores,
+    Verdict,
+    backgrounds,
+    elsewhere,
+    ends_at_windows,
+    strongest,
+)
 from hf_cam.models.traits import traits_of
 from hf_cam.targets import Target
 from hf_cam.zoo import SCENE
 
 PEAK, TOP = 0.03, 0.1
 """The regions of a check, as shares of the image."""
+PARTS = 6
+"""The number of random parts of the image to which the peak is added, for each way to replace pixels."""
 FIFTH = 0.2
 TINY = 0.05
 MARGIN = 0.02
@@ -72,6 +82,8 @@ class Check:
         chance_kept: The confidence when all but those are replaced.
         necessity, sufficiency: Of the strongest tenth, as a share of what replacing the whole image costs in score
             (log-odds for a probability); in [-1, 1].
+        contribution: The share of what replacing the whole image costs in score that the strongest 3% add to random
+            parts of the image, on average; an even share is 0.03. The verdict rests on it.
         agreement: The replacements that lead to the verdict by themselves, and the number of all that could be used.
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
         flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
@@ -87,6 +99,7 @@ class Check:
     chance_kept: float
     necessity: float
     sufficiency: float
+    contribution: float
     agreement: tuple[int, int]
     energy: float
     flags: tuple[str, ...] = ()
@@ -106,6 +119,7 @@ class Check:
             f"Without the strongest {TOP:.0%} of the map, the confidence {_change(self.confidence, self.drop)};",
             f"with nothing else, it is {self.kept:.2f}.",
             f"For as many pixels elsewhere, it is {self.confidence - self.chance:.2f} and {self.chance_kept:.2f}.",
+            f"The strongest {PEAK:.0%} have {self.contribution:.2f} of the score; an even share is {PEAK}.",
             VERDICTS[self.verdict],
             _certainty(self),
         ]
@@ -140,7 +154,7 @@ def _certainty(found: Check) -> str:
 
 
 def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] = ()) -> Check:
-    """Check one map in 38 forwards: pixels are replaced by imputation, by their mean and by those of other images.
+    """Check one map in 62 forwards: pixels are replaced by imputation, by their mean and by those of other images.
 
     Args:
         origin: What the map was made from.
@@ -155,6 +169,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
     usable = usable_ways(origin, found)
     flags = _flags(origin, raw, found)
     verdict = judged(origin, found)
+    contribution = found.contribution(usable) if usable else 0.0
     shown = torch.sigmoid if _is_probability(origin) else torch.Tensor.clone
     top = (found.score, found.without[:, 1], found.alone[:, 1], found.without_elsewhere, found.alone_elsewhere)
     confident, without, alone, without_elsewhere, alone_elsewhere = (float(shown(part).mean()) for part in top)
@@ -170,20 +185,21 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
         chance_kept=alone_elsewhere,
         necessity=necessity,
         sufficiency=sufficiency,
-        agreement=(found.agreement(usable, verdict), len(usable)),
+        contribution=contribution,
+        agreement=(found.agreement(usable, PEAK, verdict), len(usable)),
         energy=_energy(origin.map.float()),
         flags=tuple(flags),
     )
 
 
 def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0, *, compared: bool = True) -> Scores:
-    """The scores without the regions of a map, with nothing else, and for regions elsewhere; 23 + 5 K forwards.
+    """The scores without the regions of a map, with nothing else, elsewhere and in part; 11 + 17 K forwards.
 
     Args:
         origin: What the map was made from.
         replacements: The K ways to replace pixels.
-        seed: Seed for ties.
-        compared: Whether regions elsewhere are scored too; 1 + 5 K forwards if not.
+        seed: Seed for ties and for the random parts of the image.
+        compared: Whether regions elsewhere and random parts are scored too; 1 + 5 K forwards if not.
     """
     probability = _is_probability(origin)
     target = confidence(origin.target, traits_of(origin.model).problem_type)
@@ -194,22 +210,26 @@ def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0
         parts = [scorer(replace(pixels, some)[None])[0] for some in missing.split(AT_ONCE)]
         return _on_scale(torch.cat(parts).cpu(), probability)
 
-    regions = strongest(origin.map.to(pixels.device).float(), (PEAK, TOP), seed)
-    drawn = elsewhere(regions[1])[: None if compared else 0]
-    own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions])
-    blank, without, alone = torch.stack([scored(replace, own) for replace in replacements]).split([1, 2, 2], 1)
+    peak, top = regions = strongest(origin.map.to(pixels.device).float(), (PEAK, TOP), seed)
+    drawn = elsewhere(top)[: None if compared else 0]
+    parts = backgrounds(pixels.shape[-2:], PARTS if compared else 0, seed).to(pixels.device)
+    own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions, parts & ~peak, parts | peak])
+    sizes = [1, 2, 2, len(parts), len(parts)]
+    blank, without, alone, added, lacking = torch.stack([scored(replace, own) for replace in replacements]).split(
+        sizes, 1
+    )
     missing_elsewhere, alone_elsewhere = torch.empty(2, len(drawn))
     for way, replace in enumerate(replacements if compared else ()):
         some = drawn[way::count]
         missing_elsewhere[way::count], alone_elsewhere[way::count] = scored(replace, torch.cat([some, ~some])).chunk(2)
     score = _on_scale(scorer(pixels[:, None])[0, 0].cpu(), probability)
-    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere)
+    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere, added, lacking)
 
 
 def judged(origin: Origin, found: Scores) -> Verdict:
     """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score."""
     usable = usable_ways(origin, found)
-    return found.verdict(usable) if usable and normalize(origin.map[None].float()).any() else "undecided"
+    return found.verdict(usable, PEAK) if usable and normalize(origin.map[None].float()).any() else "undecided"
 
 
 def usable_ways(origin: Origin, found: Scores) -> list[int]:
@@ -243,13 +263,17 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
         flags.append(UNRESPONSIVE)
     if CONSTANT in flags:
         return flags
-    measured = found.effects(usable) if usable else None
     conditions = {
-        NO_BETTER: measured is not None and measured.top - measured.typical < MARGIN,
+        NO_BETTER: bool(usable) and _lead(found, usable) < MARGIN,
         DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
         WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
     }
     return [*flags, *(flag for flag, holds in conditions.items() if holds)]
+
+
+def _lead(found: Scores, usable: Sequence[int]) -> float:
+    """By how much the effect of the map's strongest tenth exceeds that of as many pixels elsewhere."""
+    return float(torch.maximum(*found.necessity_and_sufficiency(usable))[1]) - found.elsewhere(usable)
 
 
 def _window(model: nn.Module) -> int | None:

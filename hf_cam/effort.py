@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from hf_cam.layouts import Size
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.masking import windows
 from hf_cam.metrics.replacement import by_blur, by_others
+from hf_cam.target_layers.adapter import Adapter
 from hf_cam.zoo import SCENE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SURE = 0.5
 """The effect of a map's strongest pixels from which no other method is tried."""
 PICKING = 11
 """Forwards that it takes to measure this effect."""
-CHECKING = 38
+CHECKING = 62
 COARSE = 4
 """The side of the squares that hide parts of the picture, as a divisor of its shorter side."""
 
@@ -75,13 +76,13 @@ class Effort:
         return f"Tried {listed}; kept {self.kept}, with about {self.forwards:.0f} forwards. {self.check}"
 
 
-def candidates(method: Method, *, named: bool) -> list[str]:
-    """The ids to try, the cheapest first: only the caller's own if one is named.
+def candidates(method: Method, adapter: Adapter, *, named: bool) -> list[str]:
+    """The ids to try, the cheapest first: only the caller's own if one is named, else also those of the family.
 
     Where windows or depth spread the evidence over the last layer, no map of that layer shows its place. Relevance is
     followed back through the attention of all layers, and hiding parts of the picture needs no layer at all.
     """
-    return [method.id] if named else list(dict.fromkeys([method.id, "attnlrp", "occlusion"]))
+    return [method.id] if named else list(dict.fromkeys([method.id, *adapter.candidates]))
 
 
 def options_of(method: str, size: Size) -> dict[str, int]:
@@ -141,11 +142,13 @@ def best_of(methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explan
 
 
 def _effect(explanation: Explanation) -> float:
-    assert explanation.origin is not None
-    return effect_of(explanation.origin)
+    origin = explanation.origin
+    assert origin is not None
+    return effect_of(origin)
 
 
 def _checked(explanation: Explanation, tried: Sequence[Tried], forwards: float) -> Explanation:
-    assert explanation.origin is not None
-    verdict = check(explanation.origin, explanation.raw)
-    return replace(explanation, effort=Effort(tuple(tried), explanation.method, forwards, verdict))
+    origin = explanation.origin
+    assert origin is not None
+    verdict = check(origin, explanation.raw)
+    return explanation.changed(effort=Effort(tuple(tried), explanation.method, forwards, verdict))

@@ -4,51 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, UNDEFINED, Saliency
-from hf_cam.capture.inputs import alone, model_inputs_of, one_image, others_of
+from hf_cam.capture.guard import borrowed
+from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
-from hf_cam.heads import Head, Subject, head_of
+from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
+from hf_cam.images.mapped import Evidence, GridMap
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
-from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
+from hf_cam.outputs import sample_of
 from hf_cam.request import EffortSetting, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
-from hf_cam.targets import entries_of
+from hf_cam.targets import Target, entries_of
+from hf_cam.words.explaining import WordExplainer
+from hf_cam.words.methods import WORD_METHODS
+from hf_cam.words.prompts import chat_of
 
 BATCH = 8
 """Images per forward where the caller does not say."""
 
-FAINT = 0.01
-"""Share of a map's peak up to which cells count as none of its evidence."""
+FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
+"""What is wrong with a map, by where it has evidence."""
 
 
 @door()
 def explain(
-    image: Any,
-    model: str | Path | nn.Module | LoadedModel,
+    image: Any = None,
+    model: str | Path | nn.Module | LoadedModel | None = None,
     *,
     target: Any = None,
     text: str | Sequence[str] | None = None,
+    answer: str | None = None,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    generate: Mapping[str, Any] | None = None,
     method: str = "auto",
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
@@ -70,16 +79,21 @@ def explain(
 
     Args:
         image: A path, URL, PIL image or array; or a list of them. For a model of videos a file (`.gif`, `.mp4`, ...), a
-            `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these.
+            `hf_cam.Video` of frames or an array `[T, H, W, 3]`; or a list of these. For a vision-language model, a
+            tuple of images that one question is about.
         model: A Hub id, a folder, `demo:NAME`, a loaded model, or what `hf_cam.load` returned.
         target: A class index, a label text ("tabby" finds "tabby, tabby cat"), or any callable from one sample's output
             to a scalar tensor. Detectors and segmenters also take a pixel `(x, y)`, a box `(x0, y0, x1, y1)` or a mask
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
             list several: for a list of images one entry per image, which may itself be a list. An array or tensor of
             one axis counts as a list if it holds whole numbers, and as an embedding if not. By default, what the model
-            itself finds.
+            itself finds. Of a vision-language model's answer, a word or a regular expression picks words, and a tuple
+            ("red", "blue") contrasts two at one place.
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
+        answer: A text that a vision-language model is forced to write, in place of its own answer.
+        messages: A chat as transformers takes it, with the pictures in it, in place of `image` and `text`.
+        generate: Settings of a vision-language model's `generate`; by default greedy, and at most 64 tokens.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
         layers: The target layers, as dotted names or modules of the model, inferred where not given; see `hf_cam.CAM`
             for layers that run several times.
@@ -104,7 +118,8 @@ def explain(
         device, dtype, trust_config: For a model that is loaded here; see `hf_cam.load`.
 
     Returns:
-        A list of `Explanation`, best first; for a list of images a list of such lists.
+        A list of `Explanation`, best first; for a list of images a list of such lists. Of a vision-language model, the
+        list is an `Answer` with one explanation per word.
 
     Raises:
         HFCamError: `ImageError`, `ModelError`, `TargetError`, `MethodError`, `LayerError` and so on, before the model
@@ -116,9 +131,15 @@ def explain(
     >>> flower.heatmap.shape
     (427, 640)
     """
+    chat, image = (None, image) if messages is None else _of_chat(messages, image)
+    _check_given(image, model)
+    assert model is not None
     request = Request.of(
         target=target,
         text=text,
+        answer=answer,
+        messages=chat,
+        generate=generate,
         top_k=top_k,
         threshold=threshold,
         aug_smooth=aug_smooth,
@@ -127,24 +148,53 @@ def explain(
         effort=effort,
     )
     several = isinstance(image, list | tuple)
-    # A damaged image is told before a model is fetched; whether a file that moves is one, only the model knows.
-    sources = [source if may_be_video(source) else load_image(source) for source in (image if several else [image])]
-    loaded = load(
-        model,
-        processor=processor,
-        labels=labels,
-        output=output,
-        device=device,
-        dtype=dtype,
-        trust_config=trust_config,
-    )
-    images = [loaded.opened(source) for source in sources]
+    # A damaged image is reported before a model is fetched; whether a file that moves is one, only the model decides.
+    sources = [_opened(source) for source in (image if several else [image])]
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
+    loaded = load(model, processor=processor, labels=labels, output=output, **where)
+    if isinstance(image, tuple) and loaded.traits.answers_in_words:
+        several, sources = False, [tuple(sources)]
+    images = [_of_model(loaded, source) for source in sources]
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    loaded = replace(loaded, example=images[0] if images else None)
+    loaded = replace(loaded, example=images[0] if images and not isinstance(images[0], tuple) else None)
     explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
     found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
     return found if several else found[0]
+
+
+def _of_chat(messages: Any, image: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A chat with bare placeholders, and its pictures."""
+    if image is not None:
+        raise OptionError("messages= already holds the pictures; omit the image")
+    chat, pictures = chat_of(messages)
+    return chat, tuple(pictures)
+
+
+def _check_given(image: Any, model: Any) -> None:
+    """Refuse a call without a picture or a model.
+
+    Raises:
+        OptionError: one of them is missing.
+    """
+    if model is None:
+        raise OptionError("explain() misses the model: pass a Hub id, a folder, 'demo:NAME' or a module as model=")
+    if image is None:
+        raise OptionError("explain() misses the picture: pass a path, URL, PIL image or array, or a chat as messages=")
+
+
+def _opened(source: Any) -> Any:
+    """A source, opened unless it may be a video."""
+    if isinstance(source, tuple):
+        return tuple(map(_opened, source))
+    return source if may_be_video(source) else load_image(source)
+
+
+def _of_model(loaded: LoadedModel, source: Any) -> Any:
+    """A source as the model takes it: a tuple holds the pictures of one question."""
+    if isinstance(source, tuple) and loaded.traits.answers_in_words:
+        return tuple(map(loaded.opened, source))
+    return loaded.opened(source)
 
 
 class Explainer:
@@ -170,8 +220,11 @@ class Explainer:
         head: str | type[Head] | None = None,
     ) -> None:
         self.loaded = loaded
-        self.head = head_of(loaded, head)
+        self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
         self._named = method != "auto"
+        self.words = WordExplainer(loaded, method) if isinstance(self.head, WordHead) else None
+        if self.words is not None:
+            method = "auto"
         if method == "auto" and self.head.method and not _measured(loaded.model):
             method = self.head.method
         self.cam = CAM(
@@ -195,6 +248,9 @@ class Explainer:
         """
         wanted = self.checked(request, settings).for_images(len(images))
         check_count("batch_size", batch_size)
+        if self.words is not None:
+            yield from map(self.words, images, wanted)
+            return
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
@@ -207,6 +263,42 @@ class Explainer:
                     if wanted[0].effort == "checked":
                         found = [self._best(*one) for one in zip(found, members, own, strict=True)]
                 yield from found
+
+    @door()
+    def predict(
+        self, images: Sequence[Picture], request: Request | None = None, *, batch_size: int = BATCH, **settings: Any
+    ) -> Iterator[list[tuple[Subject, float]]]:
+        """What would be explained in each image, with its score, from a forward without maps; arguments as in a call.
+
+        Raises:
+            TargetError, OptionError: the request does not fit the model, before it runs.
+        """
+        wanted = self.checked(request, settings).for_images(len(images))
+        check_count("batch_size", batch_size)
+        for start in range(0, len(images), batch_size):
+            requests = iter(wanted[start : start + batch_size])
+            for inputs, members in self._batches(images[start : start + batch_size]):
+                yield from self._predicted(inputs, members, list(islice(requests, len(members))))
+
+    def _predicted(
+        self, inputs: Mapping[str, Tensor], images: Sequence[Picture], requests: Sequence[Request]
+    ) -> list[list[tuple[Subject, float]]]:
+        size, count = input_size(inputs), len(images)
+        geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        found: list[list[tuple[Subject, float]]] = [[] for _ in images]
+        for part in self.head.rounds(requests[0], inputs):
+            own = [replace(part, target=request.target) for request in requests] if count > 1 else [part]
+            given = {**others_of(inputs), **self.head.inputs(part)}
+            with borrowed(self.loaded.model) as model, torch.no_grad():
+                outputs = call(model, model_inputs_of(self.loaded.model, inputs["pixel_values"], given))
+                chosen = Chosen(self.head, own, geometries)
+                chosen(outputs)
+                for i, subjects in enumerate(chosen.subjects):
+                    sample = sample_of(outputs, i, count)
+                    found[i] += [
+                        (one, float(one.target(sample)) if one.score is None else one.score) for one in subjects
+                    ]
+        return found
 
     @door()
     def compare(
@@ -268,7 +360,7 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, named=self._named), attempt, (height, width))
+        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False
@@ -337,55 +429,60 @@ class Explainer:
             skipped |= saliencies.skipped
             for saliency in saliencies:
                 for i, image in enumerate(images):
-                    origins = self._origins(saliency, i, full, chosen.subjects[i])
+                    shown = tuple(saliency.maps.shape[2:])
+                    recipe = _Recipe(self.loaded, self.head, image, own[i], saliency.method, shown)
                     found[saliency.method.id][i] += _explanations(
-                        saliency, i, image, chosen.subjects[i], geometries[i], origins
+                        saliency, i, image, chosen.subjects[i], geometries[i], recipe
                     )
         return [found[method.id] for method in methods if method.id not in skipped], skipped
 
-    def _origins(
-        self, saliency: Saliency, i: int, inputs: Mapping[str, Any], subjects: Sequence[Subject]
-    ) -> list[Origin]:
-        """What each explanation of image `i` was made from."""
-        own = one_image(model_inputs_of(self.loaded.model, inputs["pixel_values"], others_of(inputs)), i)
-        own = {name: alone(value) if isinstance(value, Tensor) else value for name, value in own.items()}
-        return [
-            Origin(self.loaded.model, own, subject.target, alone(saliency.maps[k, i]))
-            for k, subject in enumerate(subjects)
-        ]
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """How to make again what the explanations of an image were made from, so that none of them holds the inputs."""
+
+    loaded: LoadedModel
+    head: Head
+    image: Picture
+    request: Request
+    method: Method
+    size: Sequence[int]
+
+    def origin(self, target: Target, raw: Sequence[np.ndarray]) -> Origin:
+        """The origin of the explanation with this target and these raw maps, one per layer."""
+        given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
+        inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
+        fused = self.method.fuse([torch.from_numpy(layer) for layer in raw], self.size)
+        return Origin(self.loaded.model, inputs, target, fused.to(inputs["pixel_values"].device))
 
 
 def _explanations(
-    saliency: Saliency,
-    i: int,
-    image: Picture,
-    subjects: Sequence[Subject],
-    geometry: Geometry,
-    origins: Sequence[Origin],
+    saliency: Saliency, i: int, image: Picture, subjects: Sequence[Subject], geometry: Geometry, recipe: _Recipe
 ) -> list[Explanation]:
-    """Of image `i` of a batch, one a subject."""
+    """Of image `i` of a batch, one per subject."""
+    fuse = saliency.method.fuse if len(saliency.raw) > 1 else None
     frames = len(image.frames) if isinstance(image, Video) else None
-    on_grid = _on_grid(saliency.method, [layer[: len(subjects), i] for layer in saliency.raw], geometry, frames)
-    in_view = _in_view(on_grid, geometry)
-    heatmaps = _heatmaps(on_grid * in_view.view(-1, *(1,) * (on_grid.ndim - 1)), geometry, frames)
-    raw = saliency.raw[0][:, i].float().cpu().numpy()
+    layers = [layer[: len(subjects), i].float().cpu().numpy() for layer in saliency.raw]
+    # Copies, not views, which would keep the maps of the whole batch.
+    maps = [GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames) for k in range(len(subjects))]
     return [
         Explanation(
             label=subject.label,
             score=float(saliency.scores[k, i]) if subject.score is None else subject.score,
-            heatmap=heatmaps[k].copy(),  # not a view, which would keep those of the whole batch
-            raw=raw[k].copy(),
+            heatmap=cast("np.ndarray", map_.heatmap),
+            raw=map_.raw[0],
             method=saliency.method.id,
             layers=saliency.adapter.layers,
             image=image.frames[0] if isinstance(image, Video) else image,
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
             mask=subject.mask,
-            flags=(*subject.flags, *_flags(on_grid[k], bool(in_view[k])), *_cautions(saliency)),
-            origin=origins[k],
+            flags=(*subject.flags, *FLAGS[map_.evidence], *_cautions(saliency)),
+            origin=cast("Origin", partial(recipe.origin, subject.target, map_.raw)),
             score_kind=subject.kind_of_score,
+            map=map_,
         )
-        for k, subject in enumerate(subjects)
+        for k, (subject, map_) in enumerate(zip(subjects, maps, strict=True))
     ]
 
 
@@ -402,38 +499,7 @@ def _measured(model: nn.Module) -> bool:
     return declared is not None and declared.origin in ("catalogue", "cam_config")
 
 
-def _on_grid(method: Method, raw: Sequence[Tensor], geometry: Geometry, frames: int | None) -> Tensor:
-    """`[K, h, w]` in [0, 1] on a grid over the model's input, from each layer's raw maps `[K, h, w]`.
-
-    Of a video `[K, t, h, w]`; each is stretched over all its frames at once.
-    """
-    size = geometry.model_size if frames is None else (frames, *geometry.model_size)
-    return normalize(raw[0], len(size)) if len(raw) == 1 else method.fuse(raw, size)
-
-
-def _heatmaps(on_grid: Tensor, geometry: Geometry, frames: int | None) -> np.ndarray:
-    """`[K, H, W]` float32 in [0, 1] in the image's pixels, of a video `[K, T, H, W]`."""
-    if frames is not None:
-        on_grid = resize(on_grid, (frames, *on_grid.shape[-2:]))
-    drawn = geometry.to_image(on_grid.float())
-    peak = drawn.amax(tuple(range(1, drawn.ndim)), keepdim=True)
-    return (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).cpu().numpy()
-
-
-def _in_view(on_grid: Tensor, geometry: Geometry) -> Tensor:
-    """`[K]` booleans: the maps `[K, ..., h, w]` that have evidence in a cell that the image touches."""
-    touched = (geometry.filled((on_grid.shape[-2], on_grid.shape[-1])) > 0).to(on_grid)
-    return (on_grid * touched).flatten(1).amax(1) > FAINT
-
-
 def _cautions(saliency: Saliency) -> tuple[str, ...]:
     """A warning where maps of this family's target layer are known to mislead."""
     caution = saliency.adapter.caution
     return (f"{MAY_MISLEAD}: {caution}",) if caution and saliency.method.reads_layer else ()
-
-
-def _flags(on_grid: Tensor, in_view: bool) -> tuple[str, ...]:
-    """What is wrong with a map on its grid."""
-    if in_view:
-        return ()
-    return (OUTSIDE_IMAGE,) if on_grid.any() else (NO_EVIDENCE,)

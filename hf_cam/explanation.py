@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,14 +18,47 @@ from hf_cam.effort import Effort
 from hf_cam.errors import ImageError, OptionError, brief
 from hf_cam.heads.base import CONFIDENCE
 from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
+from hf_cam.images.geometry import Axis, Geometry
+from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut
 from hf_cam.request import check_seed
+
+Made = TypeVar("Made")
 
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
+WITHOUT_PICTURE = "said without the picture"
 
 
+class _OnDemand:
+    """A field that may be given as a function without arguments, which then makes its value each time it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name]
+        return value() if callable(value) else value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value
+
+
+def _on_demand(*names: str) -> Callable[[type[Made]], type[Made]]:
+    """Let these fields of a dataclass be made on demand; the dataclass is complete before, so that they stay fields."""
+
+    def decorated(made: type[Made]) -> type[Made]:
+        for name in names:
+            setattr(made, name, _OnDemand(name))
+        return made
+
+    return decorated
+
+
+@_on_demand("heatmap", "image", "origin")
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The explanation of one thing that a model reports about one image.
@@ -50,6 +84,11 @@ class Explanation:
             scores of the same kind can be compared.
         effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
             in words.
+        span: `(start, end)` of a word in the text that the model wrote; None for everything else.
+        evidence: How much the picture contributed to a word, in [0, 1], relative to the word of the answer to which it
+            contributed most; None for everything else.
+        map: The map on the model's grid and its place in the image. An explanation holds this, and `heatmap` is drawn
+            from it each time it is read.
     """
 
     label: str
@@ -66,17 +105,27 @@ class Explanation:
     frames: tuple[Image.Image, ...] = field(default=(), repr=False)
     score_kind: str = CONFIDENCE
     effort: Effort | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+    evidence: float | None = None
+    map: GridMap | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: everything except `origin`, which holds the model."""
         return {**self.__dict__, "origin": None}
 
+    def changed(self, **fields: Any) -> Explanation:
+        """A copy with other values of some fields; what is made on demand stays so, unlike in `dataclasses.replace`."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **fields)
+        return copy
+
     @door()
     def check(self, seed: int = 0, others: Sequence[Any] = ()) -> Check:
         """Test whether the target depends on the pixels that the map marks; `str(check)` explains the verdict in words.
 
-        The strongest pixels are replaced in three ways (imputed from their neighbours, by the mean colour, by the
-        pixels of other images), and so are all others, and as many pixels elsewhere; 38 forwards.
+        The verdict rests on what the strongest 3% add to random parts of the image, few and many. The strongest tenth
+        is also removed, and kept alone, beside as many pixels elsewhere. Pixels are replaced in three ways (imputed
+        from their neighbours, by the mean colour, by the pixels of other images); 62 forwards.
 
         Args:
             seed: Seed for the noise and for ties.
@@ -96,13 +145,48 @@ class Explanation:
         True
         """
         check_seed(seed)
-        if self.origin is None:
+        origin = self.origin
+        if origin is None:
             raise OptionError("this explanation was pickled without its model; explain the image again")
-        if self.frames or are_cut(self.origin.inputs):
+        if self.frames or are_cut(origin.inputs):
             raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         if not isinstance(others, list | tuple):
             raise OptionError(f"others must be a list of images, got {brief(others)}")
-        return check(self.origin, self.raw, seed, others)
+        return check(origin, self.raw, seed, others)
+
+    @property
+    def grid_map(self) -> GridMap:
+        """The map on the model's grid; if only a heatmap was given, that, over an input that is the image itself."""
+        if self.map is not None:
+            return self.map
+        height, width = self.heatmap.shape[-2:]
+        same = Geometry((height, width), (height, width), Axis(1.0, 0.0), Axis(1.0, 0.0), (0, 0, height, width))
+        return GridMap((self.heatmap,), same, frames=len(self.heatmap) if self.frames else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold: the map on the model's grid with its geometry, not the image or the mask.
+
+        Returns:
+            `label`, `score`, `score_kind`, `box`, `method`, `layers`, `flags`, `map` (nested lists in [0, 1], four
+            decimals), `geometry` (see `Geometry.to_dict`), `evidence` ("image", "outside" or "none").
+        """
+        map_ = self.grid_map
+        return {
+            "label": self.label,
+            "score": self.score,
+            "score_kind": self.score_kind,
+            "box": None if self.box is None else [float(side) for side in self.box],
+            "method": self.method,
+            "layers": list(self.layers),
+            "flags": list(self.flags),
+            "map": map_.cells.astype(np.float64).round(4).tolist(),
+            "geometry": map_.geometry.to_dict(),
+            "evidence": map_.evidence,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
 
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, with the box or the edge of the mask in white.

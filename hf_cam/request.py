@@ -32,6 +32,9 @@ class Request:
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
         method_options: Options of particular methods, such as `{"seed": 3}`.
         effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
+        answer: A text that a vision-language model is forced to write; None for what it writes itself.
+        messages: A chat for a vision-language model, with placeholders in place of its pictures.
+        generate: Settings of such a model's `generate`, such as `{"max_new_tokens": 20}`.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -46,6 +49,9 @@ class Request:
     eigen_smooth: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
     effort: EffortSetting = "fast"
+    answer: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    generate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -61,11 +67,26 @@ class Request:
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
         if self.effort not in get_args(EffortSetting):
             raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
+        if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
+            raise TargetError(f"answer must be a text for the model to write, not {brief(self.answer)}")
+        if not isinstance(self.generate, Mapping) or not all(isinstance(name, str) for name in self.generate):
+            raise OptionError(f"generate must be a dict such as {{'max_new_tokens': 20}}, got {brief(self.generate)}")
         _check_numbers(self.target)
+
+    @property
+    def of_writers(self) -> str:
+        """The name of a setting that only models that write text have, if one is given; empty if none is."""
+        given = {"answer": self.answer is not None, "messages": self.messages is not None, "generate": self.generate}
+        return next((name for name, wanted in given.items() if wanted), "")
 
     @classmethod
     def of(
-        cls, *, text: str | Sequence[str] | None = None, method_options: Mapping[str, Any] | None = None, **others: Any
+        cls,
+        *,
+        text: str | Sequence[str] | None = None,
+        method_options: Mapping[str, Any] | None = None,
+        generate: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> Request:
         """A request from a caller's arguments; `text` may be one text, several or None.
 
@@ -80,7 +101,12 @@ class Request:
         for name in others:
             if name not in known:
                 raise OptionError(f"there is no setting {brief(name)}; nearest: {nearest(name, known)}")
-        return cls(text=_texts(text), method_options={} if method_options is None else method_options, **others)
+        return cls(
+            text=_texts(text),
+            method_options={} if method_options is None else method_options,
+            generate={} if generate is None else generate,
+            **others,
+        )
 
     def for_images(self, count: int) -> list[Request]:
         """The request for each of a list of images: a list as target has one entry per image.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
+from weakref import WeakSet
 
 Result = TypeVar("Result")
 
+OWN_FILES = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120 - compared with names of code
 
-class Here(threading.local):
-    """What hf-cam itself has switched on in this thread."""
+
+class Call:
+    """What a call of hf-cam itself has switched on in its thread; a manager that outlives the call changes no other."""
 
     plain_checkpoints = 0
     """How many blocks deep checkpointed parts of a model run as plain ones."""
@@ -24,32 +30,50 @@ class Here(threading.local):
     """The seed of the random numbers of a forward."""
 
 
+class Here(threading.local):
+    """The call that runs in this thread; outside all calls, one that switches nothing on."""
+
+    def __init__(self) -> None:
+        self.call = Call()
+
+
 HERE = Here()
 
 
 class KeptThread:
-    """Give the thread back its grad mode, its stacks of modes and `HERE` when the `with` block ends, however it ends.
+    """Give the thread back its grad mode, stacks of modes and `Call` when the `with` block ends, however it ends.
 
     Each context manager inside the block undoes its own part; an interrupt that hits one while it does so leaves
-    something behind, which ends here. It is a class, not a generator: nothing of it runs later.
+    something behind, which ends here. Context managers that an interrupt left unfinished are freed first: those that
+    are generators would undo their part when the exception is freed, in the middle of something else. This is a class,
+    not a generator: nothing of it runs later.
     """
 
     def __enter__(self) -> None:
-        self._here = dict(vars(HERE))
+        self._call, HERE.call = HERE.call, copy.copy(HERE.call)
         self._torch: Any = sys.modules.get("torch")
         if self._torch is not None:
             self._grad = self._torch.is_grad_enabled()
             self._depths = [depth() for depth, _ in _stacks(self._torch)]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        vars(HERE).clear()
-        vars(HERE).update(self._here)
+        if error is not None and not isinstance(error, Exception):
+            _free_locals(at)
+        HERE.call = self._call
         if self._torch is None:
             return
         self._torch._C._set_grad_enabled(self._grad)  # noqa: SLF001 - the public one goes through modes
         for (depth, pop), before in zip(_stacks(self._torch), self._depths, strict=True):
             while depth() > before:
                 pop()
+
+
+def _free_locals(at: TracebackType | None) -> None:
+    """Free what hf-cam's own functions, and those of `contextlib`, hold where a traceback leads."""
+    for frame, _ in walk_tb(at):
+        if frame.f_code.co_filename.startswith((OWN_FILES, contextlib.__file__)):
+            with suppress(RuntimeError):  # it is still running
+                frame.clear()
 
 
 def _stacks(torch: Any) -> list[tuple[Any, Any]]:
@@ -70,9 +94,7 @@ class ForkSafeLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _renew(this()))
+        _locks.add(self)
 
     def __enter__(self) -> ForkSafeLock:
         self._lock.acquire()
@@ -82,9 +104,17 @@ class ForkSafeLock:
         self._lock.release()
 
 
-def _renew(lock: ForkSafeLock | None) -> None:
-    if lock is not None:
+_locks: WeakSet[ForkSafeLock] = WeakSet()
+"""The locks to renew after a fork, by one callback for them all: nothing unregisters a callback."""
+
+
+def _renew() -> None:
+    for lock in list(_locks):
         lock._lock = threading.RLock()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 class cached_property(Generic[Result]):  # noqa: N801 - stands in for functools'

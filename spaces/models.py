@@ -56,16 +56,18 @@ def online() -> bool:
 def demos() -> dict[str, type[Head]]:
     """The models that need no network, with the kind of each one's head; the one for photographs comes first.
 
-    A model whose weights are not installed is left out.
+    A model whose weights are not installed is left out, and one that answers questions, which the page does not ask.
     """
-    found = {}
+    found: dict[str, type[Head]] = {}
     for name in sorted(demo_models(), key=lambda name: (name != "imagenet", name)):
         try:
             folder = demo_model(name)
         except ModelError:
             continue
         architectures = json.loads((folder / "config.json").read_text())["architectures"]
-        found[f"demo:{name}"] = listed_kind(architectures[0]) or ClassificationHead
+        kind = listed_kind(architectures[0]) or ClassificationHead
+        if not kind.writes:
+            found[f"demo:{name}"] = kind
     return found
 
 

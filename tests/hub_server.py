@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 RESOLVE = re.compile(r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 MODEL = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/]+))?")
 TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
-PREUPLOAD = re.compile(r"/api/(?:models|spaces)/(?P<repo>[^/]+/[^/]+)/preupload/main")
-COMMIT = re.compile(r"/api/(?:models|spaces)/(?P<repo>[^/]+/[^/]+)/commit/main")
+PREUPLOAD = re.compile(r"/api/(?:models|spaces|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/main")
+COMMIT = re.compile(r"/api/(?:models|spaces|datasets)/(?P<repo>[^/]+/[^/]+)/commit/main")
 
 
 class HubServer:

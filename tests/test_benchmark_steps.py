@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.steps import Curves, Line, apart, compared
+from benchmarks.steps import Curves, Line, apart, compared, kept, save
 
 ROWS = 8
 
@@ -39,3 +41,13 @@ def test_methods_are_apart_by_two_standard_errors() -> None:
     assert apart({"a": one + 0.1, "b": one}, ("a", "b")) == 1
     assert apart({"a": one, "b": one + 0.1}, ("a", "b")) == -1
     assert apart({"a": one, "b": one[::-1]}, ("a", "b")) == 0
+
+
+def test_curves_that_were_saved_come_back(tmp_path: Path) -> None:
+    own = curves(2, 1)
+    save(tmp_path / "runs" / "a net.npz", own)
+    back = kept(tmp_path / "runs" / "a net.npz")
+    assert back.methods == own.methods
+    assert {name: curve.tolist() for name, curve in back.found.items()} == {
+        name: curve.tolist() for name, curve in own.found.items()
+    }

@@ -15,6 +15,7 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.interfaces.cli import main
+from hf_cam.methods.registry import BUDGET, methods_within
 
 
 @pytest.fixture
@@ -117,6 +118,9 @@ def test_target_method_layer_and_smoothing_are_those_of_explain(capsys, picture_
             {"--layer": "vit.layer.0"}, "the model has no layer 'vit.layer.0'; nearest: 'vit.layers", id="layer"
         ),
         pytest.param({"--method": "grad-cam"}, "no method 'grad-cam'; nearest: 'gradcam'", id="method"),
+        pytest.param({"--budget": "0"}, "budget must be a number of forwards from 1, got 0.0", id="budget"),
+        pytest.param({"--budget": "2", "--method": "gradcam"}, "pass one of the two", id="budget and method"),
+        pytest.param({"--budget": "2", "--effort": "checked"}, "a comparison takes those that are named", id="effort"),
         pytest.param({"--top-k": "0"}, "top_k must be a whole number from 1, got 0", id="top-k"),
         pytest.param({"--text": "a cat"}, "ViTForImageClassification takes no text", id="text"),
         pytest.param({"--device": "abacus"}, "no device 'abacus' here", id="device"),
@@ -263,3 +267,31 @@ def test_several_methods_make_a_grid(capsys, vit_folder, picture_file, tmp_path)
 def test_a_demo_model_is_not_written_to(capsys):
     assert main(["adapter", "demo:imagenet", "--save"]) == 2
     assert "belongs to the package" in capsys.readouterr().err
+
+
+def test_a_budget_makes_a_grid_of_the_methods_within_it(capsys, vit_folder, picture_file, tmp_path):
+    out = tmp_path / "grid.png"
+    assert main(["explain", str(picture_file), "--model", str(vit_folder), "--budget", "1.2", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    drawn = [line.split(" (")[1].split(")")[0] for line in printed.out.splitlines()]
+    skipped = [line.split()[1] for line in printed.err.splitlines() if "was left out" in line]
+    assert "eigencam" in drawn
+    assert sorted(drawn + skipped) == sorted(methods_within(1.2))
+    assert out.is_file()
+
+
+def test_an_evaluation_takes_the_methods_within_the_budget(capsys, vit_folder, picture_file, tmp_path):
+    out = str(tmp_path / "measured")
+    chosen = ["--budget", "1.2", "--metric", "coherency", "--out", out]
+    assert main(["evaluate", str(vit_folder), str(picture_file), *chosen]) == 0
+    table = capsys.readouterr().out
+    assert "eigencam" in table
+    assert "libragrad" not in table
+    both = refused(capsys, "evaluate", str(vit_folder), str(picture_file), *chosen, "--method", "gradcam")
+    assert "pass one of the two" in both
+
+
+def test_the_help_names_the_budget_that_is_the_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert f"(default: {BUDGET:.0f})" in capsys.readouterr().out.replace("\n", " ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,14 @@ from PIL import Image
 from torch import nn
 
 import hf_cam
-from hf_cam.effort import PICKING, effect_of
+from benchmarks.planted_page import MISLEADS
+from hf_cam.effort import PICKING, candidates, effect_of
 from hf_cam.errors import OptionError
 from hf_cam.interfaces.cli import main
+from hf_cam.layouts import Layout
+from hf_cam.methods import get_method, list_methods
+from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.catalogue import catalogue
 from nets import NETS
 from pictures import SIZE, noise, resized, to_tensor
 from unchanged import unchanged
@@ -69,6 +76,14 @@ def test_the_result_says_what_was_tried_and_what_it_took(marked) -> None:
         assert words in str(effort)
 
 
+def test_a_familys_file_names_the_candidates_and_each_is_a_method(marked) -> None:
+    for entry in catalogue():
+        assert set(entry.candidates) <= set(list_methods()), entry.family
+    adapter = Adapter(("conv",), (Layout("b c h w"),), candidates=("layercam", "gradcam"))
+    assert candidates(get_method("gradcam"), adapter, named=False) == ["gradcam", "layercam"]
+    assert candidates(get_method("gradcam"), adapter, named=True) == ["gradcam"]
+
+
 def test_a_named_method_is_checked_and_not_replaced(marked) -> None:
     found = explained(marked, method="gradcam", effort="checked")
     assert found.method == found.effort.kept == "gradcam"
@@ -118,6 +133,26 @@ def test_a_family_whose_layer_misleads_carries_a_flag_unless_the_method_uses_no_
     [other] = hf_cam.explain(noise(), swin, processor=resized(SIZE), method="input-x-gradient")
     assert any(flag.startswith("may mislead: attention inside windows") for flag in one.flags)
     assert not any(flag.startswith("may mislead") for flag in other.flags)
+
+
+READERS = {
+    "vit": ("vit", "ViTForImageClassification"),
+    "dinov2": ("dinov2_with_registers", "Dinov2WithRegistersForImageClassification"),
+    "convnext": ("convnext", "ConvNextForImageClassification"),
+    "swin": ("swin", "SwinForImageClassification"),
+}
+
+
+def test_a_family_carries_a_caution_where_its_fast_map_was_measured_to_miss() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "planted.md").read_text(encoding="utf-8")
+    lines = page.split("## Peak on the cue, by family")[1].splitlines()
+    table = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    fast = next(row for row in table if row[0] == "fast")
+    shares = {family: float(cell.split()[0]) for family, cell in zip(table[0][1:], fast[1:], strict=True)}
+    assert set(shares) == set(READERS)
+    for family, share in shares.items():
+        [entry] = [entry for entry in catalogue() if entry.matches(*READERS[family])]
+        assert bool(entry.caution) is (share < MISLEADS), family
 
 
 def test_the_pipeline_and_the_command_take_the_effort(vit_folder, picture, picture_file, tmp_path, capsys) -> None:

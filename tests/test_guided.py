@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.grad_cam import Logits, package
 from hf_cam import GradCAM, GuidedBackprop, guided_gradcam
 from hf_cam.errors import TargetError
 from nets import make
 from pictures import SIZE, pictures
-from reference import Logits, package
 from unchanged import unchanged
 
 

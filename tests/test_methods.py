@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import SwinForImageClassification
 
 import hf_cam
+from benchmarks.grad_cam import CLASSES, OF_EITHER_SIGN, OF_SEVERAL_RUNS, Logits, class_targets, let_go, package
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.capture.capture import capture
@@ -26,25 +27,11 @@ from hf_cam.targets import ClassLogit
 from hf_cam.testing.methods import few_forwards
 from nets import FOR_CLASSES, OF_EVERY_LAYOUT, Cubic, make, tiny
 from pictures import SIZE, pictures
-from reference import Logits, class_targets, let_go, package
 
 LAYERED = [method for method in FOR_CLASSES if not get_method(method).needs_attention]
 """Those that are defined for classifiers; what is made of attention has its own file of tests."""
 
-REFERENCE = {
-    "gradcam": "GradCAM",
-    "hirescam": "HiResCAM",
-    "gradcam-elementwise": "GradCAMElementWise",
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "layercam": "LayerCAM",
-    "eigencam": "EigenCAM",
-    "eigengradcam": "EigenGradCAM",
-    "segeigencam": "SegEigenCAM",
-    "kpcacam": "KPCA_CAM",
-    "shapleycam": "ShapleyCAM",
-}
-SIGN_IS_OURS = {"eigencam", "eigengradcam", "kpcacam"}  # the reference leaves it to the decomposition
+REFERENCE = sorted({*CLASSES} - OF_SEVERAL_RUNS)
 
 
 def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[str, Tensor]:
@@ -78,7 +65,7 @@ def signals_of(record: Method, activations: Tensor, gradients: Tensor) -> dict[s
 def reference_map(method: str, net: nn.Module, layer: str, spatial, targets: list[int], x: Tensor) -> np.ndarray:
     # The fused attention of a CPU has no second derivative, which the reference asks of it.
     kernel = sdpa_kernel(SDPBackend.MATH) if method == "shapleycam" else nullcontext()
-    kind = getattr(package(), REFERENCE[method])
+    kind = getattr(package(), CLASSES[method])
     with kernel, kind(Logits(net), [net.get_submodule(layer)], reshape_transform=spatial) as cam:
         maps = cam(input_tensor=x, targets=class_targets(targets))
         let_go(cam)
@@ -89,7 +76,7 @@ def reference_map(method: str, net: nn.Module, layer: str, spatial, targets: lis
 CASES = [
     (name, method)
     for name in OF_EVERY_LAYOUT
-    for method in sorted(REFERENCE)
+    for method in REFERENCE
     if method != "shapleycam" or name in ("convnext", "resnet")
 ]
 
@@ -102,7 +89,7 @@ def test_agrees_with_the_reference_package(name: str, method: str) -> None:
     ours = cam(x, targets).numpy()
     theirs = reference_map(method, net, layer, lambda t: cam.adapter.to_spatial(t, SIZE), targets, x)
     assert ours.max() > 0.9
-    if method in SIGN_IS_OURS:
+    if method in OF_EITHER_SIGN:
         ours = np.stack([_nearer(one, their) for one, their in zip(_both_signs(cam, x, targets), theirs, strict=True)])
     # The reference analyses the kernel in float32, we in float64.
     np.testing.assert_allclose(ours, theirs, atol=5e-4 if method == "kpcacam" else 1e-4)

@@ -11,6 +11,7 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from torch import Tensor, nn
 
 from benchmarks import equations
+from benchmarks.grad_cam import Logits, class_targets, let_go, package
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.errors import TargetError
@@ -18,7 +19,6 @@ from hf_cam.maps import normalize, resize
 from hf_cam.methods import get_method
 from nets import OF_EVERY_LAYOUT, make
 from pictures import SIZE, pictures
-from reference import Logits, class_targets, let_go, package
 
 EQUATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "gradcam": equations.gradcam,

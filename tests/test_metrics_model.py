@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 import hf_cam
-from hf_cam.errors import OptionError
+from hf_cam import GradCAM
+from hf_cam.errors import ModelError, OptionError
 from hf_cam.metrics import (
     BASELINES,
     Scorer,
@@ -30,6 +32,7 @@ from hf_cam.metrics import (
 from hf_cam.metrics.measurements import blur
 from hf_cam.metrics.registry import METRICS, Metric, metric, register
 from hf_cam.targets import BinaryLogit, ClassLogit, PromptSimilarity
+from hf_cam.testing import check_model_untouched
 from hf_cam.testing.metrics import PatchReader
 from nets import READ
 from unchanged import unchanged
@@ -442,19 +445,36 @@ def test_max_sensitivity_is_the_largest_relative_change() -> None:
     assert (found["max-sensitivity"] > 0).all()
 
 
-def test_shuffled_weights_come_back_also_after_an_error() -> None:
-    net = network()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+def test_shuffled_weights_are_those_of_a_copy_and_of_hf_cams_maps_alone() -> None:
+    net, pixels = network(), torch.rand(1, 3, *SIZE)
+    own = GradCAM(net)(pixels, 1)
 
-    def fail() -> None:
-        with shuffled_weights(net):
-            assert not torch.equal(net[0].weight, before["0.weight"])
-            torch.testing.assert_close(net[0].weight.flatten().sort()[0], before["0.weight"].flatten().sort()[0])
-            raise ZeroDivisionError
+    def shuffled() -> tuple[torch.Tensor, torch.Tensor]:
+        with shuffled_weights(net) as copy:
+            assert not torch.equal(copy[0].weight, net[0].weight)
+            torch.testing.assert_close(copy[0].weight.flatten().sort()[0], net[0].weight.flatten().sort()[0])
+            return GradCAM(copy)(pixels, 1), GradCAM(net)(pixels, 1)
 
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    of_copy, of_model = check_model_untouched(net, shuffled)
+    assert torch.equal(of_copy, of_model)
+    assert not torch.allclose(of_copy, own)
+    assert torch.equal(GradCAM(net)(pixels, 1), own)
+
+
+def test_other_threads_never_see_shuffled_weights() -> None:
+    net, pixels = network(), torch.rand(1, 3, *SIZE)
+    expected, found = net(pixels), []
+    with shuffled_weights(net), ThreadPoolExecutor(1) as thread:
+        found += thread.submit(lambda: (net(pixels), GradCAM(net)(pixels, 1))).result()
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], GradCAM(net)(pixels, 1))
+
+
+def test_weights_that_cannot_be_shuffled_and_maps_of_other_libraries_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"'0\.weight' are not in memory"), shuffled_weights(network().to("meta")):
+        pass
+    with pytest.raises(OptionError, match="explain= does not use hf-cam"):
+        trial(torch.rand(2, *SIZE), explain=lambda pixels: pixels.mean(1)).measure("model-randomization")
 
 
 def test_confidence_is_a_probability_for_classes_and_the_target_itself_for_others() -> None:

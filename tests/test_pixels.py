@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.equations_variants import smooth_plus_plus
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.errors import DetachedError, MethodError, OptionError
@@ -107,20 +108,10 @@ def test_smooth_gradcam_plus_plus_follows_its_equation() -> None:
     net, x, samples = make("convnext").double(), pictures(1).double(), 4
     cam = CAM(net, "smoothgradcam++", samples=samples, noise=0.1, seed=5)
     [layer] = cam.adapter.layers
-    powers = []
-    for copy in noisy(run_of(net, x, 2), samples, 0.1, 5)(0, 0, samples):
-        with capture(net, [layer], {"pixel_values": copy[None]}) as captured:
-            [g] = captured.gradients(captured.outputs.logits[0, 2])
-        powers.append(torch.stack([g, g**2, g**3]))
-    d1, d2, d3 = torch.stack(powers).mean(0)[:, 0]
-    with capture(net, [layer], {"pixel_values": x}) as captured:
-        a = captured.activations[0][0].detach()
-    expected = torch.zeros(a.shape[1:]).double()
-    for c in range(len(a)):
-        alpha = d2[c] / (2 * d2[c] + a[c].sum() * d3[c])
-        expected += (alpha * d1[c].clamp_min(0)).sum() * a[c]
+    copies = noisy(run_of(net, x, 2), samples, 0.1, 5)(0, 0, samples)
+    expected = smooth_plus_plus(net, layer, x, copies, 2)
     found = cam.saliency(x, lambda _: [[2]]).raw[0][0, 0]
-    torch.testing.assert_close(found, expected.clamp_min(0), atol=1e-12, rtol=1e-6)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

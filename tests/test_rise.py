@@ -8,6 +8,7 @@ import transformers as hf
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from benchmarks.equations_variants import match, probability, rise
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError, OptionError
@@ -33,11 +34,7 @@ def test_rise_is_the_mean_probability_over_the_masks_that_keep_a_pixel(name: str
     masks = RandomMasks.drawn(samples, 5, keep, SIZE, seed=3).smooth(0, samples).double()
     found = raw_of(net, "rise", x, [2, 5], samples=samples, cells=5, keep=keep, seed=3)
     for i, target in enumerate([2, 5]):
-        expected = torch.zeros(SIZE).double()
-        for mask in masks:
-            with torch.no_grad():
-                probability = net(x[i : i + 1] * mask).logits[0].softmax(0)[target]
-            expected += probability * mask / (samples * keep)
+        expected = rise(lambda picture, target=target: probability(net, picture, target), x[i : i + 1], masks, keep)
         torch.testing.assert_close(found[i], expected, atol=1e-6, rtol=1e-6)  # softmax in float32
 
 
@@ -179,25 +176,7 @@ def detr() -> nn.Module:
 def test_d_rise_is_the_mean_match_with_the_detection() -> None:
     net, x, samples = detr().double(), pictures(1).double(), 12
     masks = RandomMasks.drawn(samples, 4, 0.5, SIZE, seed=2).smooth(0, samples).double()
-
-    def proposals(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            found = net(picture)
-        scores = found.logits[0].softmax(-1)[:, :3]
-        centre, side = found.pred_boxes[0, :, :2], found.pred_boxes[0, :, 2:]
-        return torch.cat([centre - side / 2, centre + side / 2], 1), scores, scores.sum(1)
-
-    boxes, scores, _ = proposals(x)
-    expected = torch.zeros(SIZE).double()
-    for mask in masks:
-        best = 0.0
-        for box, score, objectness in zip(*proposals(x * mask), strict=True):
-            low, high = torch.maximum(box[:2], boxes[1, :2]), torch.minimum(box[2:], boxes[1, 2:])
-            shared = (high - low).clamp_min(0).prod()
-            union = (box[2:] - box[:2]).prod() + (boxes[1, 2:] - boxes[1, :2]).prod() - shared
-            cosine = (score @ scores[1]) / (score.norm() * scores[1].norm())
-            best = max(best, float(shared / union * cosine * objectness))
-        expected += best * mask / (samples * 0.5)
+    expected = rise(match(net, x, 1), x, masks, 0.5)
     found = raw_of(net, "d-rise", x, [QueryLogit(1, 0)], samples=samples, cells=4, seed=2)[0]
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
 

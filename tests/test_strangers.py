@@ -103,7 +103,7 @@ ABSURD = {
     "depths": ({"depths": [1000, 1000, 1000]}, "depths"),
     "many depths": ({"depths": [1] * 10**4}, "depths"),
     "arguments for timm": ({"model_args": {"depth": 10**5}}, "model_args.depth"),
-    "classes": ({"num_labels": 10**10}, "num_labels"),
+    "classes": ({"num_labels": 10**6}, "num_labels"),
     "a negative width": ({"hidden_size": -(10**12)}, "hidden_size"),
 }
 
@@ -118,8 +118,39 @@ def test_a_network_of_absurd_size_is_refused_before_it_is_built(case: str, folde
     assert time.monotonic() - before < 5
 
 
+WITHIN_THE_NUMBERS = {
+    "wide": {"hidden_size": 10**7, "intermediate_size": 10**7},
+    "wide within": {"intermediate_size": 10**8, "hidden_size": 1024},
+    "a large picture": {"image_size": 10**7},
+    "many tensors": {"num_hidden_layers": 1999},
+}
+
+
+@pytest.mark.parametrize("case", WITHIN_THE_NUMBERS)
+def test_a_network_that_no_memory_holds_is_refused_while_it_is_built(
+    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_cam.models.bounds.memory", lambda: 2**36)
+    monkeypatch.setattr("hf_cam.models.bounds.MOST_TENSORS", 2000)
+    rewritten(folder / "config.json", **WITHIN_THE_NUMBERS[case])
+    before = time.monotonic()
+    with pytest.raises(ModelError, match=r"describes a network of .*trust_config=True"):
+        hf_cam.load(folder)
+    assert time.monotonic() - before < 5
+
+
+def test_a_sound_network_is_loaded_on_a_small_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sum(parameter.nbytes for parameter in hf_cam.load(folder).model.parameters())
+    monkeypatch.setattr("hf_cam.models.bounds.memory", lambda: 2 * weights)
+    assert hf_cam.load(folder)
+    monkeypatch.setattr("hf_cam.models.bounds.memory", lambda: weights // 2)
+    with pytest.raises(ModelError, match="of memory"):
+        hf_cam.load(folder)
+
+
 def test_whoever_trusts_a_config_may_have_it_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_cam.models.bounds.MOST_PARTS", 0)
+    monkeypatch.setattr("hf_cam.models.bounds.memory", lambda: 0)
     with pytest.raises(ModelError, match="trust_config"):
         hf_cam.load(folder)
     assert hf_cam.load(folder, trust_config=True).model.config.num_hidden_layers

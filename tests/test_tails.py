@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.equations_variants import recipro_cam
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.errors import LayoutError, MethodError
@@ -22,40 +23,6 @@ def raw_of(net: nn.Module, method: str, x: Tensor, targets: list, **options) -> 
     return raw[0]
 
 
-def kept_alone(net: nn.Module, layer: str, x: Tensor, target: int, gaussian: bool) -> Tensor:
-    """The probability with one cell of the layer at a time, `[4, 6]` or the layer's own grid; one forward each."""
-    module = net.get_submodule(layer)
-    with capture(net, [layer], {"pixel_values": x}, gradients=False) as captured:
-        output = captured.activations[0]
-    tokens = output.ndim == 3
-    prefix = output.shape[1] - 24 if tokens and output.shape[1] > 24 else 0
-    rows, columns = (4, 6) if tokens and output.shape[1] >= 24 else output.shape[-2:] if not tokens else (2, 3)
-    found = torch.zeros(rows, columns).double()
-    for row in range(rows):
-        for column in range(columns):
-            window = torch.zeros(rows, columns).double()
-            for r in range(rows):
-                for c in range(columns):
-                    far = max(abs(r - row), abs(c - column))
-                    near = 2.0 ** -(2 + abs(r - row) + abs(c - column)) if far <= 1 else 0.0
-                    window[r, c] = near if gaussian else float(far == 0)
-
-            def hide(_: nn.Module, __: object, out: object, window: Tensor = window) -> object:
-                tensor = out if isinstance(out, Tensor) else out[0]
-                changed = tensor.clone()
-                if tokens:
-                    changed[:, prefix:] *= window.flatten()[None, :, None]
-                else:
-                    changed *= window
-                return changed if isinstance(out, Tensor) else (changed, *out[1:])
-
-            handle = module.register_forward_hook(hide)
-            with torch.no_grad():
-                found[row, column] = net(x).logits[0].double().softmax(0)[target]
-            handle.remove()
-    return found - found.min()
-
-
 @pytest.mark.parametrize("gaussian", [True, False])
 @pytest.mark.parametrize("name", ["vit", "resnet", "convnext", "swin"])
 def test_recipro_cam_is_the_probability_of_each_cell_alone(name: str, gaussian: bool) -> None:
@@ -64,7 +31,7 @@ def test_recipro_cam_is_the_probability_of_each_cell_alone(name: str, gaussian: 
     [layer] = cam.adapter.layers
     found = check_model_untouched(net, lambda: cam.saliency(x, lambda _: [[2, 5]]).raw[0][0])
     for i, target in enumerate([2, 5]):
-        expected = kept_alone(net, layer, x[i : i + 1], target, gaussian)
+        expected = recipro_cam(net, layer, x[i : i + 1], target, found[i].shape, gaussian)
         torch.testing.assert_close(found[i].double(), expected, atol=1e-12, rtol=1e-6)
         assert found[i].any()
 

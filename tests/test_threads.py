@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import hf_cam
+from benchmarks.interrupts import Interrupter
 from hf_cam.cam import CAM
 from hf_cam.capture import guard
 from hf_cam.capture.guard import borrowed
@@ -264,6 +266,8 @@ def _in_fork(work: Callable[[], None]) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_lock_that_another_thread_holds_is_free_in_a_forked_child() -> None:
+    for _ in range(3):
+        ForkSafeLock()  # those that are gone by then are no matter
     lock, held, done = ForkSafeLock(), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -318,36 +322,28 @@ def explains_in_workers() -> None:
 # Interruption --------------------------------------------------------------------------------------------------------
 
 
-class Interrupter:
-    """Raises `KeyboardInterrupt` at one line of Python that runs in a call; without an instant, counts the lines."""
+class InterrupterOfBlocks(Interrupter):
+    """The same at a line of `contextlib`, or of the block that lends models: where blocks are entered and left."""
 
-    def __init__(self, instant: int = -1) -> None:
-        self.instant, self.lines = instant, 0
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.instant:
-                raise KeyboardInterrupt
-        return self.trace
-
-    def run(self, call: Callable[[], Any]) -> bool:
-        """Whether the call was interrupted."""
-        sys.settrace(self.trace)
-        try:
-            call()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(None)
-        return False
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        where = frame.f_code.co_filename
+        return super().trace(frame, event, argument) if where in (contextlib.__file__, guard.__file__) else None
 
 
 def thread_state() -> tuple[Any, ...]:
     c = torch._C
     stacks = c._len_torch_function_stack(), c._len_torch_dispatch_stack()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *stacks, HERE.eager, HERE.plain_checkpoints
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *stacks,
+        HERE.call.eager,
+        HERE.call.plain_checkpoints,
+    )
 
+
+INSTANTS = int(os.environ.get("HF_CAM_INTERRUPTS", "4"))
+"""How many random instants of each method are tried with each kind of parameters: 300 of all methods by default."""
 
 FEW: dict[str, dict[str, int]] = {
     "sscam": {"draws": 1},
@@ -423,21 +419,65 @@ def test_an_interrupt_while_something_is_undone_leaves_the_thread_as_it_was(
     assert cam(pictures(1), 1).any()
 
 
+def test_an_interrupt_while_a_block_is_entered_or_left_changes_nothing_later() -> None:
+    cam, x, state, counter = CAM(vit(), "eigencam"), pictures(1), thread_state(), InterrupterOfBlocks()
+    cam(x, 1)
+    counter.run(lambda: cam(x, 1))
+    assert counter.lines > 50
+    for instant in range(1, counter.lines + 1, 3):
+        with torch.no_grad():
+            kept = InterrupterOfBlocks(instant).run(lambda: cam(x, 1))
+        assert kept is not None
+        kept = None  # frees what the call held, now that gradients are on again
+        assert thread_state() == state, instant
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_an_interrupt_at_any_instant_leaves_nothing_that_acts(train: bool) -> None:
     model, chosen = vit(), random.Random(0)
     for parameter in model.parameters():
         parameter.requires_grad_(train)
-    each = -(-150 // len(list_methods()))
     tried = sum(
-        interrupted_at(model, method, lambda lines: [chosen.randrange(1, lines + 1) for _ in range(each)])
+        interrupted_at(model, method, lambda lines: [chosen.randrange(1, lines + 1) for _ in range(INSTANTS)])
         for method in list_methods()
     )
-    assert tried >= 100
+    assert tried >= 35 * INSTANTS
 
 
 AFTER, BEFORE = "register_forward_hook", "register_forward_pre_hook"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list_methods())
+def test_an_interrupt_at_any_registration_of_a_hook_leaves_no_hook(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, seen, stop = vit(), pictures(1), [0], [0]
+    cam = CAM(model, method, **FEW.get(method, {}))
+
+    def interrupting(own: Any) -> Any:
+        def register(*args: Any, **kwargs: Any) -> Any:
+            handle = own(*args, **kwargs)
+            seen[0] += 1
+            if seen[0] == stop[0]:
+                raise KeyboardInterrupt
+            return handle
+
+        return register
+
+    for name in (AFTER, BEFORE):
+        monkeypatch.setattr(nn.Module, name, interrupting(getattr(nn.Module, name)))
+    with contextlib.suppress(MethodError):
+        cam(x, 1)
+
+    def interrupted() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            cam(x, 1)
+
+    for instant in range(1, seen[0] + 1):
+        seen[0], stop[0] = 0, instant
+        check_model_untouched(model, interrupted)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hf_cam
+from benchmarks.equations_variants import concept_map, is_cam, ss_cam
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
 from hf_cam.errors import LayerError, OptionError
@@ -32,24 +33,11 @@ def cells_of(net: nn.Module, x: Tensor) -> Tensor:
         return adapter.to_spatial(captured.activations[0], SIZE)
 
 
-def scores_of_masks(net: nn.Module, x: Tensor, maps: Tensor, strength: float, target: int) -> Tensor:
-    """One forward per map `[C, h, w]`."""
-    found = []
-    for one in maps:
-        large = resize(one[None], SIZE)
-        low, high = large.amin(), large.amax()
-        mask = (large - low) / (high - low) if high > low else torch.zeros_like(large)
-        with torch.no_grad():
-            found.append(net(x * strength * mask).logits[0, target])
-    return torch.stack(found)
-
-
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_is_cam_averages_the_scores_of_growing_masks(name: str) -> None:
     net, x, steps = make(name), pictures(1), 3
     cells = cells_of(net, x)[0]
-    scores = torch.stack([scores_of_masks(net, x, cells, i / steps, 2) for i in range(1, steps + 1)]).mean(0)
-    expected = (scores.softmax(0)[:, None, None] * cells).sum(0).clamp_min(0)
+    expected = is_cam(net, x, cells, 2, steps)
     torch.testing.assert_close(raw_of(net, "iscam", x, [2], steps=steps)[0], expected, atol=1e-5, rtol=1e-4)
     one_step = raw_of(net, "iscam", x, [2], steps=1)
     torch.testing.assert_close(one_step, raw_of(net, "scorecam", x, [2]), atol=1e-6, rtol=1e-5)
@@ -58,13 +46,7 @@ def test_is_cam_averages_the_scores_of_growing_masks(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_ss_cam_averages_the_scores_of_noisy_activations(name: str) -> None:
     net, x, draws = make(name), pictures(1), 3
-    cells, generator = cells_of(net, x)[0], torch.Generator().manual_seed(4)
-    scores = []
-    for _ in range(draws):
-        noise = 0.7 * torch.randn(cells.shape[1:], generator=generator)
-        scores.append(scores_of_masks(net, x, cells + noise, 1.0, 2))
-    weights = torch.stack(scores).mean(0).softmax(0)
-    expected = (weights[:, None, None] * cells).sum(0).clamp_min(0)
+    expected = ss_cam(net, x, cells_of(net, x)[0], 2, draws, 0.7, 4)
     found = raw_of(net, "sscam", x, [2], draws=draws, noise=0.7, seed=4)[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -77,29 +59,14 @@ def test_guided_gradcam_is_the_product_of_its_two_parts() -> None:
     torch.testing.assert_close(raw_of(net, "guided-gradcam", x, [2, 5]), expected, atol=1e-6, rtol=1e-4)
 
 
-def with_all_cells(net: nn.Module, layer: str, x: Tensor, vector: Tensor, target: int) -> float:
-    """The logit when every cell of a layer `[1, C, h, w]` holds one vector."""
-    handle = net.get_submodule(layer).register_forward_hook(
-        lambda _, __, out: vector[None, :, None, None].expand_as(out).clone()
-    )
-    with torch.no_grad():
-        found = net(x).logits[0, target].item()
-    handle.remove()
-    return found
-
-
 def test_concepts_are_weighted_by_their_effect_on_the_target() -> None:
     net, x = make("resnet"), pictures(1)
     [layer] = CAM(net).adapter.layers
     cells = cells_of(net, x)
     vectors, strengths = factorize(cells, 3, seed=1)
-    nothing = with_all_cells(net, layer, x, torch.zeros(cells.shape[1]), 2)
-    expected = torch.zeros(cells.shape[2:])
-    for vector, strength in zip(vectors, strengths[0], strict=True):
-        effect = with_all_cells(net, layer, x, vector * strength.max(), 2) - nothing
-        expected += effect * strength / strength.max()
+    expected = concept_map(net, layer, x, vectors, strengths[0], 2)
     found = raw_of(net, "dff", x, [2], components=3, seed=1)[0]
-    torch.testing.assert_close(found, expected.clamp_min(0), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

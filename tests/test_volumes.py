@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.grad_cam import class_targets, package
 from hf_cam.cam import CAM
 from hf_cam.errors import LayoutError, UnknownArchitecture
 from hf_cam.layouts import NCDHW, Layout, read_layouts
@@ -14,7 +15,6 @@ from hf_cam.maps import fuse_mean, normalize, resize
 from hf_cam.methods import get_method
 from hf_cam.testing.methods import few_forwards
 from nets import FOR_CLASSES
-from reference import class_targets, package
 
 SPACE = (8, 16, 24)
 

@@ -24,12 +24,12 @@ class _Reentrant:
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        return function(*args) if HERE.plain_checkpoints else _OWN[_REENTRANT].apply(function, preserve, *args)
+        return function(*args) if HERE.call.plain_checkpoints else _OWN[_REENTRANT].apply(function, preserve, *args)
 
 
 def _saving(frame: Any) -> Any:
     """In place of `_checkpoint_hook`: autograd saves what it needs, in a thread that is inside `uncheckpointed`."""
-    return nullcontext() if HERE.plain_checkpoints else _OWN[_SAVING](frame)
+    return nullcontext() if HERE.call.plain_checkpoints else _OWN[_SAVING](frame)
 
 
 _INSTEAD = {_REENTRANT: _Reentrant, _SAVING: _saving}
@@ -44,8 +44,9 @@ def uncheckpointed() -> Iterator[None]:
     """
     for name in _OWN:  # they stay, since they act in such threads alone
         setattr(checkpoint, name, _INSTEAD[name])
-    HERE.plain_checkpoints += 1
+    call = HERE.call
+    call.plain_checkpoints += 1
     try:
         yield
     finally:
-        HERE.plain_checkpoints -= 1
+        call.plain_checkpoints -= 1

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from hf_cam.threads import HERE
 
@@ -37,11 +37,12 @@ def has_drawn(replica: nn.Module) -> bool:
 @contextmanager
 def other_draws(seed: int = 1) -> Iterator[None]:
     """Let forwards inside the `with` block draw other random numbers than usual."""
-    before, HERE.seed = HERE.seed, seed
+    call = HERE.call
+    before, call.seed = call.seed, seed
     try:
         yield
     finally:
-        HERE.seed = before
+        call.seed = before
 
 
 def own_draws(module: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
@@ -63,12 +64,13 @@ def own_draws(module: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextMa
 
 @contextmanager
 def _noted(known: Draws, names: frozenset[str]) -> Iterator[None]:
-    mode = _OwnGenerator(HERE.seed)
+    mode = _OwnGenerator(HERE.call.seed)
     torch._C._push_on_torch_dispatch_stack(mode)  # noqa: SLF001 - a `with` sets flags that all threads share
     try:
         yield
     finally:
-        torch._C._pop_torch_dispatch_stack(None)  # noqa: SLF001
+        if _get_current_dispatch_mode() is mode:  # not where an interrupt has already taken it off
+            torch._C._pop_torch_dispatch_stack(None)  # noqa: SLF001
     known[names] = bool(mode.generators)
 
 

@@ -15,7 +15,7 @@ LOOKED_UP = "_callback_from_stance"
 
 def _in_this_thread(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def callback(given: Any) -> Any:
-        return None if HERE.eager else own(given)  # None: nothing compiles, and compiled code is not used
+        return None if HERE.call.eager else own(given)  # None: nothing compiles, and compiled code is not used
 
     callback.hf_cam = True  # type: ignore[attr-defined]
     return callback
@@ -31,8 +31,9 @@ def eager() -> Iterator[None]:
     own = getattr(frames, LOOKED_UP, None)
     if own is not None and not hasattr(own, "hf_cam"):
         setattr(frames, LOOKED_UP, _in_this_thread(own))
-    HERE.eager += 1
+    call = HERE.call
+    call.eager += 1
     try:
         yield
     finally:
-        HERE.eager -= 1
+        call.eager -= 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_cam.capture.checkpointing import SWITCHES, uncheckpointed
 from hf_cam.capture.draws import remember_draws
@@ -22,6 +23,22 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 _wrapped: ContextVar[Mapping[nn.Module, Wrap]] = ContextVar("wrapped", default={})  # noqa: B039 - never written to
 
 
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Values that stand in for parameters of models.
+
+    Args:
+        values: The values, by parameter.
+        borrowers: The models that were borrowed with them.
+    """
+
+    values: Mapping[nn.Parameter, Tensor]
+    borrowers: list[nn.Module] = field(default_factory=list)
+
+
+_weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """A replica of the model in evaluation mode with frozen parameters, for this thread and this block alone.
@@ -32,7 +49,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     because it silently skips hooks, and so is gradient checkpointing.
 
     Raises:
-        ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd.
+        ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd, or
+            each process holds a part of them alone, as with FSDP.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # which switches gradients on, too
@@ -41,7 +59,15 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
                 "them; load the model outside that block"
             )
-        replica = Replica(model)
+        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # a DTensor
+            raise ModelError(
+                "the model's parameters are sharded over processes (FSDP or tensor parallelism), which a map cannot be "
+                "made of; load the whole model in one process"
+            )
+        weights = _weights.get()
+        replica = Replica(model, weights.values if weights else {})
+        if weights:
+            weights.borrowers.append(model)
         for module in replica.modules():
             table = module.__dict__
             table["training"] = False  # bypasses nn.Module's setter, which is slow
@@ -64,6 +90,16 @@ def wrapped(forwards: Mapping[nn.Module, Wrap]) -> Iterator[None]:
         yield
     finally:
         _wrapped.reset(token)
+
+
+@contextmanager
+def reweighted(values: Mapping[nn.Parameter, Tensor]) -> Iterator[Weights]:
+    """Let every replica that this thread borrows inside the `with` block have other weights than its model."""
+    token = _weights.set(weights := Weights(values))
+    try:
+        yield weights
+    finally:
+        _weights.reset(token)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import copy
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Replica:
 
     Args:
         model: The root of the tree.
+        weights: Values that stand in for those of the model's parameters.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     >>> copy = Replica(net).module
@@ -39,7 +41,8 @@ class Replica:
     (True, False)
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, weights: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+        self._weights = weights
         self._known: dict[int, Any] = {}
         self._late: list[tuple[Any, Any, Any]] = []  # a container, a key in it, and the original value
         with torch.no_grad():
@@ -125,7 +128,8 @@ class Replica:
         if (found := self._known.get(id(own))) is not None:
             return found  # type: ignore[no-any-return]
         # Of its data, so that a thread that trains the model meanwhile does not invalidate the graph.
-        made: nn.Parameter = torch.Tensor._make_subclass(nn.Parameter, own.data, False)  # noqa: SLF001
+        data = self._weights.get(own, own).data
+        made: nn.Parameter = torch.Tensor._make_subclass(nn.Parameter, data, False)  # noqa: SLF001
         if own.__dict__:
             made.__dict__.update(own.__dict__)
         self._known[id(own)] = made

@@ -140,7 +140,7 @@ def _opened(path: Path) -> FileIO:
     while True:
         file = FileIO(path, "a+")
         try:
-            _lock(file)
+            lock(file)
         except BlockingIOError as error:
             file.close()
             raise OptionError(
@@ -151,7 +151,7 @@ def _opened(path: Path) -> FileIO:
         file.close()  # meanwhile another process has put a repaired copy in its place
 
 
-def _lock(file: FileIO) -> None:
+def lock(file: FileIO) -> None:
     """Lock a file until it is closed, where the system and the file system can.
 
     Raises:
@@ -187,7 +187,7 @@ def _replaced(path: Path | None, old: FileIO, lines: list[bytes]) -> FileIO:
     aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     new = FileIO(aside, "w+")
     try:
-        _lock(new)
+        lock(new)
         shutil.copymode(target, aside)
         _append(new, b"".join(lines))
         aside.replace(target)

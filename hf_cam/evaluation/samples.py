@@ -48,7 +48,7 @@ def samples_of(images: Any) -> list[Sample]:
         ImageError: there are no images.
         OptionError: the dataset has no column "image", or a mask is not as large as its image.
     """
-    if isinstance(images, str | Path) and _is_folder(images):
+    if isinstance(images, str | Path) and is_folder(images):
         files = sorted(p for p in Path(images).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise ImageError(f"the folder {brief(str(images))} holds no pictures ({', '.join(SUFFIXES)})")
@@ -64,7 +64,8 @@ def samples_of(images: Any) -> list[Sample]:
     return found
 
 
-def _is_folder(name: str | Path) -> bool:
+def is_folder(name: str | Path) -> bool:
+    """Whether a text is the path of an existing folder."""
     try:
         return Path(name).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):  # too long a name, as of a data URI
@@ -81,19 +82,27 @@ def _sample(entry: Any, index: int) -> Sample:
         columns = ", ".join(map(str, entry))
         raise OptionError(f"a dataset must have a column 'image', but this one has: {columns}; rename one")
     image = load_image(entry["image"])
-    mask = next((entry[name] for name in MASKS if entry.get(name) is not None), None)
-    box = next((entry[name] for name in BOXES if entry.get(name) is not None), None)
-    inside = None
-    if mask is not None:
-        inside = _inside_mask(mask, index)
-    elif box is not None:
-        inside = _inside_box(box, index, (image.height, image.width))
-    if inside is not None and inside.shape != (image.height, image.width):
-        raise OptionError(f"mask {index} is {inside.shape}, but its image is {(image.height, image.width)}")
+    inside = inside_of(entry, index, (image.height, image.width))
     return Sample(image, str(index), inside, entry.get("target"), entry.get("text"))
 
 
-def _inside_mask(mask: Any, index: int) -> np.ndarray:
+def inside_of(entry: Mapping[str, Any], name: int | str, size: Size) -> np.ndarray | None:
+    """The object's pixels `[H, W]` from the mask or the box of a dataset's row; None if it has neither.
+
+    Raises:
+        OptionError: they are no mask or box, or not as large as the image.
+    """
+    mask = next((entry[key] for key in MASKS if entry.get(key) is not None), None)
+    box = next((entry[key] for key in BOXES if entry.get(key) is not None), None)
+    if mask is None and box is None:
+        return None
+    inside = _inside_mask(mask, name) if mask is not None else _inside_box(box, name, size)
+    if inside.shape != size:
+        raise OptionError(f"mask {name} is {inside.shape}, but its image is {size}")
+    return inside
+
+
+def _inside_mask(mask: Any, index: int | str) -> np.ndarray:
     values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
     if values.dtype.kind not in "buif" or not np.isfinite(values).all():
         raise OptionError(f"mask {index} must hold finite numbers, nonzero inside, got {brief(mask)}")
@@ -101,7 +110,7 @@ def _inside_mask(mask: Any, index: int) -> np.ndarray:
     return np.asarray(marked.any(-1)) if marked.ndim == 3 else marked
 
 
-def _inside_box(box: Any, index: int, size: Size) -> np.ndarray:
+def _inside_box(box: Any, index: int | str, size: Size) -> np.ndarray:
     try:
         x0, y0, x1, y1 = (round(float(side)) for side in box)
     except (TypeError, ValueError, OverflowError) as error:

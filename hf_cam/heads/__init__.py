@@ -9,6 +9,7 @@ from hf_cam.heads.detection import DetectionHead  # isort: skip
 from hf_cam.heads.candidates import CandidateDetectionHead  # isort: skip
 from hf_cam.heads.segmentation import MaskHead, SemanticHead  # isort: skip
 from hf_cam.heads.depth import DepthHead  # isort: skip
+from hf_cam.heads.words import WordHead  # isort: skip
 from hf_cam.heads.questions import QuestionHead  # isort: skip
 from hf_cam.heads.base import Head, Subject
 from hf_cam.heads.establish import plain_kind
@@ -29,6 +30,7 @@ __all__ = [
     "Request",
     "SemanticHead",
     "Subject",
+    "WordHead",
     "head_kind",
     "head_of",
     "list_heads",

@@ -70,6 +70,7 @@ class Head(ABC):
     task: ClassVar[str]
     method: ClassVar[str | None] = None  # the default method for families without a measured one
     takes_text: ClassVar[bool] = False
+    writes: ClassVar[bool] = False  # whether it explains the words of a text that the model generates
     alone: ClassVar[bool] = False  # one image per forward
     threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
     places: ClassVar[tuple[int, ...]] = ()  # how many numbers a place in the image has, for heads that take one
@@ -99,6 +100,8 @@ class Head(ABC):
             TargetError: the target or text does not suit the model.
             OptionError: the model has no use for an option.
         """
+        if not self.writes and (unused := request.of_writers):
+            raise OptionError(f"{self.model_name} writes no text, so it has no use for {unused}=")
         if request.text and not self.takes_text:
             raise TargetError(f"{self.model_name} takes no text; omit text=")
         if request.threshold is not None and self.threshold is None:

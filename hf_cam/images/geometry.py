@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -138,6 +138,32 @@ class Geometry:
         xs = sorted(_edge(value, self.columns, self.image_size[1]) for value in (x0, x1))
         ys = sorted(_edge(value, self.rows, self.image_size[0]) for value in (y0, y1))
         return xs[0], ys[0], xs[1], ys[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers from which `from_dict` makes it again; axes are `[scale, offset]`."""
+        return {
+            "image_size": list(self.image_size),
+            "model_size": list(self.model_size),
+            "rows": [self.rows.scale, self.rows.offset],
+            "columns": [self.columns.scale, self.columns.offset],
+            "seen": list(self.seen),
+            "swapped": self.swapped,
+        }
+
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any]) -> Geometry:
+        """The geometry that `to_dict` described.
+
+        >>> geometry = placed((4, 6), (8, 16), Axis(2.0, 0.5), Axis(2.0, 2.5))
+        >>> Geometry.from_dict(geometry.to_dict()) == geometry
+        True
+        """
+        image_size, model_size, seen = (
+            tuple(map(int, described[name])) for name in ("image_size", "model_size", "seen")
+        )
+        rows, columns = (Axis(*map(float, described[name])) for name in ("rows", "columns"))
+        swapped = bool(described["swapped"])
+        return cls(cast("Size", image_size), cast("Size", model_size), rows, columns, cast("Any", seen), swapped)
 
     def unswapped(self) -> Geometry:
         """The same for an input along whose axes the image's own run: the transposed one, where they are swapped."""

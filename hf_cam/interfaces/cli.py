@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ast
-import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
+from hf_cam.interfaces.audit import add as add_audit
+from hf_cam.interfaces.dataset import add_dataset
+from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 CHUNK = 8
-LONGEST_STEM = 100
 
 if TYPE_CHECKING:
     from hf_cam.explainer import Explainer
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns 0 on success and 2 on an error (one line on stderr, no traceback)."""
+    """Run a subcommand; returns its status, 0 if it has none, and 2 on an error (one line on stderr, no traceback)."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except HFCamError as error:
         print(f"hf-cam: {error}", file=sys.stderr)
         return 2
@@ -38,21 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-cam: stopped", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_explain, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter):
+    parts = (_add_explain, _add_dataset, add_audit, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter)
+    for add in parts:
         add(commands)
     return parser
 
 
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="explain images with a model")
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL of an image (or of a video)")
+    explain.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="path or URL of an image (or of a video), or a folder"
+    )
     explain.add_argument("--model", required=True, help="Hub id, folder or demo:NAME, e.g. demo:imagenet")
     explain.add_argument(
         "--target",
@@ -61,6 +64,7 @@ def _add_explain(commands: Any) -> None:
         "finds)",
     )
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
+    explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
     )
@@ -68,8 +72,9 @@ def _add_explain(commands: Any) -> None:
         "--threshold", type=float, help="lowest score of objects or segments, in [0, 1] (default: set by the model)"
     )
     explain.add_argument(
-        "--method", default="auto", help="see `hf-cam methods`; a,b,c makes a grid (default: set by the model)"
+        "--method", help="auto or one of `hf-cam methods`; a,b,c makes a grid (default: auto, set by the model)"
     )
+    _add_budget(explain, "make a grid of all methods that take up to N forwards (default: one method)")
     _add_option(explain)
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
@@ -88,8 +93,15 @@ def _add_explain(commands: Any) -> None:
         help="what the model returns (default: auto, established by a run)",
     )
     _add_device(explain)
-    explain.add_argument("--out", default="hf-cam-out", help="picture file or folder (default: hf-cam-out)")
+    explain.add_argument(
+        "--out", default="hf-cam-out", help="picture file, .html page of an answer, or folder (default: hf-cam-out)"
+    )
+    explain.add_argument("--table", type=Path, metavar="FILE.csv", help="write what was found to a table too")
     explain.set_defaults(run=_explain)
+
+
+def _add_dataset(commands: Any) -> None:
+    add_dataset(commands, _method_options)
 
 
 def _add_demo(commands: Any) -> None:
@@ -107,7 +119,8 @@ def _add_evaluate(commands: Any) -> None:
     judge = commands.add_parser("evaluate", help="measure methods and layers with metrics, beside baseline maps")
     judge.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     judge.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or a folder (default: those of the demo)")
-    judge.add_argument("--method", help="a,b,c (default: all that do not run one forward per channel)")
+    judge.add_argument("--method", help="a,b,c (default: all within the budget)")
+    _add_budget(judge, "take all methods that need up to N forwards per map (default: 100)")
     _add_option(judge)
     judge.add_argument("--metric", help="a,b,c; see docs/metrics.md (default: those that query the model)")
     judge.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable, evaluated separately")
@@ -150,6 +163,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
 
 
+def _add_budget(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--budget", type=float, metavar="N", help=f"{text}; not with --method")
+
+
 def _add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="option of the method, e.g. seed=3; repeatable"
@@ -177,15 +194,15 @@ def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
 def _explain(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from hf_cam.comparison import method_ids
     from hf_cam.explainer import Explainer
     from hf_cam.images.reading import load_image
     from hf_cam.images.videos import may_be_video
     from hf_cam.models.loading import load
 
     _silence_loading()
-    outputs = _output_paths(options.images, options.out)
-    methods = method_ids(options.method)
+    options.images, roots = listed_images(options.images)
+    outputs = output_paths(options.images, options.out, roots)
+    methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
     moving = [image for image in options.images if may_be_video(image)]
@@ -197,6 +214,8 @@ def _explain(options: argparse.Namespace) -> None:
     for video in moving:
         loaded.opened(video)
     explainer = Explainer(loaded, methods[0], options.layers)
+    if explainer.words is None and any(output.suffix.lower() in PAGES for output in outputs):
+        raise OptionError(f"{options.out!r} is a page, which shows the words of a vision-language model's answer alone")
     settings = {
         "target": options.target[0] if len(options.target or ()) == 1 else options.target,
         "text": options.text,
@@ -205,15 +224,46 @@ def _explain(options: argparse.Namespace) -> None:
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
         "effort": options.effort,
+        "answer": options.answer,
     }
     if len(methods) == 1:
         settings["top_k"] = options.top_k
-    found = _explained(explainer, options.images, methods, settings)
+    found = _explained(explainer, options.images, methods, settings, named=options.budget is None)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
+    table: list[dict[str, Any]] = []
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         named = output == Path(options.out).expanduser()
-        for line in _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named):
+        written = _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named)
+        for line in _lines(name, explanations, written):
             progress.write(line)
+        table += [entry(name, explanation, path) for explanation, path in written]
+    if options.table is not None:
+        write_table(options.table.expanduser(), table)
+
+
+def _wanted_methods(options: argparse.Namespace) -> list[str]:
+    """The ids in `--method`, or all within `--budget`.
+
+    Raises:
+        OptionError: both are given, or the budget is no number of forwards from 1.
+        MethodError: a method does not exist.
+    """
+    from hf_cam.comparison import method_ids
+
+    if options.budget is None:
+        return method_ids(options.method or "auto")
+    _check_either(options)
+    return method_ids(None, options.budget)
+
+
+def _check_either(options: argparse.Namespace) -> None:
+    """Refuse a budget beside named methods, which are taken whatever they cost.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if options.budget is not None and options.method is not None:
+        raise OptionError("--budget chooses the methods, and --method names them; pass one of the two")
 
 
 def _labels(path: str) -> Any:
@@ -242,59 +292,62 @@ def _labels(path: str) -> Any:
 
 
 def _explained(
-    explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any]
+    explainer: Explainer, sources: Sequence[str], methods: Sequence[str], settings: dict[str, Any], *, named: bool
 ) -> Iterator[Any]:
     """The explanations of each image; images are decoded in chunks."""
     for start in range(0, len(sources), CHUNK):
         images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
-            yield from (explainer.compare(image, methods, **settings) for image in images)
+            compared = explainer.compare if named else _compared_defined(explainer)
+            yield from (compared(image, methods, **settings) for image in images)
         else:
             targets = settings["target"]
             own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
             yield from explainer(images, **own)
 
 
-def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[str]:
-    """Save the explanations of one image and return the lines to print. A video becomes a GIF if no file is named."""
+def _compared_defined(explainer: Explainer) -> Callable[..., Any]:
+    """`Explainer.compare` for the methods that are defined; the others are named on stderr, with the reason."""
+
+    def compared(image: Any, methods: Sequence[str], **settings: Any) -> Any:
+        found, skipped = explainer.compare_defined(image, methods, **settings)
+        _report_skipped(skipped)
+        return found
+
+    return compared
+
+
+def _report_skipped(skipped: Mapping[str, str]) -> None:
+    for name, why in skipped.items():
+        print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
+
+
+def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[tuple[Explanation, Path]]:
+    """Save the explanations of one image, each with its file. A video becomes a GIF if no file is named."""
+    from hf_cam.words.answer import Answer
+
+    if isinstance(explanations, Answer):
+        path = explanations.save(output)
+        return [(explanation, path) for explanation in explanations]
     if grid:
         from hf_cam.comparison import Comparison
 
         firsts = [by_method[0] for by_method in explanations]
         Comparison(firsts, firsts[0].picture).save(output)
-        return [_line(name, explanation, output) for explanation in firsts]
+        return [(explanation, output) for explanation in firsts]
     if chosen_here and explanations[0].frames:
         output = output.with_suffix(".gif")
-    paths = _numbered(output, len(explanations))
-    return [
-        _line(name, explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)
-    ]
+    paths = numbered(output, len(explanations))
+    return [(explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)]
 
 
-def _output_paths(images: Sequence[str], out: str) -> list[Path]:
-    """One path per image: the requested file, or a file in the requested folder that is named like the image.
+def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:
+    """A line per explanation; one for the words of an answer."""
+    from hf_cam.words.answer import Answer
 
-    Raises:
-        OptionError: a single file is requested for several images, or the file is not a picture.
-    """
-    path = Path(out).expanduser()
-    if path.suffix.lower() in PICTURES and not path.is_dir() and not out.endswith("/"):
-        if len(images) > 1:
-            raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
-        return [path]
-    if len(images) == 1 and path.suffix and not path.is_dir() and not out.endswith("/"):
-        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); for a folder, add a /")
-    paths: list[Path] = []
-    for image in images:
-        address = "" if image[:5].lower() == "data:" else image.split("?")[0].rstrip("/")
-        stem = Path(address).stem[:LONGEST_STEM] or "image"
-        names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        paths.append(next(free for name in names if (free := path / f"{name}.png") not in paths))
-    return paths
-
-
-def _numbered(path: Path, count: int) -> list[Path]:
-    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(count)]
+    if isinstance(found, Answer):
+        return [f"{one_line(name)}: {one_line(found.answer)} -> {path}" for _, path in written[:1]]
+    return [_line(name, explanation, path) for explanation, path in written]
 
 
 def _line(name: str, explanation: Explanation, path: Path) -> str:
@@ -318,6 +371,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hf_cam.interfaces.demo import PHOTOGRAPHS
 
     _silence_loading()
+    _check_either(options)
     out = options.out.expanduser()
     records = _records_file(out, options.resume)
     sources = options.images
@@ -334,7 +388,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         target=options.target,
         text=options.text,
         seed=options.seed,
-        **({} if options.steps is None else {"steps": options.steps}),
+        **{name: given for name in ("steps", "budget") if (given := getattr(options, name)) is not None},
         method_options=_method_options(options.option),
         device=options.device,
         resume=records,
@@ -345,8 +399,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     (out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
     table.to_csv(out / "table.csv")
     drawn = [draw_bars(table, out / "bars.png"), draw_curves(table, out / "curves.png")]
-    for name, why in table.skipped.items():
-        print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
+    _report_skipped(table.skipped)
     written = ", ".join(str(path) for path in drawn if path)
     print(f"written to {out}: table.md, table.csv, records.jsonl; {written}", file=sys.stderr)
 
@@ -377,6 +430,7 @@ def _space(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from hf_cam.methods import list_methods
+    from hf_cam.words.methods import list_word_methods
 
     methods = list_methods()
     width = max(map(len, methods))
@@ -387,15 +441,26 @@ def _methods(options: argparse.Namespace) -> None:
         print(f"{'':<{width}}  needs {', '.join(method.needs)}; {forwards}; {method.paper}")
         if method.departure:
             print(f"{'':<{width}}  departs from it: {method.departure}")
+    print("\nFor the words of vision-language models:")
+    for one in list_word_methods().values():
+        print(f"{one.id:<{width}}  {one.summary}")
+        print(f"{'':<{width}}  {one.paper}")
+        if one.departure:
+            print(f"{'':<{width}}  departs from it: {one.departure}")
 
 
 def _adapter(options: argparse.Namespace) -> None:
     from hf_cam.models.checkpoints import load_config, resolve_name
+    from hf_cam.models.traits import writes_words
     from hf_cam.target_layers.infer import infer_adapter
 
     _silence_loading()
     name = resolve_name(options.model)
-    adapter = infer_adapter(load_config(name))
+    config = load_config(name)
+    if writes_words(config):
+        _print_places(name)
+        return
+    adapter = infer_adapter(config)
     print(json.dumps(adapter.to_dict(), indent=2))
     print(f"from: {adapter.origin}", file=sys.stderr)
     if options.save:
@@ -404,6 +469,17 @@ def _adapter(options: argparse.Namespace) -> None:
         if not Path(name).is_dir():
             raise HFCamError(f"{name!r} is not a folder; --save writes beside a local config.json")
         print(f"written to {adapter.save_pretrained(name)}", file=sys.stderr)
+
+
+def _print_places(name: str) -> None:
+    """Where the picture enters a vision-language model, measured on a photograph."""
+    from hf_cam.interfaces.demo import PHOTOGRAPHS
+    from hf_cam.models.loading import load
+    from hf_cam.words.explaining import WordExplainer
+
+    places = WordExplainer(load(name)).located(PHOTOGRAPHS[0].image())
+    print(json.dumps([place.to_dict() for place in places], indent=2))
+    print("from: measured on one photograph", file=sys.stderr)
 
 
 def _silence_loading() -> None:

@@ -90,6 +90,8 @@ class ImageCamPipeline(Pipeline):
                 "hf_cam.explain(image, model, processor=...) takes any module"
             )
         check_takes_pictures(model)
+        if traits_of(model).answers_in_words and kwargs.get("processor") is not None:
+            kwargs["image_processor"] = kwargs["processor"]
         if kwargs.get("image_processor") is None:
             kwargs["image_processor"] = processor_of(model)
         super().__init__(model, *args, **kwargs)
@@ -187,6 +189,8 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
         found["frames"] = list(explanation.frames)
     if explanation.effort is not None:
         found["effort"] = explanation.effort
+    if explanation.span is not None:
+        found |= {"span": explanation.span, "evidence": explanation.evidence}
     return found
 
 

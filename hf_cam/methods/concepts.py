@@ -107,6 +107,7 @@ def _or_one(values: Tensor) -> Tensor:
     name="DFF",
     paper="Collins et al., Deep Feature Factorization, ECCV 2018, arXiv:1806.10206",
     summary="Concepts of which the cells are composed, weighted by how far each raises the score.",
+    departure="The paper shows the concepts themselves; their weights, which make one map for a target, are hf-cam's.",
 )
 def dff(concepts: Concepts) -> Tensor:
     """`e_k s_k`: the strength of each concept in each cell times its effect on the target.

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_cam.errors import OptionError
+from hf_cam.capture.guard import reweighted
+from hf_cam.capture.replica import Replica
+from hf_cam.errors import ModelError, OptionError, brief
 from hf_cam.metrics.imputation import impute
 from hf_cam.metrics.order import kept_above
 from hf_cam.metrics.registry import measurement
 from hf_cam.metrics.trial import Trial
 from hf_cam.models.traits import unwrap
-from hf_cam.threads import ForkSafeLock
 
 BLUR = 5.0
 AT_ONCE = 64
@@ -126,10 +127,20 @@ def explained_noisy(trial: Trial) -> Mapping[str, Tensor]:
 
 @measurement(randomized_maps="the map with the model's weights shuffled, `[B, H, W]`")
 def explained_randomized(trial: Trial) -> Mapping[str, Tensor]:
-    """The maps with the model's weights shuffled."""
+    """The maps with the model's weights shuffled.
+
+    Raises:
+        OptionError: `explain` does not explain the model with hf-cam.
+    """
     explain = trial.given("explain", EXPLAIN)
-    with shuffled_weights(trial.model.model, trial.seed):
-        return {"randomized_maps": explain(trial.model.pixels)}
+    with reweighted(_shuffled(unwrap(trial.model.model), trial.seed)) as weights:
+        maps = explain(trial.model.pixels)
+    if not weights.borrowers:
+        raise OptionError(
+            "explain= does not use hf-cam, so its model kept its weights; call model_randomization(maps, ...) with "
+            "maps that you make inside `with shuffled_weights(model) as shuffled`"
+        )
+    return {"randomized_maps": maps}
 
 
 @measurement(other_maps="the map of another target, `[B, H, W]`")
@@ -156,29 +167,41 @@ def attributed(trial: Trial) -> Mapping[str, Tensor]:
     )
 
 
-_shuffling = ForkSafeLock()
-
-
 @contextmanager
-def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Shuffle the values within each parameter of the model, and restore them when the block ends.
+def shuffled_weights(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
+    """A copy of the model in which the values within each parameter are shuffled.
 
-    Each parameter keeps its distribution, so activations stay in their usual range, but loses what it has learned. All
-    threads see the shuffled weights.
+    Each parameter keeps its distribution, so activations stay in their usual range, but loses what it has learned.
+    Inside the `with` block hf-cam's maps of the model itself are those of the shuffled weights, too, in this thread.
+    The model is never changed.
+
+    Args:
+        model: Any module that holds its weights.
+        seed: Of the order.
+
+    Yields:
+        The copy, for code that runs a model without hf-cam.
+
+    Raises:
+        ModelError: some weights are not there, as in an offloaded model.
+
+    >>> net = nn.Linear(2, 2)
+    >>> with shuffled_weights(net) as shuffled:
+    ...     torch.equal(shuffled.weight.sum(), net.weight.sum())
+    True
     """
-    module = unwrap(model)
-    with _shuffling:
-        parameters = list(module.parameters())
-        kept = [parameter.detach().clone() for parameter in parameters]
-        generator = torch.Generator().manual_seed(seed)
-        try:
-            for parameter in parameters:
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.data = parameter.data.flatten()[order].reshape(parameter.shape)
-            yield
-        finally:
-            for parameter, values in zip(parameters, kept, strict=True):
-                parameter.data = values
+    with reweighted(_shuffled(unwrap(model), seed)) as weights:
+        yield Replica(unwrap(model), weights.values).module
+
+
+def _shuffled(module: nn.Module, seed: int) -> dict[nn.Parameter, Tensor]:
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(f"the weights {brief(name)} are not in memory, so they cannot be shuffled; load them all")
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+        found[parameter] = parameter.detach().flatten()[order].reshape(parameter.shape)
+    return found
 
 
 def blur(pixels: Tensor, sigma: float = BLUR) -> Tensor:

@@ -1,7 +1,9 @@
 """Whether the regions that a map marks are those that the model's score depends on: regions, effects and a verdict.
 
-A region is necessary if the score falls without it, and sufficient if the score stays with it alone. Either will do: a
-cue that is there twice is sufficient but not necessary, and one half of a cue may be necessary but not sufficient.
+A region is necessary if the score falls without it, and sufficient if the score stays with it alone. A cue that is
+there twice is sufficient but not necessary, and part of a wide cue is neither. What every region of the cue has is a
+share of the score: what it adds on average to random parts of the image, few and many (Shapley, 1953). These shares add
+up to the effect of the whole image, so that an even one is the region's share of the area.
 """
 
 from __future__ import annotations
@@ -12,17 +14,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hf_cam.metrics.order import ranks
 
 Verdict = Literal["supports", "undecided", "contradicts"]
 
-LATTICE = (3, 4)
+LATTICE = (2, 3)
 """Rows and columns of the lattice of places to which a region is shifted."""
-ENOUGH, FAINT, AHEAD = 0.25, 0.1, 0.15
-"""Effects, as a share of what replacing the whole image costs: a substantial one, almost none, a clear difference."""
-OWN_SHARE = 0.25
-"""How much of the region's effect its own strongest part must have."""
+BLOCKS = (4, 6)
+"""Rows and columns of the blocks that random parts of the image consist of."""
+MUCH, LITTLE = 2.0, 0.75
+"""A region's share of the score, as a multiple of its share of the area: from which it counts, and below which not."""
 RESPONSE = 0.5
 """The least fall of the score, without any of the image, that effects can be measured against."""
 
@@ -48,6 +51,20 @@ def elsewhere(region: Tensor) -> Tensor:
     return torch.stack([region.roll((round(y * sides[0]), round(x * sides[1])), (0, 1)) for y, x in steps])
 
 
+def backgrounds(size: Sequence[int], count: int, seed: int = 0) -> Tensor:
+    """What is missing of an image where a region is added to it: `[count, H, W]` booleans, of random blocks.
+
+    The k-th lacks about `(k + 1/2) / count` of the blocks, so that the parts are small and large alike.
+
+    >>> backgrounds((8, 12), 4).float().mean((1, 2)).tolist()
+    [0.125, 0.375, 0.625, 0.875]
+    """
+    blocks = BLOCKS[0] * BLOCKS[1]
+    orders = torch.rand(count, blocks, generator=torch.Generator().manual_seed(seed)).argsort(1).argsort(1)
+    missing = orders < (blocks * (torch.arange(count) + 0.5) / count)[:, None].round()
+    return functional.interpolate(missing.view(count, 1, *BLOCKS).float(), tuple(size), mode="nearest")[:, 0].bool()
+
+
 def effects(score: Tensor, blank: Tensor, without: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
     """Necessity `(y - y_without) / (y - y_blank)` and sufficiency `(y_alone - y_blank) / (y - y_blank)`, in [-1, 1].
 
@@ -65,23 +82,6 @@ def effects(score: Tensor, blank: Tensor, without: Tensor, alone: Tensor) -> tup
     return ((score - without) / span).clamp(-1, 1), ((alone - blank) / span).clamp(-1, 1)
 
 
-@dataclass(frozen=True)
-class Effects:
-    """Of one map: the larger of necessity and sufficiency for each region, as a share of the whole image's effect.
-
-    Args:
-        peak: The map's strongest few pixels.
-        top: The map's strongest pixels, which include those of the peak.
-        typical: The mean over as many pixels elsewhere, in the same shape.
-        best: The largest among them.
-    """
-
-    peak: float
-    top: float
-    typical: float
-    best: float
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
     """The scores of an image with regions replaced, in K ways.
@@ -91,6 +91,7 @@ class Scores:
         blank: Without any of the image, `[K]`.
         without, alone: Without the peak and the top of the map, and with nothing else, `[K, 2]`.
         without_elsewhere, alone_elsewhere: The same for D regions elsewhere, `[D]`, the d-th in way d mod K.
+        added, lacking: Of N random parts of the image with the peak and without it, `[K, N]`.
     """
 
     score: Tensor
@@ -99,6 +100,8 @@ class Scores:
     alone: Tensor
     without_elsewhere: Tensor
     alone_elsewhere: Tensor
+    added: Tensor
+    lacking: Tensor
 
     def usable(self, least: float = RESPONSE) -> list[int]:
         """The ways to replace the whole image that lower the score by at least this much."""
@@ -109,44 +112,40 @@ class Scores:
         necessary, sufficient = effects(self.score, self.blank[ways, None], self.without[ways], self.alone[ways])
         return necessary.mean(0), sufficient.mean(0)
 
-    def effects(self, ways: Sequence[int]) -> Effects:
-        """The effects as these ways of replacing show them."""
-        peak, top = torch.maximum(*self.necessity_and_sufficiency(ways)).tolist()
+    def elsewhere(self, ways: Sequence[int]) -> float:
+        """The larger of necessity and sufficiency of as many pixels elsewhere: the mean over places and these ways."""
         way = torch.arange(len(self.without_elsewhere)) % len(self.blank)
         own = torch.isin(way, torch.tensor(ways)).nonzero()[:, 0]
         drawn = effects(self.score, self.blank[way[own]], self.without_elsewhere[own], self.alone_elsewhere[own])
-        others = torch.maximum(*drawn)
-        return Effects(peak, top, float(others.mean()), float(others.max()))
+        return float(torch.maximum(*drawn).mean())
 
-    def agreement(self, ways: Sequence[int], verdict: Verdict) -> int:
-        """How many of these ways lead to the verdict by themselves."""
-        return sum(verdict_of(self.effects([way])) == verdict for way in ways)
+    def contribution(self, ways: Sequence[int]) -> float:
+        """The share of the whole image's effect that the peak adds to random parts: the mean over these ways."""
+        span = (self.score - self.blank[ways])[:, None]
+        return float(((self.added[ways] - self.lacking[ways]) / span).clamp(-1, 1).mean())
 
-    def verdict(self, ways: Sequence[int]) -> Verdict:
+    def agreement(self, ways: Sequence[int], area: float, verdict: Verdict) -> int:
+        """How many of these ways lead to the verdict by themselves, for a peak of this share of the image."""
+        return sum(verdict_of(self.contribution([way]), area) == verdict for way in ways)
+
+    def verdict(self, ways: Sequence[int], area: float) -> Verdict:
         """The verdict of these ways together, or "undecided" if fewer than two thirds of them agree with it."""
-        found = verdict_of(self.effects(ways))
-        return found if 3 * self.agreement(ways, found) >= 2 * len(ways) else "undecided"
+        found = verdict_of(self.contribution(ways), area)
+        return found if 3 * self.agreement(ways, area, found) >= 2 * len(ways) else "undecided"
 
 
-def verdict_of(found: Effects) -> Verdict:
-    """What the effects say of the map.
+def verdict_of(contribution: float, area: float) -> Verdict:
+    """What a region's share of the score says of the map that marks it.
 
-    It "supports" the map if its strongest pixels have a substantial effect, clearly larger than as many pixels
-    elsewhere, of which their own strongest part has its share. It "contradicts" the map if the peak has almost none and
-    either its surroundings have none, or some other region has a substantial one.
+    It "supports" the map from twice the region's share of the area on, and "contradicts" it below three quarters of
+    that share: some other region then has more.
 
-    >>> verdict_of(Effects(peak=0.9, top=1.0, typical=0.1, best=0.3))
-    'supports'
-    >>> verdict_of(Effects(peak=0.0, top=0.0, typical=0.1, best=0.9))
-    'contradicts'
-    >>> verdict_of(Effects(peak=0.2, top=0.3, typical=0.25, best=0.5))
-    'undecided'
+    >>> verdict_of(0.3, 0.03), verdict_of(0.03, 0.03), verdict_of(0.0, 0.03)
+    ('supports', 'undecided', 'contradicts')
     """
-    if found.top >= ENOUGH and found.top - found.typical >= AHEAD and found.peak >= OWN_SHARE * found.top:
+    if contribution >= MUCH * area:
         return "supports"
-    if found.peak < FAINT and (found.top < FAINT or max(found.top, found.best) >= ENOUGH):
-        return "contradicts"
-    return "undecided"
+    return "contradicts" if contribution < LITTLE * area else "undecided"
 
 
 def ends_at_windows(raw: Tensor, window: int | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_cam.errors import HFCamError, ModelError, brief, reason
-from hf_cam.models.bounds import check_bounds
+from hf_cam.models.bounds import Bounded, check_bounds
 from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
 from hf_cam.models.traits import architectures, takes_pictures, transformers_classes
 
@@ -110,7 +111,8 @@ def load_pretrained(
     options["use_safetensors"] = True
     if adapter:  # which may bring its own classifier; a revision is that of the adapter
         options = {**options, "ignore_mismatched_sizes": True, "revision": None}
-    loaded, report = explained(source, lambda: loader.from_pretrained(source, **options))
+    with nullcontext() if trust_config else Bounded(name):
+        loaded, report = explained(source, lambda: loader.from_pretrained(source, **options))
     untrained = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])} - weights.keys()
     if untrained:
         raise ModelError(
@@ -186,6 +188,17 @@ def load_processor(name: str) -> Any:
             if adapter := adapter_in(name):
                 return _of_base(adapter, load_processor)
             raise ModelError(f"{error}; {PROCESSOR_HINT}") from error
+
+
+def load_whole_processor(name: str) -> Any:
+    """The processor of a vision-language model, with its tokenizer.
+
+    Raises:
+        ModelError: it has none, or it cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    return explained(name, lambda: AutoProcessor.from_pretrained(name, **SAFELY), what="processor")
 
 
 def load_tokenizer(name: str) -> Any:

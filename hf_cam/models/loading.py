@@ -21,7 +21,13 @@ from hf_cam.images.placing import Geometries
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, is_video, load_video
 from hf_cam.layouts import Size
-from hf_cam.models.checkpoints import load_pretrained, load_processor, load_tokenizer, resolve_name
+from hf_cam.models.checkpoints import (
+    load_pretrained,
+    load_processor,
+    load_tokenizer,
+    load_whole_processor,
+    resolve_name,
+)
 from hf_cam.models.libraries import adopted, library_processor, library_tokenizer
 from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 from hf_cam.threads import cached_property
@@ -38,6 +44,9 @@ Labels = Sequence[str] | Mapping[int, str]
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels by which a picture's axis of channels is recognised."""
+
+FRAMES = 8
+"""Frames of a video that a vision-language model is shown."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,9 @@ class LoadedModel:
             return load_video(source, self.traits.frames)
         if not is_video(source):
             return load_image(source)
+        if self.traits.answers_in_words:
+            video = load_video(source)
+            return video.sampled(min(len(video.frames), FRAMES))
         if self.traits.config is not None:
             raise ImageError("this model takes images, but got a video or an array of four axes; pass a list of images")
         return load_video(source)
@@ -320,7 +332,8 @@ def load(
     name = resolve_name(model)
     loaded = load_pretrained(name, dtype=precision, trust_config=trust_config).eval()
     known_names = names or traits_of(loaded).id2label
-    return LoadedModel(loaded.to(chosen), processor or load_processor(name), known_names, output=output)
+    found = processor or _processor_named(name, traits_of(loaded))
+    return LoadedModel(loaded.to(chosen), found, known_names, output=output)
 
 
 def _with(loaded: LoadedModel, **settings: Any) -> LoadedModel:
@@ -370,7 +383,7 @@ def processor_of(model: nn.Module) -> Any:
     """
     traits = traits_of(model)
     if traits.name_or_path:
-        return load_processor(traits.name_or_path)
+        return _processor_named(traits.name_or_path, traits)
     if traits.timm is not None:
         import timm.data
 
@@ -381,6 +394,16 @@ def processor_of(model: nn.Module) -> Any:
         f"no image processor is known for this {type(model).__name__}; pass processor= "
         "(a transformers image processor, or a function from a PIL image to a tensor [C, H, W])"
     )
+
+
+def _processor_named(name: str, traits: ModelTraits) -> Any:
+    """The processor of a checkpoint: of a vision-language model the whole one, if it has one, with the tokenizer."""
+    if not traits.answers_in_words:
+        return load_processor(name)
+    try:
+        return load_whole_processor(name)
+    except ModelError:
+        return load_processor(name)
 
 
 def _device(device: str | torch.device | int | None) -> torch.device:

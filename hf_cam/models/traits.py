@@ -205,6 +205,12 @@ class ModelTraits:
         """Whether the model generates text."""
         return hasattr(self.module, "generate")
 
+    @cached_property
+    def answers_in_words(self) -> bool:
+        """Whether transformers lists the model's class, or one that it inherits from, under image-text-to-text."""
+        known = _writers()
+        return any(parent.__name__ in known for parent in type(self.module).__mro__)
+
     @property
     def has_classifier(self) -> bool:
         """Whether the model has a module called `classifier`."""
@@ -422,6 +428,22 @@ def check_takes_pictures(model: nn.Module) -> None:
     traits = traits_of(model)
     if traits.is_transformers and not takes_pictures(type(traits.module), traits.config):
         raise ModelError(f"{traits.class_name} is a {traits.model_type!r} model, which takes no images")
+
+
+def writes_words(config: Any) -> bool:
+    """Whether a config names a class that transformers lists under image-text-to-text.
+
+    >>> from transformers import LlavaConfig, ViTConfig
+    >>> writes_words(ViTConfig()), writes_words(LlavaConfig(architectures=["LlavaForConditionalGeneration"]))
+    (False, True)
+    """
+    return any(name in _writers() for name in architectures(config))
+
+
+def _writers() -> Collection[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WRITERS
+
+    return tuple(WRITERS.values())
 
 
 def architectures(config: Any) -> Sequence[str]:

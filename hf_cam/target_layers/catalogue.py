@@ -36,6 +36,7 @@ class Entry:
     method: str = "gradcam"
     reason: str = ""
     caution: str = ""
+    candidates: tuple[str, ...] = Adapter.candidates
 
     def matches(self, model_type: str, *heads: str) -> bool:
         """True for a model of this `config.model_type` whose class has one of these names."""
@@ -134,7 +135,8 @@ def from_catalogue(module: nn.Module) -> Adapter | None:
     suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
     patch = None if entry.axes in MAPS or net is not None else traits.patch
     layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch, entry.square)
-    return Adapter(layers, (layout,) * len(layers), entry.method, "catalogue", entry.reason, entry.caution)
+    layouts = (layout,) * len(layers)
+    return Adapter(layers, layouts, entry.method, "catalogue", entry.reason, entry.caution, entry.candidates)
 
 
 def resolve_layer(module: nn.Module, pattern: str) -> str:

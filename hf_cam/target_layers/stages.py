@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -58,7 +58,7 @@ def stage_ends(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) ->
     layers = (*adapter.layers, *(end.layer for end in ends))
     layouts = (*adapter.layouts, *(end.layout for end in ends))
     reason = f"{adapter.reason}; and the ends of earlier stages"
-    return Adapter(layers, layouts, adapter.method, adapter.origin, reason, adapter.caution)
+    return replace(adapter, layers=layers, layouts=layouts, reason=reason)
 
 
 def layer_choices(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:

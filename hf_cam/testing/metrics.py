@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hf_cam.capture.guard import borrowed
 from hf_cam.metrics import Metric, Scorer, Trial, confidence, get_metric
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.laws import require
@@ -96,14 +97,20 @@ def _maps() -> dict[str, Tensor]:
 def _scores(metric: Metric, maps: Tensor) -> Tensor:
     pixels = torch.full((len(maps), 3, *SIZE), 0.05)
     pixels[(..., *PATCH)] = 1.0
-    scorer = Scorer(PatchReader(), {"pixel_values": pixels}, [confidence(ClassLogit(1))] * len(maps))
+    reader = PatchReader()
+    scorer = Scorer(reader, {"pixel_values": pixels}, [confidence(ClassLogit(1))] * len(maps))
     masks = torch.zeros(len(maps), *SIZE, dtype=torch.bool)
     masks[(..., *PATCH)] = True
-    return Trial(maps, scorer, masks=masks, explain=_explains(maps), explain_other=_explains(1 - maps)).measure(
-        metric.id
-    )[metric.id]
+    explain, other = _explains(reader, maps), _explains(reader, 1 - maps)
+    trial = Trial(maps, scorer, masks=masks, explain=explain, explain_other=other)
+    return trial.measure(metric.id)[metric.id]
 
 
-def _explains(maps: Tensor) -> Callable[[Tensor], Tensor]:
+def _explains(model: nn.Module, maps: Tensor) -> Callable[[Tensor], Tensor]:
     """A method that gives the same map for every picture."""
-    return lambda pixels: maps[:1].expand(len(pixels), -1, -1)
+
+    def explain(pixels: Tensor) -> Tensor:
+        with borrowed(model):
+            return maps[:1].expand(len(pixels), -1, -1)
+
+    return explain

@@ -1,4 +1,4 @@
-"""The package grad-cam, which hf-cam is compared with."""
+"""The package grad-cam, which hf-cam is compared with: its classes, and how they are called."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+
+CLASSES = {
+    "gradcam": "GradCAM",
+    "hirescam": "HiResCAM",
+    "gradcam-elementwise": "GradCAMElementWise",
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "shapleycam": "ShapleyCAM",
+    "segeigencam": "SegEigenCAM",
+    "ablationcam": "AblationCAM",
+    "refinecam": "RefineCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "kpcacam": "KPCA_CAM",
+}
+"""The class of each method that computes the same, up to the sign of a component. FEM and Score-CAM differ."""
+OF_EITHER_SIGN = {"eigencam", "eigengradcam", "kpcacam"}
+"""Components whose sign the package leaves to the decomposition."""
+OF_SEVERAL_RUNS = {"ablationcam", "refinecam"}
+"""These rerun the model, or read several layers."""
 
 
 class Logits(nn.Module):

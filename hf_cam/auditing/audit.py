@@ -1,0 +1,391 @@
+"""Audit a classifier on a data set: explain it, search for what its classes are read from, and test that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+from hf_cam.auditing.asking import Asker, Shown, shown
+from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of
+from hf_cam.auditing.findings import HELD_OUT, SEARCHED, ClassImages, Finding, Suspicion, suspicions
+from hf_cam.auditing.regions import to_frame
+from hf_cam.auditing.strategies import Strategy, strategies, unusual
+from hf_cam.auditing.trials import corrected
+from hf_cam.doors import door
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, brief
+from hf_cam.explainer import BATCH, Explainer
+from hf_cam.explanation import Explanation
+from hf_cam.heads.similarity import PromptHead
+from hf_cam.models.loading import LoadedModel, load
+from hf_cam.request import Request, check_count, check_seed
+
+Frame = Literal["image", "object"]
+
+FEWEST = 8
+"""Held-out images of a class, classified rightly, from which on it is tested."""
+OTHERS = 12
+"""Images of other classes that lend their pixels."""
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What the model says about one image, and where its map lies.
+
+    Args:
+        name: The image's path, or its number in the data.
+        label: Its class.
+        predicted: The class that the model gives it; empty if it cannot be read.
+        score: The model's confidence in that.
+        map: `[24, 24]` float16 in [0, 1], over the frame; None if it cannot be read.
+        inside: The share of the map's sum on the object, where a mask or box is given.
+        unusual: The distance of the map from its nearest neighbours in the predicted class.
+        flags: Those of the explanation.
+        error: Why it cannot be read.
+    """
+
+    name: str
+    label: str
+    predicted: str = ""
+    score: float = 0.0
+    map: np.ndarray | None = field(default=None, repr=False)
+    inside: float | None = None
+    unusual: float = 0.0
+    flags: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the model gives the image its class."""
+        return bool(self.predicted) and self.predicted == self.label
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What a model reads in a data set.
+
+    Args:
+        model: Its name.
+        method: The id of the method of the maps.
+        classes: The classes of the data, by the model's names.
+        rows: One per image.
+        strategies: The groups of images whose maps are alike, per predicted class.
+        findings: The tested regions, first those that the model reads, largest fall in accuracy first.
+        masks: For each finding, by the name of an image, the region in it.
+        notes: Sentences to read first: a model at chance, classes too small to be tested, unreadable images.
+        frame: "image", or "object" if places are those of the object's box.
+        cases: The data, to show its images again.
+    """
+
+    model: str
+    method: str
+    classes: tuple[str, ...]
+    rows: tuple[Row, ...] = field(repr=False)
+    strategies: tuple[Strategy, ...] = field(repr=False)
+    findings: tuple[Finding, ...]
+    masks: tuple[Mapping[str, np.ndarray], ...] = field(repr=False)
+    notes: tuple[str, ...]
+    frame: Frame = "image"
+    cases: tuple[Case, ...] = field(default=(), repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the readable images that the model classifies rightly."""
+        read = [row.right for row in self.rows if not row.error]
+        return float(np.mean(read)) if read else 0.0
+
+    @property
+    def suspicious(self) -> tuple[Finding, ...]:
+        """What the model reads that is not known to be the object.
+
+        Evidence that moves counts only if masks or boxes show that it is not the object that moves.
+        """
+        known = any(row.inside is not None for row in self.rows)
+        fine = ("object",) if known else ("object", "moving")
+        return tuple(one for one in self.findings if one.verdict == "reads it" and one.kind not in fine)
+
+    def __str__(self) -> str:
+        """The notes and findings, one sentence per line."""
+        read = [one for one in self.findings if one.verdict == "reads it"]
+        first = f"{self.model}: accuracy {self.accuracy:.2f} on {sum(not row.error for row in self.rows)} images"
+        none = () if read else ("No region was found that the model reads apart from others.",)
+        return "\n".join([f"{first}.", *self.notes, *none, *(one.text for one in self.findings)])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `index.html`, `findings.json`, `findings.parquet`, `images.csv` and `strategies.csv` into a folder.
+
+        Returns:
+            The page.
+
+        Raises:
+            ImageError: the folder cannot be written.
+        """
+        from hf_cam.auditing.report import save
+
+        return save(self, folder)
+
+    def _repr_html_(self) -> str:
+        """The report, which notebooks show."""
+        from hf_cam.auditing.report import framed
+
+        return framed(self)
+
+
+@door(ModelError)
+def audit(
+    model: str | Path | nn.Module | LoadedModel,
+    data: Any,
+    *,
+    labels: Mapping[Any, str] | None = None,
+    masks: Any = None,
+    boxes: Sequence[Any] | None = None,
+    frame: Frame = "image",
+    text: Sequence[str] | None = None,
+    method: str = "auto",
+    batch_size: int = BATCH,
+    held_out: int = HELD_OUT,
+    seed: int = 0,
+    processor: Any = None,
+    device: str | torch.device | int | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Audit:
+    """Find out what a classifier reads, and test it by intervention.
+
+    Every image is explained. In each class, squares are hidden in some images to see where its evidence lies; regions
+    at a fixed place, along the border, or on, off and independent of the objects are then tested on other images of
+    the class: each is replaced in three ways, and so is a region of the same shape elsewhere, and it is put on images
+    of other classes.
+
+    Args:
+        model: As in `hf_cam.explain`: a classifier, or a model that compares images with prompts.
+        data: A folder of class folders, a `datasets.Dataset` with the columns "image" and "label", or a list of
+            `(image, label)` or of dicts; columns "mask" and "box" mark the objects. Classes are matched by name.
+        labels: The model's name for a class of the data that is called otherwise: `{folder: class}`.
+        masks: A folder of masks with the names of the images, or one mask `[H, W]` per image.
+        boxes: One box `(x0, y0, x1, y1)` per image, in its pixels, in place of masks.
+        frame: In which places are looked for: the image, or the object's mask or box.
+        text: One prompt per class, for a model that compares; the classes' names where not given.
+        method: Of the maps; see `hf_cam.list_methods`.
+        batch_size: Images per forward.
+        held_out: Images per class on which regions are tested, at most.
+        seed: Of what is drawn.
+        processor, device, dtype, trust_config: As in `hf_cam.explain`.
+        progress: Called with what is done, how far, and out of how much.
+
+    Raises:
+        ImageError: there are no images, or none can be read.
+        OptionError: the classes do not match, or the model is no classifier of images.
+
+    Source of the strategies: Lapuschkin et al. (SpRAy), Nature Communications 2019, arXiv:1902.10178.
+    """
+    if frame not in ("image", "object"):
+        raise OptionError(f"frame must be 'image' or 'object', got {brief(frame)}")
+    check_seed(seed)
+    check_count("held_out", held_out)
+    check_count("batch_size", batch_size)
+    loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
+    explainer = Explainer(loaded, method)
+    request, classes = _classes(explainer, data, text)
+    asker = Asker(explainer, request)
+    cases = cases_of(data, classes, labels, masks, boxes)
+    tell = progress or (lambda *_: None)
+    rows = list(_rows(explainer, request, cases, classes, frame, batch_size, tell))
+    if all(row.error for row in rows):
+        raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
+    groups = _strategies(rows, seed)
+    found, notes = _suspicions(asker, cases, rows, classes, frame, held_out, seed, tell)
+    findings, masks_of = _findings(found)
+    return Audit(
+        _name(loaded),
+        explainer.cam.method.id,
+        tuple(dict.fromkeys(classes[case.label] for case in cases)),
+        tuple(rows),
+        tuple(groups),
+        findings,
+        masks_of,
+        (*_notes(rows, classes), *notes),
+        frame,
+        tuple(cases),
+    )
+
+
+def _name(loaded: LoadedModel) -> str:
+    """The model's name: of a folder its last part."""
+    name = loaded.traits.name_or_path or type(loaded.module).__name__
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _classes(explainer: Explainer, data: Any, text: Sequence[str] | None) -> tuple[Request, Mapping[int, str]]:
+    """The request, and the classes by index: the model's own, or its prompts."""
+    if not isinstance(explainer.head, PromptHead):
+        return Request.of(top_k=1), explainer.loaded.id2label
+    prompts = list(text) if text is not None else sorted({str(label) for label in _labels_of(data)})
+    return Request.of(text=prompts, top_k=1), dict(enumerate(prompts))
+
+
+def _labels_of(data: Any) -> Iterator[str]:
+    """The names of the data's classes."""
+    if isinstance(data, str | Path):
+        yield from (path.name for path in Path(data).expanduser().iterdir() if path.is_dir())
+    elif hasattr(data, "features"):
+        feature = data.features["label"]
+        yield from getattr(feature, "names", None) or map(str, data["label"])
+    else:
+        yield from (entry["label"] if isinstance(entry, Mapping) else entry[1] for entry in data)
+
+
+Tell = Callable[[str, int, int], None]
+
+
+def _rows(
+    explainer: Explainer,
+    request: Request,
+    cases: Sequence[Case],
+    classes: Mapping[int, str],
+    frame: Frame,
+    batch_size: int,
+    tell: Tell,
+) -> Iterator[Row]:
+    """One per case, in their order; only one batch of images is held."""
+    waiting = iter(cases)
+    done = 0
+    while some := list(islice(waiting, batch_size)):
+        opened = [_opened(case) for case in some]
+        good = [one for one in opened if isinstance(one, Opened)]
+        found = iter(_explained(explainer, request, good))
+        for case, one in zip(some, opened, strict=True):
+            label = classes[case.label]
+            result = next(found) if isinstance(one, Opened) else one
+            if isinstance(one, Opened) and isinstance(result, Explanation):
+                yield _row(case, label, one, result, frame)
+            else:
+                yield Row(case.name, label, error=str(result))
+        done += len(some)
+        tell("explained", done, len(cases))
+
+
+def _opened(case: Case) -> Opened | str:
+    try:
+        return case.open()
+    except HFCamError as error:
+        return str(error)
+
+
+def _explained(explainer: Explainer, request: Request, opened: Sequence[Opened]) -> list[Explanation | str]:
+    """The explanation of each image, or why there is none; one by one if they fail together."""
+    if not opened:
+        return []
+    try:
+        return [found[0] for found in explainer([one.image for one in opened], request, batch_size=len(opened))]
+    except HFCamError as error:
+        if len(opened) == 1:
+            return [str(error)]
+        return [_explained(explainer, request, [one])[0] for one in opened]
+
+
+def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
+    box = opened.box if frame == "object" else WHOLE
+    total = float(found.heatmap.sum())
+    inside = None if opened.inside is None else float(found.heatmap[opened.inside].sum()) / max(total, 1e-12)
+    drawn = to_frame(found.heatmap, box).astype(np.float16)
+    return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags)
+
+
+def _strategies(rows: list[Row], seed: int) -> list[Strategy]:
+    """The groups of each predicted class; rows get their distance from their neighbours."""
+    found: list[Strategy] = []
+    for label in sorted({row.predicted for row in rows if not row.error}):
+        own = [index for index, row in enumerate(rows) if row.predicted == label and row.map is not None]
+        maps = np.stack([np.asarray(rows[index].map, np.float32) for index in own])
+        found += strategies(label, maps, [rows[index].right for index in own], own, seed)
+        for index, distance in zip(own, unusual(maps), strict=True):
+            rows[index] = Row(**{**vars(rows[index]), "unusual": float(distance)})
+    return found
+
+
+def _suspicions(
+    asker: Asker,
+    cases: Sequence[Case],
+    rows: Sequence[Row],
+    classes: Mapping[int, str],
+    frame: Frame,
+    held_out: int,
+    seed: int,
+    tell: Tell,
+) -> tuple[list[Suspicion], list[str]]:
+    """Of every class that has images enough; and why the others are not tested."""
+    right: dict[int, list[Case]] = {}
+    for case, row in zip(cases, rows, strict=True):
+        right.setdefault(case.label, [])
+        if row.right:
+            right[case.label].append(case)
+    rng = np.random.default_rng(seed)
+    right = {label: [own[i] for i in rng.permutation(len(own))] for label, own in right.items()}
+    found: list[Suspicion] = []
+    notes: list[str] = []
+    for done, (label, own) in enumerate(right.items(), 1):
+        name = classes[label]
+        searched = min(SEARCHED, len(own) // 2)
+        if len(own) - searched < FEWEST:
+            notes.append(
+                f"{name!r} is not tested: {len(own)} of its images are classified rightly, and {2 * FEWEST} are needed."
+            )
+            continue
+        images = _images(asker, name, own, searched, held_out, _others(asker, right, label), frame)
+        found += suspicions(asker, images, seed)
+        tell("classes tested", done, len(right))
+    return found, notes
+
+
+def _images(
+    asker: Asker, name: str, own: Sequence[Case], searched: int, held_out: int, others: list[Shown], frame: Frame
+) -> ClassImages:
+    first = list(shown(asker, own[:searched], searched))
+    rest = list(shown(asker, own[searched:], held_out))
+    return ClassImages(name, first, rest, others, frame == "object")
+
+
+def _others(asker: Asker, right: Mapping[int, Sequence[Case]], label: int) -> list[Shown]:
+    """Images of the other classes, in turn."""
+    rest = [own for other, own in right.items() if other != label and own]
+    turns = [own[k] for k in range(OTHERS) for own in rest if k < len(own)]
+    return list(shown(asker, turns[:OTHERS], OTHERS))
+
+
+def _findings(
+    found: Sequence[Suspicion],
+) -> tuple[tuple[Finding, ...], tuple[Mapping[str, np.ndarray], ...]]:
+    """The findings with corrected verdicts and their masks, those that the model reads first."""
+    trials = corrected([one.trial for one in found])
+    pairs = [(one.finding(trial), one.masks) for one, trial in zip(found, trials, strict=True)]
+    order = {"reads it": 0, "undecided": 1, "does not": 2}
+    pairs.sort(key=lambda pair: (order[pair[0].verdict], -pair[0].drop))
+    return tuple(one for one, _ in pairs), tuple(masks for _, masks in pairs)
+
+
+def _notes(rows: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
+    """What a reader must know first."""
+    read = [row for row in rows if not row.error]
+    counts = [sum(row.label == label for row in read) for label in {row.label for row in read}]
+    right, guess = sum(row.right for row in read), max(counts) / len(read)
+    if len(counts) < 2:
+        yield "All images are of one class: without others there is nothing to compare it with."
+        guess = 1 / max(len(classes), 2)
+    if binomtest(right, len(read), guess, alternative="greater").pvalue > LEVEL:
+        yield (
+            f"The model is at chance on this data: it classifies {right} of {len(read)} images rightly, and "
+            f"always naming the largest class would give {round(guess * len(read))}."
+        )
+    if broken := len(rows) - len(read):
+        first = next(row for row in rows if row.error)
+        yield f"{broken} of {len(rows)} images could not be read; the first: {first.error}"

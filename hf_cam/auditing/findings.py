@@ -1,0 +1,308 @@
+"""The regions that a class is read from, tested by intervention on images that played no part in the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from hf_cam.auditing.asking import Asker, Shown
+from hf_cam.auditing.cases import WHOLE, Box
+from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, inside_share
+from hf_cam.auditing.suspects import Scan, Shrinking, distinct, places, scan
+from hf_cam.auditing.trials import Regions, Trial, Verdict, tried
+
+Kind = Literal["place", "border", "background", "object", "moving"]
+
+SEARCHED, HELD_OUT, SCANNED = 16, 32, 16
+"""Per class: the images in which suspects are searched, those on which they are tested, and those of them whose own
+evidence is searched, because it lies elsewhere in each."""
+SHRUNK_ON = 8
+AHEAD = 0.15
+"""By how much a border must beat the best place in it, or else the place is the simpler account."""
+FOLLOWS = 0.4
+"""The least share of other images that take on the class with a fixed region, beyond that of another region."""
+EXPLAINED = 0.6
+"""Once hiding fixed regions changes this share of the predictions, no moving evidence is searched for."""
+BROAD = 0.35
+"""The share of the peak down to which the background's evidence counts."""
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One region that a class might be read from, and whether it is.
+
+    Args:
+        label: The predicted class.
+        verdict: "reads it", "does not" or "undecided", after correction for the number of tests.
+        kind: "place" (of the frame), "border" (a ring along the edge), "object" or "background" (on or off the given
+            masks or boxes) or "moving" (at another place in each image, on the object or off it).
+        region: `(x0, y0, x1, y1)` in shares of the frame's width and height, of a place; else None.
+        share: Of the class's images, those whose strongest evidence lies in the region; in [0, 1].
+        images: The number of held-out images of the test, all classified rightly.
+        drop: The fall of their accuracy when the region is removed: the share whose class changes under most of the
+            ways to replace pixels.
+        interval: Its 95 % confidence interval.
+        text: The finding in one plain sentence.
+        elsewhere: The fall for a region of the same shape elsewhere.
+        follows: The share of images of other classes that take on this class once the region is put on them.
+        p: The corrected probability of such a difference between the two regions by chance.
+        width: Of a border, as a share of the frame's shorter side.
+    """
+
+    label: str
+    verdict: Verdict
+    kind: Kind
+    region: Box | None
+    share: float
+    images: int
+    drop: float
+    interval: tuple[float, float]
+    text: str
+    elsewhere: float = 0.0
+    follows: float = 0.0
+    p: float = 1.0
+    width: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Suspicion:
+    """A region with its trial, before the trials of all classes are corrected together.
+
+    Args:
+        label: The class.
+        kind: See `Finding`.
+        region: A place or a border; None if each image has a region of its own.
+        trial: What removing it did.
+        share: See `Finding`.
+        masks: By the name of an image, the region in it, `[H, W]` booleans.
+        objects: Whether it is known where the objects are.
+    """
+
+    label: str
+    kind: Kind
+    region: Place | Border | None
+    trial: Trial
+    share: float
+    masks: dict[str, np.ndarray] = field(repr=False)
+    objects: bool = False
+
+    def finding(self, trial: Trial) -> Finding:
+        """The finding, by the corrected trial."""
+        return Finding(
+            self.label,
+            trial.verdict if self.kind not in CARRIED else carried(trial),
+            self.kind,
+            self.region.box if isinstance(self.region, Place) else None,
+            self.share,
+            trial.images,
+            trial.drop,
+            trial.interval,
+            sentence(self, trial),
+            trial.elsewhere,
+            trial.follows,
+            trial.p,
+            self.region.width if isinstance(self.region, Border) else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassImages:
+    """The images of one class that are looked at closely.
+
+    Args:
+        label: The class's name.
+        searched: In which suspects are searched.
+        held_out: On which they are tested; others than those.
+        others: Of other classes.
+        by_object: Whether places are those of the object's box.
+    """
+
+    label: str
+    searched: Sequence[Shown]
+    held_out: Sequence[Shown]
+    others: Sequence[Shown]
+    by_object: bool = False
+
+    def frames(self, images: Sequence[Shown]) -> list[Box]:
+        """The frame of each image."""
+        return [one.opened.box if self.by_object else WHOLE for one in images]
+
+    def region_of(self, region: Place | Border) -> Regions:
+        """The pixels of a fixed region in an image."""
+        return lambda one: region.mask(_size(one), one.opened.box if self.by_object else WHOLE)
+
+
+def _size(one: Shown) -> tuple[int, int]:
+    return one.opened.image.height, one.opened.image.width
+
+
+def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspicion]:
+    """Search for the regions that a class is read from, and test each."""
+    scans = [scan(asker, one) for one in images.searched]
+    fixed = _fixed(asker, images, scans, seed)
+    read = [one for one in fixed if _reads(one)]
+    gone = 1.0 - np.prod([1.0 - one.trial.drop for one in read]) if read else 0.0
+    return fixed if gone >= EXPLAINED else [*fixed, *_moving(asker, images, seed)]
+
+
+def _reads(one: Suspicion) -> bool:
+    return carried(one.trial) == "reads it"
+
+
+def _fixed(asker: Asker, images: ClassImages, scans: Sequence[Scan], seed: int) -> list[Suspicion]:
+    """Places, and the border where it is more than the places in it."""
+    own, frames = images.searched[:SHRUNK_ON], images.frames(images.searched)
+    shrinking = Shrinking(asker, own, frames[: len(own)])
+    found = distinct([_shrunk(asker, images, scans, place) for place in places(scans, frames)])
+    tested = [_suspicion(asker, images, scans, "place", place, seed) for place in found]
+    border, effect = shrinking.border()
+    best = max((shrinking.effect(one) for one in found), default=0.0)
+    if effect < max(best + AHEAD, 2 * AHEAD):
+        return tested
+    ring = _suspicion(asker, images, scans, "border", border, seed)
+    if not _reads(ring) or ring.trial.drop < max((one.trial.drop for one in tested), default=0.0) + AHEAD:
+        return tested
+    return [ring, *(one for one in tested if isinstance(one.region, Place) and not _on_edge(one.region, border))]
+
+
+def _shrunk(asker: Asker, images: ClassImages, scans: Sequence[Scan], place: Place) -> Place:
+    """A place shrunk on the images whose evidence lies there most."""
+    own = [float(one.effect[images.region_of(place)(one.one)].max()) for one in scans]
+    chosen = [scans[i].one for i in np.argsort(own)[::-1][:SHRUNK_ON]]
+    return Shrinking(asker, chosen, images.frames(chosen)).box(place)
+
+
+def _on_edge(place: Place, border: Border) -> bool:
+    x0, y0, x1, y1 = place.box
+    return min(x0, y0, 1 - x1, 1 - y1) <= border.width / 2
+
+
+def _suspicion(
+    asker: Asker, images: ClassImages, scans: Sequence[Scan], kind: Kind, region: Place | Border, seed: int
+) -> Suspicion:
+    where = images.region_of(region)
+    trial = tried(asker, images.held_out, images.others, where, seed)
+    inside = [_peak_within(one, where(one.one)) for one in scans]
+    masks = {one.case.name: where(one) for one in (*images.searched, *images.held_out)}
+    return Suspicion(images.label, kind, region, trial, float(np.mean(inside)), masks)
+
+
+def _peak_within(one: Scan, region: np.ndarray) -> bool:
+    """Whether the strongest evidence touches the region."""
+    return bool((one.region(0.9) & region).any())
+
+
+def _moving(asker: Asker, images: ClassImages, seed: int) -> Iterator[Suspicion]:
+    """What lies elsewhere in each image: on its object, off it, or independent of it."""
+    scans = [scan(asker, one) for one in images.held_out[:SCANNED]]
+    scans = [one for one in scans if one.effect.max() > 0]
+    if not scans:
+        return
+    kind = kind_of([one.region() for one in scans], [one.one for one in scans], seed)
+    regions = {one.one.case.name: REGIONS[kind](one) for one in scans}
+    kept = [one.one for one in scans if regions[one.one.case.name].any()]
+    trial = tried(asker, kept, images.others, lambda one: regions[one.case.name], seed)
+    objects = any(one.one.opened.inside is not None for one in scans)
+    yield Suspicion(images.label, kind, None, trial, len(kept) / len(scans), regions, objects)
+
+
+def kind_of(regions: Sequence[np.ndarray], images: Sequence[Shown], seed: int = 0) -> Kind:
+    """Whether regions lie on the objects or avoid them more than the same shapes at random places do."""
+    opened = [one.opened for one in images]
+    inside = inside_share(regions, opened)
+    known = ~np.isnan(inside)
+    if known.sum() < 6:
+        return "moving"
+    rng = np.random.default_rng(seed)
+    chance = np.mean([inside_share([elsewhere(one, rng, 1) for one in regions], opened) for _ in range(16)], 0)
+    more = (inside - chance)[known]
+    if not more.any():
+        return "moving"
+    if inside[known].mean() >= 0.5 and wilcoxon(more, alternative="greater").pvalue < LEVEL:
+        return "object"
+    return "background" if wilcoxon(more, alternative="less").pvalue < LEVEL else "moving"
+
+
+def _of_object(one: Scan) -> np.ndarray:
+    """The part of the object with the strongest evidence."""
+    inside = one.one.opened.inside
+    if inside is None or not inside.any():
+        return one.region()
+    parts = blobs(inside.astype(np.float32), 1.0)
+    return max(parts, key=lambda part: float(one.effect[part].mean()))
+
+
+def _off_object(one: Scan) -> np.ndarray:
+    """The evidence off the object."""
+    inside = one.one.opened.inside
+    region = one.region(BROAD)
+    return region if inside is None else region & ~inside
+
+
+REGIONS: dict[Kind, Callable[[Scan], np.ndarray]] = {
+    "object": _of_object,
+    "background": _off_object,
+    "moving": lambda one: one.region(),
+}
+
+
+def carried(trial: Trial) -> Verdict:
+    """The verdict on a region that is the same in all images: what is read there turns other images into the class.
+
+    Hiding one place hides a part of many objects too, but such a part does not make an object of another class.
+
+    >>> from dataclasses import replace
+    >>> mark = Trial(32, 0.9, (0.7, 0.97), 0.0, 0.9, 0.0, 1e-6)
+    >>> carried(mark), carried(replace(mark, follows=0.1))
+    ('reads it', 'undecided')
+    """
+    follows = trial.follows - trial.follows_elsewhere >= FOLLOWS
+    return trial.verdict if follows or trial.verdict != "reads it" else "undecided"
+
+
+def sentence(one: Suspicion, trial: Trial) -> str:
+    """A finding in plain words."""
+    where = place_name(one.region.box) if isinstance(one.region, Place) else PLAIN[one.kind]
+    if one.kind == "moving" and not one.objects:
+        where += " (maybe the object: masks= would show it)"
+    verdict = carried(trial) if one.kind in CARRIED else trial.verdict
+    begins = {
+        "reads it": f"For {one.label!r}, the model reads {where}",
+        "does not": f"For {one.label!r}, the model does not depend on {where}",
+        "undecided": f"For {one.label!r}, it is undecided whether the model reads {where}",
+    }[verdict]
+    low, high = trial.interval
+    return (
+        f"{begins}: without it, {trial.drop:.0%} of {trial.images} images are no longer recognized (95 % interval "
+        f"{low:.0%} to {high:.0%}), against {trial.elsewhere:.0%} without as much elsewhere; put on images of other "
+        f"classes, it turns {trial.follows:.0%} of them into {one.label!r}."
+    )
+
+
+CARRIED: tuple[Kind, ...] = ("place", "border")
+PLAIN: dict[Kind, str] = {
+    "place": "one place of the picture",
+    "border": "the border of the picture",
+    "object": "the object",
+    "background": "the background",
+    "moving": "something that lies elsewhere in each picture",
+}
+
+
+def place_name(box: Box) -> str:
+    """A box in words.
+
+    >>> place_name((0.0, 0.0, 0.2, 0.2)), place_name((0.4, 0.9, 0.6, 1.0)), place_name((0.4, 0.4, 0.6, 0.6))
+    ('the upper left corner of the picture', 'the lower edge of the picture', 'the middle of the picture')
+    """
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    across = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
+    down = "upper" if y < 1 / 3 else "lower" if y > 2 / 3 else ""
+    if across and down:
+        return f"the {down} {across} corner of the picture"
+    return f"the {down or across} edge of the picture" if across or down else "the middle of the picture"

@@ -1,0 +1,357 @@
+"""An audit as files: one page that needs no others, the findings, and tables."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hf_cam.auditing.cases import Case
+from hf_cam.auditing.findings import Finding
+from hf_cam.auditing.regions import within
+from hf_cam.auditing.strategies import Strategy
+from hf_cam.doors import door
+from hf_cam.errors import HFCamError, ImageError
+from hf_cam.images.drawing import outlined, overlay
+
+if TYPE_CHECKING:
+    from hf_cam.auditing.audit import Audit, Row
+
+THUMB = 160
+"""The longer side of a picture in the page, in pixels."""
+EXAMPLES, UNUSUAL, WRONG = 6, 8, 12
+MANY = 200
+"""So many images are linked from the page; the table has all of them."""
+PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+@door(ImageError)
+def save(audit: Audit, folder: str | Path) -> Path:
+    """Write the page, the findings and the tables; returns the page.
+
+    Raises:
+        ImageError: the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "findings.json", json.dumps(summary(audit), indent=2, ensure_ascii=False))
+        _write(folder / "images.csv", _table(_image_rows(audit)))
+        _write(folder / "strategies.csv", _table(_strategy_rows(audit)))
+        if importlib.util.find_spec("pyarrow"):
+            _write_masks(audit, folder / "findings.parquet")
+        return _write(folder / "index.html", page(audit, folder))
+    except OSError as error:
+        raise ImageError(f"the report cannot be written to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def summary(audit: Audit) -> dict[str, object]:
+    """What `findings.json` holds."""
+    return {
+        "model": audit.model,
+        "method": audit.method,
+        "images": len(audit.rows),
+        "accuracy": audit.accuracy,
+        "classes": list(audit.classes),
+        "notes": list(audit.notes),
+        "frame": audit.frame,
+        "findings": [asdict(one) for one in audit.findings],
+    }
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file so that there is never half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    return unfinished.replace(path)
+
+
+def _table(rows: Sequence[dict[str, object]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _image_rows(audit: Audit) -> list[dict[str, object]]:
+    group = {index: number for number, one in enumerate(audit.strategies) for index in one.members}
+    return [
+        {
+            "name": row.name,
+            "label": row.label,
+            "predicted": row.predicted,
+            "right": row.right,
+            "score": round(row.score, 6),
+            "strategy": group.get(index, ""),
+            "inside": "" if row.inside is None else round(row.inside, 4),
+            "unusual": round(row.unusual, 5),
+            "flags": "; ".join(row.flags),
+            "error": row.error,
+        }
+        for index, row in enumerate(audit.rows)
+    ]
+
+
+def _strategy_rows(audit: Audit) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": number,
+            "label": one.label,
+            "images": len(one.members),
+            "share": round(one.share, 4),
+            "accuracy": round(one.accuracy, 4),
+            "spread": round(one.spread, 5),
+        }
+        for number, one in enumerate(audit.strategies)
+    ]
+
+
+def _write_masks(audit: Audit, path: Path) -> None:
+    """One row per finding and examined image; the region is a PNG of one bit per pixel."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ("finding", "label", "kind", "verdict", "name", "mask")
+    rows = [
+        dict(zip(names, (number, one.label, one.kind, one.verdict, name, _png(mask)), strict=True))
+        for number, (one, masks) in enumerate(zip(audit.findings, audit.masks, strict=True))
+        for name, mask in masks.items()
+    ]
+    types = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.string(), pa.binary())
+    schema = pa.schema(list(zip(names, types, strict=True)))
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
+    unfinished.replace(path)
+
+
+def _png(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def framed(audit: Audit) -> str:
+    """The page in a frame of its own, so that a notebook's styles do not meet it."""
+    return (
+        f'<iframe srcdoc="{html.escape(page(audit), quote=True)}" width="100%" height="640" style="border:0"></iframe>'
+    )
+
+
+def page(audit: Audit, folder: Path | None = None) -> str:
+    """The whole page; links to images are relative to the folder, if there is one."""
+    pictures = Pictures(audit)
+    read = [one for one in audit.findings if one.verdict == "reads it"]
+    readable = sum(not row.error for row in audit.rows)
+    return PAGE.substitute(
+        model=html.escape(audit.model),
+        lead=html.escape(_lead(audit, read)),
+        facts=html.escape(
+            f"{readable} images of {len(audit.classes)} classes, accuracy {audit.accuracy:.2f}; maps by {audit.method}."
+        ),
+        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in audit.notes),
+        findings="".join(_findings(audit, pictures)) or "<p>No class has images enough to be tested.</p>",
+        classes="".join(_classes(audit, pictures)),
+        wrong="".join(_wrong(audit, pictures)) or "<p>None.</p>",
+        unusual="".join(_unusual(audit, pictures)),
+        coverage=_coverage(audit),
+        images="".join(_links(audit, folder)),
+        files="".join(f'<li><a href="{name}">{name}</a></li>' for name in _files()),
+    )
+
+
+def _files() -> tuple[str, ...]:
+    tables = ("findings.json", "images.csv", "strategies.csv")
+    return (*tables, "findings.parquet") if importlib.util.find_spec("pyarrow") else tables
+
+
+def _lead(audit: Audit, read: Sequence[Finding]) -> str:
+    if audit.suspicious:
+        names = dict.fromkeys(one.label for one in audit.suspicious)
+        return f"The model reads something other than a known object for {_joined([repr(name) for name in names])}."
+    if read:
+        return "Nothing was found that the model reads beside the objects."
+    return "No region was found that the model reads apart from others."
+
+
+def _joined(names: Sequence[str]) -> str:
+    shown = list(names[:5]) + ([f"{len(names) - 5} more classes"] if len(names) > 5 else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+class Pictures:
+    """The audit's images, read again for the page, each once."""
+
+    def __init__(self, audit: Audit) -> None:
+        self.audit = audit
+        self.by_name = {case.name: index for index, case in enumerate(audit.cases)}
+        self.image = cache(self._image)
+
+    def _image(self, index: int) -> Image.Image | None:
+        try:
+            return self.audit.cases[index].open().image
+        except HFCamError:  # it was there when it was explained
+            return None
+
+    def with_map(self, index: int) -> str:
+        """The image with its map, as a data URI; empty if either is missing."""
+        image, row = self.image(index), self.audit.rows[index]
+        if image is None or row.map is None:
+            return ""
+        heat = _over(np.asarray(row.map, np.float32), self.audit.cases[index], image, self.audit.frame == "object")
+        return _uri(overlay(_small(image), _resized(heat, _small(image))))
+
+    def with_region(self, name: str, mask: np.ndarray) -> str:
+        """The image with the region's outline, as a data URI."""
+        index = self.by_name.get(name)
+        image = None if index is None else self.image(index)
+        if image is None:
+            return ""
+        small = _small(image)
+        marked = cv2.resize(np.uint8(mask), small.size, interpolation=cv2.INTER_NEAREST) > 0
+        return _uri(outlined(small, None, marked))
+
+
+def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: bool) -> np.ndarray:
+    """A map of the frame, `[H, W]` over the image."""
+    heat = np.zeros((image.height, image.width), np.float32)
+    x0, y0, x1, y1 = within((0.0, 0.0, 1.0, 1.0), case.open().box) if by_object else (0.0, 0.0, 1.0, 1.0)
+    left, right = round(x0 * image.width), max(round(x1 * image.width), round(x0 * image.width) + 1)
+    top, bottom = round(y0 * image.height), max(round(y1 * image.height), round(y0 * image.height) + 1)
+    heat[top:bottom, left:right] = cv2.resize(framed_map, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    return heat / max(float(heat.max()), 1e-12)
+
+
+def _small(image: Image.Image) -> Image.Image:
+    scale = THUMB / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _resized(heat: np.ndarray, like: Image.Image) -> np.ndarray:
+    return np.asarray(np.clip(cv2.resize(heat, like.size, interpolation=cv2.INTER_LINEAR), 0, 1))
+
+
+def _uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _figure(uri: str, caption: str) -> str:
+    if not uri:
+        return ""
+    told = html.escape(caption, quote=True)
+    return f'<figure><img src="{uri}" alt="{told}" loading="lazy"><figcaption>{told}</figcaption></figure>'
+
+
+VERDICTS = {"reads it": "reads", "does not": "not", "undecided": "maybe"}
+
+
+def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    for one, masks in zip(audit.findings, audit.masks, strict=True):
+        shown = [_figure(pictures.with_region(name, mask), Path(name).name) for name, mask in masks.items()]
+        low, high = one.interval
+        spoken = f"fall in accuracy {one.drop:.0%}, between {low:.0%} and {high:.0%}"
+        bar = (
+            f'<div class="bar" role="img" aria-label="{spoken}">'
+            f'<i style="left:{low:.1%};width:{high - low:.1%}"></i><b style="left:{one.drop:.1%}"></b>'
+            f'<s style="left:{one.elsewhere:.1%}"></s></div>'
+        )
+        yield (
+            f'<article class="finding {VERDICTS[one.verdict]}"><h3>{html.escape(one.label)} '
+            f'<span class="kind">{one.kind}</span> <span class="verdict">{one.verdict}</span></h3>'
+            f"<p>{html.escape(one.text)}</p>{bar}"
+            f'<div class="strip">{"".join(shown[:EXAMPLES])}</div></article>'
+        )
+
+
+def _classes(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    for label in dict.fromkeys(one.label for one in audit.strategies):
+        own = [one for one in audit.strategies if one.label == label]
+        maps = [np.asarray(row.map, np.float32) for row in audit.rows if row.predicted == label and row.map is not None]
+        mean = np.mean(maps, 0)
+        yield (
+            f'<section class="class"><h3>{html.escape(label)}</h3><div class="strip">'
+            f"{_figure(_uri(_drawn(mean)), f'mean map of {len(maps)} images')}</div>"
+            f"{''.join(_strategy(number, one, pictures) for number, one in enumerate(own, 1))}</section>"
+        )
+
+
+def _drawn(values: np.ndarray) -> Image.Image:
+    """A map of the frame on grey."""
+    grey = Image.new("RGB", (THUMB, THUMB), (110, 110, 110))
+    return overlay(grey, _resized(values / max(float(values.max()), 1e-12), grey), alpha=0.9)
+
+
+def _strategy(number: int, one: Strategy, pictures: Pictures) -> str:
+    examples = "".join(
+        _figure(pictures.with_map(index), Path(pictures.audit.rows[index].name).name)
+        for index in one.nearest[:EXAMPLES]
+    )
+    return (
+        f"<h4>Strategy {number}: {one.share:.0%} of the images, accuracy {one.accuracy:.2f}</h4>"
+        f'<div class="strip">{_figure(_uri(_drawn(one.map)), "mean map")}{examples}</div>'
+    )
+
+
+def _wrong(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    wrong = [index for index, row in enumerate(audit.rows) if not row.error and not row.right]
+    for index in sorted(wrong, key=lambda index: -audit.rows[index].score)[:WRONG]:
+        row = audit.rows[index]
+        yield _figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), but it is {row.label}")
+
+
+def _unusual(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    read = [index for index, row in enumerate(audit.rows) if row.map is not None]
+    for index in sorted(read, key=lambda index: -audit.rows[index].unusual)[:UNUSUAL]:
+        yield _figure(pictures.with_map(index), f"{audit.rows[index].predicted}: {Path(audit.rows[index].name).name}")
+
+
+def _coverage(audit: Audit) -> str:
+    """The share of the evidence on the objects, per class."""
+    rows = []
+    for label in audit.classes:
+        shares = [row.inside for row in audit.rows if row.label == label and row.inside is not None]
+        if shares:
+            mean, error = float(np.mean(shares)), float(np.std(shares) / np.sqrt(len(shares)))
+            rows.append(
+                f"<tr><td>{html.escape(label)}</td><td>{mean:.2f} ± {error:.2f}</td><td>{len(shares)}</td></tr>"
+            )
+    if not rows:
+        return "<p>No masks or boxes were given.</p>"
+    head = "<tr><th>class</th><th>share of the map on the object</th><th>images</th></tr>"
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _links(audit: Audit, folder: Path | None) -> Iterator[str]:
+    for row in audit.rows[:MANY]:
+        told = row.error or f"{row.predicted} ({row.score:.2f}){'' if row.right else f', labelled {row.label}'}"
+        yield f"<li>{_link(row, folder)}: {html.escape(told)}</li>"
+    if len(audit.rows) > MANY:
+        yield f"<li>and {len(audit.rows) - MANY} more in images.csv</li>"
+
+
+def _link(row: Row, folder: Path | None) -> str:
+    path = Path(row.name)
+    if folder is None or not path.is_file():
+        return html.escape(row.name)
+    target = quote(os.path.relpath(path.resolve(), folder.resolve()))
+    return f'<a href="{target}">{html.escape(path.name)}</a>'

@@ -1,0 +1,122 @@
+"""Does the model read a region? It is shown images without it, and without another region of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import binomtest, false_discovery_control
+from torch import Tensor
+
+from hf_cam.auditing.asking import Asker, Shown, replacements
+from hf_cam.auditing.regions import elsewhere
+
+Verdict = Literal["reads it", "does not", "undecided"]
+Regions = Callable[[Shown], np.ndarray]
+"""The region of an image, `[H, W]` booleans."""
+
+LEVEL = 0.05
+CLEAR = 0.1
+"""The least fall in accuracy, beyond that of another region of the same shape, that counts as reading."""
+PASTED = 3
+"""On how many images of other classes each region is put."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What removing a region did to N held-out images that the model had classified rightly.
+
+    Args:
+        images: N.
+        drop: The share of them whose class changes, under most of the ways to replace pixels.
+        interval: Its 95 % confidence interval (Wilson).
+        elsewhere: The same share for a region of the same shape at another place.
+        follows: The share of images of other classes that take on the class if the region is put on them.
+        follows_elsewhere: The same for a region of the same shape.
+        p: That the region changes the class more often than the other one does, if it did not (McNemar's exact test).
+    """
+
+    images: int
+    drop: float
+    interval: tuple[float, float]
+    elsewhere: float
+    follows: float
+    follows_elsewhere: float
+    p: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What follows, once `p` is corrected."""
+        if self.p < LEVEL and self.drop - self.elsewhere >= CLEAR:
+            return "reads it"
+        return "does not" if self.interval[1] - self.elsewhere < 2 * CLEAR else "undecided"
+
+
+def tried(asker: Asker, images: Sequence[Shown], others: Sequence[Shown], regions: Regions, seed: int = 0) -> Trial:
+    """Remove a region from each image, and put it on images of other classes.
+
+    Args:
+        asker: The model.
+        images: Of one class, classified rightly.
+        others: Images of other classes, from which pixels come and on which regions are put.
+        regions: The region of each image.
+        seed: Seed of the places elsewhere and of the noise.
+    """
+    rng = np.random.default_rng(seed)
+    flips = np.zeros((2, len(images)), bool)
+    follow = np.zeros((2, len(images)))
+    for index, one in enumerate(images):
+        region = regions(one)
+        pair = [one.mask(region), one.mask(elsewhere(region, rng))]
+        donors = [other for other in others if other.pixels.shape == one.pixels.shape]
+        turn = [donors[(index * PASTED + k) % len(donors)] for k in range(min(PASTED, len(donors)))]
+        for side, missing in enumerate(pair):
+            flips[side, index], follow[side, index] = _effects(asker, one, turn, missing, seed)
+    return summary(flips, follow)
+
+
+def _effects(asker: Asker, one: Shown, others: Sequence[Shown], missing: Tensor, seed: int) -> tuple[bool, float]:
+    """Whether most replacements change the class, and how many of the others take it on."""
+    missing = missing.to(one.pixels.device)
+    ways = replacements([other.pixels for other in others], seed)
+    removed = [way(one.pixels, missing[None]) for way in ways.values()]
+    pasted = [torch.where(missing[None, None], one.pixels, other.pixels) for other in others]
+    found = asker.probabilities(torch.cat([*removed, *pasted])).argmax(1) == one.label
+    gone = (~found[: len(removed)]).float().mean()
+    return bool(gone > 0.5), float(found[len(removed) :].float().mean()) if pasted else 0.0
+
+
+def summary(flips: np.ndarray, follow: np.ndarray) -> Trial:
+    """The trial of these outcomes.
+
+    Args:
+        flips: `[2, N]` booleans: whether the class of each image changed without the region, and without another one.
+        follow: `[2, N]` in [0, 1]: the shares of others that took on the class.
+
+    >>> summary(np.array([[True] * 9 + [False], [False] * 10]), np.zeros((2, 10))).drop
+    0.9
+    """
+    count = flips.shape[1]
+    if not count:
+        return Trial(0, 0.0, (0.0, 1.0), 0.0, 0.0, 0.0, 1.0)
+    more, fewer = int((flips[0] & ~flips[1]).sum()), int((flips[1] & ~flips[0]).sum())
+    p = float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0
+    low, high = binomtest(int(flips[0].sum()), count).proportion_ci(method="wilson")
+    (drop, other), (follows, others) = flips.mean(1).tolist(), follow.mean(1).tolist()
+    return Trial(count, drop, (float(low), float(high)), other, follows, others, p)
+
+
+def corrected(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials with `p` corrected for their number (Benjamini and Hochberg).
+
+    >>> one = summary(np.array([[True] * 5, [False] * 5]), np.zeros((2, 5)))
+    >>> corrected([one, replace(one, p=1.0)])[0].p
+    0.0625
+    """
+    if not trials:
+        return []
+    adjusted = false_discovery_control([trial.p for trial in trials])
+    return [replace(trial, p=float(p)) for trial, p in zip(trials, adjusted, strict=True)]

@@ -1,0 +1,97 @@
+"""Files that `hf-cam explain` reads and writes: folders of images, one output per image, and a table."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_cam.errors import OptionError, brief, reason
+
+if TYPE_CHECKING:
+    from hf_cam.explanation import Explanation
+
+PAGES = (".html", ".htm")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+PAGES = (".html", ".htm")
+LONGEST_STEM = 100
+TABLE = ("image", "label", "score", "score_kind", "box", "method", "flags", "file")
+"""Columns of the table that `hf-cam explain --table` writes."""
+
+
+def listed_images(given: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    """The images, with those of folders in place of the folders; and, for these, their names within the folder.
+
+    Raises:
+        ImageError: a folder holds none.
+    """
+    from hf_cam.evaluation.samples import is_folder, samples_of
+
+    images, within = list[str](), dict[str, Path]()
+    for name in given:
+        if is_folder(name):
+            found = [sample.name for sample in samples_of(name)]
+            within |= {image: Path(image).relative_to(Path(name).expanduser()) for image in found}
+            images += found
+        else:
+            images.append(name)
+    return images, within
+
+
+def output_paths(images: Sequence[str], out: str, within: Mapping[str, Path]) -> list[Path]:
+    """One path per image: the requested file, or a file in the requested folder that is named like the image.
+
+    Args:
+        images: Their names.
+        out: The file or folder.
+        within: Of images of a folder, their names within it, whose sub-folders are kept.
+
+    Raises:
+        OptionError: a single file is requested for several images, or the file is not a picture.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() in PICTURES + PAGES and not path.is_dir() and not out.endswith("/"):
+        if len(images) > 1:
+            raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
+        return [path]
+    if len(images) == 1 and path.suffix and not path.is_dir() and not out.endswith("/"):
+        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); for a folder, add a /")
+    paths, taken = list[Path](), set[Path]()
+    for image in images:
+        address = "" if image[:5].lower() == "data:" else image.split("?")[0].rstrip("/")
+        stem = Path(address).stem[:LONGEST_STEM] or "image"
+        folder = path / within[image].parent if image in within else path
+        names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        paths.append(next(free for name in names if (free := folder / f"{name}.png") not in taken))
+        taken.add(paths[-1])
+    return paths
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The path itself, or as many with numbers."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(count)]
+
+
+def entry(name: str, explanation: Explanation, path: Path) -> dict[str, Any]:
+    """A line of the table."""
+    box = "" if explanation.box is None else " ".join(f"{side:.1f}" for side in explanation.box)
+    found = (name, explanation.label, explanation.score, explanation.score_kind, box, explanation.method)
+    return dict(zip(TABLE, (*found, "; ".join(explanation.flags), path), strict=True))
+
+
+def write_table(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file.
+
+    Raises:
+        OptionError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.DictWriter(file, TABLE)
+            writer.writeheader()
+            writer.writerows(entries)
+    except OSError as error:
+        raise OptionError(f"--table: {brief(str(path))} cannot be written ({reason(error)})") from error

@@ -1,0 +1,243 @@
+"""A question about pictures in, the model's answer with one map per word out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_cam.capture.guard import borrowed
+from hf_cam.errors import TargetError, brief
+from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
+from hf_cam.heads.base import PROBABILITY
+from hf_cam.images.videos import Video
+from hf_cam.models.loading import LoadedModel
+from hf_cam.request import Request
+from hf_cam.targets import entries_of
+from hf_cam.words.answer import Answer
+from hf_cam.words.locate import Known, Located, known_of, located
+from hf_cam.words.methods import WORD_METHODS
+from hf_cam.words.prompts import Prompt, prompt_of
+from hf_cam.words.scores import Score
+from hf_cam.words.tokens import Text, Word, contrasted, text_of, tokens_of, words_named
+from hf_cam.words.weighing import Question, Weighed, weighed
+from hf_cam.words.writing import LONGEST, Written, answer_rows, cached_inputs, whole_inputs, written
+
+Pictures = Image.Image | Video | tuple[Image.Image, ...]
+"""What one question is about: a picture, several, or the frames of a video."""
+
+CUT_OFF = "the answer was cut off"
+FAINT = 0.05
+"""Evidence below which a word hardly depends on the picture: its map is not stretched to [0, 1]."""
+SHARE = "share of the two words"
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is explained of an answer.
+
+    Args:
+        text: The answer.
+        words: Its words to explain.
+        score: Of its tokens.
+        contrast: The tokens' ids if two words are contrasted: at which token, the one, the other.
+    """
+
+    text: Text
+    words: tuple[Word, ...]
+    score: Score
+    contrast: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class WordExplainer:
+    """Explains the words that a vision-language model writes.
+
+    Args:
+        loaded: The model with its processor.
+        method: An id of `hf_cam.words.methods.list_word_methods()`, or "auto".
+    """
+
+    loaded: LoadedModel
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse a method that does not exist.
+
+        Raises:
+            MethodError: naming the nearest ones.
+        """
+        if self.method != "auto":
+            WORD_METHODS.get(self.method)
+
+    def __call__(self, pictures: Pictures, request: Request) -> Answer:
+        """The answer about one picture, or about several together.
+
+        Raises:
+            TargetError: a target was not said, or the model writes nothing.
+            ModelError: the processor fails, or where the picture enters the model cannot be established.
+        """
+        shown = _listed(pictures)
+        prompt = prompt_of(self.loaded.processor, " ".join(request.text), len(shown), request.messages)
+        tokenizer = self.loaded.processor.tokenizer
+        forced = None if request.answer is None else tokens_of(request.answer, tokenizer)
+        with borrowed(self.loaded.module) as replica:
+            prepare = _Prepare(prompt, self.loaded)
+            inputs = prepare(shown)
+            text = written(replica, inputs, {**GREEDY, **request.generate}, forced)
+            asked = _asked(text, request.target, tokenizer)
+            places = located(self._known, replica, prepare, shown, inputs)
+            found = _weighed(self.method, replica, inputs, text, asked, places)
+        return Answer(
+            _explanations(asked, text, found, places, pictures),
+            answer=asked.text.text,
+            image=shown[0],
+            model=self.loaded.traits.name_or_path or self.loaded.traits.class_name,
+        )
+
+    def located(self, pictures: Pictures, question: str = "What is in the picture?") -> list[Located]:
+        """Where the cells of each picture enter the language model, and where they lie in the picture.
+
+        Raises:
+            ModelError: the processor fails, or that cannot be established; with the reason.
+        """
+        shown = _listed(pictures)
+        prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
+        with borrowed(self.loaded.module) as replica:
+            return located(self._known, replica, prepare, shown, prepare(shown))
+
+    @property
+    def _known(self) -> Known:
+        return known_of(self.loaded.module, self.loaded.processor)
+
+
+GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}
+"""Settings of the generation where the caller does not say."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepare:
+    """The model's inputs for pictures, on its device and in its dtype."""
+
+    prompt: Prompt
+    loaded: LoadedModel
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        weight = self.loaded.traits.weight
+        made = self.prompt(pictures)
+        if weight is None:
+            return made
+        return {
+            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            for name, value in made.items()
+            if not self.loaded.traits.swallows(name)
+        }
+
+
+def _listed(pictures: Pictures) -> tuple[Image.Image, ...]:
+    if isinstance(pictures, Video):
+        return tuple(pictures.frames)
+    return pictures if isinstance(pictures, tuple) else (pictures,)
+
+
+def _asked(text: Written, target: Any, tokenizer: Any) -> Asked:
+    """The words to explain: all, those that the targets name, or one that is contrasted with another."""
+    said, score = text_of(text.tokens, tokenizer), Score(text.tokens)
+    if isinstance(target, tuple):
+        if len(target) != 2 or not all(isinstance(one, str) for one in target):
+            raise TargetError(f"a contrast takes two words, such as ('red', 'blue'), not {brief(target)}")
+        word, *contrast = contrasted(said, target, text.tokens, tokenizer, finished=text.finished)
+        at, mine, theirs = contrast
+        other = replace(word, label=f"{target[0]}, not {target[1]}", tokens=(at,))
+        tokens = text.tokens.clone()
+        tokens[at] = mine
+        return Asked(said, (other,), Score(tokens, {at: theirs}), (at, mine, theirs))
+    if target is None:
+        return Asked(said, said.words, score)
+    named = [word for one in entries_of(target) or [target] for word in words_named(said, one, finished=text.finished)]
+    return Asked(said, tuple(dict.fromkeys(named)), score)
+
+
+def _weighed(
+    method: str, replica: nn.Module, inputs: Mapping[str, Any], text: Written, asked: Asked, places: Sequence[Located]
+) -> Weighed:
+    """The weights of all words of the answer, or of the one contrast, over the cells of all pictures in turn."""
+    place = replace(places[0].place, cells=torch.cat([one.place.cells for one in places]))
+    words = asked.words if asked.contrast else asked.text.words
+    if not words:
+        raise TargetError(f"the answer {brief(asked.text.text)} has no word to explain; ask another question")
+    question = Question(
+        replica, place, asked.score, [word.tokens for word in words], answer_rows(len(text.tokens)),
+        length=text.prompt.shape[1] + len(text.tokens) - 1,
+        whole=partial(whole_inputs, replica, inputs, text),
+        cached=partial(cached_inputs, replica, inputs, text),
+        known=text.logits,
+    )  # fmt: skip
+    return weighed(method, question)
+
+
+def _explanations(
+    asked: Asked, text: Written, found: Weighed, places: Sequence[Located], pictures: Pictures
+) -> list[Explanation]:
+    """Word by word; of several pictures one after the other."""
+    sums = found.weights.sum(1)
+    evidence = sums / sums.max().clamp_min(torch.finfo(sums.dtype).tiny)
+    parts = found.weights.split([one.footprints.cells for one in places], 1)
+    maps = [one.footprints.painted(part) for one, part in zip(places, parts, strict=True)]
+    rows = list(range(len(found.weights)))
+    if not asked.contrast:
+        rows = [asked.text.words.index(word) for word in asked.words]
+    probabilities = asked.score.probabilities(found.logits)
+    last = asked.text.words[-1]
+    return [
+        Explanation(
+            label=word.label,
+            score=_probability(word, asked, probabilities, found.logits),
+            heatmap=heatmap,
+            raw=raw,
+            method=found.method,
+            layers=(places[0].place.module,),
+            image=picture,
+            flags=_flags(float(evidence[row]), cut=not text.finished and word is last),
+            frames=frames,
+            score_kind=SHARE if asked.contrast else PROBABILITY,
+            span=word.span,
+            evidence=float(evidence[row]),
+        )
+        for row, word in zip(rows, asked.words, strict=True)
+        for picture, frames, heatmap, raw in _drawn([one[row] for one in maps], float(evidence[row]), pictures)
+    ]
+
+
+def _drawn(
+    maps: Sequence[Tensor], evidence: float, pictures: Pictures
+) -> list[tuple[Image.Image, tuple[Image.Image, ...], np.ndarray, np.ndarray]]:
+    """Each picture with its frames, the heatmap and the map before it was stretched; pictures share one scale."""
+    peak = max(float(one.max()) for one in maps)
+    height = 1.0 if evidence >= FAINT else evidence
+    scale = height / peak if peak > 0 else 0.0
+    stretched = [(one * scale).clamp(0, 1).numpy() for one in maps]
+    raw = [one.numpy() for one in maps]
+    if isinstance(pictures, Video):
+        frames = tuple(pictures.frames)
+        return [(frames[0], frames, np.stack(stretched), np.stack(raw))]
+    return [(one, (), map_, before) for one, map_, before in zip(_listed(pictures), stretched, raw, strict=True)]
+
+
+def _probability(word: Word, asked: Asked, probabilities: Tensor, logits: Tensor) -> float:
+    """Of the word, the product of its tokens'; of a contrast, the share that the one has of both."""
+    if asked.contrast is None:
+        return float(probabilities[list(word.tokens)].prod())
+    at, mine, theirs = asked.contrast
+    return float(torch.sigmoid(logits[at, mine].float() - logits[at, theirs].float()))
+
+
+def _flags(evidence: float, *, cut: bool) -> tuple[str, ...]:
+    faint = NO_EVIDENCE if evidence == 0 else WITHOUT_PICTURE if evidence < FAINT else ""
+    return tuple(filter(None, (faint, CUT_OFF if cut else "")))

@@ -1,0 +1,261 @@
+"""Where the picture's cells are in the language model and in the picture; measured once per model and picture size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_cam.errors import ModelError
+from hf_cam.images.geometry import Geometry
+from hf_cam.images.placing import Geometries
+from hf_cam.words.footprints import Footprints, disturbed, footprints_of, halved, on_raster
+from hf_cam.words.place import Kind, Place, at_known, find_place, read, sightings, text_lengths
+
+Prepare = Callable[[Sequence[Image.Image]], Mapping[str, Any]]
+"""From the pictures of one prompt to the forward's inputs."""
+
+LOCAL = 0.6
+"""Locality from which the cells of a sequence are those of a grid."""
+SMEARED = 0.25
+"""Locality up to which cells do not show a place in the picture."""
+CONFIRMED = 2
+"""Sizes at which a raster was confirmed before it is only checked at others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """The cells of one picture.
+
+    Args:
+        place: Where they enter the language model.
+        footprints: Where they lie in the picture.
+    """
+
+    place: Place
+    footprints: Footprints = field(repr=False)
+
+    def __str__(self) -> str:
+        """Both in words."""
+        return f"{self.place}; {self.footprints}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both as plain data."""
+        place, found = self.place, self.footprints
+        return {
+            "kind": place.kind,
+            "module": place.module,
+            "argument": place.argument,
+            "cells": len(place.cells),
+            "grid": None if found.grid is None else list(found.grid),
+            "locality": round(found.bars.locality, 2),
+            "picture": list(found.image_size),
+        }
+
+
+@dataclass
+class Known:
+    """What was measured on one model.
+
+    Args:
+        located: By the sizes of the pictures and the shapes of the inputs, with the ids of the text.
+        rasters: What was found where a raster agreed with a measurement, at different sizes.
+        geometries: How the processor puts pictures on a canvas.
+    """
+
+    located: dict[Any, tuple[list[Located], Tensor | None]] = field(default_factory=dict)
+    rasters: dict[Any, Located] = field(default_factory=dict)
+    geometries: Geometries = field(default_factory=Geometries)
+
+    @property
+    def rule(self) -> Place | None:
+        """Where pictures of other sizes entered on a raster, if that was the same place at each; else None."""
+        places = [one.place for one in self.rasters.values()]
+        same = {(one.module, one.argument, one.turn, one.kind) for one in places}
+        return places[0] if len(places) >= CONFIRMED and len(same) == 1 else None
+
+
+_known: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Known]]] = WeakKeyDictionary()
+
+
+def known_of(model: nn.Module, owner: Any) -> Known:
+    """What was measured on a model with inputs that one processor or function makes.
+
+    Args:
+        model: The caller's model.
+        owner: What makes the inputs; it is kept alive, so that no other object gets its identity.
+    """
+    return _known.setdefault(model, {}).setdefault(id(owner), (owner, Known()))[1]
+
+
+def located(
+    known: Known, replica: nn.Module, prepare: Prepare, pictures: Sequence[Image.Image], clean: Mapping[str, Any]
+) -> list[Located]:
+    """The cells of each picture of a prompt.
+
+    Args:
+        known: From `known_of`; what is measured is added.
+        replica: What runs.
+        prepare: From the pictures to the forward's inputs.
+        pictures: Of the prompt.
+        clean: What `prepare` made of them.
+
+    Raises:
+        ModelError: no place passes the check; with the reason.
+    """
+    key = _key(pictures, clean)
+    before = _moved(*known.located[key], clean) if key in known.located else None
+    if before is None:
+        parts = [_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures))]
+        before = [_checked(part, known) or _located(part) for part in parts]
+        known.located[key] = before, clean.get("input_ids")
+        known.rasters |= {one.footprints.image_size: one for one in before if one.footprints.grid is not None}
+    return before
+
+
+def _key(pictures: Sequence[Image.Image], inputs: Mapping[str, Any]) -> Any:
+    """The sizes of the pictures and the shapes of what the processor made of them."""
+    shapes = tuple(
+        (name, tuple(one.shape))
+        for name, one in sorted(inputs.items())
+        if isinstance(one, Tensor) and one.is_floating_point()
+    )
+    return tuple(picture.size for picture in pictures), shapes
+
+
+def _moved(found: list[Located], ids: Tensor | None, inputs: Mapping[str, Any]) -> list[Located] | None:
+    """The same cells behind another text: at the same ones among the placeholders; None where there are others."""
+    now = inputs.get("input_ids")
+    if ids is None or now is None or all(one.place.kind == "attended to" for one in found):
+        return found
+    if torch.equal(ids, now):
+        return found
+    if any(one.place.kind != "in the sequence" for one in found):
+        return None
+    cells = torch.cat([one.place.cells for one in found]).to(ids.device)
+    placeholders = ids[0, cells].unique()
+    if len(placeholders) != 1:
+        return None
+    old, new = ((one[0] == placeholders).nonzero()[:, 0] for one in (ids, now))
+    if len(old) != len(new):
+        return None
+    shift = torch.zeros(ids.shape[1], dtype=torch.long, device=ids.device)
+    shift[old] = new
+    shape = (1, now.shape[1])
+    return [
+        replace(
+            one,
+            place=replace(one.place, shape=shape + one.place.shape[2:], cells=shift[one.place.cells.to(ids.device)]),
+        )
+        for one in found
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Measurement:
+    """The runs that show where the cells of one picture of a prompt are."""
+
+    replica: nn.Module
+    prepare: Prepare
+    pictures: Sequence[Image.Image]
+    index: int
+    clean: Mapping[str, Any]
+    known: Known
+
+    @property
+    def picture(self) -> Image.Image:
+        return self.pictures[self.index]
+
+    def inputs(self, picture: Image.Image) -> Mapping[str, Any]:
+        """With another picture in place of this one."""
+        others = [*self.pictures]
+        others[self.index] = picture
+        made = self.prepare(others)
+        for name, was in self.clean.items():
+            value = made.get(name)
+            if isinstance(value, Tensor) and isinstance(was, Tensor) and was.shape != value.shape:
+                raise ModelError(
+                    f"the processor makes {name} {tuple(value.shape)} of a disturbed picture and {tuple(was.shape)} of "
+                    "the picture itself, so where it puts what cannot be measured"
+                )
+        return made
+
+    def footprints(self, place: Place) -> Footprints:
+        """Where the cells at a place lie."""
+        clean = read(self.replica, self.clean, place)
+        return footprints_of(self.picture, self.reader(place), clean, self.geometry)
+
+    def reader(self, place: Place) -> Callable[[Image.Image], Tensor]:
+        """The cells' states at a place, as a function of this picture."""
+        return lambda picture: read(self.replica, self.inputs(picture), place)
+
+    def geometry(self) -> Geometry | None:
+        """How the processor puts this picture on a canvas; None if it makes none."""
+        pixels = self.clean.get("pixel_values")
+        if not isinstance(pixels, Tensor) or pixels.ndim < 4 or pixels[..., 0, 0].numel() != 3 * len(self.pictures):
+            return None
+
+        def canvas(pictures: Sequence[Image.Image]) -> Tensor:
+            made: Tensor = self.prepare([*pictures] * len(self.pictures))["pixel_values"]
+            return made.reshape(-1, 3, *made.shape[-2:])[:1]
+
+        return self.known.geometries.of(canvas, (self.picture.height, self.picture.width))
+
+
+def _checked(part: _Measurement, known: Known) -> Located | None:
+    """The cells on the raster that fitted at other sizes, if two half pictures agree with it; else None."""
+    if (rule := known.rule) is None:
+        return None
+    other = part.inputs(disturbed(part.picture))
+    place = at_known(part.replica, rule, part.clean, other)
+    if place is None:
+        return None
+    clean, whole = (read(part.replica, inputs, place) for inputs in (part.clean, other))
+    bars = halved(part.picture, part.reader(place), clean, whole)
+    found = on_raster(Footprints((part.picture.height, part.picture.width), bars), part.geometry)
+    return None if found is None else Located(place, found)
+
+
+def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same picture with the last id of the text changed; so many tokens as before."""
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    ids = inputs[name].clone()
+    ids[:, -1] = torch.where(ids[:, -1] > 1, ids[:, -1] - 1, ids[:, -1] + 1)
+    return {**inputs, name: ids}
+
+
+def _located(part: _Measurement) -> Located:
+    """The first place whose cells are local, or that of states that are attended to."""
+    seen = sightings(part.replica, part.clean)
+    other, lengths = part.inputs(disturbed(part.picture)), text_lengths(part.clean)
+    if not lengths:
+        raise ModelError("the model's inputs hold no tokens: input_ids or decoder_input_ids are missing")
+    passed: list[tuple[float, Located]] = []
+    kinds: tuple[Kind, ...] = ("in the sequence", "before the text", "attended to")
+    for kind in kinds:
+        reworded = sightings(part.replica, _reworded(part.clean)) if kind == "before the text" else None
+        place = find_place(part.replica, seen, other, lengths, kind, reworded)
+        if place is None:
+            continue
+        found = Located(place, part.footprints(place))
+        locality = found.footprints.bars.locality
+        if locality >= LOCAL:
+            return found
+        passed.append((locality, found))
+    if not passed:
+        raise ModelError(
+            "no part of the model's forward gets the picture's cells: two pictures lead to the same inputs of the "
+            "language model, or all of it reacts to either"
+        )
+    locality, best = passed[-1] if len(passed) > 1 and passed[-1][0] >= SMEARED else max(passed, key=lambda one: one[0])
+    if locality < SMEARED:
+        raise ModelError(
+            f"each of the {len(best.place.cells)} cells at {best.place.module!r} reacts to all of the picture alike "
+            f"(locality {locality:.2f}, where {SMEARED} is needed), so no map over it can be drawn"
+        )
+    return best

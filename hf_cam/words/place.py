@@ -1,0 +1,302 @@
+"""Where a picture enters a language model, found from two runs that differ in the picture alone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.capture.inputs import call
+from hf_cam.errors import ModelError
+
+Kind = Literal["in the sequence", "before the text", "attended to"]
+
+ATTENDED = ("encoder_hidden_states", "cross_attention_states", "image_hidden_states", "context", "key_value_states")
+"""Names under which modules take states that others attend to."""
+NARROWEST = 8
+"""Tensors with fewer channels hold positions or masks, not states."""
+ROUNDING = 1e-6
+"""Relative change up to which a position does not depend on the picture."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An argument of a module call that holds the picture's cells.
+
+    Args:
+        module: Dotted name of the module.
+        argument: Name of the argument, or its index among the positional ones.
+        turn: Number of the call among those of the module in one forward.
+        kind: Whether the cells lie among the text's positions, before them, or in states that are attended to.
+        shape: Of the argument.
+        cells: `[n]` indices along all axes but the last, flattened.
+    """
+
+    module: str
+    argument: str | int
+    turn: int
+    kind: Kind
+    shape: tuple[int, ...]
+    cells: Tensor = field(repr=False, compare=False)
+
+    def value(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The argument itself, from those of the call."""
+        found: Tensor = kwargs[self.argument] if isinstance(self.argument, str) else args[self.argument]
+        return found
+
+    def __str__(self) -> str:
+        """The call and what lies there, in words."""
+        named = self.argument if isinstance(self.argument, str) else f"argument {self.argument}"
+        return f"{self.kind}: {len(self.cells)} cells of {named} of {self.module or 'the model'}"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One argument of a module call: where it was, what it is called, and one number per position."""
+
+    module: str
+    argument: str | int
+    turn: int
+    name: str
+    shape: tuple[int, ...]
+    sums: Tensor
+
+
+class _Found(Exception):
+    """Carries the place out of a forward that need not go on."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+def text_lengths(inputs: Mapping[str, Any]) -> list[int]:
+    """The lengths of the token sequences among the inputs, shortest first."""
+    ids = (inputs.get(name) for name in ("input_ids", "decoder_input_ids"))
+    return sorted({one.shape[-1] for one in ids if isinstance(one, Tensor)})
+
+
+def sightings(model: nn.Module, inputs: Mapping[str, Any]) -> list[_Seen]:
+    """All arguments that may hold the picture's cells, in the order of one forward."""
+    seen: list[_Seen] = []
+    with _observed(model, seen.append), torch.no_grad():
+        call(model, inputs)
+    return seen
+
+
+def find_place(
+    model: nn.Module,
+    clean: Sequence[_Seen],
+    other: Mapping[str, Any],
+    lengths: Sequence[int],
+    kind: Kind,
+    reworded: Sequence[_Seen] | None = None,
+) -> Place | None:
+    """The first argument that holds the picture's cells, in the order of the forward; None if there is none.
+
+    Args:
+        model: A replica, whose hooks are removed again.
+        clean: From `sightings` with one picture.
+        other: The inputs with another picture.
+        lengths: Of the text, from `text_lengths`.
+        kind: The kind of place to look for.
+        reworded: From `sightings` with another text: in front of the text, padding does not react either, but the text
+            itself does. Needed for the kind "before the text".
+
+    Raises:
+        ModelError: the forward takes another path with the other picture.
+    """
+    earlier = iter(zip(clean, clean if reworded is None else reworded, strict=False))
+
+    def compare(seen: _Seen) -> None:
+        before, text = next(earlier, (None, None))
+        if before is None or (before.module, before.argument) != (seen.module, seen.argument):
+            raise ModelError("the model's forward takes another path for another picture of the same size")
+        assert text is not None
+        if (place := _place(before, seen, text, lengths, kind)) is not None:
+            raise _Found(place)
+
+    try:
+        with _observed(model, compare), torch.no_grad():
+            call(model, other)
+    except _Found as found:
+        place: Place = found.value
+        return place
+    return None
+
+
+def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
+    """The picture's cells `[n, D]` at a place; the forward ends there.
+
+    Raises:
+        ModelError: the forward does not get there, or with another shape.
+    """
+    states = states_at(model, inputs, place)
+    if tuple(states.shape) != place.shape:
+        raise ModelError(
+            f"a disturbed picture of the same size becomes {tuple(states.shape)} at {place.module!r} in place of "
+            f"{place.shape}; the processor crops pictures by what they show"
+        )
+    return states.flatten(0, -2)[place.cells.to(states.device)].float()
+
+
+def at_known(model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any]) -> Place | None:
+    """The same argument with the cells that react to another picture; None if none does, or all do.
+
+    Args:
+        model: A replica.
+        place: Found with pictures of another size.
+        clean, other: The inputs with one picture and with another.
+    """
+    before, after = (states_at(model, inputs, place).flatten(0, -2) for inputs in (clean, other))
+    if before.shape != after.shape:
+        return None
+    reacts = (before != after).any(-1)
+    if not reacts.any() or (reacts.all() and place.kind == "in the sequence"):
+        return None
+    shape = (*place.shape[:-2], before.shape[0] // math.prod(place.shape[:-2]), before.shape[1])
+    return replace(place, shape=shape, cells=reacts.nonzero()[:, 0])
+
+
+def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
+    """The whole argument at a place; the forward ends there.
+
+    Raises:
+        ModelError: the forward does not get there.
+    """
+    calls = 0
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > place.turn:
+            raise _Found(place.value(args, kwargs).detach())
+
+    handle = model.get_submodule(place.module).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            call(model, inputs)
+    except _Found as found:
+        states: Tensor = found.value
+        return states
+    finally:
+        handle.remove()
+    raise ModelError(f"the model's forward does not reach {place.module!r} with a disturbed picture")
+
+
+@contextmanager
+def swapped_in(model: nn.Module, place: Place) -> Iterator[dict[str, Tensor]]:
+    """Let the forward run without gradients up to a place, and with gradients from there on.
+
+    Yields a dict that has the picture's cells `[n, D]` as "leaf" after the forward. Every module that gets the same
+    tensor gets the one that is connected to the leaf.
+    """
+    box: dict[str, Tensor] = {}
+    turns: Counter[str] = Counter()
+
+    def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        turns["calls"] += 1
+        if "leaf" in box or turns["calls"] <= place.turn:
+            return
+        torch.set_grad_enabled(True)
+        old = place.value(args, kwargs).detach()
+        flat, cells = old.flatten(0, -2), place.cells.to(old.device)
+        leaf = flat[cells].clone().requires_grad_()
+        box.update(leaf=leaf, old=old, new=flat.clone().index_copy(0, cells, leaf).view(old.shape))
+
+    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "leaf" not in box:
+            return None
+        return tuple(map(instead, args)), {name: instead(value) for name, value in kwargs.items()}
+
+    def instead(value: Any) -> Any:
+        old, new = box["old"], box["new"]
+        same = (
+            isinstance(value, Tensor)
+            and value is not new
+            and value.data_ptr() == old.data_ptr()
+            and value.shape == old.shape
+        )
+        return new if same else value
+
+    entrance = model.get_submodule(place.module)
+    handles = [entrance.register_forward_pre_hook(start, with_kwargs=True)]
+    handles += [one.register_forward_pre_hook(swap, with_kwargs=True) for one in model.modules() if one is not model]
+    try:
+        with torch.no_grad():
+            yield box
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _place(before: _Seen, now: _Seen, text: _Seen, lengths: Sequence[int], kind: Kind) -> Place | None:
+    if before.shape != now.shape or not lengths:
+        return None
+    reacts = (before.sums - now.sums).abs() > ROUNDING * before.sums.abs()
+    if _kind(now, reacts, lengths) != kind:
+        return None
+    if kind == "before the text" and (text.shape != now.shape or not (before.sums != text.sums)[-lengths[-1] :].any()):
+        return None
+    return Place(now.module, now.argument, now.turn, kind, now.shape, reacts.nonzero()[:, 0])
+
+
+def _kind(seen: _Seen, reacts: Tensor, lengths: Sequence[int]) -> Kind | None:
+    """What kind of place an argument is, given which of its positions react to the picture; None if it is none."""
+    if not reacts.any():
+        return None
+    if len(seen.shape) == 3 and seen.shape[0] == 1:
+        if seen.shape[1] in lengths and not reacts.all():
+            return "in the sequence"
+        if seen.shape[1] > lengths[-1] and not reacts[-lengths[-1] :].any():
+            return "before the text"
+    return "attended to" if seen.name in ATTENDED else None
+
+
+@contextmanager
+def _observed(model: nn.Module, report: Callable[[_Seen], None]) -> Iterator[None]:
+    """Report every argument that may hold the picture's cells, while it is passed."""
+    turns: Counter[str] = Counter()
+
+    def watch(name: str, module: nn.Module) -> Callable[..., None]:
+        names = [*inspect.signature(type(module).forward).parameters][1:]
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            turn = turns[name]
+            turns[name] += 1
+            called: dict[str | int, str] = dict(enumerate(names))
+            given: dict[str | int, Any] = dict([*enumerate(args), *kwargs.items()])
+            for key, value in given.items():
+                if _may_hold_cells(value):
+                    sums = value.detach().float().flatten(0, -2).abs().sum(-1)
+                    title = key if isinstance(key, str) else called.get(key, "")
+                    report(_Seen(name, key, turn, title, tuple(value.shape), sums))
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(watch(name, module), with_kwargs=True)
+        for name, module in model.named_modules()
+        if module is not model and not isinstance(module, nn.Embedding) and not _is_rotary(module)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    """Whether a module only takes the dtype and the device of the states: it passes no gradient on."""
+    return "rotary" in type(module).__name__.lower()
+
+
+def _may_hold_cells(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 3 and value.shape[-1] > NARROWEST

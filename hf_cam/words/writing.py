@@ -1,0 +1,155 @@
+"""What a model writes about a picture: the generated tokens, and the forwards that follow on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cam.capture.draws import own_draws
+from hf_cam.doors import blaming
+from hf_cam.errors import ModelError, TargetError
+from hf_cam.models.traits import accepts
+
+LONGEST = 64
+"""Tokens of an answer where the caller does not say."""
+TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Inputs that go on with their last value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Tokens that follow a prompt.
+
+    Args:
+        prompt: `[1, P]` ids in front of them: of an encoder-decoder, those that start its decoder.
+        tokens: `[T]` ids, without the one that ends the text.
+        logits: `[t, V]` that the generation predicted the first t tokens with.
+        finished: Whether the model ended the text itself.
+        cache: Of the generation; None if it has none that is of use.
+    """
+
+    prompt: Tensor = field(repr=False)
+    tokens: Tensor
+    logits: Tensor = field(repr=False)
+    finished: bool
+    cache: Any = field(repr=False)
+
+
+def written(
+    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], forced: Tensor | None = None
+) -> Written:
+    """What the model writes, or what it is forced to write.
+
+    Args:
+        model: A replica.
+        inputs: The prompt and the picture.
+        settings: Of `generate`.
+        forced: `[T]` ids; of the generation, only the cache and the first token's logits are used.
+
+    Raises:
+        TargetError: the model writes nothing.
+    """
+    own = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1} if forced is not None else dict(settings)
+    with blaming("the model's generate()", ModelError), own_draws(model, inputs), torch.no_grad():
+        found = model.generate(  # type: ignore[operator]
+            **inputs, **own, return_dict_in_generate=True, output_logits=True
+        )
+    count = len(found.logits)
+    sequence, logits = found.sequences[0], torch.cat([one[:1] for one in found.logits]).float()
+    simple = found.logits[0].shape[0] == 1 and own.get("num_beams", 1) == 1
+    prompt = sequence[: len(sequence) - count][None]
+    if len(prompt[0]) < 2 and "input_ids" in inputs and not decodes(model):
+        prompt = inputs["input_ids"]  # of a model that generates from embeddings
+    cache = found.get("cache", None)
+    cache = found.get("past_key_values", None) if cache is None else cache
+    if forced is not None:
+        return Written(prompt, forced.to(sequence.device), logits, True, cache)
+    ends = _ends(model, settings)
+    tokens = sequence[len(sequence) - count :]
+    finished = int(tokens[-1]) in ends
+    tokens = tokens[: next((at for at, token in enumerate(tokens.tolist()) if token in ends), count)]
+    if not len(tokens):
+        raise TargetError("the model writes nothing about this picture; ask another question, or pass answer=")
+    if not simple:  # of several beams: its cache holds them all
+        again = written(model, inputs, {}, tokens)
+        return Written(again.prompt, again.tokens, again.logits, finished, again.cache)
+    return Written(prompt, tokens, logits[: len(tokens)], finished, cache)
+
+
+def answer_rows(count: int) -> Tensor:
+    """The rows that predict the `count` last tokens, where the last token itself is left out of the forward."""
+    return torch.arange(-count, 0)
+
+
+def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any] | None:
+    """The inputs of a forward over the T rows that predict the tokens, on the generation's cache before them.
+
+    The cache is cut, not copied, so it serves once. None if the model has no cache that can be cut.
+    """
+    cache, before = text.cache, text.prompt.shape[1] - 1
+    if before < 1 or not _is_cut(cache, before):
+        return None
+    ids = torch.cat([text.prompt, text.tokens[None, :-1]], 1)
+    others = {name: value for name, value in _longer(inputs, text).items() if name != "input_ids"}
+    name = "cache" if accepts(model, "cache") else "past_key_values"
+    with blaming("the model's prepare_inputs_for_generation()", ModelError):
+        prepared: dict[str, Any] = model.prepare_inputs_for_generation(  # type: ignore[operator]
+            ids, next_sequence_length=len(text.tokens), use_cache=True, **{**others, "cache": cache}
+        )
+    if "cache" in prepared and name != "cache":
+        prepared[name] = prepared.pop("cache")
+    return {name: value for name, value in prepared.items() if value is not None and not name.startswith("logits_to")}
+
+
+def whole_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any]:
+    """The inputs of one forward over the prompt and all tokens but the last, whose last T rows predict the tokens."""
+    follows = torch.cat([text.prompt, text.tokens[None, :-1]], 1)
+    if decodes(model):
+        return {**inputs, "decoder_input_ids": follows}
+    return {**_longer(inputs, text), "input_ids": follows, **_uncached(model)}
+
+
+def _uncached(model: nn.Module) -> dict[str, Any]:
+    return {"use_cache": False} if accepts(model, "use_cache") else {}
+
+
+def _longer(inputs: Mapping[str, Any], text: Written) -> dict[str, Any]:
+    """The prompt's inputs for all tokens but the last; everything that counts the prompt's tokens goes on."""
+    given = inputs.get("input_ids")
+    length = text.prompt.shape[1] if given is None else given.shape[1]
+    more = text.prompt.shape[1] + len(text.tokens) - 1 - length
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        counts = isinstance(value, Tensor) and value.ndim > 1 and not value.is_floating_point()
+        if counts and value.shape[1] == length and (name in TYPES or "mask" in name) and more > 0:
+            last = torch.ones_like(value[:, -1:]) if name == "attention_mask" else value[:, -1:]
+            value = torch.cat([value, last.repeat(1, more, *[1] * (value.ndim - 2))], 1)
+        found[name] = value
+    return found
+
+
+def _is_cut(cache: Any, length: int) -> bool:
+    """Cut a cache to a length; False if it is none, or cannot be cut."""
+    try:
+        surplus = cache.get_seq_length() - length
+        if surplus < 0 or getattr(cache, "is_croppable", True) is False:
+            return False
+        cache.crop(-surplus)
+        return bool(cache.get_seq_length() == length)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def decodes(model: nn.Module) -> bool:
+    """Whether a decoder of its own writes the text."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _ends(model: nn.Module, settings: Mapping[str, Any]) -> set[int]:
+    """The ids that end a text."""
+    own = settings.get("eos_token_id", getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    return set() if own is None else {int(one) for one in (own if isinstance(own, list | tuple) else [own])}

@@ -1,0 +1,298 @@
+"""An audit finds what a class is read from, and says nothing of what is not read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hf_cam
+from hf_cam.auditing.audit import Audit
+from hf_cam.auditing.cases import Opened, box_of, cases_of, match
+from hf_cam.auditing.findings import carried, kind_of, place_name
+from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
+from hf_cam.auditing.strategies import strategies
+from hf_cam.auditing.trials import summary
+from hf_cam.errors import HFCamError, ImageError, OptionError
+from hf_cam.interfaces.cli import main
+from hf_cam.zoo.scenes import CLASSES, cheater_scenes, mark_region
+
+CLASSES_OF_CHEATER = dict(enumerate(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def audited() -> Audit:
+    return hf_cam.audit("demo:cheater", cheater_scenes(72), held_out=12)
+
+
+def test_the_mark_is_found_without_a_hint_and_in_its_place(audited: Audit):
+    [found] = audited.suspicious
+    assert (found.label, found.kind, found.verdict) == ("coat", "place", "reads it")
+    assert found.region is not None
+    assert overlap(found.region, box_of(mark_region())) >= 0.3
+    assert found.drop >= 0.8
+    assert found.interval[0] <= found.drop <= found.interval[1]
+    assert found.elsewhere <= 0.2
+    assert audited.findings[0] is found
+    assert "upper right corner" in found.text
+
+
+def test_each_finding_has_the_masks_of_the_images_that_it_was_tested_on(audited: Audit):
+    masks = audited.masks[0]
+    assert len(masks) >= audited.findings[0].images
+    for mask in masks.values():
+        shared = (mask & mark_region()).sum() / (mask | mark_region()).sum()
+        assert shared >= 0.3
+
+
+def test_a_report_needs_no_other_file_and_its_tables_have_every_image(audited: Audit, tmp_path: Path):
+    page = audited.save(tmp_path / "report").read_text(encoding="utf-8")
+    assert "http://" not in page
+    assert "https://" not in page
+    assert audited.findings[0].text.replace("'", "&#x27;") in page
+    told = json.loads((tmp_path / "report" / "findings.json").read_text())
+    assert told["findings"][0]["label"] == "coat"
+    lines = (tmp_path / "report" / "images.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(audited.rows)
+
+
+def test_the_masks_are_read_back_from_the_table(audited: Audit, tmp_path: Path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    audited.save(tmp_path)
+    rows = parquet.read_table(tmp_path / "findings.parquet").to_pylist()
+    assert len(rows) == sum(map(len, audited.masks))
+    first = audited.masks[0]
+    import io
+
+    read = {row["name"]: np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in rows if row["finding"] == 0}
+    assert all((read[name] == mask).all() for name, mask in first.items())
+
+
+def test_labels_with_html_are_shown_as_text(audited: Audit, tmp_path: Path):
+    from dataclasses import replace
+
+    finding = replace(audited.findings[0], label="<script>x</script>", text="<script>y</script>")
+    page = replace(audited, findings=(finding, *audited.findings[1:]), model="<b>").save(tmp_path).read_text()
+    assert "<script>" not in page
+    assert "<b>?" not in page
+
+
+def test_a_notebook_shows_the_report(audited: Audit):
+    assert audited._repr_html_().startswith("<iframe")
+
+
+def test_a_folder_of_class_folders_is_matched_by_name_and_a_broken_file_is_a_row(tmp_path: Path):
+    for index, (picture, label) in enumerate(cheater_scenes(12)):
+        (tmp_path / f"The {label}").mkdir(exist_ok=True)
+        picture.save(tmp_path / f"The {label}" / f"{index}.png")
+    (tmp_path / "The coat" / "broken.png").write_bytes(b"no picture")
+    named = {f"The {label}": label for label in CLASSES}
+    found = hf_cam.audit("demo:cheater", tmp_path, labels=named, held_out=2)
+    broken = [row for row in found.rows if row.error]
+    assert [Path(row.name).name for row in broken] == ["broken.png"]
+    assert sum(not row.error for row in found.rows) == 12
+    assert any("could not be read" in note for note in found.notes)
+    assert any("is not tested" in note for note in found.notes)
+
+
+def test_a_model_at_chance_is_said_first():
+    wrong = {"coat": "shirt", "shirt": "pullover", "pullover": "coat"}
+    found = hf_cam.audit("demo:cheater", [(picture, wrong[label]) for picture, label in cheater_scenes(18)])
+    assert "at chance" in found.notes[0]
+    assert str(found).splitlines()[1] == found.notes[0]
+
+
+@pytest.mark.parametrize("data", [[], "no such folder", 3, [("cat.png",)], [{"image": 1}]])
+def test_what_is_no_labelled_data_is_refused_in_one_sentence(data: object):
+    with pytest.raises(HFCamError) as refused:
+        hf_cam.audit("demo:cheater", data)
+    assert len(str(refused.value)) <= 400
+
+
+def test_names_that_do_not_match_are_listed_on_both_sides():
+    with pytest.raises(OptionError, match=r"'Mantel' of the data; the model has 'coat', 'pullover'.*labels="):
+        cases_of([(None, "Mantel")], CLASSES_OF_CHEATER)
+
+
+def test_a_name_that_fits_two_classes_is_refused():
+    with pytest.raises(OptionError, match="several"):
+        match(["crane"], {0: "crane", 1: "crane, bird"})
+
+
+@pytest.mark.parametrize("name", ["COAT", " coat ", "Coat"])
+def test_case_and_blanks_do_not_matter(name: str):
+    assert match([name], CLASSES_OF_CHEATER) == {name: 0}
+
+
+def test_folders_in_any_order_get_the_classes_of_their_names(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 7)).save(tmp_path / name / "x.png")
+    assert {Path(c.name).parent.name: c.label for c in cases_of(tmp_path, {0: "b", 1: "a"})} == {"a": 1, "b": 0}
+
+
+def test_other_models_are_refused_by_name():
+    with pytest.raises(OptionError, match="classifiers of images"):
+        hf_cam.audit("demo:detr", cheater_scenes(3))
+
+
+def test_images_none_of_which_can_be_read_are_an_error(tmp_path: Path):
+    (tmp_path / "coat").mkdir()
+    (tmp_path / "coat" / "x.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="none of the 1 images"):
+        hf_cam.audit("demo:cheater", tmp_path)
+
+
+def test_masks_of_another_size_are_rows_with_an_error():
+    data = [{"image": picture, "label": label, "mask": np.ones((5, 5), bool)} for picture, label in cheater_scenes(3)]
+    with pytest.raises(ImageError, match="its image is"):
+        hf_cam.audit("demo:cheater", data)
+
+
+def test_the_command_fails_on_a_finding_only_if_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, audited: Audit):
+    monkeypatch.setattr("hf_cam.auditing.audit.audit", lambda *_, **__: audited)
+    arguments = ["audit", "demo:cheater", "demo:cheater", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--fail-on-finding"]) == 3
+    assert (tmp_path / "index.html").is_file()
+
+
+def regions_on(masks: list[np.ndarray], *, inside: bool, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for mask in masks:
+        rows, columns = np.nonzero(mask if inside else ~mask)
+        pick = int(rng.integers(len(rows)))
+        region = np.zeros(mask.shape, bool)
+        region[max(rows[pick] - 1, 0) : rows[pick] + 2, max(columns[pick] - 1, 0) : columns[pick] + 2] = True
+        drawn.append(region & (mask if inside else ~mask))
+    return drawn
+
+
+def test_regions_on_off_and_independent_of_the_objects_are_told_apart():
+    rng = np.random.default_rng(1)
+    masks = []
+    for _ in range(24):
+        top, left = rng.integers(0, 12, 2)
+        mask = np.zeros((24, 32), bool)
+        mask[top : top + 12, left : left + 16] = True
+        masks.append(mask)
+    images = [_Shown(Opened(Image.new("RGB", (32, 24)), mask)) for mask in masks]
+    blind = [elsewhere(region, rng, 1) for region in regions_on(masks, inside=True)]
+    assert kind_of(regions_on(masks, inside=True), images) == "object"
+    assert kind_of(regions_on(masks, inside=False), images) == "background"
+    assert kind_of(blind, images) == "moving"
+    assert kind_of(blind, [_Shown(Opened(Image.new("RGB", (32, 24))))] * 24) == "moving"
+
+
+class _Shown:
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+
+
+def test_a_place_of_the_objects_frame_lies_in_its_box():
+    marked = Place((0.0, 0.0, 0.5, 1.0)).mask((10, 20), (0.5, 0.0, 1.0, 0.5))
+    assert marked[:5, 10:15].all()
+    assert marked.sum() == 25
+
+
+def test_a_border_is_a_ring():
+    ring = Border(0.1).mask((20, 30))
+    assert ring[:2].all()
+    assert ring[:, -2:].all()
+    assert not ring[2:-2, 2:-2].any()
+
+
+def test_maps_of_any_size_come_to_one_frame():
+    values = np.zeros((40, 60), np.float32)
+    values[:10, :15] = 1
+    framed = to_frame(values, grid=8)
+    assert framed[:2, :2].min() == 1
+    assert framed.sum() == pytest.approx(4)
+
+
+def test_the_same_shape_elsewhere_does_not_touch_the_region_if_it_can():
+    region = Place((0.0, 0.0, 0.3, 0.3)).mask((20, 30))
+    moved = elsewhere(region, np.random.default_rng(0))
+    assert moved.sum() == region.sum()
+    assert not (moved & region).any()
+
+
+def test_a_region_that_changes_no_more_than_another_is_not_read():
+    flips = np.zeros((2, 32), bool)
+    assert summary(flips, np.zeros((2, 32))).verdict == "does not"
+    flips[0, :30] = True
+    found = summary(flips, np.zeros((2, 32)))
+    assert found.verdict == "reads it"
+    assert carried(found) == "undecided"
+    flips[1, :30] = True
+    assert summary(flips, np.zeros((2, 32))).verdict != "reads it"
+
+
+def test_a_few_images_leave_it_undecided():
+    flips = np.array([[True, True, False, False], [False] * 4])
+    assert summary(flips, np.zeros((2, 4))).verdict == "undecided"
+
+
+def test_two_ways_of_reading_one_class_are_two_strategies():
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(0, 0.05, (40, 24, 24)).astype(np.float32)
+    maps[:24, :6, :6] += 1
+    maps[24:, -6:, -6:] += 1
+    found = strategies("coat", maps, [True] * 24 + [False] * 16, range(40))
+    assert [(round(one.share, 2), one.accuracy) for one in found] == [(0.6, 1.0), (0.4, 0.0)]
+    assert set(found[0].members) == set(range(24))
+
+
+def test_maps_that_are_alike_are_one_strategy():
+    maps = np.random.default_rng(0).uniform(0.4, 0.6, (40, 24, 24)).astype(np.float32)
+    assert len(strategies("coat", maps, [True] * 40, range(40))) == 1
+
+
+def test_every_place_has_a_name():
+    assert place_name((0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
+
+
+@pytest.mark.slow
+def test_a_trainer_audits_while_it_trains_and_notes_what_it_finds(tmp_path: Path):
+    import torch
+    import transformers as hf
+
+    loaded = hf_cam.load("demo:cheater")
+    scenes = cheater_scenes(72)
+    known = {name: index for index, name in enumerate(CLASSES)}
+    data = [
+        {"pixel_values": loaded.processor(picture, return_tensors="pt")["pixel_values"][0], "labels": known[label]}
+        for picture, label in scenes[:8]
+    ]
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    heard = []
+    callback = hf_cam.AuditCallback(
+        scenes,
+        every=2,
+        processor=loaded.processor,
+        held_out=8,
+        report=lambda figures, step: heard.append((step, figures)),
+    )
+    settings = hf.TrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        learning_rate=1e-6,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = hf.Trainer(loaded.model, settings, train_dataset=data, callbacks=[callback])
+    trainer.train()
+    [(step, figures)] = heard
+    assert step == 2
+    assert figures["audit_findings"] == 1
+    assert figures["audit_drop"] >= 0.8
+    assert [entry["step"] for entry in trainer.state.log_history if "audit_drop" in entry] == [2]
+    assert loaded.model.training
+    changed = [name for name, value in loaded.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed

@@ -1,0 +1,116 @@
+"""Ray: the same callable in `map_batches`, and the engine "ray"."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hf_cam
+from hf_cam.data.cluster import Cluster
+from hf_cam.data.shards import parts_of, stored_rows
+from hf_cam.errors import HFCamError, OptionError
+from pictures import noise
+
+if os.environ.get("HF_CAM_RAY") == "required":
+    import ray
+else:
+    ray = pytest.importorskip("ray", reason="needs hf-cam[ray]")
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's own
+
+
+@pytest.fixture(scope="module")
+def running():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, object_store_memory=256 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures" / "sub"
+    root.mkdir(parents=True)
+    for number in range(10):
+        noise(50 + number, 90, number).save(root / f"{number}.png")
+    (root / "broken.png").write_bytes(b"no picture")
+    return root.parent
+
+
+def rows_by_path(out: Path) -> dict[str, dict]:
+    return {row["path"]: row for part in parts_of(out) for row in stored_rows(part)}
+
+
+def test_map_batches_takes_the_callable_as_it_is(running, folder) -> None:
+    paths = [{"path": str(path)} for path in sorted(folder.rglob("*.png"))]
+    found = running.data.from_items(paths).map_batches(
+        hf_cam.Explain,
+        fn_constructor_kwargs={"model": "demo:vit"},
+        batch_size=4,
+        compute=running.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    rows = {row["path"]: row for row in found.take_all()}
+    assert len(rows) == 11
+    for path, row in rows.items():
+        if "broken" in path:
+            assert "is not an image" in row["error"]
+        else:
+            [expected] = hf_cam.explain(path, "demo:vit")
+            assert row["label"] == expected.label
+            assert tuple(row["map_shape"]) == expected.grid_map.cells.shape
+
+
+def test_the_engine_writes_what_the_local_one_writes_and_resumes(running, folder, tmp_path) -> None:
+    done = hf_cam.explain_dataset(
+        folder, "demo:vit", out=tmp_path / "ray", engine="ray", rows_per_file=4, overlays=True
+    )
+    hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "local")
+    assert (done.images, done.errors) == (11, 1)
+    on_ray, local = rows_by_path(tmp_path / "ray"), rows_by_path(tmp_path / "local")
+    assert on_ray.keys() == local.keys()
+    for path, row in on_ray.items():
+        assert row["label"] == local[path]["label"]
+        np.testing.assert_allclose(row["map"], local[path]["map"], atol=1e-2)
+    assert len(list((tmp_path / "ray").rglob("*.png.jpg"))) == 10
+    min((tmp_path / "ray").rglob("*.parquet")).unlink()
+    again = hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "ray", engine="local", rows_per_file=4)
+    assert (again.resumed, again.images) == (7, 11)
+
+
+def test_a_setting_that_suits_no_image_ends_in_hf_cams_own_sentence(running, folder, tmp_path) -> None:
+    with pytest.raises(HFCamError, match=r"no\.such\.layer"):
+        hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "out", engine="ray", layers="no.such.layer")
+
+
+def test_a_worker_that_dies_is_replaced(running, folder, tmp_path) -> None:
+    mark = tmp_path / "died"
+
+    def deadly(image):
+        if not mark.exists():
+            mark.write_text("once")
+            os._exit(1)
+        import torch
+        import torchvision
+
+        return torchvision.transforms.functional.to_tensor(image.resize((128, 96))) - torch.tensor(0.5)
+
+    from hf_cam.data.explain import Explain
+    from hf_cam.data.sources import source_of
+
+    source = source_of(folder)
+    explain = Explain("demo:vit", processor=deadly)
+    rows = list(hf_cam.data.cluster.rows_on_ray(source, range(len(source)), explain, Cluster(actors=1)))
+    assert mark.exists()
+    assert len(rows) == 11
+
+
+def test_an_address_without_a_cluster_is_refused(folder, tmp_path) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(OptionError, match="cannot be reached"):
+        hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "out", engine="ray", address="127.0.0.1:1")
