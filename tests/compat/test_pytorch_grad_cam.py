@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference import package
 from torch import Tensor, nn
 
 from hf_cam.compat import pytorch_grad_cam as ours
@@ -23,7 +24,6 @@ from hf_cam.compat.pytorch_grad_cam.sobel_cam import sobel_cam
 from hf_cam.compat.pytorch_grad_cam.utils import find_layers, image, model_targets, reshape_transforms
 from hf_cam.compat.pytorch_grad_cam.utils import svd_on_activations as svd
 from hf_cam.errors import HFCamError, LayerError, MethodError, OptionError, TargetError
-from reference import package
 from unchanged import unchanged
 
 SAME = ["GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM"]
