@@ -4,8 +4,9 @@
 
 Models have their real size and random weights; pictures are JPEG files. Both engines decode, run the model at batch 8
 and write Parquet; they alternate every 16 images. The clock is the processor time of the whole process with one thread
-for torch, which other load on the machine changes little. "ratio" is the time without maps over the time with them for
-all images, its "median" that of the alternations; the goal is 0.95. `--write` puts the table into docs/data.md.
+for torch, which other load on the machine changes little. "ratio" is the time without maps over the time with them, for
+all images together, its "median" that of the alternations; the goal is 0.95. `--write` puts the table into
+docs/data.md.
 """
 
 from __future__ import annotations

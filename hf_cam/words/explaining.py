@@ -21,7 +21,7 @@ from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 from hf_cam.targets import entries_of
 from hf_cam.words.answer import Answer
-from hf_cam.words.locate import Located, located
+from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.scores import Score
@@ -92,7 +92,7 @@ class WordExplainer:
             inputs = prepare(shown)
             text = written(replica, inputs, {**GREEDY, **request.generate}, forced)
             asked = _asked(text, request.target, tokenizer)
-            places = located(self.loaded.module, replica, prepare, shown, inputs)
+            places = located(self._known, replica, prepare, shown, inputs)
             found = _weighed(self.method, replica, inputs, text, asked, places)
         return Answer(
             _explanations(asked, text, found, places, pictures),
@@ -110,7 +110,11 @@ class WordExplainer:
         shown = _listed(pictures)
         prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
         with borrowed(self.loaded.module) as replica:
-            return located(self.loaded.module, replica, prepare, shown, prepare(shown))
+            return located(self._known, replica, prepare, shown, prepare(shown))
+
+    @property
+    def _known(self) -> Known:
+        return known_of(self.loaded.module, self.loaded.processor)
 
 
 GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}

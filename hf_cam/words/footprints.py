@@ -223,6 +223,10 @@ def _grid_centres(grid: Size) -> tuple[Tensor, Tensor]:
     return rows.repeat_interleave(grid[1]), columns.repeat(grid[0])
 
 
+def _at_one_place(centres: Tensor) -> float:
+    return float(centres.std(correction=0) < ONE_PLACE)
+
+
 def _grids(cells: int) -> list[Size]:
     """Rows and columns of every raster of so many cells."""
     return [(height, cells // height) for height in range(1, cells + 1) if cells % height == 0]
@@ -231,9 +235,7 @@ def _grids(cells: int) -> list[Size]:
 def _agreement(rows: Tensor, columns: Tensor, grid: Size, bars: int) -> float:
     """The lower of the correlations along the axes; along an axis of one cell, all must lie at one place."""
     return min(
-        _correlation(measured, _within_bars(expected, bars))
-        if side > 1
-        else float(float(measured.std(correction=0)) < ONE_PLACE)
+        _correlation(measured, _within_bars(expected, bars)) if side > 1 else _at_one_place(measured)
         for measured, expected, side in zip((rows, columns), _grid_centres(grid), grid, strict=True)
     )
 
