@@ -1,6 +1,7 @@
 """What the page does with what strangers send: files, and models of the Hub."""
 
 import gc
+import html
 import io
 import json
 import struct
@@ -16,6 +17,7 @@ from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE, demo_model
 
 sys.path.insert(0, str(space_folder()))
+import events
 import limits
 import models
 import work
@@ -142,6 +144,18 @@ def test_odd_pictures_are_read_as_a_browser_shows_them(kind, tmp_path):
     explained = work.explained(read, settings).current
     assert explained.heatmap.shape == (size[1], size[0])
     assert max(work.drawn(explained, 0.5, "turbo").size) == work.SHOWN
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "label", ["<img src=x onerror=alert(1)>", "**bold** &lt;b&gt;", "[a](javascript:b)", "$x$ `y`"]
+)
+def test_a_strangers_label_is_shown_as_text(label):
+    written = events.as_text(label)
+    assert not set(written.replace("&#", "")) & set("<>*_`[]($")
+    assert html.unescape(written) == label
 
 
 # Models of the Hub ---------------------------------------------------------------------------------------------------
