@@ -257,7 +257,7 @@ def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str
 def press_compare(found: Found | None, methods: list[str], alpha: float, colormap: str) -> list[tuple[Any, str]]:
     """Compare: a small overlay per method, for what is shown."""
     found = needed(found)
-    ordered = [method for method in quick_methods() if method in methods]
+    ordered = [method for method in quick_methods() if method in (methods or ())]
     comparison = compared(found.current.image, found.settings, ordered, found.shown)
     return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in comparison.explanations]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_cam.errors import HFCamError
 from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE, demo_model
 
@@ -156,6 +157,22 @@ def test_a_strangers_label_is_shown_as_text(label):
     written = events.as_text(label)
     assert not set(written.replace("&#", "")) & set("<>*_`[]($")
     assert html.unescape(written) == label
+
+
+# Controls without a value ------------------------------------------------------------------------------------------------
+
+GIVEN = {"path": str(SCENE), "model": "demo:vit", "target": "", "prompts": "", "method": "auto", "layers": ""} | {
+    "aug_smooth": False, "eigen_smooth": False, "alpha": 0.5, "colormap": "turbo"
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", GIVEN)
+def test_a_control_without_a_value_is_left_out_or_refused_with_a_sentence(control):
+    try:
+        assert events.press_explain(**GIVEN | {control: None})
+    except HFCamError as error:
+        assert str(error)  # noqa: PT017
 
 
 # Models of the Hub ---------------------------------------------------------------------------------------------------
