@@ -27,7 +27,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from benchmarks.dialogues import DESCRIBE, Dialogue, Kind, Mention, from_left, in_clear_order, named_tokens
-from benchmarks.localization import errors, judge
+from benchmarks.localization import judge
 from benchmarks.scenes import COLORS, LABELS, Scene, scenes
 from hf_cam.explainer import Explainer
 from hf_cam.metrics import centred_gaussian, energy_inside, noise
@@ -208,6 +208,11 @@ def table(kind: Kind, cases: Sequence[Case], names: Sequence[str]) -> Iterator[s
             if name in list_word_methods()
             else f"| {name} | {' | '.join(cells)} |"
         )
+
+
+def errors(scores: np.ndarray) -> np.ndarray:
+    """The standard errors of the columns' means."""
+    return scores.std(0, ddof=1) / len(scores) ** 0.5
 
 
 def energy(found: np.ndarray, mask: np.ndarray) -> float:
