@@ -1,6 +1,6 @@
 """What the maps of all words of an answer cost, in forwards and in memory, on the demo model and at real length.
 
-    python -m benchmarks.word_cost [--repeats 5] [--models demo:llava long] [--write docs/words.md]
+    python -m benchmarks.word_cost [--repeats 5] [--models demo:llava long] [--write PAGE]
 
 Times are medians of paired repetitions over one teacher-forced forward of prompt and answer, after the generation that
 the maps are made from: warm (the place and the footprints are known), at a new picture size on a known model, and cold.

@@ -124,7 +124,7 @@ class Footprints:
 
 
 def shares_of(reactions: Tensor) -> Tensor:
-    """Each cell's footprint along one axis, from its reactions `[n, bars]`: above their median, squared, normalised.
+    """Each cell's footprint along one axis, from its reactions `[n, bars]`: above their median, squared, normalized.
 
     >>> shares_of(torch.tensor([[1.0, 3.0, 1.0, 1.0]]))
     tensor([[0., 1., 0., 0.]])
