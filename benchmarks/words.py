@@ -27,10 +27,9 @@ from PIL import Image
 from transformers.utils import logging
 
 from benchmarks.dialogues import DESCRIBE, Dialogue, Kind, Mention, from_left, in_clear_order, named_tokens
-from benchmarks.localization import errors, judge
 from benchmarks.scenes import COLORS, LABELS, Scene, scenes
 from hf_cam.explainer import Explainer
-from hf_cam.metrics import centred_gaussian, energy_inside, noise
+from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.words.answer import Answer
 from hf_cam.words.methods import list_word_methods
@@ -199,9 +198,7 @@ def table(kind: Kind, cases: Sequence[Case], names: Sequence[str]) -> Iterator[s
     yield "|---|--:|--:|--:|--:|"
     yield f"| share of the picture | {shares[0]:.3f} | {shares[0]:.3f} | {shares[0]:.3f} | {shares[1]:.3f} |"
     for name in names:
-        scores = np.array(
-            [(*judge(case.maps[name], case.mask), energy(case.maps[name], case.others)) for case in cases]
-        )
+        scores = np.array([scores_of(case.maps[name], case) for case in cases])
         cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in zip(scores.mean(0), errors(scores), strict=True)]
         yield (
             f"| `{name}` | {' | '.join(cells)} |"
@@ -210,8 +207,17 @@ def table(kind: Kind, cases: Sequence[Case], names: Sequence[str]) -> Iterator[s
         )
 
 
-def energy(found: np.ndarray, mask: np.ndarray) -> float:
-    return float(energy_inside(torch.from_numpy(np.ascontiguousarray(found)), torch.from_numpy(mask)))
+def errors(scores: np.ndarray) -> np.ndarray:
+    """The standard errors of the columns' means."""
+    return scores.std(0, ddof=1) / len(scores) ** 0.5
+
+
+def scores_of(found: np.ndarray, case: Case) -> tuple[float, ...]:
+    """Energy, peak and average precision in the named item, and energy in all others."""
+    maps = torch.from_numpy(np.ascontiguousarray(found))
+    own, others = torch.from_numpy(case.mask), torch.from_numpy(case.others)
+    inside = [float(metric(maps, own)) for metric in (energy_inside, peak_inside, average_precision)]
+    return (*inside, float(energy_inside(maps, others)))
 
 
 def deletion_table(loaded: LoadedModel, counts: Mapping[Kind, Sequence[Case]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from pathlib import Path
 from string import Template
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -112,7 +113,7 @@ def html(answer: Answer) -> str:
     ]
     return PAGE.substitute(
         title=escape(answer.answer),
-        model=escape(answer.model),
+        model=escape(Path(answer.model).name if Path(answer.model).is_absolute() else answer.model),
         idle=IDLE if words else "",
         figures="".join(figures),
         many=" many" if len(pictures) > 1 else "",
