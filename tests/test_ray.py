@@ -11,7 +11,7 @@ import pytest
 import hf_cam
 from hf_cam.data.cluster import Cluster
 from hf_cam.data.shards import parts_of, stored_rows
-from hf_cam.errors import HFCamError, OptionError
+from hf_cam.errors import HFCamError
 from pictures import noise
 
 if os.environ.get("HF_CAM_RAY") == "required":
@@ -107,10 +107,3 @@ def test_a_worker_that_dies_is_replaced(running, folder, tmp_path) -> None:
     rows = list(hf_cam.data.cluster.rows_on_ray(source, range(len(source)), explain, Cluster(actors=1)))
     assert mark.exists()
     assert len(rows) == 11
-
-
-def test_an_address_without_a_cluster_is_refused(folder, tmp_path) -> None:
-    if ray.is_initialized():
-        ray.shutdown()
-    with pytest.raises(OptionError, match="cannot be reached"):
-        hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "out", engine="ray", address="127.0.0.1:1")
