@@ -4,8 +4,9 @@
 
 Times are medians of paired repetitions over one teacher-forced forward of prompt and answer, after the generation that
 the maps are made from: warm (the place and the footprints are known), at a new picture size on a known model, and cold.
-`long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width of the 7B model. Memory is the peak
-of the process above what it held with the loaded weights, over that of `generate` alone; each in a process of its own.
+`long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width of the 0.5B language model. Memory is
+the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ def demo() -> Subject:
 
 
 def long() -> Subject:
-    """A random Qwen2-VL of real width and length."""
+    """A random Qwen2-VL of the width of the 0.5B language model, and of real length."""
     torch.manual_seed(0)
-    text = {"hidden_size": 3584, "num_hidden_layers": 4, "num_attention_heads": 28, "num_key_value_heads": 4,
-            "intermediate_size": 18944, "vocab_size": 1000, "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}  # fmt: skip
-    vision = {"depth": 4, "embed_dim": 640, "num_heads": 8, "hidden_size": 3584}
+    text = {"hidden_size": 896, "num_hidden_layers": 4, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "intermediate_size": 4864, "vocab_size": 1000, "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}}  # fmt: skip
+    vision = {"depth": 4, "embed_dim": 640, "num_heads": 8, "hidden_size": 896}
     ids = {"image_token_id": 990, "video_token_id": 991, "vision_start_token_id": 992, "vision_end_token_id": 993}
     config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     model = hf.Qwen2VLForConditionalGeneration(config).eval()

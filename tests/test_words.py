@@ -85,9 +85,9 @@ def test_one_backward_on_the_cache_gives_what_a_backward_per_word_gives_on_eager
     sums = torch.tensor([word.raw.sum() for word in words])
     assert len(words) == 6
     for word, row in zip(words, expected, strict=True):
-        cells = torch.from_numpy(word.raw)[5::10, 7::15].flatten()  # the centres of the 6 x 6 cells
-        assert torch.corrcoef(torch.stack([cells, row]))[0, 1] > 0.99
-    assert torch.allclose(sums / sums.max(), expected.sum(1) / expected.sum(1).max(), rtol=0.05)
+        assert torch.allclose(torch.from_numpy(word.raw).flatten(), row, rtol=0.05, atol=1e-3)
+    assert torch.allclose(sums / sums.max(), torch.tensor([word.evidence for word in words]), rtol=1e-4)
+    assert torch.allclose(sums, expected.sum(1), rtol=0.02)
 
 
 # the last two lie in tiles, and in states that are attended to
