@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference import package
 from torch import Tensor, nn
 
+from benchmarks.grad_cam import package
 from hf_cam.compat import pytorch_grad_cam as ours
 from hf_cam.compat.pytorch_grad_cam import metrics
 from hf_cam.compat.pytorch_grad_cam.feature_factorization.deep_feature_factorization import dff
