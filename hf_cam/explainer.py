@@ -106,7 +106,7 @@ def explain(
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
         effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
-            strongest pixels matter to the model, and takes a verdict on its map: about 50 forwards if the first does,
+            strongest pixels matter to the model, and takes a verdict on its map: about 75 forwards if the first does,
             and up to 200; `Explanation.effort` says what was done.
         batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
             variants of an image per forward; a number that suits the device where not given.
