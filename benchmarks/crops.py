@@ -1,4 +1,4 @@
-"""How well nouns and colours can be recognised at all in scenes: a small network that sees each item's own crop.
+"""How well nouns and colours can be recognized at all in scenes: a small network that sees each item's own crop.
 
     python -m benchmarks.crops [--scenes 8192] [--epochs 6] [--held-out 1024]
 

@@ -163,7 +163,7 @@ def layercam(a: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 @layer_equation("fem")
 def fem(a: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """FEM: each channel is binarised at mean plus two deviations and weighted by its mean."""
+    """FEM: each channel is binarized at mean plus two deviations and weighted by its mean."""
     total = np.zeros(a.shape[1:])
     for channel in a:
         mean = sum(channel.flat) / channel.size

@@ -1,6 +1,6 @@
 """Methods that run the model on many variants of a picture, each written out from its paper's equation, one at a time.
 
-Random masks, noise and factorisations are hf-cam's: the papers leave them to chance. Every function takes a net whose
+Random masks, noise and factorizations are hf-cam's: the papers leave them to chance. Every function takes a net whose
 output has `logits`, a picture `[1, C, H, W]` and a class, and returns a map or scores of it, in the net's precision;
 importing this module adds a comparison of each to `EQUATIONS`.
 """

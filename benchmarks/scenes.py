@@ -1,6 +1,6 @@
 """Scenes with known ground truth: real clothing pictures, tinted and placed on textured backgrounds.
 
-Every scene has labels, boxes, instance and class masks and a caption. Scenes are drawn in vectorised blocks of 64 and
+Every scene has labels, boxes, instance and class masks and a caption. Scenes are drawn in vectorized blocks of 64 and
 deterministically: block `i` depends only on `(split, seed, i)`, so a longer sequence starts with the scenes of a
 shorter one.
 """

@@ -572,7 +572,7 @@ def build_clip(size: Size, zoo: Path) -> hf.PreTrainedModel:
     model = hf.CLIPModel(config)
     renamed = rename(vit_weights(zoo), CLIP_NAMES)
     positions = resize_positions(renamed.pop("positions"), (size[0] // 8) ** 2)[0]
-    # CLIP's patch embedding has no bias and is normalised: the positions absorb the bias, a scale undoes the norm.
+    # CLIP's patch embedding has no bias and is normalized: the positions absorb the bias, a scale undoes the norm.
     positions[1:] += renamed.pop("patch_bias")
     renamed["vision_model.embeddings.position_embedding.weight"] = positions
     name = "vision_model.embeddings.class_embedding"

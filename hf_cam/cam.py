@@ -55,7 +55,7 @@ class Saliency:
 
     Args:
         maps: `[K, B, H, W]` in [0, 1], as large as the model's input.
-        raw: One `[K, B, h, w]` a layer, on the layer's grid, before any normalisation.
+        raw: One `[K, B, h, w]` a layer, on the layer's grid, before any normalization.
         scores: `[K, B]`, the targets' values.
         outputs: The model's own output for the B images.
         adapter: Where the maps come from.
@@ -540,8 +540,8 @@ def _augmented(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
 
 def _stopped_at(stop: str, method: Method) -> str:
     return (
-        f"{method.id!r} needs gradients, but the quantised part {stop} passes none or wrong ones; load the model "
-        "without quantisation, or choose 'eigencam', 'fem' or 'scorecam', which need none"
+        f"{method.id!r} needs gradients, but the quantized part {stop} passes none or wrong ones; load the model "
+        "without quantization, or choose 'eigencam', 'fem' or 'scorecam', which need none"
     )
 
 

@@ -158,7 +158,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
 
     Args:
         origin: What the map was made from.
-        raw: The map before normalisation.
+        raw: The map before normalization.
         seed: Seed for the noise and for ties.
         others: Images whose pixels replace those of the image, at best from the same data; a shipped one if empty.
 

@@ -142,7 +142,7 @@ def unreadable(tensor: Any) -> str:
     if tensor.is_meta:
         return "is on the meta device, where tensors hold no values"
     if tensor.is_quantized:
-        return "is quantised; pass its .dequantize()"
+        return "is quantized; pass its .dequantize()"
     if tensor.is_nested:
         return "is nested; pass its .to_padded_tensor(0)"
     if str(tensor.layout) != "torch.strided":

@@ -67,8 +67,8 @@ class Explanation:
         label: What is explained: a class name, a prompt, a detected object.
         score: The model's confidence in it in [0, 1]; for a caller's own target, its value. `score_kind` names which.
         heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
-            video `[T, H, W]`, normalised over all frames together so that they can be compared.
-        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalisation; `[t, h, w]` for a
+            video `[T, H, W]`, normalized over all frames together so that they can be compared.
+        raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalization; `[t, h, w]` for a
             video.
         method: Id of the method.
         layers: Dotted names of the target layers.

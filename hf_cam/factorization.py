@@ -1,4 +1,4 @@
-"""Deep feature factorisation: a few concepts that a batch of images is composed of, and where each one lies."""
+"""Deep feature factorization: a few concepts that a batch of images is composed of, and where each one lies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Factorization:
 
     Args:
         concepts: `[k, C]`, non-negative: the channel vector of each concept.
-        strengths: `[B, k, h, w]`, non-negative: how much of each concept lies in each cell, before any normalisation.
+        strengths: `[B, k, h, w]`, non-negative: how much of each concept lies in each cell, before any normalization.
         heatmaps: `[B, k, H, W]` in [0, 1]: the strengths in the model's pixels, relative to each concept's peak in the
             batch.
         classes: For each concept, the best classes and their probabilities when every cell holds only that concept;
@@ -76,7 +76,7 @@ class Factorization:
 
 
 class DeepFeatureFactorization:
-    """Non-negative matrix factorisation of a layer's cells over a batch (scikit-learn's `NMF`).
+    """Non-negative matrix factorization of a layer's cells over a batch (scikit-learn's `NMF`).
 
     Negative activations count as zero. The model itself names the concepts: every cell is set to one concept, and only
     the tail after the layer is rerun.
@@ -107,13 +107,13 @@ class DeepFeatureFactorization:
     def __call__(
         self, pixel_values: Tensor, components: int = 5, top_k: int = 2, seed: int = 0, **model_inputs: Any
     ) -> Factorization:
-        """Factorise a batch.
+        """Factorize a batch.
 
         Args:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects.
             components: The number of concepts, k.
             top_k: How many classes to name for each concept.
-            seed: Seed for the initialisation of the factorisation.
+            seed: Seed for the initialization of the factorization.
             model_inputs: Other inputs of the forward.
 
         Raises:

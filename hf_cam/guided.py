@@ -55,15 +55,15 @@ class GuidedBackprop:
 
         Raises:
             TargetError: a target does not depend on the picture, or there is not one target per image.
-            MethodError: a quantised part of the model passes no gradient.
+            MethodError: a quantized part of the model passes no gradient.
         """
         checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, {})
         inputs = model_inputs_of(self.model, chosen.inputs["pixel_values"], others_of(chosen.inputs))
         if stop := gradient_stop(self.model, inputs):
             raise MethodError(
-                f"guided backpropagation needs gradients, but the quantised part {stop} passes none or wrong ones; "
-                "load the model without quantisation"
+                f"guided backpropagation needs gradients, but the quantized part {stop} passes none or wrong ones; "
+                "load the model without quantization"
             )
 
         def score(outputs: Any) -> Tensor:

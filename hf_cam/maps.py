@@ -1,4 +1,4 @@
-"""Normalise, resize and fuse raw maps: pure functions on tensors `[..., h, w]`, or `[..., d, h, w]` for volumes."""
+"""Normalize, resize and fuse raw maps: pure functions on tensors `[..., h, w]`, or `[..., d, h, w]` for volumes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 def fuse_mean(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """One map in [0, 1] at `size` from the raw maps of one or several layers, `[..., h, w]` each.
 
-    Each is normalised on its own grid (so that no layer outweighs another), enlarged and averaged.
+    Each is normalized on its own grid (so that no layer outweighs another), enlarged and averaged.
     """
     return normalize(_enlarged(layers, size).mean(0), len(size))
 
@@ -59,7 +59,7 @@ def fuse_mean(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 def fuse_product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Like `fuse_mean`, but the product: what all layers agree on, with the resolution of the finest.
 
-    Maps are normalised again after enlarging, so that each factor reaches 0 somewhere.
+    Maps are normalized again after enlarging, so that each factor reaches 0 somewhere.
     """
     return normalize(normalize(_enlarged(layers, size), len(size)).prod(0), len(size))
 

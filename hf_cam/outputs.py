@@ -354,7 +354,7 @@ def embedding_of(output: Any) -> Tensor:
         return _pooled(field_of(output, FEATURES))
     except TargetError:
         raise TargetError(
-            f"the model's output holds no embedding that can be recognised ({_listed(output)}); pass target= as a "
+            f"the model's output holds no embedding that can be recognized ({_listed(output)}); pass target= as a "
             "callable from one sample's output to a scalar, such as a similarity"
         ) from None
 

@@ -278,8 +278,8 @@ CONTRAST: dict[str, Process] = {
     "percentiles 1 to 99": pixels(percentiles(1, 99)),
     "percentiles 25 to 75": pixels(percentiles(25, 75)),
     "grey world": pixels(grey_world),
-    "equalised": resized(ImageOps.equalize, to_tensor),
-    "equalised, then resized": T.Compose([ImageOps.equalize, T.Resize(SIDES), to_tensor]),
+    "equalized": resized(ImageOps.equalize, to_tensor),
+    "equalized, then resized": T.Compose([ImageOps.equalize, T.Resize(SIDES), to_tensor]),
     "autocontrast": resized(ImageOps.autocontrast, to_tensor),
     "autocontrast that cuts off": resized(lambda picture: ImageOps.autocontrast(picture, cutoff=1), to_tensor),
     "CLAHE": clahe,
@@ -300,7 +300,7 @@ HALOS: dict[str, Process] = {
             2,
         )
     ),
-    "solarised at 128": resized(lambda picture: ImageOps.solarize(picture, 128), to_tensor),
+    "solarized at 128": resized(lambda picture: ImageOps.solarize(picture, 128), to_tensor),
     "edges enhanced": filtered(ImageFilter.EDGE_ENHANCE_MORE),
 }
 """What is around a thing is as strong as the thing itself."""
@@ -311,9 +311,9 @@ CURVES: dict[str, Process] = {
     "logarithm, of zero too": pixels(torch.log),
     "square root": pixels(torch.sqrt),
     "inverted": resized(ImageOps.invert, to_tensor),
-    "posterised to two levels": resized(lambda picture: ImageOps.posterize(picture, 1), to_tensor),
-    "posterised": resized(lambda picture: ImageOps.posterize(picture, 3), to_tensor),
-    "solarised at 64": resized(lambda picture: ImageOps.solarize(picture, 64), to_tensor),
+    "posterized to two levels": resized(lambda picture: ImageOps.posterize(picture, 1), to_tensor),
+    "posterized": resized(lambda picture: ImageOps.posterize(picture, 3), to_tensor),
+    "solarized at 64": resized(lambda picture: ImageOps.solarize(picture, 64), to_tensor),
     "window 100 to 150": pixels(window(100, 150)),
     "window 0 to 20": pixels(window(0, 20)),
     "window 220 to 255": pixels(window(220, 255)),

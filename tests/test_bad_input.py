@@ -109,7 +109,7 @@ SOURCES = {
     "one NaN among good values": (np.where(np.arange(64).reshape(8, 8) == 9, np.nan, 0.5), r"must lie in \[0, 1\]"),
     "a float picture with NaN": (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "values that are not finite"),
     "floats up to 255": (np.full((8, 8, 3), 200.0), r"a float image must lie in \[0, 1\], got values from 200 to 200"),
-    "normalised pixel values": (torch.randn(3, 8, 8), r"a float image must lie in \[0, 1\]"),
+    "normalized pixel values": (torch.randn(3, 8, 8), r"a float image must lie in \[0, 1\]"),
     "integers beyond 255": (np.full((8, 8, 3), 300), r"an integer image must lie in \[0, 255\], got values from 300"),
     "negative integers": (np.full((8, 8, 3), -1), r"an integer image must lie in \[0, 255\]"),
     "complex numbers": (np.ones((8, 8, 3), complex), "an image array must hold numbers, not complex128"),

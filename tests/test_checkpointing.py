@@ -160,7 +160,7 @@ def test_another_thread_still_checkpoints(reentrant: bool) -> None:
 
 
 class Scaled(torch.Tensor):
-    """A weight that stands for twice its values, as quantised weights stand for others."""
+    """A weight that stands for twice its values, as quantized weights stand for others."""
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Scaled:
@@ -207,7 +207,7 @@ def replaced(net: nn.Module, change: Callable[[nn.Linear], nn.Module]) -> nn.Mod
     return net
 
 
-def quantised(layer: nn.Linear) -> nn.Linear:
+def quantized(layer: nn.Linear) -> nn.Linear:
     layer.weight = nn.Parameter(Scaled(layer.weight.data / 2), requires_grad=False)
     return layer
 
@@ -218,7 +218,7 @@ def hooked(layer: nn.Linear) -> nn.Linear:
 
 
 SPECIAL: dict[str, Callable[[nn.Linear], nn.Module]] = {
-    "a subclass of Tensor": quantised,
+    "a subclass of Tensor": quantized,
     "weight norm": weight_norm,
     "a parametrization": parametrizations.weight_norm,
     "a hook": hooked,
@@ -274,7 +274,7 @@ def test_a_function_in_place_of_torchs_linear_is_called(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layer, x: (quantised(layer), x),
+        lambda layer, x: (quantized(layer), x),
         lambda layer, x: (layer, x.as_subclass(_Named)),
         lambda layer, x: (layer.requires_grad_(True), x),
         lambda layer, x: (layer, x[0]),

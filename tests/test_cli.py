@@ -52,7 +52,7 @@ def test_one_images_map_goes_to_the_file_that_is_named(capsys, picture_file, vit
     assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(out)]) == 0
     printed = capsys.readouterr()
     [explained] = hf_cam.explain(picture_file, model=vit_folder)
-    assert printed.out == (f"{picture_file}: {explained.label} {explained.score:.3f} (hirescam) -> {out}\n")
+    assert printed.out == (f"{picture_file}: {explained.label} {explained.score:.3f} probability (hirescam) -> {out}\n")
     assert printed.err == ""
     with Image.open(out) as written:
         np.testing.assert_array_equal(np.asarray(written), np.asarray(explained.overlay()))

@@ -232,7 +232,7 @@ def nested(_: Tensor) -> Tensor:
         return torch.nested.nested_tensor([torch.rand(9, 8), torch.rand(9, 8)])
 
 
-def quantised(value: Tensor) -> Tensor:
+def quantized(value: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.quantize_per_tensor(value, 1 / 255, 0, torch.quint8)
@@ -241,7 +241,7 @@ def quantised(value: Tensor) -> Tensor:
 STRANGE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "sparse": (lambda value: value.to_sparse(), r"\.to_dense\(\)"),
     "of MKL-DNN": (lambda value: value.to_mkldnn(), r"\.to_dense\(\)"),
-    "quantised": (quantised, r"\.dequantize\(\)"),
+    "quantized": (quantized, r"\.dequantize\(\)"),
     "nested": (nested, r"\.to_padded_tensor\(0\)"),
     "meta": (lambda value: value.to("meta"), "holds? no values"),
 }

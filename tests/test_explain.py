@@ -142,7 +142,7 @@ def middle(heatmap: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize(
     "process",
-    [CONTRAST["whitened"], CONTRAST["equalised"], TURNED["mirrored"], TURNED["turned by 90"], TURNED["transposed"]],
+    [CONTRAST["whitened"], CONTRAST["equalized"], TURNED["mirrored"], TURNED["turned by 90"], TURNED["transposed"]],
 )
 def test_the_heatmap_lies_on_what_the_model_saw_whatever_the_processor_does(process) -> None:
     def centred(image):

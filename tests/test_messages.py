@@ -246,10 +246,10 @@ HELPFUL: dict[str, tuple[Callable[..., Any], type[HFCamError], str]] = {
     "12 bands": (in_bands(12, last=True), ImageError, r"hf_cam\.GradCAM\(model\)\(pixel_values\)"),
     "12 bands first": (in_bands(12, last=False), ImageError, r"hf_cam\.GradCAM\(model\)\(pixel_values\)"),
     "2 bands": (in_bands(2, last=True), ImageError, r"hf_cam\.GradCAM\(model\)\(pixel_values\)"),
-    "normalised values": (
+    "normalized values": (
         lambda folder, picture, model: hf_cam.explain(torch.randn(3, 9, 9), model),
         ImageError,
-        r"before the processor normalises it, or the tensor to hf_cam\.GradCAM",
+        r"before the processor normalizes it, or the tensor to hf_cam\.GradCAM",
     ),
     "bytes for pixel_values": (pixels(lambda one: one.byte()), OptionError, r"got torch\.uint8 .*; scale the values"),
     "whole numbers for pixel_values": (pixels(lambda one: one.int()), OptionError, r"got torch\.int32 .*; scale"),

@@ -303,7 +303,7 @@ def test_the_deepest_level_of_several_is_looked_at_and_embeds() -> None:
     assert infer_adapter(Levels(), inputs={"pixel_values": pixels}).layers == ("two",)
     output = {name: level[0] for name, level in Levels()(pixels).items()}
     torch.testing.assert_close(embedding_of(output), output["layer2"].mean((1, 2)))
-    with pytest.raises(TargetError, match=r"no embedding that can be recognised \(dict with a, b\); pass target="):
+    with pytest.raises(TargetError, match=r"no embedding that can be recognized \(dict with a, b\); pass target="):
         embedding_of({"a": torch.ones(3), "b": torch.ones(4)})
 
 

@@ -20,7 +20,7 @@ from hf_cam.methods import Method, get_method
 from hf_cam.targets import PromptSimilarity
 
 IN_FLOAT32 = {"fullgrad", "scorecam", "sscam", "iscam", "dff"}
-"""Their terms are enlarged or factorised in single precision."""
+"""Their terms are enlarged or factorized in single precision."""
 WITHOUT_A_PAPER = {"randomcam"}
 
 

@@ -59,7 +59,7 @@ def test_pictures_differ_so_that_an_exchange_would_be_seen(expected):
 def test_one_image_gives_a_list_of_dicts(cam, picture):
     found = cam(picture)
     assert isinstance(found, list)
-    assert [set(entry) for entry in found] == [{"label", "score", "heatmap"}]
+    assert [set(entry) for entry in found] == [{"label", "score", "score_kind", "heatmap"}]
 
 
 def test_the_heatmap_has_the_pixels_of_the_image(expected, pictures):

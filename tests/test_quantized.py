@@ -1,4 +1,4 @@
-"""Quantised weights: a method of gradients is refused by name where they pass none, and otherwise its map is right."""
+"""Quantized weights: a method of gradients is refused by name where they pass none, and otherwise its map is right."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class QuantLinear(nn.Module):
 
 
 class Packed(nn.Parameter):
-    """A parameter of its own kind, as packages for quantisation make their weights."""
+    """A parameter of its own kind, as packages for quantization make their weights."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -130,7 +130,7 @@ def with_linears(kind: Callable[[nn.Linear], nn.Module], part: str = "mlp") -> n
 
 @pytest.fixture(autouse=True)
 def without_warnings() -> Iterator[None]:
-    """torch warns that its own quantisation will go."""
+    """torch warns that its own quantization will go."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -154,14 +154,14 @@ STOPPING: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize(("build", "part"), STOPPING.values(), ids=STOPPING)
 @pytest.mark.parametrize("method", ["gradcam", "fullgrad", "chefer", "rollout", "libracam"])
 def test_a_method_of_gradients_or_attention_is_refused_with_the_name_of_the_part(build, part, method) -> None:
-    words = rf"'{method}' needs gradients, but the quantised part .*{part}.*load the model without.*'eigencam'"
+    words = rf"'{method}' needs gradients, but the quantized part .*{part}.*load the model without.*'eigencam'"
     with pytest.raises(MethodError, match=words):
         hf_cam.CAM(build(), method)(PIXELS, 1)
 
 
 @pytest.mark.parametrize("method", DIFFERENTIATING)
 def test_every_method_that_differentiates_is_refused(method) -> None:
-    with pytest.raises(MethodError, match="quantised part"):
+    with pytest.raises(MethodError, match="quantized part"):
         hf_cam.CAM(dynamic("mlp"), method)(PIXELS, 1)
 
 
@@ -184,7 +184,7 @@ def test_a_model_of_floats_is_never_stopped_and_does_not_run_for_it(monkeypatch)
         assert gradient_stop(model, {"pixel_values": PIXELS}) == ""
 
 
-def test_training_for_quantisation_is_not_quantised() -> None:
+def test_training_for_quantization_is_not_quantized() -> None:
     model = nn.Sequential(
         torch.ao.quantization.QuantStub(), nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
     )
@@ -198,7 +198,7 @@ def test_training_for_quantisation_is_not_quantised() -> None:
 def test_no_default_map_of_a_quantised_model_is_empty(picture) -> None:
     loaded = clip()
     model = torch.ao.quantization.quantize_dynamic(loaded.model, {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(MethodError, match="quantised part"):
+    with pytest.raises(MethodError, match="quantized part"):
         list(Explainer(dataclasses.replace(loaded, model=model))([picture], text=["a cat", "a dog"]))
 
 
@@ -207,11 +207,11 @@ def test_a_comparison_leaves_out_what_needs_gradients(picture) -> None:
 
     found = hf_cam.compare(picture, dynamic("mlp"), processor=resized())
     assert {"eigencam", "fem"} <= {explanation.method for explanation in found.explanations}
-    assert all("quantised part" in found.skipped[method] for method in ("gradcam", "layercam", "chefer"))
+    assert all("quantized part" in found.skipped[method] for method in ("gradcam", "layercam", "chefer"))
 
 
 def test_guided_backpropagation_is_refused() -> None:
-    with pytest.raises(MethodError, match="guided backpropagation needs gradients, but the quantised part"):
+    with pytest.raises(MethodError, match="guided backpropagation needs gradients, but the quantized part"):
         hf_cam.GuidedBackprop(dynamic("mlp"))(PIXELS)
 
 

@@ -192,7 +192,7 @@ def test_two_samples_of_one_name_have_a_record_each(tmp_path) -> None:
         assert figures(run(tmp_path / "a.jsonl", samples=twins)) == figures(run(None, samples=twins))
 
 
-def test_a_target_of_the_package_is_recognised(tmp_path) -> None:
+def test_a_target_of_the_package_is_recognized(tmp_path) -> None:
     for resumed in (0, COUNT):
         assert run(tmp_path / "a.jsonl", target=ClassLogit(1)).resumed == resumed
     with pytest.raises(OptionError, match=r"other settings \(target\)"):

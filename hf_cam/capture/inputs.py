@@ -19,7 +19,7 @@ from hf_cam.models.traits import picture_place, traits_of
 
 @dataclass(frozen=True)
 class Shared:
-    """An input shared by all images of a batch, such as tokenised prompts; `call` unwraps it for the forward.
+    """An input shared by all images of a batch, such as tokenized prompts; `call` unwraps it for the forward.
 
     Slicing, repeating or reordering the images of a batch leaves it unchanged.
 

@@ -70,7 +70,7 @@ def _linear(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 - the nam
 def _is_plain(module: nn.Linear, tokens: Tensor) -> bool:
     """Whether torch would do no more than multiply tokens by a frozen matrix: no subclass, autocast or transform.
 
-    Quantised and other special weights are subclasses of `Tensor`; a weight norm or `functional_call` puts a bare one
+    Quantized and other special weights are subclasses of `Tensor`; a weight norm or `functional_call` puts a bare one
     in the place of the parameter.
     """
     weight, bias = module.weight, module.bias

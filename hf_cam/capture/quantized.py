@@ -1,4 +1,4 @@
-"""Quantised parts of a model, and whether gradients pass them: some drop them without a word."""
+"""Quantized parts of a model, and whether gradients pass them: some drop them without a word."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ INTEGER = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn
 FLOATING = ("FloatFunctional", "FXFloatFunctional")
 """Modules among them that compute with floats."""
 NAMED = re.compile(r"quant(?!izable)|[48]bit|int[48]|fp[48]", re.IGNORECASE)
-"""Names of classes that may quantise what plain weights compute."""
+"""Names of classes that may quantize what plain weights compute."""
 STUBS = "torch.ao.quantization.stubs"
 """Where torch keeps modules that do nothing until a model is converted."""
 STEP = 0.1
 """How far the input of a part moves for a difference quotient, in its standard deviations."""
 TRUE_ENOUGH = (0.5, 2.0)
-"""The slope that the gradient promises, in shares of the measured one: quantised activations move in steps."""
+"""The slope that the gradient promises, in shares of the measured one: quantized activations move in steps."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class _Seen:
 
 
 def gradient_stop(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """The name and class of a quantised part that passes no gradient or a wrong one; empty if there is none.
+    """The name and class of a quantized part that passes no gradient or a wrong one; empty if there is none.
 
-    torch's integer modules pass none. Any other part with quantised weights gets a small test: the slope along a random
+    torch's integer modules pass none. Any other part with quantized weights gets a small test: the slope along a random
     direction by its gradient, against a difference quotient. One part of each kind is tested.
 
     Args:
-        model: Any model; without quantised weights it does not run.
+        model: Any model; without quantized weights it does not run.
         inputs: Its named inputs, of which the first image is used.
     """
     module = unwrap(model)

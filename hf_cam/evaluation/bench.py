@@ -78,7 +78,7 @@ def evaluate(
             the model are left out, with the reason in `skipped`.
         budget: As in `hf_cam.compare`: the number of forwards per map up to which a method is taken by default.
         metrics: Ids from `hf_cam.metrics.list_metrics()`; by default those that query the model and, if all samples
-            have masks, the localisation metrics.
+            have masks, the localization metrics.
         layers: Entries to evaluate separately: a layer's dotted name, or several names to fuse; by default the default
             layer.
         target, text: What to explain, as in `hf_cam.explain`; override those of the samples.

@@ -135,7 +135,7 @@ def _of_tensor(tensor: Tensor) -> Iterable[Buffer]:
     elif type(tensor) in (Tensor, nn.Parameter) and not unreadable(tensor):
         flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
-    else:  # sparse, quantised, or of a class that keeps its values elsewhere
+    else:  # sparse, quantized, or of a class that keeps its values elsewhere
         file = io.BytesIO()
         torch.save(tensor, file)
         yield file.getvalue()

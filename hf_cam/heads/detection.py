@@ -246,7 +246,7 @@ class PromptDetectionHead(DetectionHead):
     threshold: ClassVar[float | None] = 0.1
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
-        """The surest object, of those that the caller's tokenised prompts name."""
+        """The surest object, of those that the caller's tokenized prompts name."""
         prompts = given_prompts(inputs)
         return Request(text=prompts[: max(1, len(prompts) // len(inputs["pixel_values"]))], top_k=1), inputs
 
@@ -263,7 +263,7 @@ class PromptDetectionHead(DetectionHead):
         super().check(request)
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised prompts, once per image."""
+        """The tokenized prompts, once per image."""
         tokens = self.loaded.tokens([sentence(prompt) for prompt in request.text])
         return {name: Shared(value, each=True) for name, value in tokens.items()}
 
@@ -281,12 +281,12 @@ class PhraseDetectionHead(PromptDetectionHead):
     threshold: ClassVar[float | None] = 0.25
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
-        """The surest object, of those that the caller's tokenised text names."""
+        """The surest object, of those that the caller's tokenized text names."""
         count = len(_phrases(inputs["input_ids"][0].tolist(), BORDERS))
         return Request(text=tuple(f"phrase {index}" for index in range(count)), top_k=1), inputs
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """One tokenised text, "a cat. a dog.", once per image."""
+        """One tokenized text, "a cat. a dog.", once per image."""
         return {name: Shared(value, each=True) for name, value in self._tokens(request).items()}
 
     def scores(self, output: Any, request: Request) -> Tensor:
@@ -338,7 +338,7 @@ class TaskDetectionHead(PromptDetectionHead):
     threshold: ClassVar[float | None] = 0.3
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
-        """The surest object, of those that the caller's tokenised classes name."""
+        """The surest object, of those that the caller's tokenized classes name."""
         count = int(inputs["classes_structure"][0])
         return Request(text=tuple(f"prompt {index}" for index in range(count)), top_k=1), inputs
 

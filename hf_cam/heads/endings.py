@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 Ending = Literal["softmax", "sigmoid", "log-softmax", "log-sigmoid", "normalized", "unit-length", "linear", "activated"]
-"""An operation that squashes scores, a normalisation layer, a division by the length, a linear layer (or convolution),
+"""An operation that squashes scores, a normalization layer, a division by the length, a linear layer (or convolution),
 or an activation function after one."""
 
 SQUASHES: tuple[tuple[str, Ending], ...] = (

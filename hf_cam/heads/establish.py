@@ -124,7 +124,7 @@ def _by_class(name: str, made: Any, tensor: Tensor) -> Ending | None:
 def plain_kind(loaded: LoadedModel) -> str:
     """The id of the head of a module that is registered for none, from what it returns and what it ends in.
 
-    A module embeds images if that can be seen: timm's networks without classes, and what ends in a normalisation, in
+    A module embeds images if that can be seen: timm's networks without classes, and what ends in a normalization, in
     the division by its length, or in the place of a last layer that was taken away. What ends in a linear layer counts
     as a classifier.
     """

@@ -40,7 +40,7 @@ class QuestionHead(ClassificationHead):
         super().check(request)
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
-        """The answer to the question that the caller tokenised."""
+        """The answer to the question that the caller tokenized."""
         return Request(text=("the question",), top_k=1), inputs
 
     def rounds(self, request: Request, pictures: Mapping[str, Tensor]) -> list[Request]:
@@ -49,7 +49,7 @@ class QuestionHead(ClassificationHead):
         return [replace(request, text=(question,)) for question in request.text]
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised question, once per image."""
+        """The tokenized question, once per image."""
         return {name: Shared(value, each=True) for name, value in self.loaded.tokens(list(request.text)).items()}
 
 
@@ -104,7 +104,7 @@ class WrittenAnswerHead(QuestionHead):
         return [self._answered(one, pictures) if one.target is None else one for one in asked]
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised question, and the answer as labels."""
+        """The tokenized question, and the answer as labels."""
         question = self._question(request)
         if not isinstance(request.target, str):
             return {name: Shared(value) for name, value in question.items()}

@@ -112,7 +112,7 @@ class PromptHead(EmbeddingHead):
     takes_text: ClassVar[bool] = True
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
-        """The prompt that fits best, of those that the caller tokenised."""
+        """The prompt that fits best, of those that the caller tokenized."""
         return Request(text=given_prompts(inputs), top_k=1), inputs
 
     def check(self, request: Request) -> None:
@@ -130,7 +130,7 @@ class PromptHead(EmbeddingHead):
             self._prompt(request)
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
-        """The tokenised prompts, shared by all images."""
+        """The tokenized prompts, shared by all images."""
         encoded = self.loaded.tokens([sentence(prompt) for prompt in request.text] or [TEMPLATE.format("thing")])
         return {name: Shared(value) for name, value in behind_picture(encoded, self.loaded.traits).items()}
 

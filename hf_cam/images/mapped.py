@@ -27,7 +27,7 @@ class GridMap:
     """A map of one image as the target layers have it: a few kilobytes, from which the heatmap can be drawn again.
 
     Args:
-        raw: One `[h, w]` float32 per target layer, before any normalisation; `[t, h, w]` for a video.
+        raw: One `[h, w]` float32 per target layer, before any normalization; `[t, h, w]` for a video.
         geometry: How the processor put the image into the model's input.
         fuse: How the maps of several layers become one; None if there is one layer.
         frames: The number of frames of a video; None for an image.

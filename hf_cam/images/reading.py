@@ -221,7 +221,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ImageError(
                 f"a float image must lie in [0, 1], got values from {array.min():.3g} to {array.max():.3g}; pass the "
-                "image before the processor normalises it, or the tensor to hf_cam.GradCAM(model)(pixel_values)"
+                "image before the processor normalizes it, or the tensor to hf_cam.GradCAM(model)(pixel_values)"
             )
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:

@@ -101,7 +101,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_dataset(commands: Any) -> None:
-    add_dataset(commands, _method_options)
+    add_dataset(commands, _method_options, _silence_loading)
 
 
 def _add_demo(commands: Any) -> None:
@@ -353,8 +353,8 @@ def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -
 def _line(name: str, explanation: Explanation, path: Path) -> str:
     flags = f"  [{', '.join(explanation.flags)}]" if explanation.flags else ""
     effort = f"\n  {explanation.effort}" if explanation.effort else ""
-    line = f"{one_line(name)}: {explanation.label} {explanation.score:.3f} ({explanation.method}) -> {path}{flags}"
-    return line + effort
+    score = f"{explanation.score:.3f} {explanation.score_kind}"
+    return f"{one_line(name)}: {explanation.label} {score} ({explanation.method}) -> {path}{flags}{effort}"
 
 
 def _demo(options: argparse.Namespace) -> None:

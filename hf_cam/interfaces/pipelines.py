@@ -61,13 +61,14 @@ class HeadLoader:
 class ImageCamPipeline(Pipeline):
     """Heatmaps of any vision model, as a transformers pipeline.
 
-    Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`, `heatmap`
-    (`[H, W]` float32 in [0, 1], as large as the image), `box` or `mask` if the head has them, and `effort` if it is
-    "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
-    It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`,
-    `method_options`, `layers`, `reshape`, `aug_smooth`, `eigen_smooth`, `effort`, `labels`, `output`. For a video
-    model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the heatmap is then
-    `[T, H, W]`, and `frames` holds the frames that the model saw.
+    Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`,
+    `score_kind` (what the score is, such as "probability"), `heatmap` (`[H, W]` float32 in [0, 1], as large as the
+    image), `box` or `mask` if the head has them, and `effort` if it is "checked". With a list, it returns a list of
+    such lists; with a generator or dataset, it yields one list per image. It takes `batch_size` and these arguments of
+    `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`, `method_options`, `layers`, `reshape`,
+    `aug_smooth`, `eigen_smooth`, `effort`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or
+    an array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
+    model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -125,7 +126,7 @@ class ImageCamPipeline(Pipeline):
 
     @door(ImageError)
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Decode the image; resizing and normalising happen per batch, where images of one size are grouped."""
+        """Decode the image; resizing and normalizing happen per batch, where images of one size are grouped."""
         if isinstance(image, Asked):
             return {"image": self._loaded.opened(image.image), "target": image.target}
         return {"image": self._loaded.opened(image)}
@@ -180,7 +181,12 @@ def _asked(inputs: Any, target: Any) -> Any:
 
 
 def _as_dict(explanation: Explanation) -> dict[str, Any]:
-    found = {"label": explanation.label, "score": explanation.score, "heatmap": explanation.heatmap}
+    found = {
+        "label": explanation.label,
+        "score": explanation.score,
+        "score_kind": explanation.score_kind,
+        "heatmap": explanation.heatmap,
+    }
     if explanation.box is not None:
         found["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True))
     if explanation.mask is not None:

@@ -99,7 +99,7 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
     Args:
         readouts: Each layer's own readout of the target.
         start_layer: The first layer that counts; negative indices count from the end, as in a slice. The authors' code
-            sums over the last two by default (-2), which localises better here too; the paper sums over all (0).
+            sums over the last two by default (-2), which localizes better here too; the paper sums over all (0).
         empty_prompt: The index of a prompt that names nothing, such as "a photo of a", among the prompts. Where the map
             of this prompt, scaled to [0, 1], exceeds 0.8, the map is set to zero, as the authors do for SigLIP.
 

@@ -1,4 +1,4 @@
-"""Deep feature factorisation: a few concepts of which a layer's cells are composed, and their effects on a target."""
+"""Deep feature factorization: a few concepts of which a layer's cells are composed, and their effects on a target."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class Concepts:
 
 @signal(
     "the concepts of each image, and how far each raises the target's value",
-    cost="a factorisation, and one forward of the part behind the target layer per concept",
+    cost="a factorization, and one forward of the part behind the target layer per concept",
     replays=True,
     forwards=0.6,
 )
 def concepts(run: Run, layer: str, components: int = 5, seed: int = 0) -> Concepts:
-    """The non-negative factorisation of each image's cells, and what the model makes of each concept.
+    """The non-negative factorization of each image's cells, and what the model makes of each concept.
 
     Args:
         run: The run.
         layer: The target layer.
         components: The number of concepts, k; fewer where the layer has fewer cells or channels.
-        seed: Seed of the factorisation.
+        seed: Seed of the factorization.
 
     Raises:
         MethodError: the cells are those of a video, a volume or several views.

@@ -22,7 +22,7 @@ def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
 
     The paper divides by y, which is positive there. A logit may be negative, and its sign would then invert every
     weight, so that the map would show evidence against the class. The method assumes non-negative activations; on
-    signed ones (behind a layer norm, in ConvNeXt) it localises no better than random weights.
+    signed ones (behind a layer norm, in ConvNeXt) it localizes no better than random weights.
     """
     value = ablated_scores[:, :1]
     weights = (value - ablated_scores[:, 1:]) / torch.where(value == 0, torch.ones_like(value), value.abs())

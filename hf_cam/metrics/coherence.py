@@ -90,7 +90,7 @@ def max_sensitivity(maps: Tensor, noisy_maps: Tensor) -> Tensor:
 def completeness_error(attributions: Tensor, difference: Tensor) -> Tensor:
     """The error of the attributions' sum, as a share of the change in the target that they explain.
 
-    `|sum(a) - d| / |d|` for signed attributions without normalisation, where d is the target's value minus its value
+    `|sum(a) - d| / |d|` for signed attributions without normalization, where d is the target's value minus its value
     on the baseline that the method's axiom names.
     """
     return (attributions.flatten(1).sum(1) - difference).abs() / difference.abs().clamp_min(1e-12)

@@ -20,7 +20,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     return correlation(_mean_ranks(a)[..., None, :], _mean_ranks(b)[..., None, :])
 
 
-@metric("model-randomization", "model randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
+@metric("model-randomization", "model randomization", range=(-1, 1), higher_is_better=False, paper=PAPER)
 def model_randomization(maps: Tensor, randomized_maps: Tensor) -> Tensor:
     """The rank correlation of the map with the map after the model's weights have been shuffled.
 
@@ -29,7 +29,7 @@ def model_randomization(maps: Tensor, randomized_maps: Tensor) -> Tensor:
     return rank_correlation(maps, randomized_maps)
 
 
-@metric("target-randomization", "target randomisation", range=(-1, 1), higher_is_better=False, paper=PAPER)
+@metric("target-randomization", "target randomization", range=(-1, 1), higher_is_better=False, paper=PAPER)
 def target_randomization(maps: Tensor, other_maps: Tensor) -> Tensor:
     """The rank correlation of the map with the map of another target; 1 means that the target makes no difference."""
     return rank_correlation(maps, other_maps)

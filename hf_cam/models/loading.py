@@ -43,7 +43,7 @@ Labels = Sequence[str] | Mapping[int, str]
 
 
 CHANNELS = (1, 3, 4)
-"""Numbers of channels by which a picture's axis of channels is recognised."""
+"""Numbers of channels by which a picture's axis of channels is recognized."""
 
 FRAMES = 8
 """Frames of a video that a vision-language model is shown."""
@@ -186,7 +186,7 @@ class LoadedModel:
         return known or load_tokenizer(self.traits.name_or_path)
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The tokenised texts, `[P, L]` each, under the names of the forward's parameters.
+        """The tokenized texts, `[P, L]` each, under the names of the forward's parameters.
 
         Raises:
             TargetError: a text has more tokens than the model can read.
