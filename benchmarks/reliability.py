@@ -411,11 +411,7 @@ PROMISES: dict[str, Promise] = {
     "training": Promise("A thread that trains gets its modes and every gradient", "test_threads.py", training),
     "at-once": Promise("Two threads that explain one model get their own maps", "test_threads.py", at_once),
     "repeatable": Promise("Maps of models that draw random numbers repeat", "test_threads.py", repeatable),
-<<<<<<< HEAD
     "interrupts": Promise("After Ctrl-C nothing acts on the model, and maps are right", "test_threads.py", interrupts),
-=======
-    "interrupts": Promise("After Ctrl-C nothing acts on the model; the next is right", "test_threads.py", interrupts),
->>>>>>> main
     "untouched": Promise("A call leaves the model exactly as it was", "test_threads.py", untouched),
     "after-errors": Promise("So does a call that fails", "test_bad_input.py", after_errors),
     "wrapped": Promise("A wrapped model gets the right map, or is refused", "test_wrapped.py", right_or_refused),
