@@ -159,7 +159,7 @@ def test_a_strangers_label_is_shown_as_text(label):
     assert html.unescape(written) == label
 
 
-# Controls without a value
+# Controls without a value --------------------------------------------------------------------------------------------
 
 GIVEN = {"path": str(SCENE), "model": "demo:vit", "target": "", "prompts": "", "method": "auto", "layers": ""} | {
     "aug_smooth": False, "eigen_smooth": False, "alpha": 0.5, "colormap": "turbo"
