@@ -3,16 +3,16 @@
     python -m benchmarks.blackbox [--model ResNet-50] [--masks 1000] [--repeats 3] [--only beside] [--markdown PAGE]
 
 First table ("beside"): the same definition with the same settings in hf-cam, captum (occlusion, integrated gradients,
-SmoothGrad, input x gradient) and torchxai-explain (RISE), on a model of real size with random weights. The largest
-difference of the values, relative to the largest value, and hf-cam's time as a multiple of the other library's, as the
-median over pairs of adjacent calls. Random masks and noise are hf-cam's in both libraries. The peers are the extra
-"peers".
+SmoothGrad, input x gradient) and torchxai-explain (RISE), on a model of real size with random weights, the last layer
+scaled so that the logits of masked pictures differ. The largest difference of the values, relative to the largest
+value, and hf-cam's time as a multiple of the other library's, as the median over pairs of adjacent calls. Random masks
+and noise are hf-cam's in both libraries. The peers are the extra "peers".
 
 Second table ("goals"): what Recipro-CAM and RISE with tokens left out cost, in plain forwards timed next to them, and
 the rank correlation of RISE's two versions on scenes, averaged over them. Of RISE's masks `--masks` are timed, in
 batches as the pixel version takes them; a forward is the median of nine before the call and nine after it. Processor
-time of one thread. Prints Markdown, and `--markdown` writes each table into a page, between its marks; the exit code is
-1 if a goal is missed.
+time of one thread. Prints Markdown, and `--markdown` writes the first table into a page, between its marks; the exit
+code is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.inference_cost import MODELS, Logits, build, forward, pictures
+from benchmarks.inference_cost import MODELS, SIDE, Logits, build, forward, pictures
 from benchmarks.pages import write
 from benchmarks.scenes import scenes
 from hf_cam import CAM
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=("beside", "goals"), help="one of the two tables")
-    parser.add_argument("--markdown", type=Path, help="the page to write the tables into")
+    parser.add_argument("--markdown", type=Path, help="the page to write the first table into")
     options = parser.parse_args()
     torch.set_num_threads(1)
     tables = {
@@ -69,7 +69,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
         missed |= any("NOT MET" in line for line in lines)
-        if options.markdown:
+        if options.markdown and name == "beside":
             write(options.markdown, name, "\n".join(lines))
     sys.exit(missed)
 
@@ -79,7 +79,7 @@ def beside_table(model: str, repeats: int) -> Iterator[str]:
     yield f"{model} with random weights, one image; {libraries}:\n"
     yield "| method | settings | library | largest difference | time, hf-cam / other |"
     yield "|---|---|---|--:|--:|"
-    for case in cases(build(model)):
+    for case in cases(lively(build(model))):
         difference, ratio = compared(case.ours, case.theirs, repeats)
         yield f"| {case.method} | {case.settings} | {case.library} | {difference:.1e} | {ratio:.2f} |"
 
@@ -93,6 +93,21 @@ def goals_table(masks: int, repeats: int) -> Iterator[str]:
 
 
 # Beside others --------------------------------------------------------------------------------------------------------
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """The model with its last layer shifted and scaled so that each logit varies by about 1 around 0.
+
+    With random weights as they are, all masked pictures have the same probability, and torchxai returns an empty map.
+    """
+    masks = RandomMasks.drawn(SAMPLES, 7, 0.5, (SIDE, SIDE), 0).smooth(0, SAMPLES)
+    with torch.no_grad():
+        logits = model(pictures(1) * masks[:, None]).logits
+        spread = logits.std(0).mean()
+        *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+        last.weight /= spread
+        last.bias.copy_((last.bias - logits.mean(0)) / spread)
+    return model
 
 
 @dataclass(frozen=True)

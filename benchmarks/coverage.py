@@ -4,6 +4,9 @@
 model's head finds, given only the model and a picture, and verifies that the layout of the target layer is right.
 `--timm` also resolves every network of timm from its config (no weights) and runs one network per module in the same
 way. `--write docs/architectures.md` writes the tables. The exit code is 1 if anything fails.
+
+`--words` runs the types of image-text-to-text instead: whether the maps of words lie in the box of the picture that was
+disturbed. `--write docs/vision-language.md` writes that table.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import hf_cam
+from benchmarks import word_places
 from benchmarks.natural_maps import ASKED, natural_map, tensor_map
 from benchmarks.tiny_models import TASKS, Case, cases, prepare
 from hf_cam.errors import HFCamError, UnknownArchitecture
@@ -344,16 +348,33 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _words(types: Sequence[str], page: Path | None) -> int:
+    """Print or write the table of the types that write words; 1 if hf-cam fails on one that runs."""
+    torch.set_num_threads(1)
+    found = []
+    for row in word_places.rows(types):
+        print(f"{row.model_type}: {row.result} {row.judged or row.reason}", flush=True)
+        found.append(row)
+    print(word_places.report(found))
+    if page is not None:
+        word_places.write(found, page)
+    return int(any(row.result == "failed" for row in found))
+
+
 def main() -> int:
     """Print the counts; return 1 if anything fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", action="append", choices=list(TASKS), help="run only this task; repeatable")
     parser.add_argument("--timm", action="store_true", help="also run the networks of timm")
     parser.add_argument("--only-timm", action="store_true", help="run only the networks of timm")
+    parser.add_argument("--words", action="store_true", help="run the types of image-text-to-text alone")
+    parser.add_argument("--type", action="append", default=[], help="with --words: run only this type; repeatable")
     parser.add_argument("--write", type=Path, help="write the tables to this Markdown file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    if arguments.words:
+        return _words(arguments.type, arguments.write)
     rows: list[Row] = []
     networks: list[Network] = []
     for task in () if arguments.only_timm else arguments.task or TASKS:

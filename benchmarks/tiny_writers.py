@@ -98,9 +98,13 @@ OWN: dict[str, dict[str, Any]] = {
                           "vision_output_dim": 64, "attention_heads": 2},
     },
     "pix2struct": {"text_config": {"d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
-                   "vision_config": {"d_kv": 16, "d_ff": 64, "patch_embed_hidden_size": 32}},
+                   "vision_config": {"d_kv": 16, "d_ff": 64, "patch_embed_hidden_size": 768}},
+    "nemotron_h_omni": {"video_temporal_patch_size": 2, "vision_config": {"video_temporal_patch_size": 2}},
     "paligemma": {"projection_dim": 32},
     "vipllava": {"vision_feature_layers": [-1, -2]},
+    "minicpm_ocr": HYBRID,
+    "minicpmv4_6": HYBRID,
+    "minicpmv4_7": HYBRID,
     "qwen3_5": HYBRID, "qwen3_5_moe": HYBRID, "qwen4_exp": HYBRID, "lfm3_vl": HYBRID,
     "glm4v_moe": _sections(1, 1, 2),
     "lfm2_vl": {"text_config": {"num_hidden_layers": 3, "full_attn_idxs": [1]}},
@@ -117,6 +121,20 @@ OWN: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": _sections(2, 3, 3),
     "step3p7": {"text_config": {"sliding_window": 64}},
 }  # fmt: skip
+SPREAD = {"glm_ocr": 0.05, "glm4v_moe": 0.05, "gemma4": 0.05, "gemma4_unified": 0.05}
+"""Standard deviation of linear layers where 0.15 saturates the model."""
+NO_PICTURE = "it does not explain words by a picture"
+LEFT_OUT = {
+    "evolla": f"{NO_PICTURE}: proteins",
+    "mistral4": f"{NO_PICTURE}: text alone",
+    "pi0": f"{NO_PICTURE}: robot actions",
+    "instructblipvideo": "it takes videos alone",
+    "diffusion_gemma": "its words are not predicted one after the other",
+    "gemma3n": "its MobileNetV5 tower comes in one size: minutes per forward on a CPU",
+    "emu3": "its VQ model is not made tiny by its config: half a minute per forward on a CPU",
+    "kosmos-2.5": "its 2,048 picture tokens take minutes per forward on a CPU",
+}
+"""Types that are not run, with the reason."""
 QWEN = ("Qwen2VLImageProcessor", {})
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "aria": ("CLIPImageProcessor", {}),
@@ -159,9 +177,10 @@ class Writer:
                 nn.init.normal_(parameter, std=0.1)
             elif parameter.ndim == 1 and "gate" in name.rpartition(".")[2]:
                 nn.init.constant_(parameter, 0.5)
+        spread = SPREAD.get(self.model_type, 0.15)
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.15)
+                nn.init.normal_(module.weight, std=spread)
             elif isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight)
         return model
@@ -216,8 +235,8 @@ def prepare_of(writer: Writer, model: nn.Module) -> Callable[[np.ndarray], dict[
     """From a picture to the inputs of a forward over it, a prompt and an answer."""
     processor = image_processor(writer.model_type, model.config)
     read = _reader(model)
-    own = set() if read is None else set(inspect.signature(read).parameters)
-    accepted = (set(inspect.signature(model.forward).parameters) | own) - {"kwargs", "self"}
+    own = set() if read is None else _named(read)
+    accepted = set(inspect.signature(model.forward).parameters) | own
     counted: dict[str, int] = {}
 
     def prepare(picture: np.ndarray) -> dict[str, Any]:
@@ -235,7 +254,9 @@ def features(model: nn.Module, seen: Mapping[str, Tensor]) -> int:
     read = _reader(model)
     if read is None:
         return 0
-    known = inspect.signature(read).parameters
+    known = _named(read)
+    if "qformer_input_ids" in known:
+        return int(model.config.num_query_tokens)
     with torch.no_grad():
         found = read(**{name: value for name, value in seen.items() if name in known})
     found = getattr(found, "pooler_output", found)
@@ -246,7 +267,13 @@ def features(model: nn.Module, seen: Mapping[str, Tensor]) -> int:
 def _reader(model: nn.Module) -> Any:
     """The model's own function from pictures to features; None if it has none."""
     inner = getattr(model, "model", None)
-    return getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
+    return getattr(inner, "get_image_features", None) or getattr(model, "get_image_features", None)
+
+
+def _named(read: Any) -> set[str]:
+    """The names of a function's parameters, also of one that a decorator hides."""
+    found = set(inspect.signature(inspect.unwrap(read)).parameters) | set(inspect.signature(read).parameters)
+    return found - {"self", "args", "kwargs"}
 
 
 def image_id(config: Any) -> int:
@@ -264,6 +291,13 @@ def text_inputs(model: nn.Module, accepted: set[str], count: int) -> dict[str, T
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in accepted and count:
             given[name] = (ids == image).long()
+    if "qformer_input_ids" in accepted:
+        given["qformer_input_ids"] = torch.tensor([[*PROMPT]])
+    if "image_embeds_position_mask" in accepted:
+        latents = [0, *[1] * model.config.latent_query_num, *[0] * len(PROMPT + ANSWER)]
+        given["image_embeds_position_mask"] = torch.tensor([latents])
+        ids = torch.tensor([[BEGIN, *[START] * model.config.latent_query_num, *PROMPT, *ANSWER]])
+        given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "is_encoder_decoder", False):
         given["decoder_input_ids"] = torch.tensor([[BEGIN, *PROMPT, *ANSWER]])
     return {name: value for name, value in given.items() if name in accepted}

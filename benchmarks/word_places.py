@@ -6,15 +6,18 @@ turned or shifted. Nothing of the measurement that placed the cells is used: nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.tiny_writers import ANSWER, LEFT_OUT, Writer, prepare_of, writers
 from hf_cam.words.word_cam import WordCAM
 
 MATCH, RIVAL = 0.25, 0.85
@@ -22,6 +25,27 @@ MATCH, RIVAL = 0.25, 0.85
 BOXES = ((0.05, 0.55), (0.55, 0.1), (0.6, 0.7))
 """Top and left of boxes in shares of the picture; none is its own mirror image."""
 EXTENT = 0.33
+SECTION = re.compile(r"(<!-- types -->\n).*?(<!-- end types -->)", re.DOTALL)
+
+Result = Literal["right", "undecided", "failed", "not built", "left out"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result for one type.
+
+    Args:
+        model_type: The type.
+        result: "right": the maps lie where they should; "undecided": the check does not pass, as it may not on a random
+            model; "failed": hf-cam refuses the model or fails; "not built": the tiny model or its inputs are not made.
+        judged: The verdict; None without one.
+        reason: Why there is none.
+    """
+
+    model_type: str
+    result: Result
+    judged: Judged | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,3 +121,60 @@ def _correlation(change: Tensor, box: np.ndarray) -> float:
     one, other = change.double(), torch.from_numpy(box.astype(float))
     one, other = one - one.mean(), other - other.mean()
     return float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-12))
+
+
+def rows(types: Sequence[str] = ()) -> Iterator[Row]:
+    """One row per type of the mapping, or per named type."""
+    for writer in writers():
+        if types and writer.model_type not in types:
+            continue
+        left_out = LEFT_OUT.get(writer.model_type)
+        yield Row(writer.model_type, "left out", reason=left_out) if left_out else _row(writer)
+
+
+def _row(writer: Writer) -> Row:
+    stage: Result = "not built"
+    try:
+        model = writer.build()
+        prepare = prepare_of(writer, model)
+        inputs = prepare(smooth(0))
+        with torch.no_grad():
+            model(**inputs)
+        stage = "failed"
+        length = inputs.get("decoder_input_ids", inputs.get("input_ids")).shape[1]
+        found = judged(model, prepare, list(range(length - len(ANSWER), length)))
+    except Exception as error:  # noqa: BLE001 - whatever a type raises is its reason
+        return Row(writer.model_type, stage, reason=f"{type(error).__name__}: {' '.join(str(error).split())}"[:140])
+    return Row(writer.model_type, "right" if found.right else "undecided", found)
+
+
+def report(found: Sequence[Row]) -> str:
+    """The counts in one line."""
+    run = [row for row in found if row.result in ("right", "undecided", "failed")]
+    right = sum(row.result == "right" for row in run)
+    left = sum(row.result == "left out" for row in found)
+    return (
+        f"right in space: {right} of {len(run)} types that run; {len(found)} types, {left} left out, "
+        f"{len(found) - left - len(run)} not built"
+    )
+
+
+def table(found: Sequence[Row]) -> str:
+    """As Markdown, the counts first."""
+    lines = [
+        f"{report(found)}.",
+        "",
+        "| type | result | match / rival | where the picture enters |",
+        "|---|---|---|---|",
+    ]
+    for row in found:
+        verdict = "" if row.judged is None else f"{row.judged.match:.2f} / {row.judged.rival:.2f}"
+        place = (row.reason if row.judged is None else row.judged.place).replace("|", "/")
+        lines.append(f"| {row.model_type} | {row.result} | {verdict} | {place} |")
+    return "\n".join(lines)
+
+
+def write(found: Sequence[Row], page: Path) -> None:
+    """Replace the page's section."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(SECTION.sub(lambda part: f"{part[1]}\n{table(found)}\n\n{part[2]}", text), encoding="utf-8")

@@ -22,7 +22,8 @@ def main() -> None:
     found = [explanations[0].overlay() for explanations in hf_cam.explain(images, "demo:imagenet")]
     _save("photographs.jpg", [images, found])
     scene = load_image(SCENE)
-    print(hf_cam.explain(scene, "demo:llava", text="What is in the picture?").save(IMAGES / "words.png"))
+    words = hf_cam.explain(scene, "demo:llava", text="What is in the picture?", target="trouser|sneaker|bag")
+    print(words.save(IMAGES / "words.png"))
 
 
 def _save(name: str, rows: list[list[Image.Image]]) -> None:

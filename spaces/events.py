@@ -42,6 +42,8 @@ VISITORS = 16
 QUEUE: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": VISITORS}
 """Options of every event that computes."""
 DEFAULT_LAYER = ("default for the model", "")
+MARKS = frozenset("&<>*_`~[]()!#|\\$")
+"""Letters that mean something in Markdown, HTML or formulas."""
 PROMPTS = "yellow bag\norange sneaker\nblue trouser"
 
 
@@ -234,7 +236,12 @@ def words(found: Found) -> str:
     flags = "".join(f" · {flag}" for flag in current.flags)
     layers = ", ".join(f"`{layer}`" for layer in current.layers)
     score = f"{current.score:.0%}" if 0 <= current.score <= 1 else f"{current.score:.3g}"
-    return f"**{current.label}** · {score} · {get_method(current.method).name} at {layers}{flags}"
+    return f"**{as_text(current.label)}** · {score} · {get_method(current.method).name} at {layers}{flags}"
+
+
+def as_text(label: str) -> str:
+    """A stranger's words in Markdown, where neither their HTML nor their marks act."""
+    return "".join(f"&#{ord(letter)};" if letter in MARKS else letter for letter in label)
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:
@@ -250,7 +257,7 @@ def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str
 def press_compare(found: Found | None, methods: list[str], alpha: float, colormap: str) -> list[tuple[Any, str]]:
     """Compare: a small overlay per method, for what is shown."""
     found = needed(found)
-    ordered = [method for method in quick_methods() if method in methods]
+    ordered = [method for method in quick_methods() if method in (methods or ())]
     comparison = compared(found.current.image, found.settings, ordered, found.shown)
     return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in comparison.explanations]
 

@@ -476,3 +476,26 @@ def test_the_explain_command_takes_folders_keeps_sub_folders_and_writes_a_table(
     assert found["score"].between(0, 1).all()
     assert main([*command[:-1], str(tmp_path)]) == 2
     assert "--table" in capsys.readouterr().err
+
+
+MEMORY = """
+import resource, sys
+from hf_cam.data.explain import Explain
+from hf_cam.data.local import explained_rows
+from hf_cam.data.sources import source_of
+peaks, source = [], source_of(sys.argv[1])
+for count, _ in enumerate(explained_rows(source, [i % len(source) for i in range(200)], Explain("demo:vit")), 1):
+    if count in (24, 200):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
+    for number in range(8):
+        noise(768, 1024, number).save(tmp_path / f"{number}.jpg")
+    found = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
+    early, late = map(int, found.stdout.split())
+    pictures = 200 * 768 * 1024 * 3 / 1024
+    assert late - early < 0.2 * pictures

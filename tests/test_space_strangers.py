@@ -1,6 +1,7 @@
 """What the page does with what strangers send: files, and models of the Hub."""
 
 import gc
+import html
 import io
 import json
 import struct
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_cam.errors import HFCamError
 from hf_cam.interfaces.space import space_folder
 from hf_cam.zoo import SCENE, demo_model
 
 sys.path.insert(0, str(space_folder()))
+import events
 import limits
 import models
 import work
@@ -142,6 +145,34 @@ def test_odd_pictures_are_read_as_a_browser_shows_them(kind, tmp_path):
     explained = work.explained(read, settings).current
     assert explained.heatmap.shape == (size[1], size[0])
     assert max(work.drawn(explained, 0.5, "turbo").size) == work.SHOWN
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "label", ["<img src=x onerror=alert(1)>", "**bold** &lt;b&gt;", "[a](javascript:b)", "$x$ `y`"]
+)
+def test_a_strangers_label_is_shown_as_text(label):
+    written = events.as_text(label)
+    assert not set(written.replace("&#", "")) & set("<>*_`[]($")
+    assert html.unescape(written) == label
+
+
+# Controls without a value
+
+GIVEN = {"path": str(SCENE), "model": "demo:vit", "target": "", "prompts": "", "method": "auto", "layers": ""} | {
+    "aug_smooth": False, "eigen_smooth": False, "alpha": 0.5, "colormap": "turbo"
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", GIVEN)
+def test_a_control_without_a_value_is_left_out_or_refused_with_a_sentence(control):
+    try:
+        assert events.press_explain(**GIVEN | {control: None})
+    except HFCamError as error:
+        assert str(error)  # noqa: PT017
 
 
 # Models of the Hub ---------------------------------------------------------------------------------------------------

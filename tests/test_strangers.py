@@ -103,7 +103,7 @@ ABSURD = {
     "depths": ({"depths": [1000, 1000, 1000]}, "depths"),
     "many depths": ({"depths": [1] * 10**4}, "depths"),
     "arguments for timm": ({"model_args": {"depth": 10**5}}, "model_args.depth"),
-    "classes": ({"num_labels": 10**7}, "num_labels"),
+    "classes": ({"num_labels": 10**6}, "num_labels"),
     "a negative width": ({"hidden_size": -(10**12)}, "hidden_size"),
 }
 

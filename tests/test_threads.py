@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import hf_cam
+from benchmarks.interrupts import Interrupter
 from hf_cam.cam import CAM
 from hf_cam.capture import guard
 from hf_cam.capture.guard import borrowed
@@ -321,31 +322,6 @@ def explains_in_workers() -> None:
 # Interruption --------------------------------------------------------------------------------------------------------
 
 
-class Interrupter:
-    """Raises `KeyboardInterrupt` at one line of Python that runs in a call; without an instant, counts the lines."""
-
-    def __init__(self, instant: int = -1) -> None:
-        self.instant, self.lines = instant, 0
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.instant:
-                raise KeyboardInterrupt
-        return self.trace
-
-    def run(self, call: Callable[[], Any]) -> KeyboardInterrupt | None:
-        """The interrupt, if the call did not end before."""
-        sys.settrace(self.trace)
-        try:
-            call()
-        except KeyboardInterrupt as error:
-            return error
-        finally:
-            sys.settrace(None)
-        return None
-
-
 class InterrupterOfBlocks(Interrupter):
     """The same at a line of `contextlib`, or of the block that lends models: where blocks are entered and left."""
 
@@ -365,6 +341,9 @@ def thread_state() -> tuple[Any, ...]:
         HERE.call.plain_checkpoints,
     )
 
+
+INSTANTS = int(os.environ.get("HF_CAM_INTERRUPTS", "4"))
+"""How many random instants of each method are tried with each kind of parameters: 300 of all methods by default."""
 
 FEW: dict[str, dict[str, int]] = {
     "sscam": {"draws": 1},
@@ -459,15 +438,46 @@ def test_an_interrupt_at_any_instant_leaves_nothing_that_acts(train: bool) -> No
     model, chosen = vit(), random.Random(0)
     for parameter in model.parameters():
         parameter.requires_grad_(train)
-    each = -(-150 // len(list_methods()))
     tried = sum(
-        interrupted_at(model, method, lambda lines: [chosen.randrange(1, lines + 1) for _ in range(each)])
+        interrupted_at(model, method, lambda lines: [chosen.randrange(1, lines + 1) for _ in range(INSTANTS)])
         for method in list_methods()
     )
-    assert tried >= 100
+    assert tried >= 35 * INSTANTS
 
 
 AFTER, BEFORE = "register_forward_hook", "register_forward_pre_hook"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list_methods())
+def test_an_interrupt_at_any_registration_of_a_hook_leaves_no_hook(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, seen, stop = vit(), pictures(1), [0], [0]
+    cam = CAM(model, method, **FEW.get(method, {}))
+
+    def interrupting(own: Any) -> Any:
+        def register(*args: Any, **kwargs: Any) -> Any:
+            handle = own(*args, **kwargs)
+            seen[0] += 1
+            if seen[0] == stop[0]:
+                raise KeyboardInterrupt
+            return handle
+
+        return register
+
+    for name in (AFTER, BEFORE):
+        monkeypatch.setattr(nn.Module, name, interrupting(getattr(nn.Module, name)))
+    with contextlib.suppress(MethodError):
+        cam(x, 1)
+
+    def interrupted() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            cam(x, 1)
+
+    for instant in range(1, seen[0] + 1):
+        seen[0], stop[0] = 0, instant
+        check_model_untouched(model, interrupted)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import hf_cam
-from hf_cam.errors import HFCamError, ImageError, OptionError, TargetError
+from benchmarks import word_places
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.words.answer import Answer
+from hf_cam.words.footprints import Bars, Footprints, on_raster, shares_of
 from hf_cam.words.tokens import text_of, words_named
 from tests.unchanged import half_frozen, unchanged
 from tests.writers import QUESTION, llava_processor, photograph, tiny_llava, tokenizer
@@ -83,20 +85,23 @@ def test_one_backward_on_the_cache_gives_what_a_backward_per_word_gives_on_eager
     sums = torch.tensor([word.raw.sum() for word in words])
     assert len(words) == 6
     for word, row in zip(words, expected, strict=True):
-        cells = torch.from_numpy(word.raw)[5::10, 7::15].flatten()  # the centres of the 6 x 6 cells
-        assert torch.corrcoef(torch.stack([cells, row]))[0, 1] > 0.99
-    assert torch.allclose(sums / sums.max(), expected.sum(1) / expected.sum(1).max(), rtol=0.05)
+        assert torch.allclose(torch.from_numpy(word.raw).flatten(), row, rtol=0.05, atol=1e-3)
+    assert torch.allclose(sums / sums.max(), torch.tensor([word.evidence for word in words]), rtol=1e-4)
+    assert torch.allclose(sums, expected.sum(1), rtol=0.02)
 
 
-def test_a_disturbed_box_of_the_picture_changes_the_maps_there(llava: Any) -> None:
-    from hf_cam.words.footprints import disturbed
-    from hf_cam.words.locate import _known
+# the last two lie in tiles, and in states that are attended to
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "llava_next", "blip"])
+def test_what_changes_in_the_maps_lies_in_the_box_of_the_picture_that_is_disturbed(model_type: str) -> None:
+    [row] = word_places.rows([model_type])
+    assert row.result == "right", row
 
-    explained(llava)
-    [[place]] = _known[llava[0]].located.values()
-    assert place.footprints.grid == (6, 6)
-    assert str(place).startswith("in the sequence: 36 cells")
-    assert np.any(np.array(disturbed(photograph())) != np.array(photograph()))
+
+def test_a_map_that_is_mirrored_does_not_pass_that_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    painted = Footprints.painted
+    monkeypatch.setattr(Footprints, "painted", lambda self, weights: painted(self, weights).flip(2))
+    [row] = word_places.rows(["qwen2_vl"])
+    assert row.result == "undecided"
 
 
 def test_a_target_picks_the_words_that_were_said(llava: Any) -> None:
@@ -123,7 +128,7 @@ def test_a_pair_contrasts_two_words_at_one_place(llava: Any) -> None:
     assert not np.allclose(one.heatmap, other.heatmap)
 
 
-@pytest.mark.parametrize("method", ["word-relevance", "word-gradient-x-input", "attention-contrast", "tam"])
+@pytest.mark.parametrize("method", [*hf_cam.list_word_methods()])
 def test_every_method_gives_each_word_a_map(llava: Any, method: str) -> None:
     model, processor = llava
     words = hf_cam.explain(photograph(), model, processor=processor, text=QUESTION, answer=ANSWER, method=method)
@@ -172,3 +177,170 @@ def test_words_and_punctuation_are_told_apart() -> None:
     assert [word.label for word in text.words] == ["a", "red", "cup", "and", "a", "bag"]
     assert [word.tokens for word in text.words] == [(0,), (1,), (2,), (4,), (5,), (6,)]
     assert [word.label for word in words_named(text, "a")] == ["a", "a"]
+
+
+# Several pictures, chats and videos ----------------------------------------------------------------------------------
+
+
+def test_two_pictures_of_one_question_get_a_map_each(llava: Any) -> None:
+    model, processor = llava
+    pictures = (photograph(), photograph(1).resize((70, 50)))
+    words = hf_cam.explain(pictures, model, processor=processor, text=QUESTION, answer=ANSWER, target="cup")
+    assert [word.label for word in words] == ["cup", "cup"]
+    assert [word.heatmap.shape for word in words] == [(60, 90), (50, 70)]
+    assert max(word.heatmap.max() for word in words) == pytest.approx(1)
+
+
+def test_a_list_of_pictures_gives_an_answer_for_each(llava: Any) -> None:
+    model, processor = llava
+    found = hf_cam.explain([photograph(), photograph(1)], model, processor=processor, text=QUESTION, answer=ANSWER)
+    assert [answer.answer for answer in found] == [ANSWER, ANSWER]
+
+
+def test_a_video_gets_a_map_per_frame(llava: Any) -> None:
+    model, processor = llava
+    video = hf_cam.Video([photograph(), photograph(1)])
+    [cup] = hf_cam.explain(video, model, processor=processor, text=QUESTION, answer=ANSWER, target="cup")
+    assert cup.heatmap.shape == (2, 60, 90)
+    assert len(cup.frames) == 2
+
+
+TEMPLATE = (
+    "{% for message in messages %}{% for item in message['content'] %}"
+    "{{ '<image>' if item['type'] == 'image' else ' ' + item['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_chat_brings_its_own_pictures(llava: Any) -> None:
+    processor = llava_processor()
+    processor.chat_template = TEMPLATE
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": photograph()}, {"type": "text", "text": QUESTION}],
+        }
+    ]
+    asked = hf_cam.explain(model=llava[0], processor=processor, messages=chat, answer=ANSWER)
+    plain = hf_cam.explain(photograph(), llava[0], processor=processor, text=QUESTION, answer=ANSWER)
+    assert all(np.array_equal(one.heatmap, other.heatmap) for one, other in zip(asked, plain, strict=True))
+
+
+CHATS = [
+    ("what?", OptionError, "messages must be a list"),
+    ([{"role": "user", "content": [{"type": "image"}]}], ImageError, "without a picture"),
+    ([{"role": "user", "content": [{"type": "image", "image": photograph()}]}], ModelError, "no chat template"),
+]
+
+
+@pytest.mark.parametrize(("messages", "error", "message"), CHATS, ids=[message for *_, message in CHATS])
+def test_chats_that_cannot_be_put_are_refused(llava: Any, messages: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        hf_cam.explain(model=llava[0], processor=llava[1], messages=messages)
+
+
+# The tensor door -----------------------------------------------------------------------------------------------------
+
+
+def prepared(processor: Any) -> Any:
+    def prepare(picture: np.ndarray) -> dict[str, Any]:
+        made = processor(text=[f"<image>{QUESTION} {ANSWER}"], images=[picture], return_tensors="pt")
+        return dict(made)
+
+    return prepare
+
+
+def test_the_tensor_door_gives_the_maps_of_the_front_door(llava: Any) -> None:
+    model, processor = llava
+    cam = hf_cam.WordCAM(model, prepared(processor))
+    length = prepared(processor)(np.array(photograph()))["input_ids"].shape[1]
+    with unchanged(model):
+        maps = cam(photograph(), range(length - 6, length))
+    words = explained(llava, answer=ANSWER)
+    assert maps.shape == (6, 60, 90)
+    assert cam.evidence.tolist() == pytest.approx([word.evidence for word in words], rel=1e-3)
+    for word, one in zip(words, maps, strict=True):
+        assert np.allclose(word.heatmap, one / one.max(), atol=1e-3)
+
+
+def test_one_forward_over_it_all_gives_the_maps_from_the_cache(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = explained(llava, answer=ANSWER)
+    monkeypatch.setattr("hf_cam.words.explaining.cached_inputs", lambda *_: None)
+    whole = explained(llava, answer=ANSWER)
+    assert all(np.allclose(one.raw, other.raw, rtol=1e-3) for one, other in zip(cached, whole, strict=True))
+
+
+POSITIONS = [
+    ([], "positions"),
+    ([0], "positions from 1"),
+    ([10_000], "positions from 1"),
+    ("cup", "positions"),
+    ([1.5], "po"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), POSITIONS)
+def test_positions_that_no_token_has_are_refused(llava: Any, answer: Any, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        hf_cam.WordCAM(llava[0], prepared(llava[1]))(photograph(), answer)
+
+
+def test_a_model_that_no_picture_reaches_is_refused_with_the_reason(llava: Any) -> None:
+    blind = prepared(llava[1])
+    first = blind(np.zeros((60, 90, 3), np.uint8))
+    with pytest.raises(ModelError, match="no part of the model's forward gets the picture's cells"):
+        hf_cam.WordCAM(llava[0], lambda _: first)(photograph(), [1])
+
+
+# Where cells lie -----------------------------------------------------------------------------------------------------
+
+
+def bars_of(grid: tuple[int, int], count: int = 4) -> Bars:
+    rows, columns = (torch.arange(side).add(0.5).div(side).mul(count).long() for side in grid)
+    down, across = (torch.nn.functional.one_hot(one, count).float() for one in (rows, columns))
+    return Bars(down.repeat_interleave(grid[1], 0), across.repeat(grid[0], 1))
+
+
+@pytest.mark.parametrize("grid", [(6, 9), (9, 6), (3, 18), (1, 5)])
+def test_the_raster_is_found_whose_rows_and_columns_fit(grid: tuple[int, int]) -> None:
+    found = on_raster(Footprints((60, 90), bars_of(grid)), lambda: None)
+    assert found is not None
+    assert found.grid == grid
+
+
+def test_tiles_in_turn_are_no_raster() -> None:
+    one, other = bars_of((4, 4)), bars_of((4, 4))
+    tiles = Bars(torch.cat([one.down, other.down]), torch.cat([one.across, other.across]))
+    assert on_raster(Footprints((60, 90), tiles), lambda: None) is None
+
+
+def test_a_cell_that_reacts_to_all_bars_alike_has_no_footprint() -> None:
+    assert shares_of(torch.full((1, 4), 2.0)).sum() == 0
+    assert Bars(torch.full((3, 4), 2.0), torch.full((3, 4), 2.0)).locality == 0
+
+
+def test_a_size_beyond_two_known_ones_is_only_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_llava(2), llava_processor()
+    runs: list[int] = []
+    from hf_cam.words import locate, place
+
+    states = place.states_at
+    monkeypatch.setattr(place, "states_at", lambda *args: runs.append(1) or states(*args))
+    for size in ((90, 60), (60, 90), (80, 60)):
+        runs.clear()
+        shown = photograph().resize(size)
+        hf_cam.explain(shown, model, processor=processor, text=QUESTION, answer=ANSWER)
+    assert len(runs) == 6  # the picture and noise twice, and two halves; four bars per axis take nine
+    known = locate.known_of(model, processor)
+    assert {found.footprints.grid for found in known.rasters.values()} == {(6, 6)}
+
+
+def test_another_question_about_pictures_of_one_size_needs_no_new_measurement(llava: Any) -> None:
+    from hf_cam.words import locate
+
+    explained(llava, answer=ANSWER)
+    known = locate.known_of(*llava)
+    measured = dict(known.located)
+    longer = explained(llava, answer=ANSWER, text=f"{QUESTION} what is in the picture ?")
+    assert known.located == measured
+    fresh = explained((llava[0], llava_processor()), answer=ANSWER, text=f"{QUESTION} what is in the picture ?")
+    assert all(np.allclose(one.raw, other.raw) for one, other in zip(longer, fresh, strict=True))

@@ -49,7 +49,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     because it silently skips hooks, and so is gradient checkpointing.
 
     Raises:
-        ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd.
+        ModelError: the parameters were created under `torch.inference_mode()` and cannot take part in autograd, or
+            each process holds a part of them alone, as with FSDP.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # which switches gradients on, too
@@ -57,6 +58,11 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             raise ModelError(
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
                 "them; load the model outside that block"
+            )
+        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # a DTensor
+            raise ModelError(
+                "the model's parameters are sharded over processes (FSDP or tensor parallelism), which a map cannot be "
+                "made of; load the whole model in one process"
             )
         weights = _weights.get()
         replica = Replica(model, weights.values if weights else {})

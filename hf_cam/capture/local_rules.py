@@ -114,8 +114,12 @@ class LocalRules(TorchFunctionMode):
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-        if is_causal or enable_gqa or not any(_is_live(tensor) for tensor in (query, key, value)):
+        if not any(_is_live(tensor) for tensor in (query, key, value)):
             return output
+        if enable_gqa and key.shape[1] != query.shape[1]:
+            key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         if self.attend == "halved":
             query, key, value = _half(query), _half(key), _half(value)
         scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)

@@ -86,7 +86,8 @@ def _write(path: Path, rows: Sequence[Row], part: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pictures = [{"bytes": content, "path": None} for content in _overlays(rows, part)]
+    drawn = _overlays(rows, part)
+    pictures = [None if content is None else {"bytes": content, "path": None} for content in drawn]
     table = table_of(rows).add_column(
         0, "overlay", pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     )

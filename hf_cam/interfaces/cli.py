@@ -101,7 +101,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_dataset(commands: Any) -> None:
-    add_dataset(commands, _method_options)
+    add_dataset(commands, _method_options, _silence_loading)
 
 
 def _add_demo(commands: Any) -> None:

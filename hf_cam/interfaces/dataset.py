@@ -10,12 +10,13 @@ from typing import Any
 Options = Callable[[Sequence[str] | None], Mapping[str, Any]]
 
 
-def add_dataset(commands: Any, method_options: Options) -> None:
+def add_dataset(commands: Any, method_options: Options, quietly: Callable[[], None]) -> None:
     """Add the command to a parser's subcommands.
 
     Args:
         commands: The subcommands.
         method_options: Reads `--option NAME=VALUE`.
+        quietly: Switches off what libraries print while a model is loaded.
     """
     add = commands.add_parser("dataset", help="explain a data set into Parquet files; run it again to continue")
     add.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
@@ -40,7 +41,12 @@ def add_dataset(commands: Any, method_options: Options) -> None:
     add.add_argument("--actors", type=int, help="copies of the model on Ray (default: one per GPU, or per four CPUs)")
     add.add_argument("--gpus-per-actor", type=float, help="may be a fraction (default: 1 where there are GPUs)")
     add.add_argument("--device", help='"cpu", "cuda", ... (default: the GPU if there is one)')
-    add.set_defaults(run=lambda options: _run(options, method_options))
+
+    def run(options: argparse.Namespace) -> None:
+        quietly()
+        _run(options, method_options)
+
+    add.set_defaults(run=run)
 
 
 def _run(options: argparse.Namespace, method_options: Options) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+PAGES = (".html", ".htm")
 LONGEST_STEM = 100
 TABLE = ("image", "label", "score", "score_kind", "box", "method", "flags", "file")
 """Columns of the table that `hf-cam explain --table` writes."""

@@ -57,10 +57,7 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     The equation assumes an exponential of the score, whose higher derivatives are powers of the first. `alpha` is 0
     where the gradient is 0; the small term that keeps the quotient finite comes from the reference implementation.
     """
-    squared = gradients.square()
-    denominator = 2 * squared + _spatial_sum(activations) * squared * gradients + 1e-6
-    alpha = torch.where(gradients != 0, squared / denominator, torch.zeros_like(gradients))
-    return _spatial_sum(alpha * gradients.clamp_min(0)) * activations
+    return plusplus_weights(activations, gradients) * activations
 
 
 @method(
@@ -72,9 +69,7 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
 )
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(g_c a_c) / sum(a_c)`, 0 for a channel whose activations sum to 0."""
-    total = _spatial_sum(activations)
-    weights = _spatial_sum(gradients * activations) / torch.where(total == 0, torch.ones_like(total), total)
-    return torch.where(total == 0, torch.zeros_like(weights), weights) * activations
+    return xgradcam_weights(activations, gradients) * activations
 
 
 @method(
@@ -126,6 +121,21 @@ def randomcam(activations: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(int(seed))
     weights = 2 * torch.rand(activations.shape[1], generator=generator, dtype=torch.float64) - 1
     return weights.to(activations).reshape(1, -1, *[1] * (activations.ndim - 2)) * activations
+
+
+def plusplus_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`[B, C, 1, 1]`: `sum(alpha relu(g_c))`, see `gradcam_plusplus`."""
+    squared = gradients.square()
+    denominator = 2 * squared + _spatial_sum(activations) * squared * gradients + 1e-6
+    alpha = torch.where(gradients != 0, squared / denominator, torch.zeros_like(gradients))
+    return _spatial_sum(alpha * gradients.clamp_min(0))
+
+
+def xgradcam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """`[B, C, 1, 1]`: `sum(g_c a_c) / sum(a_c)`, see `xgradcam`."""
+    total = _spatial_sum(activations)
+    weights = _spatial_sum(gradients * activations) / torch.where(total == 0, torch.ones_like(total), total)
+    return torch.where(total == 0, torch.zeros_like(weights), weights)
 
 
 def _spatial_mean(tensor: Tensor) -> Tensor:

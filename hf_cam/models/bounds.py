@@ -15,7 +15,7 @@ from hf_cam.errors import ModelError, brief
 
 MOST_PARTS = 2000
 """The largest number of layers, blocks, stages or experts; the deepest published vision models have about 1000."""
-MOST_LABELS = 10**6
+MOST_LABELS = 10**5
 """The largest number of classes, for each of which a config makes a name."""
 MOST = 10**8
 """The largest number of anything else, such as tokens or channels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 from hf_cam.targets import entries_of
 from hf_cam.words.answer import Answer
-from hf_cam.words.locate import Located, located
+from hf_cam.words.footprints import Footprints
+from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.scores import Score
@@ -92,7 +93,7 @@ class WordExplainer:
             inputs = prepare(shown)
             text = written(replica, inputs, {**GREEDY, **request.generate}, forced)
             asked = _asked(text, request.target, tokenizer)
-            places = located(self.loaded.module, replica, prepare, shown, inputs)
+            places = located(self._known, replica, prepare, shown, inputs)
             found = _weighed(self.method, replica, inputs, text, asked, places)
         return Answer(
             _explanations(asked, text, found, places, pictures),
@@ -110,7 +111,11 @@ class WordExplainer:
         shown = _listed(pictures)
         prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
         with borrowed(self.loaded.module) as replica:
-            return located(self.loaded.module, replica, prepare, shown, prepare(shown))
+            return located(self._known, replica, prepare, shown, prepare(shown))
+
+    @property
+    def _known(self) -> Known:
+        return known_of(self.loaded.module, self.loaded.processor)
 
 
 GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}
@@ -185,7 +190,7 @@ def _explanations(
     sums = found.weights.sum(1)
     evidence = sums / sums.max().clamp_min(torch.finfo(sums.dtype).tiny)
     parts = found.weights.split([one.footprints.cells for one in places], 1)
-    maps = [one.footprints.painted(part) for one, part in zip(places, parts, strict=True)]
+    cells = [(one.footprints, part) for one, part in zip(places, parts, strict=True)]
     rows = list(range(len(found.weights)))
     if not asked.contrast:
         rows = [asked.text.words.index(word) for word in asked.words]
@@ -207,23 +212,33 @@ def _explanations(
             evidence=float(evidence[row]),
         )
         for row, word in zip(rows, asked.words, strict=True)
-        for picture, frames, heatmap, raw in _drawn([one[row] for one in maps], float(evidence[row]), pictures)
+        for picture, frames, heatmap, raw in _drawn(
+            [(footprints, part[row]) for footprints, part in cells], float(evidence[row]), pictures
+        )
     ]
 
 
-def _drawn(
-    maps: Sequence[Tensor], evidence: float, pictures: Pictures
-) -> list[tuple[Image.Image, tuple[Image.Image, ...], np.ndarray, np.ndarray]]:
-    """Each picture with its frames, the heatmap and the map before it was stretched; pictures share one scale."""
-    peak = max(float(one.max()) for one in maps)
+Drawing = tuple[Image.Image, tuple[Image.Image, ...], Any, np.ndarray]
+"""A picture, its frames, what draws the heatmap, and the map on its own grid."""
+
+
+def _drawn(cells: Sequence[tuple[Footprints, Tensor]], evidence: float, pictures: Pictures) -> list[Drawing]:
+    """Each picture with its frames, the heatmap, drawn when it is read, and the map on its grid; on one scale."""
+    raw = [footprints.on_grid(weights[None])[0].numpy() for footprints, weights in cells]
+    peak = max(float(one.max()) for one in raw)
     height = 1.0 if evidence >= FAINT else evidence
-    scale = height / peak if peak > 0 else 0.0
-    stretched = [(one * scale).clamp(0, 1).numpy() for one in maps]
-    raw = [one.numpy() for one in maps]
+    draw = [
+        partial(footprints.heatmap, weights.clone(), height * float(one.max()) / peak if peak > 0 else 0.0)
+        for (footprints, weights), one in zip(cells, raw, strict=True)
+    ]
     if isinstance(pictures, Video):
         frames = tuple(pictures.frames)
-        return [(frames[0], frames, np.stack(stretched), np.stack(raw))]
-    return [(one, (), map_, before) for one, map_, before in zip(_listed(pictures), stretched, raw, strict=True)]
+        return [(frames[0], frames, partial(_stacked, draw), np.stack(raw))]
+    return [(one, (), heatmap, grid) for one, heatmap, grid in zip(_listed(pictures), draw, raw, strict=True)]
+
+
+def _stacked(draw: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
+    return np.stack([one() for one in draw])
 
 
 def _probability(word: Word, asked: Asked, probabilities: Tensor, logits: Tensor) -> float:

@@ -93,13 +93,28 @@ class Footprints:
         """Weights of the cells, `[T, n]`, as maps `[T, H, W]` over the picture."""
         weights = weights.float().cpu()
         if self.grid is not None and self.geometry is not None:
-            return self.geometry.to_image(weights[:, self.prefix :].unflatten(1, self.grid))
+            return self.geometry.to_image(self.on_grid(weights))
         height, width = self.image_size
         rows, columns = (
             functional.interpolate(shares[:, None], size=side, mode="linear")[:, 0]
             for shares, side in ((self.bars.rows, height), (self.bars.columns, width))
         )
         return torch.einsum("tn,nh,nw->thw", weights, rows, columns)
+
+    def on_grid(self, weights: Tensor) -> Tensor:
+        """Weights of the cells, `[T, n]`, on the raster, `[T, h, w]`; without one, on a grid of the bars."""
+        weights = weights.float().cpu()
+        if self.grid is not None:
+            rastered: Tensor = weights[:, self.prefix :].unflatten(1, self.grid)
+            return rastered
+        return torch.einsum("tn,nh,nw->thw", weights, self.bars.rows, self.bars.columns)
+
+    def heatmap(self, weights: Tensor, height: float) -> np.ndarray:
+        """The map `[H, W]` of weights `[n]`, float32 in [0, 1], stretched so that its highest value is `height`."""
+        drawn = self.painted(weights[None])[0]
+        peak = float(drawn.max())
+        found: np.ndarray = (drawn * (height / peak if peak > 0 else 0)).clamp(0, 1).numpy()
+        return found
 
     def __str__(self) -> str:
         """The raster, or how the places were found, in words."""
@@ -223,6 +238,10 @@ def _grid_centres(grid: Size) -> tuple[Tensor, Tensor]:
     return rows.repeat_interleave(grid[1]), columns.repeat(grid[0])
 
 
+def _at_one_place(centres: Tensor) -> float:
+    return float(centres.std(correction=0) < ONE_PLACE)
+
+
 def _grids(cells: int) -> list[Size]:
     """Rows and columns of every raster of so many cells."""
     return [(height, cells // height) for height in range(1, cells + 1) if cells % height == 0]
@@ -231,9 +250,7 @@ def _grids(cells: int) -> list[Size]:
 def _agreement(rows: Tensor, columns: Tensor, grid: Size, bars: int) -> float:
     """The lower of the correlations along the axes; along an axis of one cell, all must lie at one place."""
     return min(
-        _correlation(measured, _within_bars(expected, bars))
-        if side > 1
-        else float(float(measured.std(correction=0)) < ONE_PLACE)
+        _correlation(measured, _within_bars(expected, bars)) if side > 1 else _at_one_place(measured)
         for measured, expected, side in zip((rows, columns), _grid_centres(grid), grid, strict=True)
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,12 +63,12 @@ class Known:
     """What was measured on one model.
 
     Args:
-        located: By the sizes of the pictures and the shapes of the inputs.
+        located: By the sizes of the pictures and the shapes of the inputs, with the ids of the text.
         rasters: What was found where a raster agreed with a measurement, at different sizes.
         geometries: How the processor puts pictures on a canvas.
     """
 
-    located: dict[Any, list[Located]] = field(default_factory=dict)
+    located: dict[Any, tuple[list[Located], Tensor | None]] = field(default_factory=dict)
     rasters: dict[Any, Located] = field(default_factory=dict)
     geometries: Geometries = field(default_factory=Geometries)
 
@@ -80,16 +80,26 @@ class Known:
         return places[0] if len(places) >= CONFIRMED and len(same) == 1 else None
 
 
-_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Known]]] = WeakKeyDictionary()
+
+
+def known_of(model: nn.Module, owner: Any) -> Known:
+    """What was measured on a model with inputs that one processor or function makes.
+
+    Args:
+        model: The caller's model.
+        owner: What makes the inputs; it is kept alive, so that no other object gets its identity.
+    """
+    return _known.setdefault(model, {}).setdefault(id(owner), (owner, Known()))[1]
 
 
 def located(
-    model: nn.Module, replica: nn.Module, prepare: Prepare, pictures: Sequence[Image.Image], clean: Mapping[str, Any]
+    known: Known, replica: nn.Module, prepare: Prepare, pictures: Sequence[Image.Image], clean: Mapping[str, Any]
 ) -> list[Located]:
     """The cells of each picture of a prompt.
 
     Args:
-        model: The caller's model, whose measurements are kept as long as it lives.
+        known: From `known_of`; what is measured is added.
         replica: What runs.
         prepare: From the pictures to the forward's inputs.
         pictures: Of the prompt.
@@ -98,20 +108,52 @@ def located(
     Raises:
         ModelError: no place passes the check; with the reason.
     """
-    known = _known.setdefault(model, Known())
     key = _key(pictures, clean)
-    if key not in known.located:
+    before = _moved(*known.located[key], clean) if key in known.located else None
+    if before is None:
         parts = [_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures))]
-        known.located[key] = [_checked(part, known) or _located(part) for part in parts]
-        for one in known.located[key]:
-            if one.footprints.grid is not None:
-                known.rasters[one.footprints.image_size] = one
-    return known.located[key]
+        before = [_checked(part, known) or _located(part) for part in parts]
+        known.located[key] = before, clean.get("input_ids")
+        known.rasters |= {one.footprints.image_size: one for one in before if one.footprints.grid is not None}
+    return before
 
 
 def _key(pictures: Sequence[Image.Image], inputs: Mapping[str, Any]) -> Any:
-    shapes = tuple((name, tuple(one.shape)) for name, one in sorted(inputs.items()) if isinstance(one, Tensor))
+    """The sizes of the pictures and the shapes of what the processor made of them."""
+    shapes = tuple(
+        (name, tuple(one.shape))
+        for name, one in sorted(inputs.items())
+        if isinstance(one, Tensor) and one.is_floating_point()
+    )
     return tuple(picture.size for picture in pictures), shapes
+
+
+def _moved(found: list[Located], ids: Tensor | None, inputs: Mapping[str, Any]) -> list[Located] | None:
+    """The same cells behind another text: at the same ones among the placeholders; None where there are others."""
+    now = inputs.get("input_ids")
+    if ids is None or now is None or all(one.place.kind == "attended to" for one in found):
+        return found
+    if torch.equal(ids, now):
+        return found
+    if any(one.place.kind != "in the sequence" for one in found):
+        return None
+    cells = torch.cat([one.place.cells for one in found]).to(ids.device)
+    placeholders = ids[0, cells].unique()
+    if len(placeholders) != 1:
+        return None
+    old, new = ((one[0] == placeholders).nonzero()[:, 0] for one in (ids, now))
+    if len(old) != len(new):
+        return None
+    shift = torch.zeros(ids.shape[1], dtype=torch.long, device=ids.device)
+    shift[old] = new
+    shape = (1, now.shape[1])
+    return [
+        replace(
+            one,
+            place=replace(one.place, shape=shape + one.place.shape[2:], cells=shift[one.place.cells.to(ids.device)]),
+        )
+        for one in found
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ def joined(rows: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
     "word-relevance",
     paper="after Chefer et al., ICCV 2021, arXiv:2103.15679",
     summary="Attention times its gradient in the rows that predict a word, over all layers and heads.",
-    departure="The rows are summed over the layers, and relevance is not propagated from layer to layer.",
+    departure="The rows are summed over the layers, not propagated from layer to layer; keys and values are constant.",
 )
 def word_relevance(gradient_rows: Rows) -> Tensor:
     """`w[t, n] = sum over layers and heads of relu(A[t, n] * ds_t/dA[t, n])`, `[T, n]`."""

@@ -18,7 +18,7 @@ from hf_cam.words.place import Place
 from hf_cam.words.readout import readout_of
 from hf_cam.words.rows import Rows, recorded_rows
 from hf_cam.words.scores import Score
-from hf_cam.words.writing import answer_rows
+from hf_cam.words.writing import answer_rows, decodes
 
 DEFAULT = "word-relevance"
 ELSEWHERE = "word-gradient-x-input"
@@ -68,6 +68,11 @@ class Question:
     cached: Callable[[], Mapping[str, Any] | None] = field(default=lambda: None)
     known: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def within_text(self) -> bool:
+        """Whether the picture's cells are among the positions that write the text."""
+        return self.place.kind == "in the sequence" and not decodes(self.model)
+
 
 def weighed(method: str, question: Question) -> Weighed:
     """The weights by a method; "auto" takes the default, or gradient x input where that is not defined.
@@ -77,7 +82,7 @@ def weighed(method: str, question: Question) -> Weighed:
         NoGradientError: no gradient reaches the picture's cells.
     """
     record = WORD_METHODS.get(DEFAULT if method == "auto" else method)
-    if method == "auto" and question.place.kind != "in the sequence":
+    if method == "auto" and not question.within_text:
         record = WORD_METHODS.get(ELSEWHERE)
     try:
         return _weighed(record, question)
@@ -96,10 +101,10 @@ def _weighed(method: WordMethod, question: Question) -> Weighed:
             )
             _check(entry.logits, question)
             return Weighed(method.weights(entry).cpu(), entry.logits, method.id)
-    if question.place.kind != "in the sequence":
+    if not question.within_text:
         raise MethodError(
-            f"{method.id!r} needs the picture's cells in the language model's own sequence, but this model's are "
-            f"{question.place.kind}; {ELSEWHERE!r} takes them there"
+            f"{method.id!r} needs the picture's cells among the positions that write the text, but this model's are "
+            f"elsewhere ({question.place}); {ELSEWHERE!r} takes them there"
         )
     if signal == "readout":
         cells, tokens = question.place.cells, question.score.tokens

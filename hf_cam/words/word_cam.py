@@ -16,7 +16,7 @@ from hf_cam.doors import callers_own, door
 from hf_cam.errors import OptionError, TargetError, brief
 from hf_cam.images.reading import load_image
 from hf_cam.models.traits import traits_of
-from hf_cam.words.locate import Located, located
+from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.place import text_lengths
 from hf_cam.words.scores import Score
@@ -73,7 +73,7 @@ class WordCAM:
             clean = self._inputs([shown])
             ids = _ids(clean)
             positions = _positions(answer, ids.shape[1])
-            [found] = located(traits_of(self.model).module, replica, self._inputs, [shown], clean)
+            [found] = located(self._known, replica, self._inputs, [shown], clean)
             question = Question(
                 replica, found.place, Score(ids[0, positions]), [[t] for t in range(len(positions))],
                 positions - 1 - ids.shape[1], length=ids.shape[1], whole=lambda: {**clean, **_settings(replica)},
@@ -96,13 +96,17 @@ class WordCAM:
         """
         shown = load_image(picture)
         with borrowed(traits_of(self.model).module) as replica:
-            [found] = located(traits_of(self.model).module, replica, self._inputs, [shown], self._inputs([shown]))
+            [found] = located(self._known, replica, self._inputs, [shown], self._inputs([shown]))
         return found
+
+    @property
+    def _known(self) -> Known:
+        return known_of(traits_of(self.model).module, self.prepare)
 
     def _inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
         [picture] = pictures
         with callers_own():
-            made = self.prepare(np.asarray(picture))
+            made = self.prepare(np.array(picture))
         if not isinstance(made, Mapping):
             raise OptionError(f"prepare must return the forward's named inputs as a dict, not {brief(made)}")
         weight = traits_of(self.model).weight

@@ -62,7 +62,7 @@ def written(
     sequence, logits = found.sequences[0], torch.cat([one[:1] for one in found.logits]).float()
     simple = found.logits[0].shape[0] == 1 and own.get("num_beams", 1) == 1
     prompt = sequence[: len(sequence) - count][None]
-    if len(prompt[0]) < 2 and "input_ids" in inputs and not _decodes(model):
+    if len(prompt[0]) < 2 and "input_ids" in inputs and not decodes(model):
         prompt = inputs["input_ids"]  # of a model that generates from embeddings
     cache = found.get("cache", None)
     cache = found.get("past_key_values", None) if cache is None else cache
@@ -108,7 +108,7 @@ def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) ->
 def whole_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any]:
     """The inputs of one forward over the prompt and all tokens but the last, whose last T rows predict the tokens."""
     follows = torch.cat([text.prompt, text.tokens[None, :-1]], 1)
-    if _decodes(model):
+    if decodes(model):
         return {**inputs, "decoder_input_ids": follows}
     return {**_longer(inputs, text), "input_ids": follows, **_uncached(model)}
 
@@ -144,7 +144,7 @@ def _is_cut(cache: Any, length: int) -> bool:
         return False
 
 
-def _decodes(model: nn.Module) -> bool:
+def decodes(model: nn.Module) -> bool:
     """Whether a decoder of its own writes the text."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 

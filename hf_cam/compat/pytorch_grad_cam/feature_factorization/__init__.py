@@ -1,0 +1,1 @@
+"""Deep feature factorisation by grad-cam's names."""
