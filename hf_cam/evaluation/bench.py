@@ -261,7 +261,7 @@ class _Bench:
         self, inputs: Mapping[str, Any], target: Target
     ) -> Iterator[tuple[str, Adapter | None, Callable[..., Any], Callable[[Tensor], Tensor]]]:
         """The id of each map, where it looks, the function that it is registered for, and one that makes it."""
-        others = others_of(inputs)
+        others, module = others_of(inputs), self.explainer.loaded.module
         for cams in self.cams:
             for cam in cams:
                 if cam.method.id in self.skipped:
@@ -274,7 +274,12 @@ class _Bench:
                     yield cam.method.id, adapter, cam.method.source, explain
         if self.baselines:
             for name, make in BASELINES.items():
-                yield name, None, make, make
+
+                def baseline(pixels: Tensor, make: Callable[[Tensor], Tensor] = make) -> Tensor:
+                    with borrowed(module):  # a map that stays the same under other weights, as any baseline's must
+                        return make(pixels)
+
+                yield name, None, make, baseline
 
     def _place(self, cam: CAM, inputs: Mapping[str, Any]) -> Adapter | None:
         """Where a method looks; None if it finds no layer of its own, so that it is skipped.
