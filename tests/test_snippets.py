@@ -20,8 +20,12 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = ("google/vit-base-patch16-224", "path/to/checkpoint")
 """Models that the pages name and that no test has."""
-NOT_RUN = ("docs/tutorials/ten-thousand-images.md",)
-"""Pages whose plain blocks need GPUs for Ray and an account on the Hub; the site runs their other cells."""
+NOT_RUN = {
+    "docs/migration/others.md": "sets other libraries' code beside hf-cam's",
+    "docs/migration/pytorch-grad-cam.md": "continues a program of the reader's, with a ResNet",
+    "docs/tutorials/ten-thousand-images.md": "needs GPUs for Ray, and an account on the Hub",
+}
+"""Pages whose plain blocks do not run here, and why."""
 
 
 def blocks(page: Path) -> list[str]:
