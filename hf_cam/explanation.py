@@ -146,6 +146,11 @@ class Explanation:
         """
         check_seed(seed)
         origin = self.origin
+        if self.span is not None:
+            raise OptionError(
+                "a check takes classes, objects and regions, not the words of an answer; explain the image with "
+                "answer= and another picture to see whether a word changes"
+            )
         if origin is None:
             raise OptionError("this explanation was pickled without its model; explain the image again")
         if self.frames or are_cut(origin.inputs):

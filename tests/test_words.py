@@ -45,6 +45,11 @@ def test_each_word_gets_its_place_its_probability_and_a_map_in_the_pictures_pixe
     assert max(word.evidence or 0 for word in words) == 1
 
 
+def test_a_word_cannot_be_checked_and_the_error_names_another_way(llava: Any) -> None:
+    with pytest.raises(OptionError, match="not the words of an answer.*answer="):
+        explained(llava)[0].check()
+
+
 def test_the_model_is_left_as_it_was(llava: Any) -> None:
     model = half_frozen(tiny_llava(1))
     with unchanged(model):
