@@ -46,7 +46,7 @@ def test_each_word_gets_its_place_its_probability_and_a_map_in_the_pictures_pixe
 
 
 def test_a_word_cannot_be_checked_and_the_error_names_another_way(llava: Any) -> None:
-    with pytest.raises(OptionError, match="not the words of an answer.*answer="):
+    with pytest.raises(OptionError, match=r"not the words of an answer.*answer="):
         explained(llava)[0].check()
 
 
