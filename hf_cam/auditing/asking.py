@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,6 @@ class Asker:
 
     explainer: Explainer
     request: Request
-    _others: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what has no classes.
@@ -99,17 +98,13 @@ class Asker:
     def probabilities(self, pixels: Tensor) -> Tensor:
         """`[N, K]` for images `[N, C, h, w]`: one per class, in [0, 1]."""
         loaded, head = self.explainer.loaded, self.explainer.head
-        full = {**self._shared(), **head.inputs(self.request)}
+        full = dict(head.inputs(self.request))
         rows: list[Tensor] = []
         with borrowed(unwrap(loaded.model)) as module, torch.no_grad():
             for some in pixels.split(AT_ONCE):
                 output = call(module, model_inputs_of(loaded.model, some, full))
                 rows += [self._row(sample_of(output, index, len(some))) for index in range(len(some))]
         return torch.stack(rows).cpu()
-
-    def _shared(self) -> Mapping[str, Any]:
-        """Inputs beside the picture that all images share; none that hf-cam knows of a plain classifier."""
-        return self._others
 
     def _row(self, output: Any) -> Tensor:
         loaded = self.explainer.loaded

@@ -14,6 +14,7 @@ from PIL import Image
 from hf_cam.errors import ImageError, OptionError, brief, one_line
 from hf_cam.evaluation.samples import BOXES, LONGEST_NAME, MASKS, SUFFIXES, inside_of
 from hf_cam.images.reading import load_image
+from hf_cam.zoo.scenes import CHEATER, cheater_scenes
 
 Box = tuple[float, float, float, float]
 """`(x0, y0, x1, y1)` in shares of the image's width and height."""
@@ -89,7 +90,7 @@ def cases_of(
     """The cases of a folder, a data set or a list.
 
     Args:
-        data: A folder of class folders, a `datasets.Dataset` with the columns "image" and "label", or a list of pairs
+        data: A folder of class folders, "demo:cheater" for the scenes of that model, a `datasets.Dataset` with the columns "image" and "label", or a list of pairs
             `(image, label)` or of dicts with these keys; "mask" and "box" are read too.
         classes: The model's classes, by index.
         labels: The model's name for a class of the data that is called otherwise.
@@ -154,7 +155,9 @@ Named = tuple[str, Any, Callable[[], Mapping[str, Any]]]
 
 def _named(data: Any) -> Iterator[Named]:
     """Name, label and entry of each image."""
-    if isinstance(data, str | Path):
+    if isinstance(data, str) and data == CHEATER:
+        yield from (_of_entry(entry, index) for index, entry in enumerate(cheater_scenes()))
+    elif isinstance(data, str | Path):
         yield from _of_folder(Path(data).expanduser())
     elif hasattr(data, "column_names") and hasattr(data, "features"):
         yield from _of_dataset(data)

@@ -49,7 +49,7 @@ def _audit(options: argparse.Namespace) -> int:
 
         found = audit(
             options.model,
-            _data(options.data),
+            options.data,
             labels=_labels(options.label),
             masks=options.masks,
             frame=options.frame,
@@ -62,13 +62,6 @@ def _audit(options: argparse.Namespace) -> int:
     print(found)
     print(found.save(options.out))
     return FOUND if options.fail_on_finding and found.suspicious else 0
-
-
-def _data(given: str) -> Any:
-    """The folder, or the demo's scenes."""
-    from hf_cam.zoo.scenes import CHEATER, cheater_scenes
-
-    return cheater_scenes() if given == CHEATER else given
 
 
 def _labels(given: list[str] | None) -> dict[str, str] | None:
