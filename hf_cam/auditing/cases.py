@@ -90,8 +90,9 @@ def cases_of(
     """The cases of a folder, a data set or a list.
 
     Args:
-        data: A folder of class folders, "demo:cheater" for the scenes of that model, a `datasets.Dataset` with the columns "image" and "label", or a list of pairs
-            `(image, label)` or of dicts with these keys; "mask" and "box" are read too.
+        data: A folder of class folders, "demo:cheater" for the scenes of that model, a `datasets.Dataset` with the
+            columns "image" and "label", or a list of pairs `(image, label)` or of dicts with these keys; "mask" and
+            "box" are read too.
         classes: The model's classes, by index.
         labels: The model's name for a class of the data that is called otherwise.
         masks: A folder of masks with the names of the images, or one mask per image.

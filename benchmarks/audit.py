@@ -1,0 +1,178 @@
+"""Does an audit find what models read, and nothing else? On models that were taught a planted cue.
+
+    python -m benchmarks.audit [--models vit ...] [--cues "corner mark" ...] [--seeds 0 1 2] [--write]
+
+The models and scenes are those of `benchmarks/planted.py`. In each cell (model, cue, seed) 240 scenes are audited with
+the masks of their items. A cell is right if a class with a cue has a finding "reads it" of the right kind in the right
+place: for a place, a box with an intersection over union of at least 0.3 and at most three times the cue's area; for
+other kinds, masks with a mean intersection over union of at least 0.3. Every other "reads it" that is not of the kind
+"object" is false. Plain SpRAy, for comparison, suspects a class whose maps fall into several groups. Cells are kept in
+a file of records, so that the run can be stopped and continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cue_readers import FAMILIES, reader
+from benchmarks.cues import CLASSES, CUES, Planted, planted
+from hf_cam.auditing.audit import Audit, audit
+from hf_cam.auditing.cases import box_of
+from hf_cam.auditing.findings import Finding
+from hf_cam.auditing.regions import area, overlap
+from hf_cam.zoo import cache_folder
+
+SCENES, TEST_SEED = 240, 11
+KINDS = {
+    "corner mark": "place",
+    "border": "border",
+    "stamp": "moving",
+    "tint": "object",
+    "texture": "background",
+    "two cues": "place",
+    "unused mark": "moving",
+}
+PAGE = Path(__file__).parents[1] / "docs" / "audits.md"
+RECORDS = cache_folder() / "audits.jsonl"
+CUED = CLASSES[1:]
+
+
+def cell(family: str, cue: str, seed: int) -> dict[str, object]:
+    """One audit and its judgement."""
+    folder = reader(family, cue, seed)
+    scenes = list(islice(planted(cue, "test", TEST_SEED + seed), SCENES))
+    data = [{"image": one.image, "label": CLASSES[one.label], "mask": one.items} for one in scenes]
+    began = time.process_time()
+    found = audit(folder, data)
+    took = time.process_time() - began
+    right = {label: any(judged(found, scenes, cue, label)) for label in CUED}
+    false = [one.kind for one in found.findings if one.verdict == "reads it" and wrong(found, scenes, cue, one)]
+    groups = [sum(one.label == label for one in found.strategies) for label in CLASSES]
+    return {
+        "family": family,
+        "cue": cue,
+        "seed": seed,
+        "accuracy": found.accuracy,
+        "right": right,
+        "false": false,
+        "spray": groups,
+        "seconds": took,
+        "findings": [(one.label, one.kind, one.verdict, one.drop) for one in found.findings],
+    }
+
+
+def judged(found: Audit, scenes: Sequence[Planted], cue: str, label: str) -> Iterator[bool]:
+    """Whether each finding of a class is the cue."""
+    for one, masks in zip(found.findings, found.masks, strict=True):
+        if one.label == label and one.verdict == "reads it":
+            yield is_cue(one, masks, scenes, cue)
+
+
+def is_cue(one: Finding, masks: dict[str, np.ndarray], scenes: Sequence[Planted], cue: str) -> bool:
+    """Whether a finding has the kind of the cue and lies on it."""
+    if one.kind != KINDS[cue]:
+        return False
+    pairs = [(mask, scenes[int(name)].cue) for name, mask in masks.items() if scenes[int(name)].cue.any()]
+    if one.region is None:
+        return bool(pairs) and float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs])) >= 0.3
+    boxes = [box for _, mask in pairs for box in parts(mask)]
+    return any(overlap(one.region, box) >= 0.3 and area(one.region) <= 3 * area(box) for box in boxes)
+
+
+def parts(mask: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
+    """The boxes of the left and of the right part of a cue, and of the whole."""
+    width = mask.shape[1] // 2
+    for columns in (slice(0, width), slice(width, None)):
+        part = np.zeros_like(mask)
+        part[:, columns] = mask[:, columns]
+        if part.any():
+            yield box_of(part)
+    yield box_of(mask)
+
+
+def wrong(found: Audit, scenes: Sequence[Planted], cue: str, one: Finding) -> bool:
+    """Whether a finding says that something is read which is neither the cue nor an object."""
+    masks = found.masks[found.findings.index(one)]
+    return one.kind != "object" and not is_cue(one, dict(masks), scenes, cue)
+
+
+def page(records: Sequence[dict[str, object]]) -> str:
+    """The tables."""
+    right = [value for one in records for value in dict(one["right"]).values()]
+    false = [len(one["false"]) for one in records]
+    seconds = np.median([one["seconds"] for one in records])
+    lines = [
+        "# Do audits find what a model reads?",
+        "",
+        "Written by `python -m benchmarks.audit --write`, which says what counts as right.",
+        "",
+        "| goal | measured |  |",
+        "|---|---|---|",
+        goal("the cue is found, class and place: at least 0.95 of the classes", right, at_least=0.95),
+        goal("something else is reported as read: in at most 0.05 of the cells", [n > 0 for n in false], at_most=0.05),
+        "",
+        f"{len(records)} cells of {SCENES} scenes, each in {seconds:.0f} s of processor time (median).",
+        "",
+        "| cue (kind) | " + " | ".join(FAMILIES) + " |",
+        "|---|" + "---|" * len(FAMILIES),
+    ]
+    for cue, kind in KINDS.items():
+        cells = []
+        for family in FAMILIES:
+            own = [one for one in records if (one["family"], one["cue"]) == (family, cue)]
+            hits = [value for one in own for value in dict(one["right"]).values()]
+            wrongs = sum(len(one["false"]) for one in own)
+            cells.append(f"{sum(hits)} of {len(hits)}, {wrongs} false" if own else "not run")
+        lines.append(f"| {cue} ({kind}) | " + " | ".join(cells) + " |")
+    alarms = [max(one["spray"]) > 1 for one in records]
+    lines += [
+        "",
+        f"Plain SpRAy finds more than one group in {sum(alarms)} of {len(alarms)} cells, and cannot name one.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def goal(text: str, values: Sequence[bool], at_least: float = 0.0, at_most: float = 1.0) -> str:
+    """A row of the goals, with the standard error."""
+    share = float(np.mean(values))
+    error = float(np.sqrt(share * (1 - share) / len(values)))
+    met = at_least <= share <= at_most
+    return f"| {text} | {share:.2f} ± {error:.2f} ({len(values)}) | {'met' if met else '**NOT MET**'} |"
+
+
+def main() -> None:
+    """Run the cells that are not in the records, and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--cues", nargs="+", default=list(KINDS), choices=CUES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    RECORDS.parent.mkdir(parents=True, exist_ok=True)
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.is_file() else []
+    done = {(one["family"], one["cue"], one["seed"]) for one in records}
+    for seed in options.seeds:
+        for cue in options.cues:
+            for family in options.models:
+                if (family, cue, seed) not in done:
+                    records.append(cell(family, cue, seed))
+                    with RECORDS.open("a") as file:
+                        file.write(json.dumps(records[-1]) + "\n")
+                    print(json.dumps(records[-1]), flush=True)
+    text = page(records)
+    print(text)
+    if options.write:
+        PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
