@@ -17,7 +17,7 @@ from hf_cam.doors import door
 from hf_cam.effort import Effort
 from hf_cam.errors import ImageError, OptionError, brief
 from hf_cam.heads.base import CONFIDENCE
-from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture
+from hf_cam.images.drawing import DEFAULT_COLORMAP, animation, contact_sheet, outlined, overlay, save_picture, shown
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut
@@ -196,18 +196,20 @@ class Explanation:
     def overlay(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP, *, outline: bool = True) -> Image.Image:
         """The heatmap in colours over the image, with the box or the edge of the mask in white.
 
-        It is as large as the image. For a video, it is a contact sheet of the frames, row by row.
+        It is as large as the image. For a video, it is a contact sheet of the frames, row by row. A map of single
+        pixels, such as those of the gradient methods, is smoothed and brightened for the picture, so that it can be
+        seen; `heatmap` and `raw` stay as they are.
         """
         if self.frames:
             return contact_sheet(self.frame_overlays(alpha, colormap))
-        drawn = overlay(self.image, self.heatmap, alpha, colormap)
+        drawn = overlay(self.image, shown(self.heatmap), alpha, colormap)
         return outlined(drawn, self.box, self.mask) if outline else drawn
 
     def frame_overlays(self, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> list[Image.Image]:
         """The overlay of every frame of a video; none for an image."""
         return [
             overlay(frame, heatmap, alpha, colormap)
-            for frame, heatmap in zip(self.frames, self.heatmap if self.frames else (), strict=True)
+            for frame, heatmap in zip(self.frames, shown(self.heatmap) if self.frames else (), strict=True)
         ]
 
     @property

@@ -232,6 +232,40 @@ def test_an_explanation_is_drawn_saved_and_shown_in_a_notebook(vit_folder: Path,
         found.save(tmp_path / "map.xyz")
 
 
+def _drawn(heatmap: np.ndarray) -> np.ndarray:
+    """How far each pixel's overlay lies from a grey image, in [0, 255]."""
+    grey = Image.new("RGB", heatmap.shape[::-1], (128, 128, 128))
+    found = Explanation("cat", 0.5, heatmap, heatmap, "gradient", ("",), grey)
+    before = heatmap.copy()
+    off = np.abs(np.asarray(found.overlay(), np.float32) - 128).max(axis=-1)
+    np.testing.assert_array_equal(found.heatmap, before)
+    return off
+
+
+def test_a_map_of_single_pixels_is_drawn_so_that_it_can_be_seen() -> None:
+    generator = np.random.default_rng(0)
+    heatmap = np.zeros((120, 180), np.float32)
+    heatmap[30:70, 60:130] = generator.exponential(0.05, (40, 70))  # the object
+    heatmap[50, 90] = 1
+    off = _drawn(heatmap)
+    assert np.median(off[30:70, 60:130]) > 20
+    assert off[90:, :].max() == 0  # far from the object nothing is drawn
+    assert (
+        np.abs(np.asarray(hf_cam.overlay(np.full((120, 180, 3), 128, np.uint8), heatmap), np.float32) - 128)[
+            30:70, 60:130
+        ].mean()
+        < 10
+    )  # the values themselves would hardly be seen
+
+
+@pytest.mark.parametrize("width", [16, 60])
+def test_a_smooth_map_is_drawn_as_it_is(width: int) -> None:
+    heatmap = np.zeros((120, 180), np.float32)
+    heatmap[40 : 40 + width, 50 : 50 + width] = np.outer(np.hanning(width), np.hanning(width))
+    plain = hf_cam.overlay(np.full((120, 180, 3), 128, np.uint8), heatmap)
+    np.testing.assert_array_equal(_drawn(heatmap), np.abs(np.asarray(plain, np.float32) - 128).max(axis=-1))
+
+
 def test_compare_takes_one_forward_and_gives_what_explain_gives(vit_folder: Path, tmp_path: Path) -> None:
     model = ViTForImageClassification.from_pretrained(vit_folder)
     runs: list[int] = []

@@ -22,6 +22,10 @@ COLORMAPS = {
 
 DEFAULT_COLORMAP = "turbo"
 
+# Display of maps of single pixels: the Gaussian's standard deviation, in parts of the shorter side; the fraction of the
+# peak below which smoothing has shown that the peak is one of single pixels; and the percentile that is drawn as 1.
+SMOOTHING, LONE_PEAK, BRIGHTEST = 0.01, 0.5, 99
+
 
 @door()
 def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
@@ -58,6 +62,36 @@ def overlay(image: Any, heatmap: np.ndarray, alpha: float = 0.5, colormap: str =
     opacity = alpha * np.clip(2 * heatmap, 0, 1)[..., None]
     mixed = (1 - opacity) * np.asarray(picture, np.float32) + opacity * colours
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def shown(heatmap: np.ndarray) -> np.ndarray:
+    """The heatmap as it is drawn: one that consists of single pixels is smoothed and brightened, any other is returned.
+
+    A map of single pixels, such as gradient times input, has a few extreme pixels and is nearly 0 elsewhere, so that
+    its colours would hardly be seen. It is recognized by its peak: a Gaussian of 1% of the shorter side (at least one
+    pixel) takes more than half of it away. It is then drawn smoothed by this Gaussian, with the 99th percentile of its
+    positive pixels as 1; the frames of a video are brightened together.
+
+    Args:
+        heatmap: `[H, W]` or `[T, H, W]` in [0, 1].
+
+    >>> smooth = np.outer(np.hanning(60), np.hanning(80)).astype(np.float32)
+    >>> shown(smooth) is smooth
+    True
+    >>> pixels = np.zeros((60, 80), np.float32)
+    >>> pixels[::7, ::7] = 0.1
+    >>> pixels[30, 40] = 1
+    >>> bool(shown(pixels).mean() > 5 * pixels.mean())
+    True
+    """
+    frames = heatmap.reshape(-1, *heatmap.shape[-2:])
+    deviation = max(1.0, SMOOTHING * min(frames.shape[-2:]))
+    smoothed = np.stack([cv2.GaussianBlur(frame, (0, 0), deviation) for frame in frames])
+    if not smoothed.max() < LONE_PEAK * frames.max():  # also where values are not finite, which `overlay` refuses
+        return heatmap
+    brightest = np.percentile(smoothed[smoothed > 0], BRIGHTEST)
+    drawn: np.ndarray = np.clip(smoothed / brightest, 0, 1).astype(np.float32)
+    return drawn.reshape(heatmap.shape)
 
 
 def outlined(picture: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None) -> Image.Image:
