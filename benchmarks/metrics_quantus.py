@@ -114,7 +114,7 @@ def road(data: dict[str, Any]) -> tuple[Any, Any]:
     return [theirs[percentage] for percentage in PERCENTAGES], ours
 
 
-def randomisation(data: dict[str, Any]) -> tuple[Any, Any]:
+def randomization(data: dict[str, Any]) -> tuple[Any, Any]:
     """The rank correlation after each layer, from the top down, has been re-initialized."""
     explained = Explained()
     judge = quantus.MPRT(layer_order="top_down", seed=1, skip_layers=False, **options())
@@ -140,7 +140,7 @@ JUDGES: dict[str, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
     "complexity (entropy)": complexity,
     "ROAD's imputation, one channel": imputation,
     "ROAD, share of classes that are kept, one channel": road,
-    "model randomization, layer by layer": randomisation,
+    "model randomization, layer by layer": randomization,
     "max-sensitivity": sensitivity,
 }
 

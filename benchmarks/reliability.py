@@ -305,7 +305,7 @@ def after_errors(explain: Explain, times: int) -> list[bool]:
 
 
 def wrapped() -> Iterator[Callable[[], nn.Module]]:
-    """The network compiled, in DDP, offloaded, scripted and with a quantised head."""
+    """The network compiled, in DDP, offloaded, scripted and with a quantized head."""
     yield lambda: torch.compile(net(), backend="eager")
     yield lambda: nn.parallel.DistributedDataParallel(net())
     yield lambda: import_module("accelerate").cpu_offload(net(), execution_device="cpu")

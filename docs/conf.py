@@ -1,4 +1,4 @@
-"""Settings of the documentation: `python docs/build.py` builds it."""
+"""Settings of the documentation: `sphinx-build -W docs docs/_build/html` builds it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from hf_cam.words.word_cam import WordCAM
     from hf_cam.zoo import demo_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Audit": "auditing.audit",

@@ -18,6 +18,15 @@ from hf_cam.interfaces.dataset import add_dataset
 from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
 
 CHUNK = 8
+EXAMPLES = """examples:
+  hf-cam explain cat.jpg --model google/vit-base-patch16-224
+  hf-cam explain photos/ --model ./my-checkpoint --target tabby --out maps/
+  hf-cam explain cat.jpg --model openai/clip-vit-base-patch32 --text "a cat" --text "a dog"
+  hf-cam explain cat.jpg --model demo:imagenet --method gradcam,layercam,eigencam --out grid.png
+  hf-cam audit demo:cheater demo:cheater --out report/
+  hf-cam doctor
+
+`hf-cam COMMAND --help` describes the options of a command."""
 
 if TYPE_CHECKING:
     from hf_cam.explainer import Explainer
@@ -42,11 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-cam", description="Show what a vision model looked at.")
+    parser = argparse.ArgumentParser(
+        prog="hf-cam",
+        description="Show what a vision model looked at.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    parts = (_add_explain, _add_dataset, add_audit, _add_demo, _add_methods, _add_evaluate, _add_space, _add_adapter)
-    for add in parts:
+    models = (_add_explain, _add_dataset, add_audit, _add_evaluate, _add_adapter)
+    for add in (*models, _add_demo, _add_methods, _add_space, _add_doctor):
         add(commands)
     return parser
 
@@ -157,6 +171,11 @@ def _add_adapter(commands: Any) -> None:
     adapter.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME")
     adapter.add_argument("--save", action="store_true", help="write cam_config.json to the model's folder")
     adapter.set_defaults(run=_adapter)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="report versions, devices, the Hub, and what is missing")
+    doctor.set_defaults(run=_doctor)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -480,6 +499,14 @@ def _print_places(name: str) -> None:
     places = WordExplainer(load(name)).located(PHOTOGRAPHS[0].image())
     print(json.dumps([place.to_dict() for place in places], indent=2))
     print("from: measured on one photograph", file=sys.stderr)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hf_cam.interfaces.doctor import lines, ready
+
+    for line in lines():
+        print(line, flush=True)
+    return 0 if ready() else 1
 
 
 def _silence_loading() -> None:

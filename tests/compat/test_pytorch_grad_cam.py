@@ -566,7 +566,7 @@ def test_edges_are_those_of_the_package() -> None:
     assert np.array_equal(sobel_cam(picture), theirs(picture))
 
 
-# Factorisation ------------------------------------------------------------------------------------------------------
+# Factorization ------------------------------------------------------------------------------------------------------
 
 
 def test_concepts_and_strengths_multiply_to_the_activations() -> None:

@@ -1,1 +1,1 @@
-"""Deep feature factorisation by grad-cam's names."""
+"""Deep feature factorization by grad-cam's names."""

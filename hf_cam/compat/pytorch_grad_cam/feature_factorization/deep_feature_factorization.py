@@ -20,7 +20,7 @@ from hf_cam.methods.concepts import factorize
 
 
 def dff(activations: np.ndarray, n_components: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """The non-negative factorisation of `[B, C, h, w]`, each channel counted from its smallest value.
+    """The non-negative factorization of `[B, C, h, w]`, each channel counted from its smallest value.
 
     Returns:
         The concepts `[C, k]`, in the units of the activations, and their strengths `[B, k, h, w]`, non-negative.

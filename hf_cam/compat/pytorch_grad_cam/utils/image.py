@@ -20,7 +20,7 @@ TINY = 1e-7
 def preprocess_image(
     img: np.ndarray, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> Tensor:
-    """`[1, C, H, W]`, normalised, from a picture `[H, W, C]` of bytes or of floats in [0, 1].
+    """`[1, C, H, W]`, normalized, from a picture `[H, W, C]` of bytes or of floats in [0, 1].
 
     >>> preprocess_image(np.zeros((4, 6, 3), np.uint8)).shape
     torch.Size([1, 3, 4, 6])
