@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,10 @@ class Check:
         ]
         words += [NOTES[flag] for flag in self.flags if flag in NOTES]
         return " ".join(filter(None, words))
+
+    def _repr_html_(self) -> str:
+        """The verdict and the paragraph, which notebooks show."""
+        return f"<p><b>{self.verdict}</b>. {html.escape(str(self))}</p>"
 
 
 VERDICTS: dict[Verdict, str] = {

@@ -22,7 +22,7 @@ from hf_cam.check import Origin
 from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, TargetError, brief
-from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation
+from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation, Explanations
 from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
@@ -267,7 +267,7 @@ class Explainer:
                     [found], _ = self._explained([self.cam.method], inputs, members, own)
                     if wanted[0].effort == "checked":
                         found = [self._best(*one) for one in zip(found, members, own, strict=True)]
-                yield from found
+                yield from map(Explanations, found)
 
     @door()
     def predict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -29,6 +31,8 @@ NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
 WITHOUT_PICTURE = "said without the picture"
+THUMBNAIL = 240
+"""The longest side of the pictures that a notebook shows of a list, in pixels."""
 
 
 class _OnDemand:
@@ -241,3 +245,25 @@ class Explanation:
         buffer = io.BytesIO()
         self.overlay().save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+class Explanations(list[Explanation]):
+    """The explanations of one image: a list that notebooks show as pictures with labels and scores."""
+
+    def _repr_html_(self) -> str:
+        """The overlays side by side, each above its label, score, method and flags."""
+        figures = "".join(map(_figure, self))
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>'
+
+
+def _figure(explanation: Explanation) -> str:
+    picture, buffer = explanation.overlay(), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(buffer, format="PNG")
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    label = html.escape(explanation.label)
+    details = [f"{explanation.score:.3f} {explanation.score_kind}", explanation.method, *explanation.flags]
+    return (
+        f'<figure style="margin:0;max-width:{THUMBNAIL}px"><img src="{source}" alt="{label}">'
+        f"<figcaption><b>{label}</b><br>{'<br>'.join(map(html.escape, details))}</figcaption></figure>"
+    )

@@ -195,7 +195,7 @@ def test_training_for_quantization_is_not_quantized() -> None:
     assert gradient_stop(prepared.eval(), {"pixel_values": PIXELS}) == ""
 
 
-def test_no_default_map_of_a_quantised_model_is_empty(picture) -> None:
+def test_no_default_map_of_a_quantized_model_is_empty(picture) -> None:
     loaded = clip()
     model = torch.ao.quantization.quantize_dynamic(loaded.model, {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(MethodError, match="quantized part"):

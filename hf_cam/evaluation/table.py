@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,15 +92,28 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """The table as Markdown: mean ± standard error, with an arrow at each metric for which direction is better."""
+        heads, *rows = self._cells()
+        words = len(heads) - len(self.metrics) - 1
+        lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * words + "--:|" * (len(self.metrics) + 1)]
+        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+    def _repr_html_(self) -> str:
+        """The table, which notebooks show."""
+        heads, *rows = ([html.escape(cell) for cell in row] for row in self._cells())
+        head = "".join(f"<th>{cell}</th>" for cell in heads)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _cells(self) -> list[list[str]]:
+        """The table as text, the headings first; the layers have a column only if they differ."""
         several = len({row.layers for row in self.rows if row.layers}) > 1
         measured = [_heading(metric, self.steps) for metric in self.metrics]
-        heads = ["map", *(["layers"] if several else []), *measured, "ms per map"]
-        lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * several + "--:|" * (len(self.metrics) + 1)]
+        found = [["map", *(["layers"] if several else []), *measured, "ms per map"]]
         for row in self.rows:
             cells = [_cell(row, metric) for metric in self.metrics]
             names = [", ".join(row.layers)] if several else []
-            lines.append("| " + " | ".join([row.map, *names, *cells, f"{row.milliseconds:.0f}"]) + " |")
-        return "\n".join(lines)
+            found.append([row.map, *names, *cells, f"{row.milliseconds:.0f}"])
+        return found
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The table as CSV; also written to `path` if given."""
