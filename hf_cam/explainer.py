@@ -21,7 +21,7 @@ from hf_cam.capture.replay import Reader, texts_read_once
 from hf_cam.check import Origin
 from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
-from hf_cam.errors import MethodError, ModelError, OptionError, TargetError, brief
+from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation, Explanations
 from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
@@ -175,12 +175,17 @@ def _check_given(image: Any, model: Any) -> None:
     """Refuse a call without a picture or a model.
 
     Raises:
-        OptionError: one of them is missing.
+        ModelError: there is no model.
+        ImageError: there is no picture.
     """
     if model is None:
-        raise OptionError("explain() misses the model: pass a Hub id, a folder, 'demo:NAME' or a module as model=")
+        raise ModelError(
+            "a model must be a Hub id, a folder, 'demo:NAME' or a torch module, not NoneType; pass it as model="
+        )
     if image is None:
-        raise OptionError("explain() misses the picture: pass a path, URL, PIL image or array, or a chat as messages=")
+        raise ImageError(
+            "an image must be a path, a URL, a PIL image, an array or a tensor, not NoneType; a chat is messages="
+        )
 
 
 def _opened(source: Any) -> Any:

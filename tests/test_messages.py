@@ -345,8 +345,10 @@ def test_an_unknown_argument_of_a_function_is_an_error_of_the_package(vit, pictu
 
 
 def test_a_missing_argument_is_named() -> None:
-    with pytest.raises(OptionError, match=r"explain\(\) missing a required argument: 'model'"):
+    with pytest.raises(ModelError, match=r"a model must be a Hub id.*pass it as model="):
         hf_cam.explain("cat.png")
+    with pytest.raises(ImageError, match=r"an image must be a path.*messages="):
+        hf_cam.explain(model="demo:vit")
     with pytest.raises(OptionError, match=r"GradCAM\(\) missing a required argument: 'model'"):
         hf_cam.GradCAM()
 

@@ -57,7 +57,7 @@ def test_what_goes_by_the_tokens_that_are_read_differs_between_detections() -> N
 
 def test_the_command_lists_which_maps_all_targets_or_classes_share(capsys) -> None:
     assert main(["methods"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[:1].strip()}
     for name in list_methods():
         record = get_method(name)
         assert ("Same map for every target." in lines[name]) is record.ignores_target

@@ -251,7 +251,7 @@ HOSTILE = {
     "labels": (
         vit(num_labels=10**9, id2label=None, label2id=None),
         side(64),
-        "none with more than 100,000,000 is built",
+        "none with more than 100,000 is built",
     ),
     "vocabulary": (
         {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": {"vocab_size": 10**12}},

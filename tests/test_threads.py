@@ -449,7 +449,7 @@ AFTER, BEFORE = "register_forward_hook", "register_forward_pre_hook"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", [name for name in list_methods() if name != "d-rise"])  # it takes detectors alone
 def test_an_interrupt_at_any_registration_of_a_hook_leaves_no_hook(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,8 +468,9 @@ def test_an_interrupt_at_any_registration_of_a_hook_leaves_no_hook(
 
     for name in (AFTER, BEFORE):
         monkeypatch.setattr(nn.Module, name, interrupting(getattr(nn.Module, name)))
-    with contextlib.suppress(MethodError):
-        cam(x, 1)
+    cam(x, 1)  # the first call also looks for the layer
+    seen[0] = 0
+    cam(x, 1)
 
     def interrupted() -> None:
         with pytest.raises(KeyboardInterrupt):

@@ -44,7 +44,7 @@ class Border:
     def mask(self, size: Size, frame: Box = WHOLE) -> np.ndarray:
         """Its pixels, `[H, W]` booleans.
 
-        >>> Border(0.25).mask((4, 5)).astype(int).sum()
+        >>> int(Border(0.25).mask((4, 5)).sum())
         14
         """
         outer = Place(WHOLE).mask(size, frame)

@@ -16,6 +16,7 @@ class AblationLayer(nn.Module):
 
     grad-cam subtracts 1e7 where the smallest activation is not zero; the paper sets channels to zero, and so does this.
 
+    >>> import torch
     >>> layer = AblationLayer()
     >>> layer.set_next_batch(0, torch.ones(1, 3, 1, 2), 2)
     >>> layer.indices = [0, 2]
