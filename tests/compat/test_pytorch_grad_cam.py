@@ -320,6 +320,11 @@ def test_sess_fuses_windows_as_there(settings: dict[str, Any], net: Net, picture
     np.testing.assert_allclose(*maps, atol=1e-4)
 
 
+def test_settings_of_sess_out_of_range_are_value_errors_as_there(net: Net) -> None:
+    with pytest.raises(ValueError, match="pool must be"):
+        ours.SESS(net, [net.late], pool="median")
+
+
 @pytest.mark.parametrize("settings", [{"pool": "median"}, {"pre_filter_ratio": 1.0}, {"num_scales": 0}])
 def test_sess_refuses_what_does_not_fit(settings: dict[str, Any], net: Net) -> None:
     with pytest.raises(OptionError):
