@@ -274,7 +274,7 @@ def test_a_trainer_audits_while_it_trains_and_notes_what_it_finds(tmp_path: Path
         scenes,
         every=2,
         processor=loaded.processor,
-        held_out=8,
+        held_out=12,
         report=lambda figures, step: heard.append((step, figures)),
     )
     settings = hf.TrainingArguments(
@@ -290,7 +290,7 @@ def test_a_trainer_audits_while_it_trains_and_notes_what_it_finds(tmp_path: Path
     trainer.train()
     [(step, figures)] = heard
     assert step == 2
-    assert figures["audit_findings"] == 1
+    assert figures["audit_findings"] == 1, str(callback.audits[2])
     assert figures["audit_drop"] >= 0.8
     assert [entry["step"] for entry in trainer.state.log_history if "audit_drop" in entry] == [2]
     assert loaded.model.training
