@@ -36,7 +36,10 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 default_role = "code"
 nitpicky = True
 # Types of other packages, and our own that are no part of the public interface, have no page to link to.
-nitpick_ignore_regex = [(r"py:.*", r".*")]
+nitpick_ignore_regex = [
+    (r"py:class", r"(collections|numpy|pathlib|PIL|torch)\..*"),
+    (r"py:class", r"hf_cam\.(evaluation\.table|images|models\.traits|testing\.models)\..*"),
+]
 
 html_theme = "furo"
 html_title = "hf-cam"

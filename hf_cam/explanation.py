@@ -218,7 +218,7 @@ class Explanation:
 
     @property
     def picture(self) -> Image.Image:
-        """What was explained, without the heatmap: the image, or a contact sheet of the video's frames."""
+        """The image without the heatmap; for a video, a contact sheet of its frames."""
         return contact_sheet(self.frames) if self.frames else self.image
 
     @door(ImageError)
