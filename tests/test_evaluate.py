@@ -276,7 +276,7 @@ def test_auto_takes_the_method_of_the_committed_page() -> None:
     assert set(families) == set(chosen) == set(MODELS)
     for name, (best, auto) in families.items():
         assert best == chosen[name]
-        assert f"| **{best}** |" in measured.split(f"### {name}\n")[1].split("###")[0]
+        assert f"| **{best}**" in measured.split(f"### {name}\n")[1].split("###")[0]
         assert Explainer(load(f"demo:{name}"), "auto").cam.method.id == auto
 
 

@@ -163,9 +163,9 @@ def test_bad_requests_are_refused_in_one_sentence(llava: Any, settings: Any, err
 
 
 def test_no_picture_and_no_model_are_named(llava: Any) -> None:
-    with pytest.raises(OptionError, match="misses the picture"):
+    with pytest.raises(ImageError, match="not NoneType; a chat is messages="):
         hf_cam.explain(model=llava[0], text=QUESTION)
-    with pytest.raises(OptionError, match="misses the model"):
+    with pytest.raises(ModelError, match="not NoneType; pass it as model="):
         hf_cam.explain(photograph())
     with pytest.raises(ImageError, match="hold no picture"):
         hf_cam.explain(model=llava[0], messages=[{"role": "user", "content": "what?"}])
