@@ -98,10 +98,22 @@ def test_a_folder_of_class_folders_is_matched_by_name_and_a_broken_file_is_a_row
     assert any("is not tested" in note for note in found.notes)
 
 
+def test_a_model_that_compares_with_prompts_takes_the_names_of_the_classes():
+    found = hf_cam.audit("demo:clip", cheater_scenes(6))
+    assert found.classes == ("coat", "pullover", "shirt")
+    assert {row.predicted for row in found.rows} <= set(CLASSES)
+
+
+@pytest.mark.parametrize("option", ["masks", "boxes"])
+def test_marks_that_are_not_one_per_image_are_refused_by_the_options_own_name(option: str):
+    with pytest.raises(OptionError, match=rf"^{option}= must have one entry per image, got 1 for 3 images"):
+        cases_of([(None, "coat")] * 3, CLASSES_OF_CHEATER, **{option: [None]})
+
+
 def test_a_model_at_chance_is_said_first():
     wrong = {"coat": "shirt", "shirt": "pullover", "pullover": "coat"}
     found = hf_cam.audit("demo:cheater", [(picture, wrong[label]) for picture, label in cheater_scenes(18)])
-    assert "at chance" in found.notes[0]
+    assert "not clearly above chance" in found.notes[0]
     assert str(found).splitlines()[1] == found.notes[0]
 
 

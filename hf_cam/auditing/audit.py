@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from hf_cam.auditing.asking import Asker, Shown, shown
-from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of
+from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, labels_in
 from hf_cam.auditing.findings import HELD_OUT, SEARCHED, ClassImages, Finding, Suspicion, suspicions
 from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
@@ -229,19 +229,8 @@ def _classes(explainer: Explainer, data: Any, text: Sequence[str] | None) -> tup
     """The request, and the classes by index: the model's own, or its prompts."""
     if not isinstance(explainer.head, PromptHead):
         return Request.of(top_k=1), explainer.loaded.id2label
-    prompts = list(text) if text is not None else sorted({str(label) for label in _labels_of(data)})
+    prompts = list(text) if text is not None else labels_in(data)
     return Request.of(text=prompts, top_k=1), dict(enumerate(prompts))
-
-
-def _labels_of(data: Any) -> Iterator[str]:
-    """The names of the data's classes."""
-    if isinstance(data, str | Path):
-        yield from (path.name for path in Path(data).expanduser().iterdir() if path.is_dir())
-    elif hasattr(data, "features"):
-        feature = data.features["label"]
-        yield from getattr(feature, "names", None) or map(str, data["label"])
-    else:
-        yield from (entry["label"] if isinstance(entry, Mapping) else entry[1] for entry in data)
 
 
 Tell = Callable[[str, int, int], None]
@@ -383,7 +372,7 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
         guess = 1 / max(len(classes), 2)
     if binomtest(right, len(read), guess, alternative="greater").pvalue > LEVEL:
         yield (
-            f"The model is at chance on this data: it classifies {right} of {len(read)} images rightly, and "
+            f"The model is not clearly above chance on this data: it classifies {right} of {len(read)} images rightly, and "
             f"always naming the largest class would give {round(guess * len(read))}."
         )
     if broken := len(rows) - len(read):

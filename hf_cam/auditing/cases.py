@@ -114,6 +114,16 @@ def cases_of(
     ]
 
 
+def labels_in(data: Any) -> list[str]:
+    """The names of the classes in the data, sorted.
+
+    Raises:
+        ImageError: the data is a folder that does not exist.
+        OptionError: the data is of another kind.
+    """
+    return sorted({str(label) for _, label, _ in _named(data)})
+
+
 def match(found: Sequence[Any], classes: Mapping[int, str], labels: Mapping[Any, str] | None = None) -> dict[Any, int]:
     """The model's class for each class of the data, by name and never by position.
 
@@ -215,10 +225,10 @@ def _marks(named: Sequence[Named], masks: Any, boxes: Sequence[Any] | None) -> l
         raise OptionError("pass masks= or boxes=, not both")
     if isinstance(masks, str | Path):
         return [_mask_file(Path(masks).expanduser(), name) for name, _, _ in named]
-    for key, given in ((MASKS[0], masks), (BOXES[0], boxes)):
+    for option, key, given in (("masks", MASKS[0], masks), ("boxes", BOXES[0], boxes)):
         if given is not None:
             if len(given) != len(named):
-                raise OptionError(f"there are {len(given)} in {key}es= or {key}s=, but {len(named)} images")
+                raise OptionError(f"{option}= must have one entry per image, got {len(given)} for {len(named)} images")
             return [{key: one} for one in given]
     return [{} for _ in named]
 
