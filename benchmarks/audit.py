@@ -109,6 +109,7 @@ def page(records: Sequence[dict[str, object]]) -> str:
     right = [value for one in records for value in dict(one["right"]).values()]
     false = [len(one["false"]) for one in records]
     seconds = np.median([one["seconds"] for one in records])
+    seeds = ", ".join(map(str, sorted({one["seed"] for one in records})))
     lines = [
         "# Do audits find what a model reads?",
         "",
@@ -119,7 +120,7 @@ def page(records: Sequence[dict[str, object]]) -> str:
         goal("the cue is found, class and place: at least 0.95 of the classes", right, at_least=0.95),
         goal("something else is reported as read: in at most 0.05 of the cells", [n > 0 for n in false], at_most=0.05),
         "",
-        f"{len(records)} cells of {SCENES} scenes, each in {seconds:.0f} s of processor time (median).",
+        f"{len(records)} cells of {SCENES} scenes, seeds {seeds}, each in {seconds:.0f} s of processor time (median).",
         "",
         "| cue (kind) | " + " | ".join(FAMILIES) + " |",
         "|---|" + "---|" * len(FAMILIES),

@@ -372,8 +372,8 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
         guess = 1 / max(len(classes), 2)
     if binomtest(right, len(read), guess, alternative="greater").pvalue > LEVEL:
         yield (
-            f"The model is not clearly above chance on this data: it classifies {right} of {len(read)} images rightly, and "
-            f"always naming the largest class would give {round(guess * len(read))}."
+            f"The model is not clearly above chance on this data: it classifies {right} of {len(read)} images rightly, "
+            f"and always naming the largest class would give {round(guess * len(read))}."
         )
     if broken := len(rows) - len(read):
         first = next(row for row in rows if row.error)
