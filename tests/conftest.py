@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,10 @@ for proxy in ("http_proxy", "https_proxy", "all_proxy"):
     os.environ.pop(proxy.upper(), None)
 for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"):
     os.environ.pop(variable, None)
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 collect_ignore = ["plugin"]  # a package of its own, which would register itself in this process
 
@@ -74,6 +79,22 @@ def inside() -> Iterator[InsideServer]:
     yield found
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, with a camera that is not there."""
+    if not CHROMIUM.is_file():
+        reason = f"there is no {CHROMIUM}; install it with: apt-get install chromium"
+        if os.environ.get("HF_CAM_BROWSER") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, *CAMERA])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

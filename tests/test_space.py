@@ -345,26 +345,8 @@ def test_the_front_matter_names_a_file_that_is_there():
     assert needed.extras <= set(project["optional-dependencies"])
 
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 FIRST_VIEW = 3.0
 """Seconds from the server's answer to a page with a map."""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.is_file():
-        reason = f"there is no {CHROMIUM}; install it with: apt-get install chromium"
-        if os.environ.get("HF_CAM_BROWSER") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, *CAMERA])
-        yield found
-        found.close()
 
 
 class Visit:

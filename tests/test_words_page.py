@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from hf_cam.words.page import html, strip, words_of
 SIZE = (64, 40)
 TEXT = 'A red <b>"cup"</b> and\na bowl.'
 EVIDENCE = {"A": 0.0, "red": 0.5, "cup": 1.0, "and": 0.02, "bowl": 0.8}
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 def word(label: str, place: int, image: Image.Image, **changes: object) -> Explanation:
@@ -132,21 +129,6 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own() -> None:
     [(tag, found)] = Page(answer()._repr_html_()).elements
     assert tag == "iframe"
     assert found["srcdoc"] == html(answer())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.is_file():
-        reason = f"there is no {CHROMIUM}; install it with: apt-get install chromium"
-        if os.environ.get("HF_CAM_BROWSER") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

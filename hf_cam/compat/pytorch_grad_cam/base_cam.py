@@ -327,3 +327,26 @@ def _some_layer(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and module.bias is not None:
             return [module]
     raise LayerError("target_layers names no layer, and the model has none with a bias")
+
+
+class OfOtherMaps:
+    """What runs another method and works on its maps; a context manager as that method is."""
+
+    base_cam: BaseCAM
+
+    def forward(self, *args: Any, **kwargs: Any) -> Array:
+        """Maps `[B, H, W]` in [0, 1]."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Forget the last activations."""
+        self.base_cam.__exit__(kind, error, trace)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """See `forward`."""
+        return self.forward(*args, **kwargs)

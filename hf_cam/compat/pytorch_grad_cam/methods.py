@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_cam.compat.pytorch_grad_cam.ablation_layer import AblationLayer
-from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, Targets
+from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from hf_cam.compat.pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 from hf_cam.methods.gradient import plusplus_weights, xgradcam_weights
@@ -173,7 +172,7 @@ class AblationCAM(BaseCAM, method="ablationcam"):
         return replace(method, contributions=contributions)
 
 
-class FinerCAM:
+class FinerCAM(OfOtherMaps):
     """What distinguishes a class from the most similar classes (Zhang et al., arXiv:2501.11309).
 
     Args:
@@ -189,19 +188,6 @@ class FinerCAM:
         base_method: type[BaseCAM] = GradCAM,
     ) -> None:
         self.base_cam = base_method(model, target_layers, reshape_transform)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Forget the last activations."""
-        self.base_cam.__exit__(kind, error, trace)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
 
     def forward(
         self,
@@ -236,7 +222,7 @@ class FinerCAM:
         return self.base_cam.aggregate_multi_layers(maps)
 
 
-class RefineCAM:
+class RefineCAM(OfOtherMaps):
     """The product of the maps of several layers, all from one forward (Domeniconi et al., arXiv:2605.14641).
 
     Args:
@@ -254,10 +240,6 @@ class RefineCAM:
         **kwargs: Any,
     ) -> None:
         self.base_cam = base_method(model, target_layers, reshape_transform, **kwargs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """Maps `[B, H, W]` in [0, 1]; see `BaseCAM.forward`."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
-from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, Targets
+from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets
 from hf_cam.compat.pytorch_grad_cam.methods import GradCAM
 from hf_cam.compat.pytorch_grad_cam.metrics.perturbation_confidence import values_of
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
@@ -51,7 +50,7 @@ class OptionValueError(OptionError, ValueError):
     """A setting of `SESS` is out of range, which grad-cam reports with a `ValueError`."""
 
 
-class SESS:
+class SESS(OfOtherMaps):
     """A method applied to windows of the picture at several scales; each counts as its window's score.
 
     Args:
@@ -104,19 +103,6 @@ class SESS:
         self.window_size, self.step_size, self.pre_filter_ratio = window_size, step_size, pre_filter_ratio
         self.theta, self.pool, self.smooth = theta, pool, smooth
         self.use_softmax_scores, self.batch_size = use_softmax_scores, batch_size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Forget the last activations."""
-        self.base_cam.__exit__(kind, error, trace)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """Maps `[B, H, W]` in [0, 1]; see `BaseCAM.forward`.
