@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.tiny_writers import ANSWER, LEFT_OUT, Writer, prepare_of, writers
+from benchmarks.tiny_writers import ANSWER, LEFT_OUT, Writer, writers
+from benchmarks.writer_inputs import prepare_of
 from hf_cam.words.word_cam import WordCAM
 
 MATCH, RIVAL = 0.25, 0.85
