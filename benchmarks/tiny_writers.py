@@ -5,6 +5,7 @@ Configs are shrunk by the names of their fields; `OWN` contains what a type need
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +153,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "fast_vlm": {"vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "do_pooling": False}},
     "gemma3n": {
-        "vision_soft_tokens_per_image": 9,
+        "vision_soft_tokens_per_image": 36,
         "vision_config": {"architecture": "test_efficientnet", "hidden_size": 256},
         "text_config": {"num_kv_shared_layers": 0, "laurel_rank": 8, "layer_types": ["sliding_attention",
                         "full_attention"], "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [64, 64]},
@@ -185,7 +186,7 @@ OWN: dict[str, dict[str, Any]] = {
         "audio_config": {"num_hidden_layers": 4, "hidden_sizes": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
     },
     "pp_formulanet": {"vision_config": {
-        **SAM, "decoder_hidden_size": 32, "post_conv_in_channels": 32, "post_conv_mid_channels": 32,
+        **SAM, "image_size": 2 * SIDE, "decoder_hidden_size": 32, "post_conv_in_channels": 32, "post_conv_mid_channels": 32,
         "post_conv_out_channels": 32,
     }},
     "udop": {"d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2},
@@ -231,8 +232,8 @@ OWN: dict[str, dict[str, Any]] = {
     "paligemma": {"projection_dim": 32},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "minicpm_ocr": HYBRID,
-    "minicpmv4_6": HYBRID,
-    "minicpmv4_7": HYBRID,
+    "minicpmv4_6": HYBRID | {"insert_layer_id": 0},
+    "minicpmv4_7": HYBRID | {"insert_layer_id": 0},
     "qwen3_5": HYBRID, "qwen3_5_moe": HYBRID, "lfm3_vl": HYBRID,
     "glm4v_moe": _sections(1, 1, 2),
     "lfm2_vl": {"text_config": {"num_hidden_layers": 3, "full_attn_idxs": [1]}},
@@ -285,7 +286,7 @@ class Writer:
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and float(parameter.detach().abs().max()) == 0:
                 nn.init.normal_(parameter, std=0.1)
-            elif parameter.ndim == 1 and "gate" in name.rpartition(".")[2]:
+            elif parameter.ndim == 1 and re.search("gate|alpha", name.rpartition(".")[2]):
                 nn.init.constant_(parameter, 0.5)
         spread = SPREAD.get(self.model_type, 0.15)
         for module in model.modules():

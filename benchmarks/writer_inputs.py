@@ -29,6 +29,8 @@ from benchmarks.tiny_writers import (
 
 QWEN = ("Qwen2VLImageProcessor", {})
 INKLING = ("Inkling2ImageProcessor", {"size": {"height": PATCH * MERGE, "width": PATCH * MERGE}})
+LARGE = {"size": {"shortest_edge": 2 * SIDE}, "crop_size": {"height": 2 * SIDE, "width": 2 * SIDE}}
+"""Of towers whose cells are 32 pixels wide."""
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "aria": ("CLIPImageProcessor", {}),
     "llava_next": ("LlavaNextImageProcessor", {"image_grid_pinpoints": TILES["image_grid_pinpoints"]}),
@@ -44,6 +46,9 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2_vl": ("Lfm2VlImageProcessor", {"encoder_patch_size": 8, "downsample_factor": 2, "tile_size": 96,
                                          "min_image_tokens": 4, "max_image_tokens": 60, "do_image_splitting": False}),
     "video_llava": ("CLIPImageProcessor", {}),
+    "fast_vlm": ("CLIPImageProcessor", LARGE), "florence2": ("CLIPImageProcessor", LARGE),
+    "gemma3n": ("SiglipImageProcessor", {"size": LARGE["crop_size"]}),
+    "pp_formulanet": ("PPFormulaNetImageProcessor", {"size": LARGE["crop_size"]}),
     "emu3": ("Emu3ImageProcessor", {"min_pixels": SIZE[0] * SIZE[1], "max_pixels": SIZE[0] * SIZE[1]}),
     "apertus1p5": ("Apertus1p5ImageProcessor", {"size": {"min_pixels": SIZE[0] * SIZE[1],
                                                          "max_pixels": SIZE[0] * SIZE[1]}, "spatial_factor": 8}),
