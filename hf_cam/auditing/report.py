@@ -226,7 +226,7 @@ class Pictures:
             return ""
         small = _small(image)
         marked = cv2.resize(np.uint8(mask), small.size, interpolation=cv2.INTER_NEAREST) > 0
-        return _uri(outlined(small, None, marked))
+        return _uri(outlined(small, (), marked))
 
 
 def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: bool) -> np.ndarray:

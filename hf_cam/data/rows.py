@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from hf_cam.explanation import Explanation
-from hf_cam.heads.base import Subject
+from hf_cam.heads.subjects import Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.images.reading import load_image
@@ -125,7 +125,7 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
     """
     cells = np.asarray(described["map"], np.float32)
     map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, len(cells) if cells.ndim == 3 else None)
-    box = described.get("box")
+    box, boxes = described.get("box"), tuple(cast("Any", tuple(one)) for one in described.get("boxes", ()))
     return Explanation(
         label=described["label"],
         score=float(described["score"]),
@@ -138,4 +138,5 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
         flags=tuple(described.get("flags", ())),
         score_kind=described["score_kind"],
         map=map_,
-    )
+        boxes=boxes,
+    ).renormalized(described.get("renormalize"))

@@ -241,7 +241,7 @@ class _Bench:
         )
         with borrowed(loaded.module) as module, torch.no_grad():
             outputs = call(module, inputs)
-        subject = head.subjects(sample_of(outputs, 0, 1), request, geometry)[0]
+        subject = head.subjects_of_all(sample_of(outputs, 0, 1), request, geometry)[0]
         problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)
