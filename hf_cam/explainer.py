@@ -463,7 +463,8 @@ class _Recipe:
         given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
         inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
         fused = self.method.fuse([torch.from_numpy(layer) for layer in raw], self.size)
-        return Origin(self.loaded.model, inputs, target, fused.to(inputs["pixel_values"].device))
+        shown = fused.to(inputs["pixel_values"].device)
+        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
 
 
 def _explanations(

@@ -25,6 +25,7 @@ from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut
 from hf_cam.images.style import UNSIGNED, Drawing, Style, with_bar
 from hf_cam.request import Renormalize, check_renormalize, check_seed
+from hf_cam.results.bundle import is_folder, write_bundle
 
 Made = TypeVar("Made")
 
@@ -286,22 +287,36 @@ class Explanation:
         colormap: str | int | None = None,
         *,
         renormalize: Renormalize | None = None,
+        check: Check | None = None,
         **drawing: Unpack[Drawing],
     ) -> Path:
-        """Save the overlay as a picture, or the heatmap itself if the path ends in `.npy`.
+        """Save the overlay as a picture, the heatmap itself if the path ends in `.npy`, or a bundle in a folder.
 
         A video becomes an animation if the path ends in `.gif`, else a contact sheet of its frames.
 
+        A path without an ending, or one that ends in "/", is the folder of a bundle that a bug report can carry:
+        `overlay.png`, `image.png`, `map.npz` (the map on the model's grid and before normalization) and
+        `manifest.json` with the versions, the model's name and fingerprint, the processor, the target, the settings,
+        the score and the check. `hf_cam.load_explanations` reads it. The folder must be new or hold a bundle.
+
         Args:
-            path: The file.
+            path: The file or folder.
             alpha, colormap, renormalize, drawing: As in `overlay`.
+            check: The result of `check`, for a bundle; that of `effort="checked"` where not given.
 
         Raises:
-            ImageError: the path does not end in a picture format, or cannot be written.
+            ImageError: the path ends in something else than a picture format, the folder holds other files, or it
+                cannot be written.
+            OptionError: a setting is wrong, or a check is given for a picture.
         """
         if renormalize is not None:
-            return self.renormalized(renormalize).save(path, alpha, colormap, **drawing)
+            return self.renormalized(renormalize).save(path, alpha, colormap, check=check, **drawing)
+        folder = is_folder(path)
         path = Path(path).expanduser()
+        if folder:
+            return write_bundle(self, path, self.overlay(alpha, colormap, **drawing), check)
+        if check is not None:
+            raise OptionError(f"a check goes into a bundle: pass a folder, such as {brief(str(path.with_suffix('')))}")
         if path.suffix == ".npy":
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, self.heatmap)
