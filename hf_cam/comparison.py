@@ -188,6 +188,8 @@ def compared(explainer: Explainer, image: Any, methods: Sequence[str], request: 
             skipped |= reasons
         by_target.append({explanations[0].method: explanations[0] for explanations in found})
     kept = [name for name in by_target[-1] if all(name in found for found in by_target)]
+    if not kept:
+        raise MethodError(f"no method is defined for all targets: {'; '.join(dict.fromkeys(skipped.values()))}")
     listed = [found[name] for found in by_target for name in kept]
     return Comparison(listed, listed[0].picture, skipped, len(singles))
 

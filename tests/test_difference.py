@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 import hf_cam
+from hf_cam.comparison import compared
 from hf_cam.errors import ImageError, MethodError, OptionError, TargetError
+from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.images.sheet import TILE
+from hf_cam.request import Request
 from nets import classifier, clip, detr, embedder, explained
 from pictures import noise
 
@@ -161,15 +164,15 @@ def test_methods_are_compared_on_what_is_said_and_expected(photo: Image.Image, t
 
 
 def test_a_method_that_one_target_has_no_use_for_is_left_out_for_all(photo: Image.Image) -> None:
-    found = hf_cam.compare(photo, classifier(), budget=1, target=[None, lambda output: output["logits"].sum()])
-    assert "finercam" in found.skipped
-    kept = [one.method for one in found.explanations]
-    assert "finercam" not in kept
-    assert kept[: len(kept) // 2] == kept[len(kept) // 2 :]
+    request = Request(target=[None, lambda output: output["logits"].sum()])
+    explainer = Explainer(classifier(), "gradcam")
+    found = compared(explainer, photo, ["finercam", "gradcam", "layercam"], request, named=False)
+    assert list(found.skipped) == ["finercam"]
+    assert [one.method for one in found.explanations] == ["gradcam", "layercam"] * 2
     with pytest.raises(MethodError, match="'finercam' contrasts classes"):
-        hf_cam.compare(
-            photo, classifier(), methods=["gradcam", "finercam"], target=[None, lambda output: output["logits"].sum()]
-        )
+        compared(explainer, photo, ["gradcam", "finercam"], request, named=True)
+    with pytest.raises(MethodError, match="'finercam' contrasts classes"):
+        compared(explainer, photo, ["finercam"], request, named=False)
 
 
 def test_a_comparison_of_one_target_stays_as_it_was(photo: Image.Image) -> None:
