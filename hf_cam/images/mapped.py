@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.images.geometry import Geometry
-from hf_cam.maps import normalize, resize
+from hf_cam.maps import in_boxes, normalize, resize
 
 Fuse = Callable[[Sequence[Tensor], Sequence[int]], Tensor]
 """From the raw maps of several layers to one map in [0, 1] of a size."""
@@ -31,12 +31,15 @@ class GridMap:
         geometry: How the processor put the image into the model's input.
         fuse: How the maps of several layers become one; None if there is one layer.
         frames: The number of frames of a video; None for an image.
+        boxes: The boxes of the image, `(x0, y0, x1, y1)`, in each of which the heatmap is stretched for itself, while
+            it is 0 outside; empty if it is not stretched.
     """
 
     raw: tuple[np.ndarray, ...] = field(repr=False)
     geometry: Geometry
     fuse: Fuse | None = None
     frames: int | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def cells(self) -> np.ndarray:
@@ -78,5 +81,8 @@ class GridMap:
             cells = resize(cells, (self.frames, *cells.shape[-2:]))
         drawn = self.geometry.to_image(cells)
         peak = drawn.amax()
+        if self.boxes:
+            stretched: np.ndarray = in_boxes(drawn, self.boxes).numpy()
+            return stretched
         heatmap: np.ndarray = (drawn / torch.where(peak > 0, peak, torch.ones_like(peak))).clamp(0, 1).numpy()
         return heatmap

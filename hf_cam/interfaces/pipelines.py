@@ -32,6 +32,8 @@ WHAT = tuple(field.name for field in fields(Request))
 
 
 KNOWN = WHERE + DECLARED + WHAT
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+"""The names that transformers gives to the sides of a box."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class ImageCamPipeline(Pipeline):
 
     Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`,
     `score_kind` (what the score is, such as "probability"), `heatmap` (`[H, W]` float32 in [0, 1], as large as the
-    image), `box` or `mask` if the head has them, and `effort` if it is "checked". With a list, it returns a list of
-    such lists; with a generator or dataset, it yields one list per image. It takes `batch_size` and these arguments of
-    `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`, `method_options`, `layers`, `reshape`,
-    `aug_smooth`, `eigen_smooth`, `effort`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or
-    an array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
-    model saw.
+    image), `box` or `mask` if the head has them, `boxes` for the sum of several objects, and `effort` if it is
+    "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
+    It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`,
+    `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`, `eigen_smooth`, `effort`, `labels`,
+    `output`. For a video model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the
+    heatmap is then `[T, H, W]`, and `frames` holds the frames that the model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -188,7 +190,9 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
         "heatmap": explanation.heatmap,
     }
     if explanation.box is not None:
-        found["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True))
+        found["box"] = dict(zip(CORNERS, explanation.box, strict=True))
+    if explanation.boxes:
+        found["boxes"] = [dict(zip(CORNERS, box, strict=True)) for box in explanation.boxes]
     if explanation.mask is not None:
         found["mask"] = explanation.mask
     if explanation.frames:
