@@ -90,6 +90,7 @@ def compare(
     threshold: float | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    signed: bool = False,
     method_options: Mapping[str, Any] | None = None,
     processor: Any = None,
     labels: Labels | None = None,
@@ -105,8 +106,8 @@ def compare(
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
-        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As
-            in `hf_cam.explain`; one target.
+        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, signed, processor, labels, output, device,
+            dtype: As in `hf_cam.explain`; one target.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
@@ -123,6 +124,7 @@ def compare(
         threshold=threshold,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
+        signed=signed,
         method_options=method_options,
     )
     chosen = method_ids(methods, budget, request)

@@ -30,6 +30,7 @@ class Request:
         threshold: Lowest score in [0, 1] at which a detector or segmenter shows what it finds; None for the head's own.
         aug_smooth: Average over six views of the image.
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
+        signed: Also show what speaks against the target: maps in [-1, 1].
         method_options: Options of particular methods, such as `{"seed": 3}`.
         effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
         answer: A text that a vision-language model is forced to write; None for what it writes itself.
@@ -47,6 +48,7 @@ class Request:
     threshold: float | None = None
     aug_smooth: bool = False
     eigen_smooth: bool = False
+    signed: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
     effort: EffortSetting = "fast"
     answer: str | None = None
@@ -62,9 +64,14 @@ class Request:
             check_count("top_k", self.top_k)
         if self.threshold is not None and not _is_share(self.threshold):
             raise OptionError(f"threshold must be a score in [0, 1], got {brief(self.threshold)}")
-        for name in ("aug_smooth", "eigen_smooth"):
+        for name in ("aug_smooth", "eigen_smooth", "signed"):
             if not isinstance(wanted := getattr(self, name), bool | np.bool_):
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        if self.signed and self.eigen_smooth:
+            raise OptionError(
+                "signed=True shows what speaks for and against the target, but the sign of the principal component of "
+                "eigen_smooth=True is a convention; choose one"
+            )
         if self.effort not in get_args(EffortSetting):
             raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
         if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.guard import kept
 from hf_cam.capture.local_rules import Gates
 from hf_cam.errors import MethodError
 from hf_cam.maps import normalize
@@ -24,6 +25,7 @@ EMPTY = 0.8
     tokens_only=True,
     paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
     summary="Attention weights of the last layer, from the tokens that the target reads.",
+    unsigned="attention weights are never negative",
 )
 def raw_attention(attention: AttentionTrace) -> Tensor:
     """The last layer's weights in the rows that the target reads, `mean_h A`."""
@@ -37,6 +39,7 @@ def raw_attention(attention: AttentionTrace) -> Tensor:
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
     summary="Attention weights of all layers, multiplied, from the tokens that the target reads.",
     departure="For DETR, which the paper does not treat, as in the code of Chefer et al.",
+    unsigned="attention weights are never negative",
 )
 def rollout(attention: AttentionTrace) -> Tensor:
     """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; each sums to one over all tokens.
@@ -64,6 +67,7 @@ def rollout(attention: AttentionTrace) -> Tensor:
         "In DETR, a row of zeros stays zero where equation 9 divides by 0; the authors' code sets the resulting "
         "NaN of the product to 0."
     ),
+    unsigned="it keeps positive gradients alone",
 )
 def chefer(attention_gradients: AttentionTrace) -> Tensor:
     """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows of `R - I` that the target reads.
@@ -89,6 +93,7 @@ def chefer(attention_gradients: AttentionTrace) -> Tensor:
     paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
     summary="Gradient of each layer's own readout of the target with respect to its attention weights.",
     departure="The last two layers count by default, as in the authors' code; the paper sums over all (start_layer=0).",
+    unsigned="it keeps positive gradients alone",
 )
 def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None = None) -> Tensor:
     """`mean_h mean_rows relu(ds_l / dA_l)` for each layer l, where `s_l` is the target read from that layer's output.
@@ -150,7 +155,7 @@ def gradeclip(attention: AttentionTrace, heads: Literal["merged", "own"] = "merg
     last = attention.last
     strength = last.weight_gradients  # g . v, [B, heads, N, M]
     if spatial:
-        query, key = (tensor.detach().to(strength.dtype) for tensor in (last.query, last.key))
+        query, key = (kept(tensor).to(strength.dtype) for tensor in (last.query, last.key))
         if heads == "merged":
             query, key = (tensor.transpose(1, 2).flatten(2)[:, None] for tensor in (query, key))
         cosine = torch.nn.functional.normalize(query, dim=-1) @ torch.nn.functional.normalize(key, dim=-1).mT
