@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_cam.capture.guard import connected
 from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
-from hf_cam.captured import Captured
+from hf_cam.methods.captured import Captured
 from hf_cam.doors import blaming, door, renamed, unreadable
 from hf_cam.errors import (
     DetachedError,
