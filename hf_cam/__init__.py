@@ -71,13 +71,15 @@ if TYPE_CHECKING:
         XGradCAM,
     )
     from hf_cam.heads import register_head
-    from hf_cam.images.drawing import overlay
+    from hf_cam.images.drawing import gradient_picture, overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
     from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
+    from hf_cam.results.difference import Difference, difference
+    from hf_cam.results.grid import grid
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
     from hf_cam.words.answer import Answer
@@ -160,6 +162,10 @@ _HOMES = {
     "metric": "metrics",
     "load_image": "images.reading",
     "overlay": "images.drawing",
+    "gradient_picture": "images.drawing",
+    "Difference": "results.difference",
+    "difference": "results.difference",
+    "grid": "results.grid",
     "pipeline": "interfaces.pipelines",
     "register_head": "heads",
     "tune": "evaluation.tuning",
@@ -191,6 +197,7 @@ __all__ = [
     "ClassActivationMap",
     "Comparison",
     "DeepFeatureFactorization",
+    "Difference",
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
@@ -235,9 +242,12 @@ __all__ = [
     "audit",
     "compare",
     "demo_model",
+    "difference",
     "evaluate",
     "explain",
     "explain_dataset",
+    "gradient_picture",
+    "grid",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",

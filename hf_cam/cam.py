@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from hf_cam.capture.guard import connected
 from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
-from hf_cam.methods.captured import Captured
 from hf_cam.doors import blaming, door, renamed, unreadable
 from hf_cam.errors import (
     DetachedError,
@@ -32,6 +31,7 @@ from hf_cam.heads.selection import Selector, selection
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
+from hf_cam.methods.captured import Captured
 from hf_cam.methods.registry import same_target
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import captured_for
@@ -578,13 +578,13 @@ def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
 
 
 def _column(targets: Any, batch: int) -> list[Target]:
-    """One target an image."""
+    """One target per image."""
     if getattr(targets, "ndim", 0) == 1:  # a tensor's or an array's
         targets = targets.tolist()
     if not isinstance(targets, list | tuple):
         return [as_target(targets)] * batch
     if len(targets) != batch:
-        raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
+        raise TargetError(f"{len(targets)} targets for {batch} images; give one per image")
     return [as_target(target) for target in targets]
 
 

@@ -25,6 +25,7 @@ from hf_cam.metrics.verdict import (
     strongest,
 )
 from hf_cam.models.traits import traits_of
+from hf_cam.request import Request
 from hf_cam.targets import Target
 from hf_cam.zoo import SCENE
 
@@ -62,12 +63,16 @@ class Origin:
         inputs: Its named inputs for this one image.
         target: The explained scalar.
         map: `[H, W]` in [0, 1], as large as the model's input.
+        processor: What prepared the inputs.
+        request: What the caller asked for.
     """
 
     model: nn.Module = field(repr=False)
     inputs: Mapping[str, Any] = field(repr=False)
     target: Target
     map: Tensor = field(repr=False)
+    processor: Any = field(default=None, repr=False)
+    request: Request | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

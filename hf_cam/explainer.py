@@ -33,7 +33,7 @@ from hf_cam.images.videos import Video, may_be_video
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
 from hf_cam.outputs import sample_of
-from hf_cam.request import EffortSetting, Request, check_count
+from hf_cam.request import EffortSetting, Renormalize, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
 from hf_cam.targets import Target, entries_of
@@ -60,6 +60,7 @@ def explain(
     reshape: Callable[[Tensor], Tensor] | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
+    renormalize: Renormalize | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
     signed: bool = False,
@@ -85,8 +86,10 @@ def explain(
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
             list several: for a list of images one entry per image, which may itself be a list. An array or tensor of
             one axis counts as a list if it holds whole numbers, and as an embedding if not. By default, what the model
-            itself finds. Of a vision-language model's answer, a word or a regular expression picks words, and a tuple
-            ("red", "blue") contrasts two at one place.
+            itself finds, which None stands for in a list: `[None, "pug"]` gives the map of what the model says and that
+            of what was expected. `hf_cam.targets.SumOf` gives one map for several targets or for all objects of a
+            class, `hf_cam.targets.BoxSide` the evidence for one side of a box. Of a vision-language model's answer, a
+            word or a regular expression picks words, and a tuple ("red", "blue") contrasts two at one place.
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
         answer: A text that a vision-language model is forced to write, in place of its own answer.
@@ -100,6 +103,7 @@ def explain(
             classifier's first and everything that other heads find.
         threshold: Score in [0, 1] from which detectors and segmenters show what they found; the head's own where not
             given.
+        renormalize: "box" stretches the heatmap to [0, 1] inside each box of a detector for itself; it is 0 outside.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
         signed: Also show what speaks against the target: heatmaps in [-1, 1], with methods that have a sign.
@@ -141,6 +145,7 @@ def explain(
         generate=generate,
         top_k=top_k,
         threshold=threshold,
+        renormalize=renormalize,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
         signed=signed,
@@ -458,7 +463,8 @@ class _Recipe:
         given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
         inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
         fused = self.method.fused([torch.from_numpy(layer) for layer in raw], self.size)
-        return Origin(self.loaded.model, inputs, target, fused.to(inputs["pixel_values"].device))
+        shown = fused.to(inputs["pixel_values"].device)
+        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
 
 
 def _explanations(
@@ -485,12 +491,13 @@ def _explanations(
             image=image.frames[0] if isinstance(image, Video) else image,
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
+            boxes=subject.boxes,
             mask=subject.mask,
             flags=(*subject.flags, *FLAGS[map_.evidence], *_cautions(saliency)),
             origin=cast("Origin", partial(recipe.origin, subject.target, map_.raw)),
             score_kind=subject.kind_of_score,
             map=map_,
-        )
+        ).renormalized(recipe.request.renormalize)
         for k, (subject, map_) in enumerate(zip(subjects, maps, strict=True))
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +53,25 @@ def normalize_signed(maps: Tensor, sides: int = 2) -> Tensor:
     """
     peak = maps.abs().amax(tuple(range(-sides, 0)), keepdim=True)
     return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def in_boxes(maps: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:
+    """Each map stretched to [0, 1] inside each box for itself, and 0 outside; where boxes overlap, the larger value.
+
+    Args:
+        maps: `[..., H, W]`, finite.
+        boxes: `(x0, y0, x1, y1)` in pixels; a pixel that a box only touches belongs to it.
+
+    >>> in_boxes(torch.tensor([[0.0, 0.2, 0.4, 9.0]]), [(1, 0, 3, 1)])
+    tensor([[0., 0., 1., 0.]])
+    """
+    found = torch.zeros_like(maps)
+    for x0, y0, x1, y1 in boxes:
+        rows, columns = slice(max(0, math.floor(y0)), math.ceil(y1)), slice(max(0, math.floor(x0)), math.ceil(x1))
+        inside = maps[..., rows, columns]
+        if inside.numel():
+            found[..., rows, columns] = torch.maximum(found[..., rows, columns], normalize(inside))
+    return found
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:

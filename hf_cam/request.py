@@ -11,10 +11,12 @@ from torch import Tensor
 
 from hf_cam.doors import unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
-from hf_cam.targets import entries_of
+from hf_cam.targets import BoxSide, SumOf, entries_of
 
 EffortSetting = Literal["fast", "checked"]
 """Whether one method is taken as it is, or several are tried and the map is checked."""
+Renormalize = Literal["box"]
+"""In what each part of a heatmap is stretched for itself."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Request:
         answer: A text that a vision-language model is forced to write; None for what it writes itself.
         messages: A chat for a vision-language model, with placeholders in place of its pictures.
         generate: Settings of such a model's `generate`, such as `{"max_new_tokens": 20}`.
+        renormalize: "box" stretches the heatmap inside each box for itself, and makes it 0 outside; None does not.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -54,6 +57,7 @@ class Request:
     answer: str | None = None
     messages: list[dict[str, Any]] | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
+    renormalize: Renormalize | None = None
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -72,8 +76,14 @@ class Request:
                 "signed=True shows what speaks for and against the target, but the sign of the principal component of "
                 "eigen_smooth=True is a convention; choose one"
             )
+        if self.signed and self.renormalize is not None:
+            raise OptionError(
+                "renormalize='box' stretches what speaks for the target inside each box, and signed=True also shows "
+                "what speaks against it; choose one"
+            )
         if self.effort not in get_args(EffortSetting):
             raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
+        check_renormalize(self.renormalize)
         if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
             raise TargetError(f"answer must be a text for the model to write, not {brief(self.answer)}")
         if not isinstance(self.generate, Mapping) or not all(isinstance(name, str) for name in self.generate):
@@ -170,6 +180,16 @@ def check_count(name: str, value: Any) -> None:
         raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
 
 
+def check_renormalize(given: Any) -> None:
+    """Refuse a way to stretch heatmaps that does not exist.
+
+    Raises:
+        OptionError: it is neither "box" nor None.
+    """
+    if given is not None and given not in get_args(Renormalize):
+        raise OptionError(f"renormalize must be 'box' or None, got {brief(given)}")
+
+
 def check_budget(budget: Any) -> None:
     """Refuse a budget that is no number of forwards.
 
@@ -236,7 +256,9 @@ def _check_numbers(target: Any) -> None:
         TargetError: naming it.
     """
     finite = True
-    if isinstance(target, list | tuple):
+    if isinstance(target, SumOf | BoxSide):
+        _check_numbers(target.parts if isinstance(target, SumOf) else target.target)
+    elif isinstance(target, list | tuple):
         for one in target:
             _check_numbers(one)
     elif isinstance(target, Tensor):

@@ -174,6 +174,28 @@ class QueryLogit:
         return chosen[self.index] if isinstance(self.index, int) else chosen[list(self.index)].mean()
 
 
+Side = Literal["left", "top", "right", "bottom"]
+SIDES: tuple[Side, ...] = ("left", "top", "right", "bottom")
+"""The sides of a box, in the order of its coordinates."""
+COORDINATES = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
+"""Other names of the sides."""
+
+
+def side_of(name: Any) -> Side:
+    """The side of a box that a name stands for.
+
+    >>> side_of("left"), side_of("y1"), side_of("xmax")
+    ('left', 'bottom', 'right')
+
+    Raises:
+        TargetError: it is none.
+    """
+    for names in (SIDES, *COORDINATES):
+        if name in names:
+            return SIDES[names.index(name)]
+    raise TargetError(f"a box has the sides {', '.join(SIDES)} (x0, y0, x1, y1), not {brief(name)}")
+
+
 @dataclass(frozen=True)
 class QueryBox:
     """One coordinate of the box that a query of a detector predicts, to explain why the box ends there.
@@ -184,15 +206,25 @@ class QueryBox:
     """
 
     query: int
-    side: Literal["left", "top", "right", "bottom"]
+    side: Side
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with boxes `(centre x, centre y, width, height)`."""
-        x, y, width, height = upright(field_of(output, BOXES)[self.query]).unbind()
-        sides = {"left": x - width / 2, "top": y - height / 2, "right": x + width / 2, "bottom": y + height / 2}
-        if self.side not in sides:
-            raise TargetError(f"a box has the sides {', '.join(sides)}, not {self.side!r}")
-        return sides[self.side]
+        return side_of_box(upright(field_of(output, BOXES)[self.query]), self.side)
+
+
+def side_of_box(box: Tensor, side: str) -> Tensor:
+    """The coordinate of a side of a box `(centre x, centre y, width, height)`.
+
+    >>> side_of_box(torch.tensor([0.5, 0.5, 0.5, 1.0]), "right")
+    tensor(0.7500)
+
+    Raises:
+        TargetError: a box has no such side.
+    """
+    x, y, width, height = box.unbind()
+    corners: tuple[Tensor, ...] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return corners[SIDES.index(side_of(side))]
 
 
 @dataclass(frozen=True)
@@ -215,17 +247,51 @@ class BoxLogit:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        from torchvision.ops import box_iou
+        found, position = _detection_at(self, output)
+        if position is None:
+            return found["scores"].new_zeros(())
+        return torch.logit(found["scores"][position], eps=1e-6)
 
-        found = self.read(output)
-        if found is None:
-            raise TargetError("the model's output holds no boxes with scores")
-        boxes, scores = found["boxes"], found["scores"]
-        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(found["labels"] == self.label, 0)
-        if not (fit >= SAME_BOX).any():
-            nothing: Tensor = scores.new_zeros(())
-            return nothing
-        return torch.logit(scores[fit.argmax()], eps=1e-6)
+
+@dataclass(frozen=True)
+class ListedBox:
+    """One coordinate of the box of one detection in torchvision's form; see `BoxLogit` and `QueryBox`.
+
+    If no box overlaps the given one enough, the target is the constant coordinate of that.
+
+    Args:
+        box, label, read: See `BoxLogit`.
+        side: "left", "top", "right" or "bottom"; the coordinate is in the pixels of the model's input.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    side: Side
+    read: Callable[[Any], dict[str, Tensor] | None] = detections_of
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        found, position = _detection_at(self, output)
+        corner = SIDES.index(side_of(self.side))
+        if position is None:
+            return found["boxes"].new_tensor(self.box[corner])
+        return found["boxes"][position, corner]
+
+
+def _detection_at(target: BoxLogit | ListedBox, output: Any) -> tuple[dict[str, Tensor], int | None]:
+    """The record in a sample's output, and the detection of the target's class that overlaps its box most, if any.
+
+    Raises:
+        TargetError: there is no record.
+    """
+    from torchvision.ops import box_iou
+
+    found = target.read(output)
+    if found is None:
+        raise TargetError("the model's output holds no boxes with scores")
+    boxes = found["boxes"]
+    fit = box_iou(boxes.new_tensor([target.box]), boxes.detach())[0].where(found["labels"] == target.label, 0)
+    return found, int(fit.argmax()) if (fit >= SAME_BOX).any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,6 +385,89 @@ class RegionText:
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with probabilities `[1, h, w]`."""
         return _mean_over(torch.logit(field_of(output, TEXT).squeeze(0), eps=1e-6), self.region)
+
+
+@dataclass(frozen=True, eq=False)
+class SumOf:
+    """The sum of several targets: one map for several boxes, classes, prompts or segments, or for all of a class.
+
+    Where a target stands for several things, as a label does for a detector's objects, all of them are summed:
+    `SumOf("cat")` has one map for all cats, `SumOf(None)` one for everything that the model finds.
+
+    Args:
+        targets: A list, or a single target; each is what `hf_cam.explain` takes for this model. Its members are looked
+            up in the model's head, so that a sum that is called by itself takes only class indices and callables.
+
+    Raises:
+        TargetError: the list is empty, or holds another list.
+
+    >>> SumOf([0, 2])(torch.tensor([1.0, 5.0, 3.0]))
+    tensor(4.)
+    """
+
+    targets: Any
+
+    def __post_init__(self) -> None:
+        """Refuse a sum of nothing."""
+        if not self.parts:
+            raise TargetError("SumOf has no targets; SumOf(None) sums over what the model itself finds")
+        if any(entries_of(part) is not None for part in self.parts):
+            raise TargetError(f"the targets of SumOf must be one list, got {brief(self.targets)}; a box is a tuple")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The members."""
+        entries = entries_of(self.targets)
+        return (self.targets,) if entries is None else tuple(entries)
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        for part in self.parts:
+            if index_of(part) is None and not callable(part):
+                raise TargetError(
+                    f"hf_cam.explain and hf_cam.CAM find out what {brief(part)} is in a model; a sum that is called by "
+                    "itself takes class indices and callables"
+                )
+        first, *others = (as_target(part)(output) for part in self.parts)
+        return sum((other.to(first) for other in others), first)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxSide:
+    """One coordinate of the box of what a target names, to explain why the box ends there.
+
+    The map shows what moves this side to the right or down. The explanation's score is the coordinate in the pixels of
+    the image. `QueryBox` and `ListedBox` are the same for a known query or detection.
+
+    Args:
+        target: What the detector finds: a label, the index of a query or detection, a pixel or a box, or None for
+            everything that it finds.
+        side: "left", "top", "right" or "bottom"; also "x0", "y0", "x1", "y1" or "xmin" and so on.
+
+    Raises:
+        TargetError: there is no such side, or the target is a list.
+
+    >>> BoxSide("cat", "x0").side
+    'left'
+    """
+
+    target: Any
+    side: str
+
+    def __post_init__(self) -> None:
+        """Refuse another side, and name it in one way."""
+        object.__setattr__(self, "side", side_of(self.side))
+        if entries_of(self.target) is not None or isinstance(self.target, SumOf):
+            raise TargetError("BoxSide takes one target; pass a list of several BoxSide, or their SumOf")
+
+
+def is_ready(target: Any) -> bool:
+    """Whether a target is a callable that no head has to look up.
+
+    >>> is_ready(ClassLogit(3)), is_ready(SumOf([ClassLogit(3)])), is_ready(SumOf(["cat"]))
+    (True, True, False)
+    """
+    return all(map(is_ready, target.parts)) if isinstance(target, SumOf) else callable(target)
 
 
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:

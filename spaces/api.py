@@ -12,7 +12,7 @@ from scores import json_of
 from work import compared, default_methods, explained, fresh_folder, judged, read_inputs
 
 from hf_cam import Explanation
-from hf_cam.images.drawing import DEFAULT_COLORMAP
+from hf_cam.images.colours import DEFAULT_COLORMAP
 
 
 def endpoints() -> None:

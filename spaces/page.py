@@ -35,7 +35,7 @@ from scores import MAPS
 from work import KEPT_SECONDS, default_methods, tab_of
 
 from hf_cam.comparison import quick_methods
-from hf_cam.images.drawing import DEFAULT_COLORMAP
+from hf_cam.images.colours import DEFAULT_COLORMAP
 from hf_cam.methods import get_method
 
 TABS = {

@@ -295,7 +295,7 @@ def marked(found: Found) -> Image.Image:
     picture = enlarged(found.current.image)
     for one in found.explanations:
         larger = _larger(one, SHOWN)
-        picture = outlined(picture, larger.box, larger.mask)
+        picture = outlined(picture, larger.outlines, larger.mask)
     return picture
 
 
@@ -312,6 +312,7 @@ def _larger(explanation: Explanation, longest: int) -> Explanation:
         image=image,
         heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
         box=None if box is None else tuple(factor * value for value in box),
+        boxes=tuple(tuple(factor * value for value in one) for one in explanation.boxes),
         mask=mask,
     )
 

@@ -17,6 +17,7 @@ from hf_cam import CAM
 from hf_cam.data.rows import explanation_of, explanations_of, row_of
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.explainer import Explainer
+from hf_cam.images.drawing import shown
 from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.interfaces.cli import main
@@ -149,8 +150,30 @@ def test_a_signed_explanation_survives_every_form_that_it_is_kept_in(photo) -> N
 def test_a_component_has_no_sign_to_show(photo) -> None:
     with pytest.raises(OptionError, match="choose one"):
         explained(classifier(), photo, "gradcam", signed=True, eigen_smooth=True)
+    with pytest.raises(OptionError, match="choose one"):
+        explained(classifier(), photo, "gradcam", signed=True, renormalize="box")
     with pytest.raises(OptionError, match="signed must be True or False"):
         explained(classifier(), photo, "gradcam", signed="yes")
+
+
+def test_zero_keeps_the_colours_of_the_image_and_the_two_sides_are_blue_and_red(photo) -> None:
+    [found] = explained(classifier(), photo, "hirescam", signed=True)
+    drawn, image = (np.asarray(one, np.int32) for one in (found.overlay(alpha=1.0), photo))
+    low, high = (np.unravel_index(choose(found.heatmap), found.heatmap.shape) for choose in (np.argmin, np.argmax))
+    assert drawn[high][0] > drawn[high][2] + 50
+    assert drawn[low][2] > drawn[low][0] + 20
+    near = np.abs(found.heatmap) < 0.002
+    assert near.any()
+    assert np.abs(drawn - image)[near].max() <= 2
+
+
+def test_single_pixels_of_either_sign_are_brightened_for_the_picture() -> None:
+    pixels = np.zeros((60, 80), np.float32)
+    pixels[::7, ::7], pixels[3::7, 3::7], pixels[30, 40] = 0.1, -0.1, -1
+    drawn = shown(pixels)
+    assert np.abs(drawn).mean() > 5 * np.abs(pixels).mean()
+    assert drawn.min() < -0.5
+    assert drawn.max() > 0.3
 
 
 def test_every_door_takes_it(photo, vit_folder: Path, picture_file: Path, tmp_path: Path) -> None:

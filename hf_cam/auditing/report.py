@@ -28,6 +28,7 @@ from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError
 from hf_cam.images.drawing import outlined, overlay
+from hf_cam.results.files import write_whole
 
 if TYPE_CHECKING:
     from hf_cam.auditing.audit import Audit, Row
@@ -75,10 +76,7 @@ def summary(audit: Audit) -> dict[str, object]:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write a file so that there is never half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _table(rows: Sequence[dict[str, object]]) -> str:
@@ -137,9 +135,8 @@ def _write_masks(audit: Audit, path: Path) -> None:
     ]
     types = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.string(), pa.binary())
     schema = pa.schema(list(zip(names, types, strict=True)))
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
-    unfinished.replace(path)
+    table = pa.Table.from_pylist(rows, schema)
+    write_whole(path, lambda file: pq.write_table(table, file))
 
 
 def _png(mask: np.ndarray) -> bytes:
@@ -226,7 +223,7 @@ class Pictures:
             return ""
         small = _small(image)
         marked = cv2.resize(np.uint8(mask), small.size, interpolation=cv2.INTER_NEAREST) > 0
-        return _uri(outlined(small, None, marked))
+        return _uri(outlined(small, (), marked))
 
 
 def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: bool) -> np.ndarray:

@@ -92,6 +92,11 @@ class Explain:
         self.column, self.prefix, self.check = column, prefix, check
         self.on_error, self.batch_size = on_error, batch_size
         self.request = Request.of(**{name: settings[name] for name in ASKING if name in settings})
+        if self.request.renormalize:
+            raise OptionError(
+                "a data set keeps maps on the model's grid; omit renormalize= and call .renormalized() on what "
+                "hf_cam.load_explanations returns"
+            )
         self._explainer: Explainer | None = None
         self._proved = False
 

@@ -12,13 +12,14 @@ from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import PROBABILITY, Box, Head, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.base import Head, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import given_prompts, sentence
+from hf_cam.heads.subjects import PROBABILITY, Box, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, detections_of, field_of, upright
 from hf_cam.request import Request
-from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
+from hf_cam.targets import BoxLogit, ListedBox, QueryBox, QueryLogit, Target, index_of, side_of
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
@@ -53,7 +54,8 @@ class DetectionHead(Head):
     """The class logit of each kept query; two objects of one class get different maps, as they have different queries.
 
     A target is a label (for its objects), the index of a query, a pixel `(x, y)` or a box `(x0, y0, x1, y1)` in the
-    image (for the object there), `hf_cam.targets.QueryBox` (why the box ends there) or any callable.
+    image (for the object there), `hf_cam.targets.BoxSide` (why the box ends there), `hf_cam.targets.SumOf` (several
+    objects in one map) or any callable.
     """
 
     task: ClassVar[str] = "object-detection"
@@ -108,6 +110,17 @@ class DetectionHead(Head):
         """The scalar for one query and one class."""
         del request
         return QueryLogit(query, index)
+
+    def side(self, target: Target, side: str) -> Target:
+        """The coordinate of a side of the box of a query or of a listed detection."""
+        if isinstance(target, QueryLogit | QueryBox):
+            return QueryBox(target.query, side_of(side))
+        if isinstance(target, BoxLogit):
+            return ListedBox(target.box, target.label, side_of(side), target.read)
+        return super().side(target, side)
+
+    def _finds_box(self, target: Any) -> bool:
+        return super()._finds_box(target) or isinstance(target, QueryLogit | QueryBox)
 
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that take a mask of the padding give boxes as shares of the rest.

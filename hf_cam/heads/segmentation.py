@@ -14,9 +14,7 @@ from torch import Tensor
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import (
-    PROBABILITY,
     Head,
-    Subject,
     custom,
     mask_of,
     mask_to_grid,
@@ -27,6 +25,7 @@ from hf_cam.heads.base import (
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
+from hf_cam.heads.subjects import PROBABILITY, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of

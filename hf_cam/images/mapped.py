@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.images.geometry import Geometry
-from hf_cam.maps import fuse_signed, normalize, normalize_signed, resize
+from hf_cam.maps import fuse_signed, in_boxes, normalize, normalize_signed, resize
 
 Fuse = Callable[[Sequence[Tensor], Sequence[int]], Tensor]
 """From the positive maps of several layers to one map in [0, 1] of a size."""
@@ -33,6 +33,8 @@ class GridMap:
         fuse: How the maps of several layers become one; None if there is one layer.
         frames: The number of frames of a video; None for an image.
         signed: Whether the map shows what speaks against the target as well.
+        boxes: The boxes of the image, `(x0, y0, x1, y1)`, in each of which the heatmap is stretched for itself, while
+            it is 0 outside; empty if it is not stretched.
     """
 
     raw: tuple[np.ndarray, ...] = field(repr=False)
@@ -40,6 +42,7 @@ class GridMap:
     fuse: Fuse | None = None
     frames: int | None = None
     signed: bool = False
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
 
     def turned(self) -> GridMap:
         """The map of what speaks against the target, in place of what speaks for it."""
@@ -91,6 +94,9 @@ class GridMap:
         if self.frames is not None:
             cells = resize(cells, (self.frames, *cells.shape[-2:]))
         drawn = self.geometry.to_image(cells)
+        if self.boxes:
+            stretched: np.ndarray = in_boxes(drawn, self.boxes).numpy()
+            return stretched
         peak = drawn.abs().amax()
         drawn = drawn / torch.where(peak > 0, peak, torch.ones_like(peak))
         heatmap: np.ndarray = drawn.clamp(-1 if self.signed else 0, 1).numpy()

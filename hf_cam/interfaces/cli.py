@@ -7,7 +7,7 @@ import ast
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,17 @@ from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 from hf_cam.interfaces.audit import add as add_audit
 from hf_cam.interfaces.dataset import add_dataset
-from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
+from hf_cam.interfaces.drawing import (
+    add_pictures,
+    add_targets,
+    check_pictures,
+    check_words,
+    drawing_of,
+    save,
+    target_of,
+    verdict,
+)
+from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, write_table
 
 CHUNK = 8
 EXAMPLES = """examples:
@@ -29,6 +39,7 @@ EXAMPLES = """examples:
 `hf-cam COMMAND --help` describes the options of a command."""
 
 if TYPE_CHECKING:
+    from hf_cam.comparison import Comparison
     from hf_cam.explainer import Explainer
     from hf_cam.explanation import Explanation
 
@@ -77,6 +88,7 @@ def _add_explain(commands: Any) -> None:
         help='class index, label such as "tabby", pixel X,Y or box X0,Y0,X1,Y1; repeatable (default: what the model '
         "finds)",
     )
+    add_targets(explain)
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
     explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
@@ -111,6 +123,7 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument(
         "--out", default="hf-cam-out", help="picture file, .html page of an answer, or folder (default: hf-cam-out)"
     )
+    add_pictures(explain)
     explain.add_argument("--table", type=Path, metavar="FILE.csv", help="write what was found to a table too")
     explain.set_defaults(run=_explain)
 
@@ -225,6 +238,7 @@ def _explain(options: argparse.Namespace) -> None:
     methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
+    check_pictures(options, methods)
     moving = [image for image in options.images if may_be_video(image)]
     for image in options.images:
         if image not in moving:
@@ -234,12 +248,15 @@ def _explain(options: argparse.Namespace) -> None:
     for video in moving:
         loaded.opened(video)
     explainer = Explainer(loaded, methods[0], options.layers)
-    if explainer.words is None and any(output.suffix.lower() in PAGES for output in outputs):
+    if explainer.words is not None:
+        check_words(options)
+    elif any(output.suffix.lower() in PAGES for output in outputs):
         raise OptionError(f"{options.out!r} is a page, which shows the words of a vision-language model's answer alone")
     settings = {
-        "target": options.target[0] if len(options.target or ()) == 1 else options.target,
+        "target": target_of(options),
         "text": options.text,
         "threshold": options.threshold,
+        "renormalize": options.renormalize,
         "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
@@ -248,14 +265,15 @@ def _explain(options: argparse.Namespace) -> None:
         "answer": options.answer,
     }
     if len(methods) == 1:
-        settings["top_k"] = options.top_k
+        settings["top_k"] = options.top_k if options.expected is None else 1
     found = _explained(explainer, options.images, methods, settings, named=options.budget is None)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     table: list[dict[str, Any]] = []
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         named = output == Path(options.out).expanduser()
-        written = _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named)
-        for line in _lines(name, explanations, written):
+        written = _write(output, explanations, options, chosen_here=not named)
+        told = [] if len(methods) > 1 else verdict(output, explanations, options)
+        for line in (*_lines(name, explanations, written), *told):
             progress.write(line)
         table += [entry(name, explanation, path) for explanation, path in written]
     if options.table is not None:
@@ -319,23 +337,23 @@ def _explained(
     for start in range(0, len(sources), CHUNK):
         images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
-            compared = explainer.compare if named else _compared_defined(explainer)
-            yield from (compared(image, methods, **settings) for image in images)
+            yield from (_compared(explainer, image, methods, settings, named=named) for image in images)
         else:
             targets = settings["target"]
             own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
             yield from explainer(images, **own)
 
 
-def _compared_defined(explainer: Explainer) -> Callable[..., Any]:
-    """`Explainer.compare` for the methods that are defined; the others are named on stderr, with the reason."""
+def _compared(
+    explainer: Explainer, image: Any, methods: Sequence[str], settings: Mapping[str, Any], *, named: bool
+) -> Comparison:
+    """Several methods on one image; those that are not defined, unless named, are named on stderr with the reason."""
+    from hf_cam.comparison import compared
+    from hf_cam.request import Request
 
-    def compared(image: Any, methods: Sequence[str], **settings: Any) -> Any:
-        found, skipped = explainer.compare_defined(image, methods, **settings)
-        _report_skipped(skipped)
-        return found
-
-    return compared
+    found = compared(explainer, image, methods, Request.of(**settings), named=named)
+    _report_skipped(found.skipped)
+    return found
 
 
 def _report_skipped(skipped: Mapping[str, str]) -> None:
@@ -343,23 +361,20 @@ def _report_skipped(skipped: Mapping[str, str]) -> None:
         print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
 
 
-def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[tuple[Explanation, Path]]:
+def _write(
+    output: Path, found: Any, options: argparse.Namespace, *, chosen_here: bool
+) -> list[tuple[Explanation, Path]]:
     """Save the explanations of one image, each with its file. A video becomes a GIF if no file is named."""
+    from hf_cam.comparison import Comparison
     from hf_cam.words.answer import Answer
 
-    if isinstance(explanations, Answer):
-        path = explanations.save(output)
-        return [(explanation, path) for explanation in explanations]
-    if grid:
-        from hf_cam.comparison import Comparison
-
-        firsts = [by_method[0] for by_method in explanations]
-        Comparison(firsts, firsts[0].picture).save(output)
-        return [(explanation, output) for explanation in firsts]
-    if chosen_here and explanations[0].frames:
-        output = output.with_suffix(".gif")
-    paths = numbered(output, len(explanations))
-    return [(explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)]
+    if isinstance(found, Answer):
+        path = found.save(output)
+        return [(explanation, path) for explanation in found]
+    if isinstance(found, Comparison):
+        found.save(output, alpha=options.alpha, colormap=options.colormap, **drawing_of(options))
+        return [(explanation, output) for explanation in found.explanations]
+    return save(output, found, options, animated=chosen_here)
 
 
 def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:

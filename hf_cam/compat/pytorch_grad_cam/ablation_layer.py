@@ -51,7 +51,8 @@ class AblationLayer(nn.Module):
         with np.errstate(invalid="ignore"):  # a constant channel has no share: NaN, which is sorted to the end
             strength = strength / strength.max((1, 2), keepdims=True)
             share = [(one * inside).sum() / one.sum() for one in strength]
-        order = np.argsort(np.float32(share))  # many shares are 1: these very operations give grad-cam's order
+        # Many shares are 1, so that these very operations give grad-cam's order.
+        order = np.argsort(np.asarray(share, np.float32))
         count = int(len(order) * ratio_channels_to_ablate)
         return self._chosen(np.concatenate([order[::-1][:count], order[:count]]))
 
