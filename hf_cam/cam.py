@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.guard import connected
-from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
+from hf_cam.capture.inputs import model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
-from hf_cam.doors import blaming, door, renamed, unreadable
+from hf_cam.doors import blaming, door, meant_by, unreadable
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -32,7 +32,7 @@ from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
 from hf_cam.methods.captured import Captured
-from hf_cam.methods.registry import same_target
+from hf_cam.methods.registry import OF_CALL, OF_CLASS, same_target
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import captured_for
 from hf_cam.models.libraries import adopted, library_layers
@@ -198,7 +198,7 @@ class CAM:
             MethodError: the method has no signed map, or is not differentiable.
         """
         self.outputs = self.captured = None
-        _check_names(self.model, model_inputs)
+        check_names(self.model, model_inputs, OF_CALL)
         pixel_values, model_inputs = picture_of(self.model, pixel_values, model_inputs)
         checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
@@ -555,14 +555,19 @@ def _check_graph(model: nn.Module, pixel_values: Tensor) -> None:
         )
 
 
-def _check_names(model: nn.Module, others: Mapping[str, Any]) -> None:
+def check_names(model: nn.Module, others: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse the names that other libraries give to arguments of a call, unless the model has such an input.
+
+    Args:
+        model: The model.
+        others: What was passed beside the call's own arguments.
+        known: The names of those.
 
     Raises:
         OptionError: naming the argument that is meant.
     """
     for name in others:
-        if (meant := renamed(name, ("pixel_values", *SETTINGS))) and not traits_of(model).accepts(name):
+        if (meant := meant_by(name, known, {"the class": OF_CLASS})) and not traits_of(model).accepts(name):
             raise OptionError(f"the model takes no input {name!r}{meant}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from hf_cam.doors import unreadable
+from hf_cam.doors import meant_by, unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import BoxSide, SumOf, entries_of
 
@@ -17,6 +17,8 @@ EffortSetting = Literal["fast", "checked"]
 """Whether one method is taken as it is, or several are tried and the map is checked."""
 Renormalize = Literal["box"]
 """In what each part of a heatmap is stretched for itself."""
+OF_EXPLAINER = ("model", "method", "layers", "reshape", "rerun_batch_size")
+"""Settings that a request does not hold."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class Request:
         known = [field.name for field in fields(cls)]
         for name in others:
             if name not in known:
-                raise OptionError(f"there is no setting {brief(name)}; nearest: {nearest(name, known)}")
+                meant = meant_by(name, known, {"the explainer": OF_EXPLAINER}) or f"; nearest: {nearest(name, known)}"
+                raise OptionError(f"there is no setting {brief(name)}{meant}")
         return cls(
             text=_texts(text),
             method_options={} if method_options is None else method_options,

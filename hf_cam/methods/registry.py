@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_cam.doors import renamed
+from hf_cam.doors import meant_by
 from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import at_least_float32, fuse_mean, fuse_signed
 from hf_cam.methods.options import annotations_of, described, fits, options_of, picked, required_of
@@ -25,6 +25,11 @@ WIDTH = 768
 
 BUDGET = 100.0
 """Forwards up to which a method is taken where the caller names none: by `compare`, `evaluate` and the pages."""
+
+OF_CLASS = ("model", "layers", "reshape", "rerun_batch_size")
+"""Arguments of a CAM beside the method's options."""
+OF_CALL = ("pixel_values", "targets", "aug_smooth", "eigen_smooth", "signed", "differentiable")
+"""Arguments of its call."""
 
 Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
@@ -213,7 +218,7 @@ class Method:
         for option, value in options.items():
             if option not in self.options:
                 known = ", ".join(self.options) or "none"
-                meant = renamed(option, ("layers", "reshape", "rerun_batch_size", "pixel_values", "model", "targets"))
+                meant = meant_by(option, (*OF_CLASS, *self.options), {"the call": OF_CALL})
                 raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}{meant}")
             expected = self._types.get(option, Any)
             if not fits(value, expected):
