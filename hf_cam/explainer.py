@@ -22,11 +22,11 @@ from hf_cam.check import Origin
 from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, TargetError, brief
-from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation, Explanations
+from hf_cam.explanation import FLAGS, MAY_MISLEAD, Explanation, Explanations
 from hf_cam.heads import Head, Subject, WordHead, head_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
-from hf_cam.images.mapped import Evidence, GridMap
+from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
@@ -43,9 +43,6 @@ from hf_cam.words.prompts import chat_of
 
 BATCH = 8
 """Images per forward where the caller does not say."""
-
-FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
-"""What is wrong with a map, by where it has evidence."""
 
 
 @door()
@@ -66,6 +63,7 @@ def explain(
     renormalize: Renormalize | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    signed: bool = False,
     method_options: Mapping[str, Any] | None = None,
     effort: EffortSetting = "fast",
     batch_size: int | None = None,
@@ -108,6 +106,7 @@ def explain(
         renormalize: "box" stretches the heatmap to [0, 1] inside each box of a detector for itself; it is 0 outside.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
+        signed: Also show what speaks against the target: heatmaps in [-1, 1], with methods that have a sign.
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
         effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
             strongest pixels matter to the model, and takes a verdict on its map: about 75 forwards if the first does,
@@ -149,6 +148,7 @@ def explain(
         renormalize=renormalize,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
+        signed=signed,
         method_options=method_options,
         effort=effort,
     )
@@ -462,7 +462,7 @@ class _Recipe:
         """The origin of the explanation with this target and these raw maps, one per layer."""
         given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
         inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
-        fused = self.method.fuse([torch.from_numpy(layer) for layer in raw], self.size)
+        fused = self.method.fused([torch.from_numpy(layer) for layer in raw], self.size)
         shown = fused.to(inputs["pixel_values"].device)
         return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
 
@@ -471,11 +471,15 @@ def _explanations(
     saliency: Saliency, i: int, image: Picture, subjects: Sequence[Subject], geometry: Geometry, recipe: _Recipe
 ) -> list[Explanation]:
     """Of image `i` of a batch, one per subject."""
+    signed = recipe.request.signed
     fuse = saliency.method.fuse if len(saliency.raw) > 1 else None
     frames = len(image.frames) if isinstance(image, Video) else None
     layers = [layer[: len(subjects), i].float().cpu().numpy() for layer in saliency.raw]
     # Copies, not views, which would keep the maps of the whole batch.
-    maps = [GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames) for k in range(len(subjects))]
+    maps = [
+        GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames, signed)
+        for k in range(len(subjects))
+    ]
     return [
         Explanation(
             label=subject.label,

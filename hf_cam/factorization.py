@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM
+from hf_cam.cam import CAM, check_names
 from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of, one_image
 from hf_cam.capture.replay import tail_of
@@ -119,6 +119,7 @@ class DeepFeatureFactorization:
         Raises:
             OptionError: `components` is less than 1, or more than the number of cells or of channels.
         """
+        check_names(self._cam.model, model_inputs, ("pixel_values", "components", "top_k", "seed"))
         model, adapter = self._cam.model, self._cam.adapter_for(pixel_values, model_inputs)
         inputs = model_inputs_of(model, pixel_values, model_inputs)
         size: Size = (pixel_values.shape[-2], pixel_values.shape[-1])

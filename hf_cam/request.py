@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from hf_cam.doors import unreadable
+from hf_cam.doors import meant_by, unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
 from hf_cam.targets import BoxSide, SumOf, entries_of
 
@@ -17,6 +17,8 @@ EffortSetting = Literal["fast", "checked"]
 """Whether one method is taken as it is, or several are tried and the map is checked."""
 Renormalize = Literal["box"]
 """In what each part of a heatmap is stretched for itself."""
+OF_EXPLAINER = ("model", "method", "layers", "reshape", "rerun_batch_size")
+"""Settings that a request does not hold."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Request:
         threshold: Lowest score in [0, 1] at which a detector or segmenter shows what it finds; None for the head's own.
         aug_smooth: Average over six views of the image.
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
+        signed: Also show what speaks against the target: maps in [-1, 1].
         method_options: Options of particular methods, such as `{"seed": 3}`.
         effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
         answer: A text that a vision-language model is forced to write; None for what it writes itself.
@@ -50,6 +53,7 @@ class Request:
     threshold: float | None = None
     aug_smooth: bool = False
     eigen_smooth: bool = False
+    signed: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
     effort: EffortSetting = "fast"
     answer: str | None = None
@@ -66,9 +70,19 @@ class Request:
             check_count("top_k", self.top_k)
         if self.threshold is not None and not _is_share(self.threshold):
             raise OptionError(f"threshold must be a score in [0, 1], got {brief(self.threshold)}")
-        for name in ("aug_smooth", "eigen_smooth"):
+        for name in ("aug_smooth", "eigen_smooth", "signed"):
             if not isinstance(wanted := getattr(self, name), bool | np.bool_):
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        if self.signed and self.eigen_smooth:
+            raise OptionError(
+                "signed=True shows what speaks for and against the target, but the sign of the principal component of "
+                "eigen_smooth=True is a convention; choose one"
+            )
+        if self.signed and self.renormalize is not None:
+            raise OptionError(
+                "renormalize='box' stretches what speaks for the target inside each box, and signed=True also shows "
+                "what speaks against it; choose one"
+            )
         if self.effort not in get_args(EffortSetting):
             raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
         check_renormalize(self.renormalize)
@@ -105,7 +119,8 @@ class Request:
         known = [field.name for field in fields(cls)]
         for name in others:
             if name not in known:
-                raise OptionError(f"there is no setting {brief(name)}; nearest: {nearest(name, known)}")
+                meant = meant_by(name, known, {"the explainer": OF_EXPLAINER}) or f"; nearest: {nearest(name, known)}"
+                raise OptionError(f"there is no setting {brief(name)}{meant}")
         return cls(
             text=_texts(text),
             method_options={} if method_options is None else method_options,

@@ -218,7 +218,7 @@ def only_image_tower(name: str, pair: tuple[list[Tensor], list[Tensor]]) -> tupl
 def raw_of(name: str, method: str, net: nn.Module, x: Tensor, **options: Any) -> Tensor:
     cam = CAM(net, method, **options)
     target = target_of(name)
-    return cam.saliency(x, lambda _: [[cam_target(target)] * len(x)], **extra(name)).raw[0][0]
+    return cam.saliency(x, lambda _: [[cam_target(target)] * len(x)], **extra(name)).raw[0][0].clamp_min(0)
 
 
 def cam_target(target: Any) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.guard import borrowed, forwards
+from hf_cam.capture.guard import borrowed, forwards, is_connected
 from hf_cam.capture.inputs import call
 from hf_cam.capture.linear import by_tokens
 from hf_cam.capture.recorder import is_plain_multi_head, multi_head
@@ -32,7 +32,7 @@ class Capture:
         module: The replica of the model that ran.
         outputs: The model's output, connected to `activations` where gradients were asked for.
         activations: One tensor per layer, as the layer returned it.
-        second_order: True keeps the gradients differentiable.
+        second_order: True keeps the gradients differentiable, as they always are in the caller's graph.
         watched: What each watch yielded.
         pixels: The picture that the forward got, where it required grad.
     """
@@ -88,7 +88,7 @@ def capture(
         layers: Dotted names; "name:1" is the second run of a layer that runs several times.
         inputs: The forward's inputs by name; "pixel_values" is the picture, whatever the forward calls it.
         gradients: False records no graph at all.
-        second_order: True where the gradients are to be differentiable.
+        second_order: True where the gradients are to be differentiable, as they always are inside `connected`.
         watches: Context managers around the forward; with one, autograd records from the picture on.
         storing: Other such context managers, which need no graph.
 
@@ -100,7 +100,9 @@ def capture(
         located(unwrap(model), layer)
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    recorded = gradients or bool(watches)
+    recorded = gradients or bool(watches) or is_connected()
+    thrice = second_order and is_connected()
+    second_order = second_order or is_connected()
     with borrowed(unwrap(model)) as module:
         places = [located(module, layer) for layer in layers]
         counters = [Counter(layer, run) for layer, (_, run) in zip(layers, places, strict=True)]
@@ -114,7 +116,7 @@ def capture(
             with ExitStack() as stack:
                 stack.enter_context(torch.set_grad_enabled(recorded))
                 if second_order:
-                    stack.enter_context(TwiceDifferentiable())
+                    stack.enter_context(TwiceDifferentiable(thrice=thrice))
                 elif recorded:
                     stack.enter_context(forwards(by_tokens(module)))
                 watched = {watch: stack.enter_context(watch(module)) for watch in (*watches, *storing)}
@@ -129,7 +131,16 @@ def capture(
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Run attention with the kernel that has a second derivative (the fused ones have none), in this thread alone."""
+    """Run attention with the kernel that has a second derivative (the fused ones have none), in this thread alone.
+
+    Args:
+        thrice: Also run norms step by step, because torch's own third derivative of them is wrong (measured in 2.14:
+            it misses what their mean and deviation contribute).
+    """
+
+    def __init__(self, *, thrice: bool = False) -> None:
+        super().__init__()
+        self._thrice = thrice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -138,7 +149,41 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func is F.multi_head_attention_forward and is_plain_multi_head(args, kwargs):
             with self:
                 return multi_head(*args, **kwargs)
+        if self._thrice and func is F.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        if self._thrice and func is F.group_norm:
+            return _group_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 - torch's names, by which it may be called
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.layer_norm` step by step."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    normed = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
+
+
+def _group_norm(
+    input: Tensor,  # noqa: A002 - torch's names, by which it may be called
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.group_norm` step by step."""
+    groups = input.unflatten(1, (num_groups, -1))
+    normed = _layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
+    shape = (-1, *(1,) * (input.ndim - 2))
+    normed = normed if weight is None else normed * weight.reshape(shape)
+    return normed if bias is None else normed + bias.reshape(shape)
 
 
 def _leaf(pixels: Tensor) -> Tensor:

@@ -105,6 +105,7 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    explain.add_argument("--signed", action="store_true", help="also show what speaks against the target, in blue")
     explain.add_argument(
         "--effort",
         choices=("fast", "checked"),
@@ -259,6 +260,7 @@ def _explain(options: argparse.Namespace) -> None:
         "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
+        "signed": options.signed,
         "effort": options.effort,
         "answer": options.answer,
     }

@@ -68,8 +68,8 @@ class ImageCamPipeline(Pipeline):
     image), `box` or `mask` if the head has them, `boxes` for the sum of several objects, and `effort` if it is
     "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
     It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`,
-    `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`, `eigen_smooth`, `effort`, `labels`,
-    `output`. For a video model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the
+    `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`, `eigen_smooth`, `signed`, `effort`,
+    `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the
     heatmap is then `[T, H, W]`, and `frames` holds the frames that the model saw.
 
     >>> import hf_cam

@@ -62,8 +62,10 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     from sklearn.decomposition import KernelPCA
 
     vectors = contributions.flatten(2).transpose(1, 2)
-    centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
-    centred[np.abs(centred) <= ROUNDING * float(vectors.abs().max())] = 0  # cells that are all alike have no direction
+    centred = (vectors - vectors.mean(1, keepdim=True)).detach().double().cpu().numpy()
+    centred[np.abs(centred) <= ROUNDING * float(vectors.detach().abs().max())] = (
+        0  # cells that are all alike have no direction
+    )
     found = []
     for cells in centred:
         # ARPACK computes one component without the others; the seed fixes the vector that it starts from.
@@ -82,11 +84,35 @@ def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
     vectors = contributions.flatten(2).transpose(1, 2)
     centred = vectors - vectors.mean(1, keepdim=True)
     if centred.shape[1] < centred.shape[2]:
-        values, bases = torch.linalg.eigh(centred @ centred.mT)
-        projected = bases[..., -1] * values[..., -1:].clamp_min(0).sqrt()
+        value, vector = first_eigenpair(centred @ centred.mT)
+        length = torch.where(value > 0, value.clamp_min(torch.finfo(value.dtype).tiny).sqrt(), 0)
+        projected = vector * length
     else:
-        projected = (centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1:]).squeeze(-1)
+        _, vector = first_eigenpair(centred.mT @ centred)
+        projected = (centred @ vector[..., None]).squeeze(-1)
     return projected, vectors.norm(dim=-1)
+
+
+def first_eigenpair(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue `[B, 1]` and its eigenvector `[B, n]` of symmetric matrices `[B, n, n]`.
+
+    They can be differentiated once, by first-order perturbation theory: torch's own derivative of `eigh` is NaN where
+    any two of the other eigenvalues are equal.
+
+    >>> value, vector = first_eigenpair(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None])
+    >>> value.tolist(), vector.abs().tolist()
+    ([[3.0]], [[0.0, 1.0, 0.0]])
+    """
+    values, vectors = torch.linalg.eigh(matrix.detach())
+    value, vector, others = values[..., -1:], vectors[..., -1], vectors[..., :-1]
+    if not matrix.requires_grad:
+        return value, vector
+    image = (matrix @ vector[..., None]).squeeze(-1)
+    gaps = value - values[..., :-1]
+    distinct = gaps > ROUNDING * value.abs()
+    inverse = torch.where(distinct, 1 / torch.where(distinct, gaps, torch.ones_like(gaps)), torch.zeros_like(gaps))
+    turned = (others @ (inverse[..., None] * (others.mT @ image[..., None]))).squeeze(-1)
+    return (image * vector).sum(-1, keepdim=True), vector + turned - turned.detach()
 
 
 def _signed(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:

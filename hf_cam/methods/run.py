@@ -10,6 +10,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
+from hf_cam.capture.guard import kept
 from hf_cam.capture.inputs import noise_like
 from hf_cam.capture.replay import Prefix, PrefixOf, Tail, tail_from
 from hf_cam.errors import TargetError
@@ -90,12 +91,12 @@ class Run:
         return self.captured.gradients(self.scores.sum())
 
     def to_spatial(self, tensor: Tensor, layer: str) -> Tensor:
-        """A tensor in the layout of a layer's output, as `[B, C, *space]` and detached from the graph.
+        """A tensor in the layout of a layer's output, as `[B, C, *space]`; detached except inside `connected`.
 
         Raises:
             LayoutError: it does not fit the adapter's layout.
         """
-        return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer, images=len(self.targets))
+        return self.adapter.to_spatial(kept(tensor), self.picture_size, layer, images=len(self.targets))
 
     def images_axis(self, layer: str) -> int:
         """Which axis of a layer's output counts the images.
@@ -117,9 +118,9 @@ class Run:
 
     @property
     def pixels(self) -> Tensor:
-        """The pictures, `[B, C, *space]`, detached from any graph."""
+        """The pictures, `[B, C, *space]`; detached except inside `connected`."""
         pixels: Tensor = self.inputs["pixel_values"]
-        return pixels.detach()
+        return kept(pixels)
 
     @property
     def picture_size(self) -> Size:
