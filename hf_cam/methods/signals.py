@@ -176,10 +176,12 @@ def gradients(run: Run, layer: str) -> Tensor:
 
     Raises:
         NoGradientError: it is zero on every cell of every image, and of pictures of noise as well. An image without
-            evidence alone has a gradient of zeros.
+            evidence alone has a gradient of zeros, and so has one level of a pyramid.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
-    if not spatial.any() and vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
+    if spatial.any() or run.reaches_another_level(layer):
+        return spatial
+    if vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
 
@@ -257,9 +259,9 @@ def curvature(run: Run, layer: str) -> Tensor:
     if gradient.requires_grad:
         try:
             _check_twice_differentiable(gradient)
-            [product] = torch.autograd.grad(
-                gradient, activation, activation.detach(), retain_graph=True, allow_unused=True
-            )
+            own, vector = run.tokens_of(layer), torch.zeros_like(activation)
+            vector[:, own] = activation.detach()[:, own]
+            [product] = torch.autograd.grad(gradient, activation, vector, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             if "derivative" not in str(error):
                 raise

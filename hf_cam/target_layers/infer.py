@@ -231,11 +231,12 @@ def _is_confirmed(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tens
     try:
         with capture(module, adapter.layers, inputs) as captured:
             images = len(inputs["pixel_values"])
-            cells = adapter.to_spatial(captured.activations[0], size, images=images)
+            layer = adapter.layers[0]
+            cells = adapter.spatial(captured.activations[0], size, layer, images)
             if cells.is_meta:
                 return True  # no values, hence no gradients to check
             [gradient, *_] = captured.gradients(class_logits(captured.outputs).amax(1).sum())
-            reached = adapter.to_spatial(gradient, size, images=images).abs().sum(1) > 0
+            reached = adapter.spatial(gradient, size, layer, images).abs().sum(1) > 0
             return bool(reached.float().mean() >= MIN_COVERAGE)
     except HFCamError:
         return False
