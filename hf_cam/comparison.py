@@ -85,6 +85,9 @@ def compare(
     budget: float = BUDGET,
     target: Any = None,
     text: str | Sequence[str] | None = None,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     threshold: float | None = None,
@@ -105,8 +108,9 @@ def compare(
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
-        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As
-            in `hf_cam.explain`; one target.
+        target, text, input_points, input_labels, input_boxes, layers, reshape, threshold, aug_smooth, eigen_smooth: As
+            in `hf_cam.explain`; one target, of several prompts the first.
+        processor, labels, output, device, dtype: As in `hf_cam.explain`.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
@@ -120,6 +124,9 @@ def compare(
     request = Request.of(
         target=target,
         text=text,
+        input_points=input_points,
+        input_labels=input_labels,
+        input_boxes=input_boxes,
         threshold=threshold,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,

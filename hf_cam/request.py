@@ -17,6 +17,10 @@ EffortSetting = Literal["fast", "checked"]
 """Whether one method is taken as it is, or several are tried and the map is checked."""
 
 
+MARKS = ("input_points", "input_labels", "input_boxes")
+"""Settings that mark something in an image; for a list of images, each has an entry of its own."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The settings of one call, from any of the interfaces.
@@ -35,6 +39,11 @@ class Request:
         answer: A text that a vision-language model is forced to write; None for what it writes itself.
         messages: A chat for a vision-language model, with placeholders in place of its pictures.
         generate: Settings of such a model's `generate`, such as `{"max_new_tokens": 20}`.
+        input_points: What is marked for a promptable model of masks, in the image's pixels: a point `(x, y)`, a list of
+            points (a prompt each) or a list of lists of points. For a list of images, a list with one entry per image,
+            or one point for all of them.
+        input_labels: 1 for each point that belongs to the mask, 0 for each that does not; by default 1.
+        input_boxes: A box `(left, top, right, bottom)` or a list of boxes; for a list of images as `input_points`.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -52,6 +61,9 @@ class Request:
     answer: str | None = None
     messages: list[dict[str, Any]] | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
+    input_points: Any = None
+    input_labels: Any = None
+    input_boxes: Any = None
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -78,6 +90,11 @@ class Request:
         """The name of a setting that only models that write text have, if one is given; empty if none is."""
         given = {"answer": self.answer is not None, "messages": self.messages is not None, "generate": self.generate}
         return next((name for name, wanted in given.items() if wanted), "")
+
+    @property
+    def marking(self) -> str:
+        """The name of a setting that marks something in the image, if one is given; empty if none is."""
+        return next((name for name in MARKS if getattr(self, name) is not None), "")
 
     @classmethod
     def of(
@@ -109,7 +126,7 @@ class Request:
         )
 
     def for_images(self, count: int) -> list[Request]:
-        """The request for each of a list of images: a list as target has one entry per image.
+        """The request for each of a list of images: a list as target has one entry per image, and so have marks.
 
         Raises:
             TargetError: it has another length.
@@ -117,6 +134,10 @@ class Request:
         >>> [request.target for request in Request(target=["tabby", ["pug", 3]]).for_images(2)]
         ['tabby', ['pug', 3]]
         """
+        if self.marking:
+            columns = [_per_image(name, getattr(self, name), count) for name in MARKS]
+            bare = self.marked(None, None, None).for_images(count)
+            return [one.marked(*marks) for one, *marks in zip(bare, *columns, strict=True)]
         entries = entries_of(self.target)
         if entries is None:
             return [self] * count
@@ -129,7 +150,13 @@ class Request:
 
     def of_one_image(self) -> Request:
         """The same request for a list of one image: a list as target holds several targets for it."""
-        return self if entries_of(self.target) is None else replace(self, target=[entries_of(self.target)])
+        marks = (None if (given := getattr(self, name)) is None else [given] for name in MARKS)
+        target = self.target if entries_of(self.target) is None else [entries_of(self.target)]
+        return replace(self, target=target).marked(*marks)
+
+    def marked(self, points: Any, labels: Any, boxes: Any) -> Request:
+        """The same request with other marks."""
+        return replace(self, input_points=points, input_labels=labels, input_boxes=boxes)
 
     def singly(self) -> list[Request]:
         """A request per target of one image, or of each image.
@@ -206,6 +233,26 @@ def listed_names(argument: str, given: Any) -> list[str]:
     if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
         raise OptionError(f"{argument} must be names in a list or in one text such as 'a,b', got {brief(given)}")
     return [name.strip() for name in listed if name.strip()]
+
+
+def _per_image(name: str, given: Any, count: int) -> list[Any]:
+    """What is marked in each image; a tuple, a single point or box, is marked in all of them.
+
+    Raises:
+        TargetError: a list has another length.
+    """
+    if given is None or isinstance(given, tuple):
+        return [given] * count
+    try:
+        entries = list(given)
+    except TypeError:
+        return [given] * count
+    if len(entries) != count:
+        raise TargetError(
+            f"{name} has {len(entries)} entries for {count} image{'s' * (count != 1)}; it needs one per image, which "
+            "may itself be a list, or a tuple for the same place in all of them"
+        )
+    return entries
 
 
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -36,8 +36,8 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
 def maps_in(output: Any) -> dict[str, Tensor]:
     """The maps `[B, C, h, w]` of an output that consists of two or more, by key or position; empty for any other.
 
-    Of a record such as transformers' outputs, the first field decides, if it is a list of maps. An entry may be a tuple
-    that begins with its map.
+    Of a record such as transformers' outputs, and of a tuple, the first field decides, if it is a pyramid. An entry may
+    be a tuple that begins with its map.
 
     >>> import torch
     >>> {level: tuple(maps.shape) for level, maps in maps_in([torch.ones(1, 8, 6, 4), torch.ones(1, 8, 3, 2)]).items()}
@@ -99,11 +99,12 @@ def with_tensor_at(output: Any, level: str | None, tensor: Tensor) -> Any:
 
 
 def _listed_in(output: Any) -> str | int | None:
-    """The first field of a record or dict that is not empty, if it is a list; None if it is not."""
-    if not isinstance(output, Mapping):
+    """The first field of a record, dict or tuple that is not empty, if it is a pyramid; None if it is not."""
+    if not isinstance(output, Mapping | tuple):
         return None
-    name, value = next(((name, value) for name, value in output.items() if value is not None), ("", None))
-    return name if isinstance(value, list | tuple) and maps_in(value) else None
+    parts = (parts_of(output) or {}).items()
+    name, value = next(((name, value) for name, value in parts if value is not None), ("", None))
+    return name if isinstance(value, list | tuple) and is_pyramid(value) else None
 
 
 def _entries(output: Any) -> Mapping[Any, Any]:

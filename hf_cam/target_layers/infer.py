@@ -14,6 +14,7 @@ from hf_cam.capture.runs import located
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, Layout, Reshape
+from hf_cam.models.refused import check_not_refused
 from hf_cam.models.traits import (
     ModelTraits,
     architectures,
@@ -26,7 +27,7 @@ from hf_cam.models.traits import (
 )
 from hf_cam.outputs import class_logits
 from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_config
-from hf_cam.target_layers.catalogue import check_not_refused, from_catalogue
+from hf_cam.target_layers.catalogue import from_catalogue
 from hf_cam.target_layers.named import Layers, named_adapter, settled
 from hf_cam.target_layers.probe import MIN_COVERAGE, probe
 
