@@ -28,6 +28,7 @@ from hf_cam.interfaces.drawing import (
 from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, write_table
 
 CHUNK = 8
+OWN = ("target", "input_points", "input_labels", "input_boxes")
 EXAMPLES = """examples:
   hf-cam explain cat.jpg --model google/vit-base-patch16-224
   hf-cam explain photos/ --model ./my-checkpoint --target tabby --out maps/
@@ -90,6 +91,7 @@ def _add_explain(commands: Any) -> None:
     )
     add_targets(explain)
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
+    _add_marks(explain)
     explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
@@ -126,6 +128,24 @@ def _add_explain(commands: Any) -> None:
     add_pictures(explain)
     explain.add_argument("--table", type=Path, metavar="FILE.csv", help="write what was found to a table too")
     explain.set_defaults(run=_explain)
+
+
+def _add_marks(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument(
+        "--point",
+        action="append",
+        metavar="X,Y",
+        help='pixel that a promptable model of masks segments; "X,Y X,Y" for several of one mask; repeatable',
+    )
+    explain.add_argument(
+        "--label", action="append", metavar="1,0", help="1 or 0 per point of a --point: in the mask or not (default: 1)"
+    )
+    explain.add_argument(
+        "--box",
+        action="append",
+        metavar="X0,Y0,X1,Y1",
+        help="box that it segments, or of a person for a model of poses; repeatable",
+    )
 
 
 def _add_dataset(commands: Any) -> None:
@@ -263,6 +283,7 @@ def _explain(options: argparse.Namespace) -> None:
         "signed": options.signed,
         "effort": options.effort,
         "answer": options.answer,
+        **_marks(options),
     }
     if len(methods) == 1:
         settings["top_k"] = options.top_k if options.expected is None else 1
@@ -278,6 +299,25 @@ def _explain(options: argparse.Namespace) -> None:
         table += [entry(name, explanation, path) for explanation, path in written]
     if options.table is not None:
         write_table(options.table.expanduser(), table)
+
+
+def _marks(options: argparse.Namespace) -> dict[str, Any]:
+    """What `--point`, `--label` and `--box` mark, as `hf_cam.explain` takes it.
+
+    Raises:
+        OptionError: one of them is not made of numbers.
+    """
+    points = options.point and [[_numbers("--point", one) for one in given.split()] for given in options.point]
+    labels = options.label and [_numbers("--label", given) for given in options.label]
+    boxes = options.box and [_numbers("--box", given) for given in options.box]
+    return {"input_points": points or None, "input_labels": labels or None, "input_boxes": boxes or None}
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError as error:
+        raise OptionError(f"{option} takes numbers such as 120,80, got {brief(given)}") from error
 
 
 def _wanted_methods(options: argparse.Namespace) -> list[str]:
@@ -339,8 +379,9 @@ def _explained(
         if len(methods) > 1:
             yield from (_compared(explainer, image, methods, settings, named=named) for image in images)
         else:
-            targets = settings["target"]
-            own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
+            # A list means the same several targets or prompts in each image.
+            each = {name: [settings[name]] * len(images) for name in OWN if isinstance(settings[name], list)}
+            own = {**settings, **each}
             yield from explainer(images, **own)
 
 
