@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_cam.data.dataset import explain_dataset, load_explanations
     from hf_cam.data.explain import Explain
     from hf_cam.data.hub import push_explanations
+    from hf_cam.discovery.concepts import Concept, Concepts, concepts
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
@@ -92,6 +93,9 @@ _HOMES = {
     "AuditCallback": "interfaces.training",
     "Finding": "auditing.findings",
     "audit": "auditing.audit",
+    "Concept": "discovery.concepts",
+    "Concepts": "discovery.concepts",
+    "concepts": "discovery.concepts",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -190,6 +194,8 @@ __all__ = [
     "Chefer",
     "ClassActivationMap",
     "Comparison",
+    "Concept",
+    "Concepts",
     "DeepFeatureFactorization",
     "EigenCAM",
     "EigenGradCAM",
@@ -234,6 +240,7 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "concepts",
     "demo_model",
     "evaluate",
     "explain",

@@ -103,19 +103,22 @@ class Asker:
         with borrowed(unwrap(loaded.model)) as module, torch.no_grad():
             for some in pixels.split(AT_ONCE):
                 output = call(module, model_inputs_of(loaded.model, some, full))
-                rows += [self._row(sample_of(output, index, len(some))) for index in range(len(some))]
+                rows += [
+                    class_scores(self.explainer, sample_of(output, index, len(some))) for index in range(len(some))
+                ]
         return torch.stack(rows).cpu()
-
-    def _row(self, output: Any) -> Tensor:
-        loaded = self.explainer.loaded
-        if isinstance(self.explainer.head, PromptHead):
-            return similarities_of(output).float().softmax(-1)
-        scores = reading_of(loaded, output).scores(output).float()
-        return torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
 
     def log_odds(self, pixels: Tensor, label: int) -> Tensor:
         """Of a class, `[N]`."""
         return torch.logit(self.probabilities(pixels)[:, label].double(), CERTAIN)
+
+
+def class_scores(explainer: Explainer, output: Any) -> Tensor:
+    """`[K]` in [0, 1]: the scores of the classes or prompts in one sample's output, two for a binary classifier."""
+    if isinstance(explainer.head, PromptHead):
+        return similarities_of(output).float().softmax(-1)
+    scores = reading_of(explainer.loaded, output).scores(output).float()
+    return torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
 
 
 def shown(asker: Asker, cases: Sequence[Case], count: int) -> Iterator[Shown]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 from hf_cam.interfaces.audit import add as add_audit
+from hf_cam.interfaces.concepts import add as add_concepts
 from hf_cam.interfaces.dataset import add_dataset
 from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
 
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   hf-cam explain cat.jpg --model openai/clip-vit-base-patch32 --text "a cat" --text "a dog"
   hf-cam explain cat.jpg --model demo:imagenet --method gradcam,layercam,eigencam --out grid.png
   hf-cam audit demo:cheater demo:cheater --out report/
+  hf-cam concepts demo:cheater demo:cheater --target coat --out concepts.html
   hf-cam doctor
 
 `hf-cam COMMAND --help` describes the options of a command."""
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    models = (_add_explain, _add_dataset, add_audit, _add_evaluate, _add_adapter)
+    models = (_add_explain, _add_dataset, add_audit, add_concepts, _add_evaluate, _add_adapter)
     for add in (*models, _add_demo, _add_methods, _add_space, _add_doctor):
         add(commands)
     return parser
