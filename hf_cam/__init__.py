@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
     from hf_cam.explanation import Explanation
+    from hf_cam.exporting.export import export
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
@@ -96,6 +97,7 @@ _HOMES = {
     "Concept": "discovery.concepts",
     "Concepts": "discovery.concepts",
     "concepts": "discovery.concepts",
+    "export": "exporting.export",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -245,6 +247,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explain_dataset",
+    "export",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",

@@ -93,7 +93,7 @@ def _bar(one: Concept, longest: float) -> str:
 def _about(one: Concept) -> str:
     low, high = one.interval
     scores = ", ".join(f"{label} by {rise:+.2f}" for label, rise in one.rises)
-    about = f"{low:.2f} to {high:.2f}; {one.share:.0%} of the activations; where it is strong, scores change: {scores}."
+    about = f"Interval {low:.2f} to {high:.2f}; {one.share:.0%} of the activations. Where it is strong: {scores}."
     if len(one.by_class) > 1:
         ranked = sorted(one.by_class.items(), key=lambda pair: -pair[1])[:CLASSES]
         about += f" Importance by class: {', '.join(f'{label} {value:.2f}' for label, value in ranked)}."

@@ -18,7 +18,7 @@ from hf_cam.images.drawing import overlay
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.pages import resized, small
 
-EXAMPLES = 8
+EXAMPLES = 6
 """Examples of each concept, at most."""
 
 

@@ -16,6 +16,7 @@ from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 from hf_cam.interfaces.audit import add as add_audit
 from hf_cam.interfaces.concepts import add as add_concepts
 from hf_cam.interfaces.dataset import add_dataset
+from hf_cam.interfaces.export import add as add_export
 from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
 
 CHUNK = 8
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     models = (_add_explain, _add_dataset, add_audit, add_concepts, _add_evaluate, _add_adapter)
-    for add in (*models, _add_demo, _add_methods, _add_space, _add_doctor):
+    for add in (*models, _add_export, _add_demo, _add_methods, _add_space, _add_doctor):
         add(commands)
     return parser
 
@@ -118,6 +119,10 @@ def _add_explain(commands: Any) -> None:
 
 def _add_dataset(commands: Any) -> None:
     add_dataset(commands, _method_options, _silence_loading)
+
+
+def _add_export(commands: Any) -> None:
+    add_export(commands, _method_options)
 
 
 def _add_demo(commands: Any) -> None:

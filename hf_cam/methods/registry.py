@@ -213,12 +213,25 @@ class Method:
         for name, value in signals.items():
             if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
                 _check_finite(name, contributions)
-        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        dtypes = [getattr(value, "dtype", contributions.dtype) for value in signals.values()]
         contributions = at_least_float32(contributions)
-        reduced = reduce(contributions, **picked(given, reduce)).clamp_min(0)
-        # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
-        error = rounding * contributions.norm(dim=1)
-        return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
+        return without_rounding(
+            reduce(contributions, **picked(given, reduce)), contributions, max(dtypes, key=_rounding)
+        )
+
+
+def without_rounding(reduced: Tensor, contributions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The positive part of `[B, *space]`, without what is within the rounding error of the terms `[B, C, *space]`.
+
+    Args:
+        reduced: What was made of the terms.
+        contributions: The terms.
+        dtype: In which they were computed.
+    """
+    positive = reduced.clamp_min(0)
+    # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
+    error = _rounding(dtype) * contributions.norm(dim=1)
+    return torch.where(positive <= error, torch.zeros_like(positive), positive)
 
 
 def _rounding(dtype: torch.dtype) -> float:
