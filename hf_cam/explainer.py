@@ -287,7 +287,7 @@ class Explainer:
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 own = list(islice(requests, len(members)))
                 if wanted[0].effort == "checked" and (are_cut(inputs) or isinstance(members[0], Video)):
                     raise OptionError("effort='checked' replaces pixels, and this model takes frames or patches")
@@ -315,7 +315,7 @@ class Explainer:
             return
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 yield from self._predicted(inputs, members, list(islice(requests, len(members))))
 
     def _predicted(
@@ -428,7 +428,7 @@ class Explainer:
         found, skipped = explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
 
-    def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
+    def batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
         """One batch where every image comes out as it would alone, else one image at a time."""
         try:
             inputs = self.loaded.inputs(images)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 from hf_cam.interfaces.audit import add as add_audit
+from hf_cam.interfaces.concepts import add as add_concepts
 from hf_cam.interfaces.dataset import add_dataset
 from hf_cam.interfaces.drawing import (
     add_pictures,
@@ -25,6 +26,7 @@ from hf_cam.interfaces.drawing import (
     target_of,
     verdict,
 )
+from hf_cam.interfaces.export import add as add_export
 from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, write_table
 
 CHUNK = 8
@@ -35,6 +37,7 @@ EXAMPLES = """examples:
   hf-cam explain cat.jpg --model openai/clip-vit-base-patch32 --text "a cat" --text "a dog"
   hf-cam explain cat.jpg --model demo:imagenet --method gradcam,layercam,eigencam --out grid.png
   hf-cam audit demo:cheater demo:cheater --out report/
+  hf-cam concepts demo:cheater demo:cheater --target coat --out concepts.html
   hf-cam doctor
 
 `hf-cam COMMAND --help` describes the options of a command."""
@@ -71,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    models = (_add_explain, _add_dataset, add_audit, _add_evaluate, _add_adapter)
-    for add in (*models, _add_demo, _add_methods, _add_space, _add_doctor):
+    models = (_add_explain, _add_dataset, add_audit, add_concepts, _add_evaluate, _add_adapter)
+    for add in (*models, _add_export, _add_demo, _add_methods, _add_space, _add_doctor):
         add(commands)
     return parser
 
@@ -150,6 +153,10 @@ def _add_marks(explain: argparse.ArgumentParser) -> None:
 
 def _add_dataset(commands: Any) -> None:
     add_dataset(commands, _method_options, _silence_loading)
+
+
+def _add_export(commands: Any) -> None:
+    add_export(commands, _method_options)
 
 
 def _add_demo(commands: Any) -> None:
