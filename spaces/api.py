@@ -9,7 +9,8 @@ import numpy as np
 from events import QUEUE, as_event
 from models import demos
 from scores import json_of
-from work import compared, default_methods, explained, fresh_folder, judged, read_inputs
+from scratch import fresh_folder
+from work import compared, default_methods, explained, judged, read_inputs
 
 from hf_cam import Explanation
 from hf_cam.images.drawing import DEFAULT_COLORMAP

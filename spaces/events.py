@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from gradio.context import LocalContext
 from limits import Refused
 from models import MODELS, checked, demos, sees_scenes
 from scores import LINES, plots_of, table_of
+from scratch import new_folder
 from work import (
     Found,
     compared,
@@ -96,7 +96,7 @@ def needed(found: Found | None) -> Found:
 @functools.cache
 def examples() -> dict[str, str]:
     """The example pictures by name, as files; they need no network."""
-    folder = Path(tempfile.mkdtemp(prefix="hf-cam-examples-"))
+    folder = new_folder("examples-")
     files = {"scene": str(SCENE)}
     for photograph in PHOTOGRAPHS:
         try:

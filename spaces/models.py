@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 import weakref
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from huggingface_hub.utils import httpx, tqdm
 from jobs import SLOTS, held, report, stoppable
 from limits import Refused
 from scale import Builder, Scale
+from scratch import new_folder
 
 from hf_cam.errors import HFCamError, ModelError
 from hf_cam.heads import ClassificationHead, Head, head_kind, listed_kind
@@ -304,7 +304,7 @@ def _load(name: str) -> LoadedModel:
     if name in demos():
         return load(name)
     repo = safe_repo(name)
-    folder = Path(tempfile.mkdtemp(prefix="hf-cam-model-"))
+    folder = new_folder("model-")
     try:
         fetch(repo, folder)
         report(1, f"Loading {name}")

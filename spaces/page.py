@@ -32,7 +32,8 @@ from gradio.blocks import Block
 from limits import MAX_BYTES
 from models import BUILDER, demos, offered, online
 from scores import MAPS
-from work import KEPT_SECONDS, default_methods, tab_of
+from scratch import KEPT_SECONDS
+from work import default_methods, tab_of
 
 from hf_cam.comparison import quick_methods
 from hf_cam.images.drawing import DEFAULT_COLORMAP

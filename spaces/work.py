@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +15,7 @@ from jobs import report
 from limits import MAX_FOUND, MAX_SIDE, Refused, read_layers, read_picture, read_prompts, read_target
 from models import MODELS, checked
 from PIL import Image
+from scratch import fresh_folder
 
 from hf_cam import Comparison, Evaluation, Explanation, evaluate
 from hf_cam.comparison import quick_methods
@@ -37,8 +33,6 @@ from hf_cam.target_layers.stages import layer_choices
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
 CLASSES = 5
 SHOWN = 640
-SCRATCH = Path(tempfile.gettempdir()) / "hf-cam-space"
-KEPT_SECONDS = 1800
 
 
 def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -329,16 +323,6 @@ def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: in
     small = drawn(explanation, alpha, colormap, longest)
     small.thumbnail((longest, longest))
     return small
-
-
-def fresh_folder() -> Path:
-    """A new folder for files to download; folders older than half an hour are deleted."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    for folder in SCRATCH.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another visitor's work deletes the same ones
-            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=SCRATCH))
 
 
 def saved(explanation: Explanation, alpha: float, colormap: str) -> tuple[str, str, str]:

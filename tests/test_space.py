@@ -36,6 +36,7 @@ import events
 import limits
 import models
 import page
+import scratch
 import work
 
 SCENE_MODELS = ("demo:vit", "demo:swin", "demo:convnext", "demo:detr", "demo:segformer", "demo:clip")
@@ -278,17 +279,18 @@ def test_few_models_stay_loaded_and_the_oldest_goes():
 
 
 def test_old_downloads_are_deleted_by_whoever_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "SCRATCH", tmp_path)
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     young = work.fresh_folder()
+    results = young.parent
     for _ in range(5):
         for number in range(60):
-            old = tmp_path / str(number)
+            old = results / str(number)
             old.mkdir()
             os.utime(old, (0, 0))
         with ThreadPoolExecutor(8) as pool:
             fresh = list(pool.map(lambda _: work.fresh_folder(), range(8)))
         assert len(set(fresh)) == 8
-        assert not any((tmp_path / str(number)).exists() for number in range(60))
+        assert not any((results / str(number)).exists() for number in range(60))
     assert young.is_dir()
 
 

@@ -27,6 +27,7 @@ import jobs
 import limits
 import models
 import scores
+import scratch
 import work
 
 
@@ -238,7 +239,7 @@ def test_more_visitors_than_the_page_computes_for_wait_their_turn(progress, monk
 
 
 def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     hub.folder("someone").mkdir(parents=True, exist_ok=True)
     if not hub.folder("someone/stopped").exists():
         hub.folder("someone/stopped").symlink_to(vit_folder)
@@ -336,7 +337,7 @@ def test_zerogpu_is_imported_before_all_that_may_touch_the_gpu():
         key=lambda node: node.lineno,
     )
     names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
-    assert [name for name in names if name not in sys.stdlib_module_names] == ["spaces", "page"]
+    assert [name for name in names if name not in sys.stdlib_module_names] == ["spaces", "scratch", "page"]
 
 
 # Layers --------------------------------------------------------------------------------------------------------------
