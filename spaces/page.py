@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from api import endpoints
+from audit_room import HEAD, audit_room
 from events import (
     DEFAULT_LAYER,
     PROMPTS,
@@ -29,10 +30,13 @@ from events import (
     welcome,
 )
 from gradio.blocks import Block
-from limits import MAX_BYTES
+from limits import MAX_ARCHIVE
 from models import BUILDER, demos, offered, online
+from parts import PICTURES, go_and_stop
 from scores import MAPS
 from scratch import KEPT_SECONDS
+from uploads import as_uploaded
+from words_room import words_room
 from work import default_methods, tab_of
 
 from hf_cam.comparison import quick_methods
@@ -59,7 +63,6 @@ new MutationObserver(() => {
 }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["alt", "src"] });
 </script>"""
 """Alternative text for pictures whose components take none."""
-PICTURES: dict[str, Any] = {"show_label": False, "format": "jpeg"}
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
 PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
 
@@ -92,13 +95,15 @@ class Tasks:
 
 
 def task_tabs() -> Tasks:
-    """One tab per task, with a hint."""
+    """One tab per task, with a hint, and the rooms that have all they need in their own tab."""
     items = {}
     first = next(iter(demos().values()))
     with gr.Tabs(selected=tab_of(first), overflow_behavior="wrap", elem_id="task") as tabs:
         for tab, (name, hint) in TABS.items():
             with gr.Tab(name, id=tab) as items[tab]:
                 gr.Markdown(hint, elem_id="hint")
+        words_room()
+        audit_room()
     return Tasks(tabs, items)
 
 
@@ -178,26 +183,9 @@ def upload(example: str) -> gr.Image:
     return as_uploaded(picture)
 
 
-def as_uploaded(picture: gr.Image) -> gr.Image:
-    """The component that passes on the uploaded file itself: nothing opens it before `limits` has checked it.
-
-    A subclass would do the same, but gradio writes a stub file beside the module of each.
-    """
-    picture.preprocess = lambda payload: payload and payload.path
-    return picture
-
-
 def method_choices() -> list[tuple[str, str]]:
     """The library's methods, as names and ids."""
     return [("default for the model", "auto"), *((get_method(method).name, method) for method in quick_methods())]
-
-
-def go_and_stop(label: str, prefix: str = "") -> tuple[gr.Button, gr.Button]:
-    """A button that starts work beside one that stops it; `prefix` starts their ids."""
-    with gr.Row():
-        go = gr.Button(label, variant="primary", elem_id=f"{prefix}go", scale=3)
-        stop = gr.Button("Stop", elem_id=f"{prefix}stop", scale=1, min_width=70)
-    return go, stop
 
 
 @dataclass(frozen=True)
@@ -382,9 +370,9 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
     page.queue(default_concurrency_limit=2, max_size=32)
     return page.launch(
         theme=theme,
-        head=ALT,
+        head=ALT + HEAD,
         css_paths=Path(__file__).with_name("style.css"),
-        max_file_size=MAX_BYTES,
+        max_file_size=MAX_ARCHIVE,
         state_session_capacity=64,
         footer_links=["api"],
         ssr_mode=False,
