@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ PROMPTS = "yellow bag\norange sneaker\nblue trouser"
 def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
     """The work as an event handler that reports progress and can be stopped.
 
-    A refusal reaches the visitor as its sentence; any other error is logged, and the visitor sees only its type.
+    A refusal reaches the visitor as its sentence, which browsers show as HTML and which may quote what strangers wrote;
+    any other error is logged, and the visitor sees only its type.
     """
 
     @functools.wraps(work)
@@ -66,7 +68,7 @@ def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
             return gr.skip()
         except Exception as error:
             if isinstance(error, HFCamError) and not isinstance(error, UnexpectedError):
-                raise gr.Error(str(error), print_exception=False) from error
+                raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
             logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
             kind = type(error.__cause__ if isinstance(error, UnexpectedError) else error).__name__
             raise gr.Error(f"That did not work here ({kind}).", print_exception=False) from error
@@ -144,9 +146,9 @@ def follow(model: str, picture: str | None) -> list[Any]:
     return [gr.Tabs(selected=tab_of(kind)), gr.Textbox(visible=kind.takes_text), shown, layer_menu(name)]
 
 
-def layer_menu(model: str) -> gr.Dropdown:
-    """The menu of the model's layers, the default first."""
-    names = layers_of(model)
+def layer_menu(model: str | None) -> gr.Dropdown:
+    """The menu of the model's layers, the default first; the default alone where no model is chosen."""
+    names = layers_of(checked(model)) if model else ()
     return gr.Dropdown([DEFAULT_LAYER, *((name, name) for name in names)], value="")
 
 

@@ -374,6 +374,8 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         css_paths=Path(__file__).with_name("style.css"),
         max_file_size=MAX_ARCHIVE,
         state_session_capacity=64,
+        enable_monitoring=False,
+        run_history=False,
         footer_links=["api"],
         ssr_mode=False,
         **options,
