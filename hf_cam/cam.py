@@ -55,7 +55,7 @@ class Saliency:
 
     Args:
         maps: `[K, B, H, W]` in [0, 1], as large as the model's input.
-        raw: One `[K, B, h, w]` a layer, on the layer's grid, before any normalization.
+        raw: One `[K, B, h, w]` per layer, on the layer's grid, before any normalization.
         scores: `[K, B]`, the targets' values.
         outputs: The model's own output for the B images.
         adapter: Where the maps come from.
@@ -517,13 +517,13 @@ def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
 
 
 def _column(targets: Any, batch: int) -> list[Target]:
-    """One target an image."""
+    """One target per image."""
     if getattr(targets, "ndim", 0) == 1:  # a tensor's or an array's
         targets = targets.tolist()
     if not isinstance(targets, list | tuple):
         return [as_target(targets)] * batch
     if len(targets) != batch:
-        raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
+        raise TargetError(f"{len(targets)} targets for {batch} images; give one per image")
     return [as_target(target) for target in targets]
 
 

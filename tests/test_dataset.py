@@ -23,6 +23,7 @@ from hf_cam.errors import HFCamError, ImageError, LayerError, OptionError
 from hf_cam.evaluation.log import lock
 from hf_cam.interfaces.cli import main
 from nets import classifier, clip, detr
+from pages import python_blocks
 from pictures import noise
 from unchanged import unchanged
 
@@ -451,6 +452,16 @@ def test_explanations_are_pushed_with_overlays_that_datasets_reads_as_images(hub
             assert row["overlay"].size == (width, height)
     with pytest.raises(OptionError, match="holds no explanations"):
         hf_cam.push_explanations(tmp_path, "someone/none")
+
+
+def test_the_pages_block_pushes_to_the_hub(hub, model, folder, tmp_path, monkeypatch) -> None:
+    run(folder, model, tmp_path / "maps")
+    monkeypatch.chdir(tmp_path)
+    [block] = [
+        block for block in python_blocks("docs/tutorials/ten-thousand-images.md") if "push_explanations" in block
+    ]
+    exec(block, {"hf_cam": hf_cam})
+    assert "data/00000.parquet" in hub.files("me/what-my-model-reads")
 
 
 def test_the_explain_command_takes_folders_keeps_sub_folders_and_writes_a_table(tmp_path, capsys) -> None:

@@ -530,6 +530,8 @@ def test_overlays_of_black_pictures_and_bad_ranges() -> None:
         image.show_cam_on_image(black + 2, np.zeros((4, 6), np.float32))
     with pytest.raises(OptionError, match="image_weight"):
         image.show_cam_on_image(black, np.zeros((4, 6), np.float32), image_weight=2)
+    with pytest.raises(OptionError, match="one height and width"):
+        image.show_cam_on_image(black, np.zeros((6, 4), np.float32))
 
 
 def test_components_ignore_nan_and_leave_the_array_alone() -> None:
