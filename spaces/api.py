@@ -13,7 +13,7 @@ from models import demos
 from scores import json_of
 from scratch import fresh_folder
 from uploads import as_uploaded
-from work import compared, default_methods, explained, judged, read_inputs
+from work import COMPARED, compared, explained, judged, read_inputs
 
 from hf_cam import Explanation
 from hf_cam.images.drawing import DEFAULT_COLORMAP
@@ -26,16 +26,17 @@ def endpoints() -> None:
         model = gr.Textbox(next(iter(demos())), label="model")
         target, prompts, layers = (gr.Textbox("", label=label) for label in ("target", "prompts", "layers"))
         method = gr.Textbox("auto", label="method")
-        methods = gr.JSON(default_methods(), label="methods")
+        methods = gr.JSON(list(COMPARED), label="methods")
         top_k = gr.Number(0, label="top_k", precision=0)
         aug_smooth, eigen_smooth = (gr.Checkbox(False, label=label) for label in ("aug_smooth", "eigen_smooth"))
+        effort = gr.Textbox("fast", label="effort")
         alpha, colormap = gr.Number(0.5, label="alpha"), gr.Textbox(DEFAULT_COLORMAP, label="colormap")
         found, table = gr.JSON(label="found"), gr.JSON(label="metrics")
         overlays = gr.File(label="overlays", file_count="multiple")
         heatmaps, grid = gr.File(label="heatmaps"), gr.File(label="grid")
         gr.Button().click(
             as_event(explain),
-            [image, model, target, prompts, method, layers, top_k, aug_smooth, eigen_smooth, alpha, colormap],
+            [image, model, target, prompts, method, layers, top_k, aug_smooth, eigen_smooth, alpha, colormap, effort],
             [found, overlays, heatmaps],
             api_name="explain",
             **QUEUE,
@@ -66,10 +67,11 @@ def explain(
     eigen_smooth: bool,
     alpha: float,
     colormap: str,
+    effort: str,
 ) -> tuple[list[dict[str, Any]], list[str], str]:
     """What was found, one overlay per thing found as PNG, and all heatmaps as one array `[K, H, W]`."""
     picture, settings = read_inputs(
-        image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, int(top_k or 0)
+        image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, effort, int(top_k or 0)
     )
     found = explained(picture, settings).explanations
     folder = fresh_folder()
@@ -87,6 +89,8 @@ def described(explanation: Explanation) -> dict[str, Any]:
         "method": explanation.method,
         "layers": list(explanation.layers),
         "flags": list(explanation.flags),
+        "verdict": explanation.effort and explanation.effort.check.verdict,
+        "effort": explanation.effort and str(explanation.effort),
     }
 
 
@@ -105,4 +109,4 @@ def compare(
 def metrics(image: str, model: str, method: str, target: str, prompts: str, layers: str) -> dict[str, Any]:
     """Scores and curves of the first map, and of baseline maps."""
     picture, settings = read_inputs(image, model, target, prompts, method, layers, False, False)
-    return json_of(judged(picture, settings, explained(picture, settings).current))
+    return json_of(judged(explained(picture, settings)).table)

@@ -42,17 +42,6 @@ HINT = (
     "others, by replacing them."
 )
 STALE = "The pictures or a setting were changed since. Press Audit."
-HEAD = """<script>
-document.addEventListener("change", (event) => {
-  const input = event.target;
-  if (!input.matches?.("#audit-folder input[type=file]") || !input.files.length) return;
-  const named = new DataTransfer();
-  for (const file of input.files)
-    named.items.add(new File([file], file.webkitRelativePath.split("/").slice(-2).join("/") || file.name, file));
-  input.files = named.files;
-}, true);
-</script>"""
-"""Pictures of a folder keep its name, which is their class: browsers send files without their folders."""
 
 
 # What is computed.

@@ -126,7 +126,7 @@ def pressed(server, picture):
     config = json.loads(urllib.request.urlopen(f"{server}/config", timeout=20).read())
     ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
     [event] = [one for one in config["dependencies"] if [ids["go"], "click"] in [list(t) for t in one["targets"]]]
-    data = [picture, "demo:vit", "", "", "auto", "", False, False, 0.5, "turbo"]
+    data = [picture, "demo:vit", "", "", "auto", "", False, False, "fast", 0.5, "turbo"]
     body = {"data": data, "fn_index": event["id"], "session_hash": f"pressed{time.time()}"}
     request = urllib.request.Request(
         f"{server}/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -223,9 +223,9 @@ def test_other_colours_run_no_model(monkeypatch):
     found = work.explained(picture, settings)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
-    (_, half), *_ = events.recolour(found, 0.5, "turbo")
-    (_, strong), *_ = events.recolour(found, 0.9, "turbo")
-    (_, other), *_ = events.recolour(found, 0.5, "viridis")
+    (_, half), *_ = events.recolour(found, None, 0.5, "turbo")
+    (_, strong), *_ = events.recolour(found, None, 0.9, "turbo")
+    (_, other), *_ = events.recolour(found, None, 0.5, "viridis")
     assert len({half.tobytes(), strong.tobytes(), other.tobytes()}) == 3
     chosen = events.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
     assert chosen[0].current.label == found.explanations[1].label
