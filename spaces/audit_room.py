@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from events import as_event, as_text, stopped
+from events import as_event, stopped
 from gradio.blocks import Block
 from jobs import report
 from limits import MAX_ARCHIVE, MAX_IMAGES, Refused, read_names
@@ -23,6 +23,7 @@ from PIL import Image
 from scratch import fresh_folder, home
 from torch import nn
 from uploads import Labelled, Upload, as_uploads, read_labelled
+from wording import as_text
 from work import on_gpu, tab_of
 
 from hf_cam.auditing.audit import Audit, audit

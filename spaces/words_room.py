@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from events import QUEUE, as_event, as_text, stopped
+from events import QUEUE, as_event, stopped
 from gradio.blocks import Block
 from jobs import report
 from limits import MAX_SIDE, Refused, read_picture, read_question, read_words
@@ -17,6 +17,7 @@ from parts import PICTURES, arrived, begun, frame, go_and_stop, outdated
 from PIL import Image
 from scratch import fresh_folder
 from uploads import as_uploaded
+from wording import as_text
 from work import check_methods, on_gpu
 
 from hf_cam import list_word_methods
