@@ -264,7 +264,7 @@ def _pictures(others: Sequence[Any]) -> list[Tensor]:
 
 def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     flags = [CONSTANT] if not normalize(origin.map[None].float()).any() else []
-    if not np.any(raw):
+    if not np.any(np.asarray(raw) > 0):
         flags.append(NO_GRADIENT)
     if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
@@ -276,7 +276,7 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     conditions = {
         NO_BETTER: bool(usable) and _lead(found, usable) < MARGIN,
         DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
-        WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
+        WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw).clip(0)), _window(origin.model)),
     }
     return [*flags, *(flag for flag, holds in conditions.items() if holds)]
 

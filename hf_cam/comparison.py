@@ -19,7 +19,7 @@ from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import save_picture
 from hf_cam.images.reading import load_image
 from hf_cam.images.sheet import Tile, balanced, sheet
-from hf_cam.images.style import UNSIGNED, Drawing, Style
+from hf_cam.images.style import Drawing, Style
 from hf_cam.images.videos import may_be_video
 from hf_cam.methods import get_method
 from hf_cam.methods.registry import BUDGET, methods_within
@@ -67,7 +67,7 @@ class Comparison:
         Raises:
             OptionError: a setting is invalid.
         """
-        style = Style.of(alpha, colormap, UNSIGNED, drawing)
+        style = Style.of(alpha, colormap, self.explanations[0].scale, drawing)
         if columns is not None:
             check_count("columns", columns)
         plain: Drawing = {**drawing, "colorbar": False}
@@ -113,11 +113,15 @@ def compare(
     budget: float = BUDGET,
     target: Any = None,
     text: str | Sequence[str] | None = None,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     threshold: float | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    signed: bool = False,
     method_options: Mapping[str, Any] | None = None,
     processor: Any = None,
     labels: Labels | None = None,
@@ -133,9 +137,10 @@ def compare(
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
-        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, processor, labels, output, device, dtype: As
-            in `hf_cam.explain`. With several targets, such as `[None, "pug"]` for what the model says beside what was
-            expected, a method that is not defined for one of them is left out for all.
+        target, text, input_points, input_labels, input_boxes, layers, reshape, threshold, aug_smooth, eigen_smooth,
+            signed, processor, labels, output, device, dtype: As in `hf_cam.explain`; of several prompts the first. With
+            several targets, such as `[None, "pug"]` for what the model says beside what was expected, a method that is
+            not defined for one of them is left out for all.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
@@ -149,9 +154,13 @@ def compare(
     request = Request.of(
         target=target,
         text=text,
+        input_points=input_points,
+        input_labels=input_labels,
+        input_boxes=input_boxes,
         threshold=threshold,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
+        signed=signed,
         method_options=method_options,
     )
     chosen = method_ids(methods, budget, request)

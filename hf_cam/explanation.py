@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, cast
@@ -21,9 +21,10 @@ from hf_cam.errors import ImageError, OptionError, brief
 from hf_cam.heads.subjects import CONFIDENCE, Box
 from hf_cam.images.drawing import animation, contact_sheet, outlined, overlay, save_picture, shown
 from hf_cam.images.geometry import Axis, Geometry
-from hf_cam.images.mapped import GridMap
+from hf_cam.images.mapped import Evidence, GridMap
 from hf_cam.images.patches import are_cut
-from hf_cam.images.style import UNSIGNED, Drawing, Style, with_bar
+from hf_cam.images.style import SIGNED, UNSIGNED, Drawing, Scale, Style, with_bar
+from hf_cam.methods import get_method
 from hf_cam.request import Renormalize, check_renormalize, check_seed
 from hf_cam.results.bundle import is_folder, write_bundle
 
@@ -32,6 +33,8 @@ Made = TypeVar("Made")
 NO_EVIDENCE = "no evidence"
 OUTSIDE_IMAGE = "evidence only outside the image"
 MAY_MISLEAD = "may mislead"
+FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
+"""What is wrong with a map, by where it has evidence."""
 WITHOUT_PICTURE = "said without the picture"
 THUMBNAIL = 240
 """The longest side of the pictures that a notebook shows of a list, in pixels."""
@@ -73,9 +76,10 @@ class Explanation:
         label: What is explained: a class name, a prompt, a detected object.
         score: The model's confidence in it in [0, 1]; for a caller's own target, its value. `score_kind` names which.
         heatmap: `[H, W]` float32 in [0, 1], in the pixels of `image`; 0 where the model did not see the image. For a
-            video `[T, H, W]`, normalized over all frames together so that they can be compared.
+            video `[T, H, W]`, normalized over all frames together so that they can be compared. A signed one lies in
+            [-1, 1] and is negative where the image speaks against the target.
         raw: `[h, w]` float32, the first target layer's map on its own grid, before any normalization; `[t, h, w]` for a
-            video.
+            video. Negative where a cell speaks against the target, also if the heatmap is not signed.
         method: Id of the method.
         layers: Dotted names of the target layers.
         image: The caller's image, upright and in RGB; the first frame of a video.
@@ -160,12 +164,52 @@ class Explanation:
                 "answer= and another picture to see whether a word changes"
             )
         if origin is None:
-            raise OptionError("this explanation was pickled without its model; explain the image again")
+            raise OptionError(
+                "this explanation has no model: it was pickled or shows what speaks against the target; explain the "
+                "image again"
+            )
         if self.frames or are_cut(origin.inputs):
             raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         if not isinstance(others, list | tuple):
             raise OptionError(f"others must be a list of images, got {brief(others)}")
         return check(origin, self.raw, seed, others)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the heatmap also shows what speaks against the target."""
+        return self.map is not None and self.map.signed
+
+    @property
+    def scale(self) -> Scale:
+        """The range of the heatmap, for its picture."""
+        return SIGNED if self.signed else UNSIGNED
+
+    @door()
+    def counterfactual(self) -> Explanation:
+        """What speaks against the target: the negative part of the map, made positive (Grad-CAM, section 3.3).
+
+        Its label is "against" and the label; it has no model, so that it cannot be checked.
+
+        Raises:
+            MethodError: the method has no signed map.
+            OptionError: the map on the model's grid is not known.
+        """
+        get_method(self.method).check_signed({})
+        if self.map is None:
+            raise OptionError(
+                "this explanation holds a heatmap alone, which shows nothing that speaks against the target"
+            )
+        map_ = self.map.turned()
+        kept = tuple(flag for flag in self.flags if flag not in (NO_EVIDENCE, OUTSIDE_IMAGE))
+        return self.changed(
+            label=f"against {self.label}",
+            heatmap=map_.heatmap,
+            raw=map_.raw[0],
+            flags=(*kept, *FLAGS[map_.evidence]),
+            origin=None,
+            effort=None,
+            map=map_,
+        )
 
     @property
     def grid_map(self) -> GridMap:
@@ -196,6 +240,8 @@ class Explanation:
         check_renormalize(renormalize)
         if renormalize is None:
             return self
+        if self.signed:
+            raise OptionError("renormalize='box' stretches what speaks for the target; a signed map stays as it is")
         if not self.outlines:
             raise OptionError(f"renormalize='box' needs boxes, and {brief(self.label)} has none; detectors give them")
         map_ = replace(self.grid_map, boxes=self.outlines)
@@ -206,8 +252,8 @@ class Explanation:
 
         Returns:
             `label`, `score`, `score_kind`, `box`, `boxes`, `renormalize`, `method`, `layers`, `flags`, `map` (nested
-            lists in [0, 1], four decimals), `geometry` (see `Geometry.to_dict`), `evidence` ("image", "outside" or
-            "none").
+            lists in [0, 1], or in [-1, 1] if it is `signed`, with four decimals), `signed`, `geometry` (see
+            `Geometry.to_dict`), `evidence` ("image", "outside" or "none").
         """
         map_ = self.grid_map
         return {
@@ -221,6 +267,7 @@ class Explanation:
             "layers": list(self.layers),
             "flags": list(self.flags),
             "map": map_.cells.astype(np.float64).round(4).tolist(),
+            "signed": map_.signed,
             "geometry": map_.geometry.to_dict(),
             "evidence": map_.evidence,
         }
@@ -243,7 +290,8 @@ class Explanation:
 
         It is as large as the image, unless it has a legend. For a video, it is a contact sheet of the frames, row by
         row. A map of single pixels, such as those of the gradient methods, is smoothed and brightened for the picture,
-        so that it can be seen; `heatmap` and `raw` stay as they are.
+        so that it can be seen; `heatmap` and `raw` stay as they are. A signed map is drawn in the diverging colours,
+        whose middle is zero.
 
         Args:
             alpha: Opacity of the colours in [0, 1].
@@ -257,11 +305,11 @@ class Explanation:
         """
         if renormalize is not None:
             return self.renormalized(renormalize).overlay(alpha, colormap, outline=outline, **drawing)
-        style = Style.of(alpha, colormap, UNSIGNED, drawing)
+        style = Style.of(alpha, colormap, self.scale, drawing)
         plain: Drawing = {**drawing, "colorbar": False}
         if self.frames:
             return with_bar(contact_sheet(self.frame_overlays(alpha, colormap, **plain)), style)
-        drawn = overlay(self.image, shown(self.heatmap), alpha, colormap, **plain)
+        drawn = overlay(self.image, shown(self.heatmap), alpha, colormap, signed=self.signed, **plain)
         return with_bar(outlined(drawn, self.outlines, self.mask) if outline else drawn, style)
 
     @door()
@@ -270,7 +318,7 @@ class Explanation:
     ) -> list[Image.Image]:
         """The overlay of every frame of a video; none for an image."""
         return [
-            overlay(frame, heatmap, alpha, colormap, **drawing)
+            overlay(frame, heatmap, alpha, colormap, signed=self.signed, **drawing)
             for frame, heatmap in zip(self.frames, shown(self.heatmap) if self.frames else (), strict=True)
         ]
 

@@ -26,7 +26,7 @@ COLUMNS: Mapping[str, str] = {
     "score": "the model's confidence in it, or the value of a caller's own target; NaN if there is an error",
     "score_kind": "what the score is, such as probability",
     "box": "(x0, y0, x1, y1) in the image's pixels; empty if the head finds no objects",
-    "map": "the map in [0, 1] on the model's grid as float16, row by row",
+    "map": "the map in [0, 1], or [-1, 1] if it is signed, on the model's grid as float16, row by row",
     "map_shape": "(h, w) of the map; (t, h, w) for a video",
     "geometry": "how the processor put the image into the model's input: what draws the heatmap from the map",
     "evidence": "where the map has evidence: image, outside (only on padding) or none",
@@ -126,7 +126,9 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
         source: The image, or where it is read from each time it is asked for.
     """
     cells = np.asarray(described["map"], np.float32)
-    map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, len(cells) if cells.ndim == 3 else None)
+    frames = len(cells) if cells.ndim == 3 else None
+    signed = described.get("signed", bool((cells < 0).any()))
+    map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, frames, signed)
     box, boxes = described.get("box"), tuple(cast("Any", tuple(one)) for one in described.get("boxes", ()))
     return Explanation(
         label=described["label"],

@@ -29,7 +29,7 @@ class WordHead(Head):
             raise TargetError(f'{self.model_name} answers a question: pass text=, such as "What is in the picture?"')
         if request.text and request.messages is not None:
             raise OptionError("messages= already holds the question; omit text=")
-        for name in ("top_k", "threshold", "aug_smooth", "eigen_smooth"):
+        for name in ("top_k", "threshold", "aug_smooth", "eigen_smooth", "signed"):
             if getattr(request, name):
                 raise OptionError(f"{name} does not apply to the words of an answer; target= picks some of them")
         if request.effort == "checked":

@@ -74,10 +74,10 @@ def shown(heatmap: np.ndarray) -> np.ndarray:
     A map of single pixels, such as gradient times input, has a few extreme pixels and is nearly 0 elsewhere, so that
     its colours would hardly be seen. It is recognized by its peak: a Gaussian of 1% of the shorter side (at least one
     pixel) takes more than half of it away. It is then drawn smoothed by this Gaussian, with the 99th percentile of its
-    positive pixels as 1; the frames of a video are brightened together.
+    pixels that are not 0 as 1; the frames of a video are brightened together. Of a signed one, absolute values count.
 
     Args:
-        heatmap: `[H, W]` or `[T, H, W]` in [0, 1].
+        heatmap: `[H, W]` or `[T, H, W]` in [0, 1] or [-1, 1].
 
     >>> smooth = np.outer(np.hanning(60), np.hanning(80)).astype(np.float32)
     >>> shown(smooth) is smooth
@@ -91,10 +91,13 @@ def shown(heatmap: np.ndarray) -> np.ndarray:
     frames = heatmap.reshape(-1, *heatmap.shape[-2:])
     deviation = max(1.0, SMOOTHING * min(frames.shape[-2:]))
     smoothed = np.stack([cv2.GaussianBlur(frame, (0, 0), deviation) for frame in frames])
-    if not smoothed.max() < LONE_PEAK * frames.max():  # also where values are not finite, which `overlay` refuses
+    strength = np.abs(smoothed)
+    if (
+        not strength.max() < LONE_PEAK * np.abs(frames).max()
+    ):  # also where values are not finite, which `overlay` refuses
         return heatmap
-    brightest = np.percentile(smoothed[smoothed > 0], BRIGHTEST)
-    drawn: np.ndarray = np.clip(smoothed / brightest, 0, 1).astype(np.float32)
+    brightest = np.percentile(strength[strength > 0], BRIGHTEST)
+    drawn: np.ndarray = np.clip(smoothed / brightest, -1, 1).astype(np.float32)
     return drawn.reshape(heatmap.shape)
 
 

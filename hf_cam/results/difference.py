@@ -17,7 +17,7 @@ from hf_cam.errors import ImageError, OptionError, described
 from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import contact_sheet, outlined, overlay, save_picture, shown
 from hf_cam.images.sheet import Tile, balanced, sheet
-from hf_cam.images.style import SIGNED, UNSIGNED, Drawing, Style, with_bar
+from hf_cam.images.style import SIGNED, Drawing, Style, with_bar
 from hf_cam.metrics.verdict import strongest
 from hf_cam.results.grid import method_name, tile_of
 
@@ -120,7 +120,7 @@ class Difference:
         Raises:
             OptionError: a setting is invalid.
         """
-        style, count = Style.of(alpha, colormap, UNSIGNED, {}), 3
+        style, count = Style.of(alpha, colormap, self.predicted.scale, {}), 3
         both = [tile_of(one, one.overlay(alpha, colormap)) for one in (self.predicted, self.expected)]
         titles = ("predicted: ", "expected: ")
         tiles = [

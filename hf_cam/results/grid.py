@@ -45,8 +45,8 @@ def grid(
     >>> hf_cam.grid(found).width
     1008
     """
-    style = Style.of(alpha, colormap, UNSIGNED, drawing)
     found = list(_listed(explanations))
+    style = Style.of(alpha, colormap, found[0].scale if found else UNSIGNED, drawing)
     if not found:
         raise OptionError("there is no explanation to draw; pass what hf_cam.explain returns")
     if columns is not None:
