@@ -24,6 +24,8 @@ from hf_cam.targets import BoxLogit, ListedBox, QueryBox, QueryLogit, Target, in
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
 """Boxes of one class with a larger overlap (IoU) count as one object found twice."""
+ON_OBJECT = 0.5
+"""The least overlap (IoU) of a predicted box or segment with the true one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Detections:
         if not 0 <= query < len(self.boxes):
             raise TargetError(f"no query {query}; the model has {len(self.boxes)}")
         return int(self.scores[query].argmax())
+
+    def score_at(self, box: Box, index: int) -> float:
+        """The highest score of a class among the boxes that lie on this one (an IoU of `ON_OBJECT` or more); else 0."""
+        if not self.boxes:
+            return 0.0
+        there = overlaps(box, self.boxes) >= ON_OBJECT
+        return float(self.scores[there, index].max()) if there.any() else 0.0
 
 
 @register_head("detection", tasks=["OBJECT_DETECTION"])
@@ -79,7 +88,7 @@ class DetectionHead(Head):
         target = request.target
         if callable(target) and not isinstance(target, QueryLogit | QueryBox):
             return [custom(target)]
-        found = Detections(self.scores(output, request), self._boxes(output, geometry))
+        found = self._detections(output, request, geometry)
         if isinstance(target, QueryLogit | QueryBox):
             chosen = [(target.query, found.best(target.query))]
         elif (place := _place(target)) is not None:
@@ -90,6 +99,13 @@ class DetectionHead(Head):
         else:
             chosen = self._kept(found, request)
         return [self._subject(found, query, index, request) for query, index in chosen]
+
+    def detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        """The predictions for one image, whether they pass the threshold or not."""
+        return self._detections(output, request, geometry)
+
+    def _detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        return Detections(self.scores(output, request), self._boxes(output, geometry))
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """The scores of all queries, `[Q, K]`.
@@ -209,6 +225,10 @@ class ListedDetectionHead(DetectionHead):
             assert isinstance(query.index, int)
             found.append(replace(subject, target=self.target_of(output, listed, query.query, query.index)))
         return found
+
+    def detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        """The listed objects."""
+        return self._detections(self.listed(output), request, geometry)
 
     def target_of(self, output: Any, listed: dict[str, Tensor], position: int, label: int) -> Target:
         """The scalar for one entry of the list."""
