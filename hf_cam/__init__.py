@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from hf_cam.data.dataset import explain_dataset, load_explanations
     from hf_cam.data.explain import Explain
     from hf_cam.data.hub import push_explanations
+    from hf_cam.discovery.concepts import Concept, Concepts, concepts
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
     from hf_cam.explanation import Explanation
+    from hf_cam.exporting.export import export
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
@@ -94,6 +96,10 @@ _HOMES = {
     "AuditCallback": "interfaces.training",
     "Finding": "auditing.findings",
     "audit": "auditing.audit",
+    "Concept": "discovery.concepts",
+    "Concepts": "discovery.concepts",
+    "concepts": "discovery.concepts",
+    "export": "exporting.export",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -196,6 +202,8 @@ __all__ = [
     "Chefer",
     "ClassActivationMap",
     "Comparison",
+    "Concept",
+    "Concepts",
     "DeepFeatureFactorization",
     "Difference",
     "EigenCAM",
@@ -241,11 +249,13 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "concepts",
     "demo_model",
     "difference",
     "evaluate",
     "explain",
     "explain_dataset",
+    "export",
     "gradient_picture",
     "grid",
     "guided_gradcam",

@@ -113,6 +113,9 @@ def compare(
     budget: float = BUDGET,
     target: Any = None,
     text: str | Sequence[str] | None = None,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     threshold: float | None = None,
@@ -134,9 +137,10 @@ def compare(
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
-        target, text, layers, reshape, threshold, aug_smooth, eigen_smooth, signed, processor, labels, output, device,
-            dtype: As in `hf_cam.explain`. With several targets, such as `[None, "pug"]` for what the model says beside
-            what was expected, a method that is not defined for one of them is left out for all.
+        target, text, input_points, input_labels, input_boxes, layers, reshape, threshold, aug_smooth, eigen_smooth,
+            signed, processor, labels, output, device, dtype: As in `hf_cam.explain`; of several prompts the first. With
+            several targets, such as `[None, "pug"]` for what the model says beside what was expected, a method that is
+            not defined for one of them is left out for all.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:
@@ -150,6 +154,9 @@ def compare(
     request = Request.of(
         target=target,
         text=text,
+        input_points=input_points,
+        input_labels=input_labels,
+        input_boxes=input_boxes,
         threshold=threshold,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, TargetError, brief
 from hf_cam.explanation import FLAGS, MAY_MISLEAD, Explanation, Explanations
 from hf_cam.heads import Head, Subject, WordHead, head_of
+from hf_cam.heads.marks import boxes_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.mapped import GridMap
@@ -32,6 +34,7 @@ from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
+from hf_cam.models.refused import check_not_refused
 from hf_cam.outputs import sample_of
 from hf_cam.request import EffortSetting, Renormalize, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
@@ -55,6 +58,9 @@ def explain(
     answer: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     generate: Mapping[str, Any] | None = None,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
     method: str = "auto",
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
@@ -95,6 +101,11 @@ def explain(
         answer: A text that a vision-language model is forced to write, in place of its own answer.
         messages: A chat as transformers takes it, with the pictures in it, in place of `image` and `text`.
         generate: Settings of a vision-language model's `generate`; by default greedy, and at most 64 tokens.
+        input_points: What is marked for a promptable model of masks, such as SAM, in the image's pixels: a point
+            `(x, y)`, a list of points (a map each), or a list of lists of points (several per map). For a list of
+            images, one entry per image. transformers' nested lists are taken as they are.
+        input_labels: For each point 1 if it belongs to the mask (the default), and 0 if it does not.
+        input_boxes: A box `(left, top, right, bottom)` or a list of boxes; beside points, one per prompt.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
         layers: The target layers, as dotted names or modules of the model, inferred where not given; see `hf_cam.CAM`
             for layers that run several times.
@@ -143,6 +154,9 @@ def explain(
         answer=answer,
         messages=chat,
         generate=generate,
+        input_points=input_points,
+        input_labels=input_labels,
+        input_boxes=input_boxes,
         top_k=top_k,
         threshold=threshold,
         renormalize=renormalize,
@@ -157,6 +171,8 @@ def explain(
     sources = [_opened(source) for source in (image if several else [image])]
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
     loaded = load(model, processor=processor, labels=labels, output=output, **where)
+    if layers is None:
+        check_not_refused(loaded.model)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
     images = [_of_model(loaded, source) for source in sources]
@@ -229,6 +245,8 @@ class Explainer:
         rerun_batch_size: int | None = None,
         head: str | type[Head] | None = None,
     ) -> None:
+        if layers is None:
+            check_not_refused(loaded.model)
         self.loaded = loaded
         self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
         self._named = method != "auto"
@@ -261,10 +279,15 @@ class Explainer:
         if self.words is not None:
             yield from map(self.words, images, wanted)
             return
+        if self.head.crops and any(request.input_boxes is not None for request in wanted):
+            for image, request in zip(images, wanted, strict=True):
+                crops = [own([image], part.of_one_image()) for own, part in self._crops(request)]
+                yield Explanations(found for [one] in crops for found in one)
+            return
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 own = list(islice(requests, len(members)))
                 if wanted[0].effort == "checked" and (are_cut(inputs) or isinstance(members[0], Video)):
                     raise OptionError("effort='checked' replaces pixels, and this model takes frames or patches")
@@ -285,9 +308,14 @@ class Explainer:
         """
         wanted = self.checked(request, settings).for_images(len(images))
         check_count("batch_size", batch_size)
+        if self.head.crops and any(request.input_boxes is not None for request in wanted):
+            for image, request in zip(images, wanted, strict=True):
+                crops = [own.predict([image], part.of_one_image()) for own, part in self._crops(request)]
+                yield [found for [one] in crops for found in one]
+            return
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 yield from self._predicted(inputs, members, list(islice(requests, len(members))))
 
     def _predicted(
@@ -295,6 +323,7 @@ class Explainer:
     ) -> list[list[tuple[Subject, float]]]:
         size, count = input_size(inputs), len(images)
         geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        requests = [self.head.placed(*one) for one in zip(requests, geometries, strict=True)]
         found: list[list[tuple[Subject, float]]] = [[] for _ in images]
         for part in self.head.rounds(requests[0], inputs):
             own = [replace(part, target=request.target) for request in requests] if count > 1 else [part]
@@ -355,6 +384,19 @@ class Explainer:
         self.head.check_all(wanted)
         return wanted
 
+    def _crops(self, request: Request) -> list[tuple[Explainer, Request]]:
+        """For each box in which a model of poses is to look at one person, an explainer that looks there."""
+        boxes = boxes_of(request.input_boxes)
+        if not self.head.crops or not boxes:
+            return [(self, request)]
+        made = []
+        for box in boxes:
+            own = copy.copy(self)
+            own.loaded = self.loaded.cropped(box)
+            own.head = type(self.head)(own.loaded)
+            made.append((own, replace(request, input_boxes=None)))
+        return made
+
     def _best(self, first: list[Explanation], image: Picture, request: Request) -> list[Explanation]:
         """The explanations of one image, each by the first of the candidates whose strongest pixels matter."""
         inputs = self.loaded.inputs([image])
@@ -379,11 +421,14 @@ class Explainer:
             raise TargetError(f"methods are compared on one target, got {brief(request.target)}; explain takes several")
         if request.effort == "checked":
             raise OptionError("effort='checked' chooses among methods; a comparison takes those that are named")
-        records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
-        found, skipped = self._explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
+        records = [get_method(method) for method in methods]
+        own, request = self._crops(request)[0]
+        inputs = own.loaded.inputs([image])
+        explained = own._explained  # noqa: SLF001 - of the same class
+        found, skipped = explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
 
-    def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
+    def batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
         """One batch where every image comes out as it would alone, else one image at a time."""
         try:
             inputs = self.loaded.inputs(images)
@@ -422,6 +467,7 @@ class Explainer:
                 raise MethodError(next(iter(skipped.values())))
         size = input_size(inputs)
         geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        requests = [self.head.placed(*one) for one in zip(requests, geometries, strict=True)]
         found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
         for part in self.head.rounds(requests[0], inputs):
             # Only the targets differ from image to image, and only heads that take one image at a time change them.

@@ -124,7 +124,7 @@ class DeepFeatureFactorization:
         inputs = model_inputs_of(model, pixel_values, model_inputs)
         size: Size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with capture(model, adapter.layers[:1], inputs, gradients=False) as captured:
-            cells = adapter.to_spatial(captured.activations[0], size, images=len(pixel_values))
+            cells = adapter.spatial(captured.activations[0], size, adapter.layers[0], len(pixel_values))
         if cells.ndim != 4:
             raise MethodError("concepts are found in single pictures, not in videos, volumes or several views")
         concepts, strengths = factorize(cells, components, seed)

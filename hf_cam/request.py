@@ -21,6 +21,10 @@ OF_EXPLAINER = ("model", "method", "layers", "reshape", "rerun_batch_size")
 """Settings that a request does not hold."""
 
 
+MARKS = ("input_points", "input_labels", "input_boxes")
+"""Settings that mark something in an image; for a list of images, each has an entry of its own."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The settings of one call, from any of the interfaces.
@@ -41,6 +45,11 @@ class Request:
         messages: A chat for a vision-language model, with placeholders in place of its pictures.
         generate: Settings of such a model's `generate`, such as `{"max_new_tokens": 20}`.
         renormalize: "box" stretches the heatmap inside each box for itself, and makes it 0 outside; None does not.
+        input_points: What is marked for a promptable model of masks, in the image's pixels: a point `(x, y)`, a list of
+            points (a prompt each) or a list of lists of points. For a list of images, a list with one entry per image,
+            or one point for all of them.
+        input_labels: 1 for each point that belongs to the mask, 0 for each that does not; by default 1.
+        input_boxes: A box `(left, top, right, bottom)` or a list of boxes; for a list of images as `input_points`.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -60,6 +69,9 @@ class Request:
     messages: list[dict[str, Any]] | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
     renormalize: Renormalize | None = None
+    input_points: Any = None
+    input_labels: Any = None
+    input_boxes: Any = None
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -98,6 +110,11 @@ class Request:
         given = {"answer": self.answer is not None, "messages": self.messages is not None, "generate": self.generate}
         return next((name for name, wanted in given.items() if wanted), "")
 
+    @property
+    def marking(self) -> str:
+        """The name of a setting that marks something in the image, if one is given; empty if none is."""
+        return next((name for name in MARKS if getattr(self, name) is not None), "")
+
     @classmethod
     def of(
         cls,
@@ -129,7 +146,7 @@ class Request:
         )
 
     def for_images(self, count: int) -> list[Request]:
-        """The request for each of a list of images: a list as target has one entry per image.
+        """The request for each of a list of images: a list as target has one entry per image, and so have marks.
 
         Raises:
             TargetError: it has another length.
@@ -137,6 +154,10 @@ class Request:
         >>> [request.target for request in Request(target=["tabby", ["pug", 3]]).for_images(2)]
         ['tabby', ['pug', 3]]
         """
+        if self.marking:
+            columns = [_per_image(name, getattr(self, name), count) for name in MARKS]
+            bare = self.marked(None, None, None).for_images(count)
+            return [one.marked(*marks) for one, *marks in zip(bare, *columns, strict=True)]
         entries = entries_of(self.target)
         if entries is None:
             return [self] * count
@@ -149,7 +170,13 @@ class Request:
 
     def of_one_image(self) -> Request:
         """The same request for a list of one image: a list as target holds several targets for it."""
-        return self if entries_of(self.target) is None else replace(self, target=[entries_of(self.target)])
+        marks = (None if (given := getattr(self, name)) is None else [given] for name in MARKS)
+        target = self.target if entries_of(self.target) is None else [entries_of(self.target)]
+        return replace(self, target=target).marked(*marks)
+
+    def marked(self, points: Any, labels: Any, boxes: Any) -> Request:
+        """The same request with other marks."""
+        return replace(self, input_points=points, input_labels=labels, input_boxes=boxes)
 
     def singly(self) -> list[Request]:
         """A request per target of one image, or of each image.
@@ -236,6 +263,26 @@ def listed_names(argument: str, given: Any) -> list[str]:
     if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
         raise OptionError(f"{argument} must be names in a list or in one text such as 'a,b', got {brief(given)}")
     return [name.strip() for name in listed if name.strip()]
+
+
+def _per_image(name: str, given: Any, count: int) -> list[Any]:
+    """What is marked in each image; a tuple, a single point or box, is marked in all of them.
+
+    Raises:
+        TargetError: a list has another length.
+    """
+    if given is None or isinstance(given, tuple):
+        return [given] * count
+    try:
+        entries = list(given)
+    except TypeError:
+        return [given] * count
+    if len(entries) != count:
+        raise TargetError(
+            f"{name} has {len(entries)} entries for {count} image{'s' * (count != 1)}; it needs one per image, which "
+            "may itself be a list, or a tuple for the same place in all of them"
+        )
+    return entries
 
 
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:

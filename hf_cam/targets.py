@@ -17,6 +17,7 @@ from hf_cam.errors import TargetError, brief, nearest
 from hf_cam.outputs import (
     BOXES,
     DEPTH,
+    HEATMAPS,
     LOGITS,
     MASKS,
     SIMILARITIES,
@@ -356,6 +357,69 @@ class SegmentLogit:
 
 
 @dataclass(frozen=True, eq=False)
+class PromptedMask:
+    """The logits of one mask of a promptable model, summed over a region: usually where the mask was predicted.
+
+    Args:
+        prompt: The index of the prompt.
+        index: Which of the masks that the model offers for it.
+        region: `[h, w]` booleans on the grid of the mask logits; None takes every cell.
+    """
+
+    prompt: int
+    index: int
+    region: Tensor | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with masks `[prompts, masks, h, w]`."""
+        return _cells(field_of(output, MASKS)[self.prompt, self.index], self.region).float().sum()
+
+
+@dataclass(frozen=True)
+class HeatmapPeak:
+    """The value of a keypoint's heatmap in one cell, usually that of its peak.
+
+    Args:
+        index: The keypoint.
+        row, column: The cell, on the grid of the heatmaps.
+    """
+
+    index: int
+    row: int
+    column: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with heatmaps `[keypoints, h, w]`."""
+        return field_of(output, HEATMAPS)[self.index, self.row, self.column]
+
+
+@dataclass(frozen=True)
+class KeypointLogit:
+    """The log-odds of one keypoint of a detector that lists them in no fixed order, such as SuperPoint.
+
+    It is the keypoint nearest to a place; where none is near, the constant 0, the log-odds of an even chance.
+
+    Args:
+        x, y: The place, as shares of the model's input.
+        reach: How far along either axis a keypoint may lie from it, likewise.
+    """
+
+    x: float
+    y: float
+    reach: tuple[float, float]
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with `keypoints` `[N, 2]`, `scores` `[N]` and `mask` `[N]`."""
+        places, scores = output["keypoints"].detach(), output["scores"]
+        away = (places - places.new_tensor([self.x, self.y])).abs() / places.new_tensor(self.reach)
+        near = (away <= 1).all(-1) & output["mask"].bool()
+        if not near.any():
+            nothing: Tensor = scores.new_zeros(())
+            return nothing
+        return torch.logit(scores[away.amax(-1).where(near, torch.inf).argmin()], eps=1e-6)
+
+
+@dataclass(frozen=True, eq=False)
 class RegionDepth:
     """The predicted depth, averaged over a region of the output's grid.
 
@@ -471,13 +535,17 @@ def is_ready(target: Any) -> bool:
 
 
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
+    return _cells(values, region).mean()
+
+
+def _cells(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
-        return values.mean()
+        return values
     if region.shape != values.shape:
         raise TargetError(f"the region is {tuple(region.shape)}, but the output's grid is {tuple(values.shape)}")
     if not region.any():
         raise TargetError("the region is empty")
-    return values[region.to(values.device)].mean()
+    return values[region.to(values.device)]
 
 
 def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:

@@ -1,37 +1,42 @@
-"""The API: `/explain`, `/compare` and `/metrics` do what the page does, with explicit parameters."""
+"""The API: its endpoints do what the page does, with explicit parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import audit_room
 import gradio as gr
 import numpy as np
+import words_room
 from events import QUEUE, as_event
 from models import demos
 from scores import json_of
-from work import compared, default_methods, explained, fresh_folder, judged, read_inputs
+from scratch import fresh_folder
+from uploads import as_uploaded
+from work import COMPARED, compared, explained, judged, read_inputs
 
 from hf_cam import Explanation
 from hf_cam.images.colours import DEFAULT_COLORMAP
 
 
 def endpoints() -> None:
-    """Add the three endpoints, on components that are not shown."""
+    """Add the endpoints, on components that are not shown."""
     with gr.Row(visible=False):
-        image = gr.File(type="filepath", label="image")
+        image = as_uploaded(gr.File(label="image"))
         model = gr.Textbox(next(iter(demos())), label="model")
         target, prompts, layers = (gr.Textbox("", label=label) for label in ("target", "prompts", "layers"))
         method = gr.Textbox("auto", label="method")
-        methods = gr.JSON(default_methods(), label="methods")
+        methods = gr.JSON(list(COMPARED), label="methods")
         top_k = gr.Number(0, label="top_k", precision=0)
         aug_smooth, eigen_smooth = (gr.Checkbox(False, label=label) for label in ("aug_smooth", "eigen_smooth"))
+        effort = gr.Textbox("fast", label="effort")
         alpha, colormap = gr.Number(0.5, label="alpha"), gr.Textbox(DEFAULT_COLORMAP, label="colormap")
         found, table = gr.JSON(label="found"), gr.JSON(label="metrics")
         overlays = gr.File(label="overlays", file_count="multiple")
         heatmaps, grid = gr.File(label="heatmaps"), gr.File(label="grid")
         gr.Button().click(
             as_event(explain),
-            [image, model, target, prompts, method, layers, top_k, aug_smooth, eigen_smooth, alpha, colormap],
+            [image, model, target, prompts, method, layers, top_k, aug_smooth, eigen_smooth, alpha, colormap, effort],
             [found, overlays, heatmaps],
             api_name="explain",
             **QUEUE,
@@ -46,6 +51,8 @@ def endpoints() -> None:
         gr.Button().click(
             as_event(metrics), [image, model, method, target, prompts, layers], table, api_name="metrics", **QUEUE
         )
+        words_room.endpoint()
+        audit_room.endpoint()
 
 
 def explain(
@@ -60,10 +67,11 @@ def explain(
     eigen_smooth: bool,
     alpha: float,
     colormap: str,
+    effort: str,
 ) -> tuple[list[dict[str, Any]], list[str], str]:
     """What was found, one overlay per thing found as PNG, and all heatmaps as one array `[K, H, W]`."""
     picture, settings = read_inputs(
-        image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, int(top_k or 0)
+        image, model, target, prompts, method, layers, aug_smooth, eigen_smooth, effort, int(top_k or 0)
     )
     found = explained(picture, settings).explanations
     folder = fresh_folder()
@@ -81,6 +89,8 @@ def described(explanation: Explanation) -> dict[str, Any]:
         "method": explanation.method,
         "layers": list(explanation.layers),
         "flags": list(explanation.flags),
+        "verdict": explanation.effort and explanation.effort.check.verdict,
+        "effort": explanation.effort and str(explanation.effort),
     }
 
 
@@ -99,4 +109,4 @@ def compare(
 def metrics(image: str, model: str, method: str, target: str, prompts: str, layers: str) -> dict[str, Any]:
     """Scores and curves of the first map, and of baseline maps."""
     picture, settings = read_inputs(image, model, target, prompts, method, layers, False, False)
-    return json_of(judged(picture, settings, explained(picture, settings).current))
+    return json_of(judged(explained(picture, settings)).table)

@@ -8,6 +8,10 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a visitor cannot stop its do
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  (on ZeroGPU it must come before anything that touches CUDA)
 
+from scratch import home
+
+os.environ["GRADIO_TEMP_DIR"] = str(home() / "uploads")  # gradio's own files go with the server too
+
 from page import build, serve
 
 demo = build()

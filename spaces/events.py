@@ -2,76 +2,120 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import logging
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 import jobs
+import wording
 from gradio.context import LocalContext
 from limits import Refused
-from models import MODELS, checked, demos, sees_scenes
-from scores import LINES, plots_of, table_of
+from models import MODELS, checked, demos
+from overlays import enlarged, framed, marked, saved, thumbnail
+from scores import explained_baselines, findings_of, plots_of, table_of
+from scratch import new_folder
+from starts import PROMPTS, Start, digest, example_for, is_example, model_for, starts, tab_of_model
 from work import (
+    COMPARED,
+    CURVES,
     Found,
+    Judgement,
     compared,
-    drawn,
-    enlarged,
     explained,
     judged,
     layers_of,
-    marked,
+    likely,
     read_inputs,
-    saved,
     snippet,
     tab_of,
-    thumbnail,
 )
 
+from hf_cam import Explanation
 from hf_cam.comparison import quick_methods
-from hf_cam.errors import HFCamError, ModelError, UnexpectedError
-from hf_cam.interfaces.demo import PHOTOGRAPHS
+from hf_cam.errors import HFCamError, UnexpectedError
 from hf_cam.methods import get_method
-from hf_cam.zoo import SCENE
 
 VISITORS = 16
 """How many visitors' events run at once, computing or waiting for a model; the others queue."""
 QUEUE: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": VISITORS}
 """Options of every event that computes."""
-DEFAULT_LAYER = ("default for the model", "")
-MARKS = frozenset("&<>*_`~[]()!#|\\$")
-"""Letters that mean something in Markdown, HTML or formulas."""
-PROMPTS = "yellow bag\norange sneaker\nblue trouser"
+DEFAULT_LAYER = ("default", "")
+COLORMAP = "inferno"
+"""Its colours differ in brightness too, so that the colour-blind see the same map."""
+OPACITY = 0.6
+DEFAULTS = ("", PROMPTS, "auto", "", False, False, "fast")
+"""Target, prompts, method, layers, both smoothings and effort as they stand at first."""
 
 
 # Events in general.
 
 
-def as_event(work: Callable[..., Any]) -> Callable[..., Any]:
+def as_event(work: Callable[..., Any], *, alone: bool = False, visit: str = "") -> Callable[..., Any]:
     """The work as an event handler that reports progress and can be stopped.
 
-    A refusal reaches the visitor as its sentence; any other error is logged, and the visitor sees only its type.
+    A refusal reaches the visitor as its sentence, which browsers show as HTML and which may quote what strangers wrote;
+    any other error is logged, and the visitor sees only its type.
+
+    Args:
+        work: What the event does.
+        alone: Whether it ends the visit's other work first, whose results would be of another explanation.
+        visit: Whose work it is; that of the visitor who caused it where not given.
     """
 
     @functools.wraps(work)
     async def event(*given: Any) -> Any:
-        request = LocalContext.request.get(None)
-        visit = "" if request is None else request.session_hash or ""
+        whose = visit or _visit()
+        if alone:
+            jobs.end(whose)
         try:
-            return await jobs.run(work, *given, visit=visit)
+            with _refusals():
+                return await jobs.run(work, *given, visit=whose)
         except jobs.Stopped:
             return gr.skip()
-        except Exception as error:
-            if isinstance(error, HFCamError) and not isinstance(error, UnexpectedError):
-                raise gr.Error(str(error), print_exception=False) from error
-            logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
-            kind = type(error.__cause__ if isinstance(error, UnexpectedError) else error).__name__
-            raise gr.Error(f"That did not work here ({kind}).", print_exception=False) from error
 
     return event
+
+
+def as_stream(work: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
+    """Like `as_event`, for work that emits parts of its result.
+
+    Args:
+        work: What the event does.
+        shown: What the components get, from a part and what the work was given.
+    """
+
+    @functools.wraps(work)
+    async def event(*given: Any) -> AsyncIterator[Any]:
+        with _refusals(), contextlib.suppress(jobs.Stopped):
+            async with contextlib.aclosing(jobs.stream(work, *given, visit=_visit())) as parts:
+                async for part in parts:
+                    yield shown(part, *given)
+
+    return event
+
+
+def _visit() -> str:
+    request = LocalContext.request.get(None)
+    return "" if request is None else request.session_hash or ""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what goes wrong inside into what the visitor may read."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, HFCamError) and not isinstance(error, UnexpectedError):
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
+        kind = type(error.__cause__ if isinstance(error, UnexpectedError) else error).__name__
+        raise gr.Error(f"That did not work here ({kind}).", print_exception=False) from error
 
 
 def stopped(request: gr.Request) -> None:
@@ -90,104 +134,168 @@ def needed(found: Found | None) -> Found:
     return found
 
 
-# The first view, and what follows the tab and the model.
+# First views: what the page shows at once, because a model, a tab or an example was chosen.
 
 
-@functools.cache
-def examples() -> dict[str, str]:
-    """The example pictures by name, as files; they need no network."""
-    folder = Path(tempfile.mkdtemp(prefix="hf-cam-examples-"))
-    files = {"scene": str(SCENE)}
-    for photograph in PHOTOGRAPHS:
-        try:
-            photograph.image().save(folder / f"{photograph.name}.jpg", quality=92)
-        except ModelError:
-            continue
-        files[photograph.name] = str(folder / f"{photograph.name}.jpg")
-    return files
+def first_view(model: str, file: str) -> Found:
+    """The picture explained by the model, with all settings at their defaults; kept for the next visitor."""
+    return _kept_view(model, file) if model in demos() else _first_view(model, file)
 
 
-def example_for(model: str) -> str:
-    """A picture of the kind that the model was trained on."""
-    return str(SCENE) if sees_scenes(model) else examples().get("chelsea", str(SCENE))
+def _first_view(model: str, file: str) -> Found:
+    target, prompts, *rest = DEFAULTS
+    picture, settings = read_inputs(file, model, target, prompts, *rest)  # type: ignore[arg-type]
+    return dataclasses.replace(likely(explained(picture, settings)), asked=asked_of(file, model, *DEFAULTS))
 
 
-@functools.cache
+_kept_view = functools.lru_cache(maxsize=32)(_first_view)
+
+
 def welcome() -> Found:
     """What the page shows before the visitor has pressed anything."""
-    model = next(iter(demos()))
-    picture, settings = read_inputs(example_for(model), model, None, PROMPTS, "auto", "", False, False)
-    found: Found = explained(picture, settings)
-    return found
+    first = next(iter(starts().values()))
+    return first_view(first.model, first.file)
+
+
+def begin(model: str, file: str, alpha: float, colormap: str) -> list[Any]:
+    """A first view: the tab, the picture and the settings that lead to it, and all that it fills."""
+    found = first_view(model, file)
+    target, prompts, method, _, aug_smooth, eigen_smooth, effort = DEFAULTS
+    settings = [target, prompts_box(model, prompts), method, layer_menu(model), aug_smooth, eigen_smooth, effort]
+    return [tabs_at(model), file, model, *settings, *opened(found, alpha, colormap)]
 
 
 def arrive(alpha: float, colormap: str) -> list[Any]:
-    """The first view, with the layers of its model."""
-    found = welcome()
-    return [*opened(found, alpha, colormap), layer_menu(found.settings.model)]
+    """The first view of all."""
+    first = next(iter(starts().values()))
+    return begin(first.model, first.file, alpha, colormap)
 
 
-def model_under(tab: str, model: str) -> Any:
-    """The first model of the tab that was opened, unless the current one belongs to it."""
-    kinds = demos()
-    if model not in kinds or tab_of(kinds[model]) == tab:
-        return gr.skip()
-    return next((name for name, kind in kinds.items() if tab_of(kind) == tab), gr.skip())
+def portraits() -> list[Any]:
+    """The pictures of the first views' buttons, each with its map."""
+    return [gr.Button(icon=_portrait(start)) for start in starts().values()]
 
 
-def follow(model: str, picture: str | None) -> list[Any]:
-    """The tab, the prompts, the example and the layers for a model that was chosen."""
+@functools.cache
+def _portrait(start: Start) -> str:
+    found = first_view(start.model, start.file)
+    file = new_folder("portrait-") / "map.jpg"
+    thumbnail(found.current, OPACITY, COLORMAP, 240).save(file, quality=90)
+    return str(file)
+
+
+def take(file: str, model: str, alpha: float, colormap: str) -> list[Any]:
+    """An example was chosen: it is explained by the current model, or by one that goes with it."""
+    return begin(model_for(file, model), file, alpha, colormap)
+
+
+def turn(model: str, picture: str | None, alpha: float, colormap: str) -> list[Any]:
+    """A model was chosen: an example gives way to one that goes with the model; the visitor's own picture stays."""
     name = checked(model)
-    kind = MODELS.kind(name)
-    untouched = picture is None or Path(picture).name in {Path(file).name for file in examples().values()}
-    shown = example_for(model) if untouched else gr.skip()
-    return [gr.Tabs(selected=tab_of(kind)), gr.Textbox(visible=kind.takes_text), shown, layer_menu(name)]
+    if is_example(picture):
+        return begin(name, example_for(name), alpha, colormap)
+    settings = [gr.skip(), prompts_box(name), gr.skip(), layer_menu(name), *[gr.skip()] * 3]
+    return [tabs_at(name), gr.skip(), name, *settings, *untouched()]
 
 
-def layer_menu(model: str) -> gr.Dropdown:
-    """The menu of the model's layers, the default first."""
-    names = layers_of(model)
+def enter(tab: str, model: str, picture: str | None, alpha: float, colormap: str) -> list[Any]:
+    """A tab was opened: its first model is taken, unless the current one belongs to it."""
+    with contextlib.suppress(HFCamError):  # a model that cannot be had belongs nowhere
+        if tab_of_model(checked(model)) == tab:
+            return [gr.skip()] * (3 + len(DEFAULTS)) + untouched()
+    return turn(starts()[tab].model, picture, alpha, colormap)
+
+
+def tabs_at(model: str) -> gr.Tabs:
+    """The tabs, with the model's opened."""
+    return gr.Tabs(selected=tab_of_model(model))
+
+
+def prompts_box(model: str, prompts: Any = None) -> gr.Textbox:
+    """The prompts, shown where the model takes them."""
+    changes = {} if prompts is None else {"value": prompts}
+    return gr.Textbox(visible=MODELS.kind(model).takes_text, **changes)
+
+
+def layer_menu(model: str | None) -> gr.Dropdown:
+    """The menu of the model's layers, the default first; the default alone where no model is chosen."""
+    names = layers_of(checked(model)) if model else ()
     return gr.Dropdown([DEFAULT_LAYER, *((name, name) for name in names)], value="")
+
+
+# What is on screen, and whether it is what was asked for.
+
+
+def asked_of(picture: str | None, model: Any, *settings: Any) -> tuple[Any, ...]:
+    """What the page asks for, comparable with what it asked for before."""
+    return digest(picture), model or "", *(setting or "" for setting in settings)
+
+
+def settle(found: Found | None, *asked: Any) -> list[Any]:
+    """Grey what is on screen, and close what would use it, unless it is what the page asks for now.
+
+    Returns:
+        The note, three downloads, and the buttons of the comparison and of the measures.
+    """
+    current = found is not None and found.asked == asked_of(*asked)
+    return [gr.HTML(visible=found is not None and not current), *[gr.update(interactive=current)] * 5]
+
+
+def emptied(picture: str | None) -> list[Any]:
+    """Without a picture there is nothing to show."""
+    if picture:
+        return untouched()
+    shown = [None, wording.CHOOSE, "", gr.HTML("", visible=False), "", None, None, None]
+    return [None, [], gr.Image(None, visible=False), *shown, *cleared()]
+
+
+def untouched() -> list[Any]:
+    """What an explanation fills stays as it is."""
+    return [gr.skip()] * (3 + 8 + len(cleared()))
+
+
+def kept(found: Found | None, made: Made | None, judged_of: Found | None) -> list[Any]:
+    """Clear a comparison or measures that arrived late, of a map that is no longer shown."""
+    compared_now = made is None or made.of.shows(found)
+    judged_now = judged_of is None or judged_of.shows(found)
+    nothing = cleared()
+    comparison = [gr.skip()] * 3 if compared_now else nothing[:3]
+    return [*comparison, *([gr.skip()] * len(nothing[3:]) if judged_now else nothing[3:])]
 
 
 # Explanations.
 
 
-def press_explain(
-    path: str | None,
-    model: str,
-    target: Any,
-    prompts: str,
-    method: str,
-    layers: str,
-    aug_smooth: bool,
-    eigen_smooth: bool,
-    alpha: float,
-    colormap: str,
-) -> list[Any]:
-    """Explain: everything that the picture and the settings lead to."""
-    picture, settings = read_inputs(path, model, target, prompts, method, layers, aug_smooth, eigen_smooth)
-    return opened(explained(picture, settings), alpha, colormap)
+def press_explain(path: str | None, model: str, target: str, *settings: Any) -> list[Any]:
+    """Explain: everything that the picture and the settings lead to; the last two are the opacity and the colours."""
+    return _explain(target, path, model, target, *settings)
+
+
+def _explain(wanted: Any, path: str | None, *settings: Any) -> list[Any]:
+    """Explain the wanted target, which may differ from the one that stands on the page."""
+    *asked, alpha, colormap = settings
+    model, _, *rest = asked
+    picture, read = read_inputs(path, model, wanted, *rest)
+    shown = asked_of(path, *asked)
+    return opened(dataclasses.replace(likely(explained(picture, read)), asked=shown), alpha, colormap)
 
 
 def choose(found: Found | None, alpha: float, colormap: str, event: gr.SelectData) -> list[Any]:
     """A click on one of the thumbnails."""
-    found = needed(found)
-    chosen = Found(found.settings, found.explanations, min(event.index, len(found.explanations) - 1))
+    chosen = needed(found).choosing(event.index)
     return [chosen, *show(chosen, alpha, colormap), *cleared()]
 
 
 def point(event: gr.SelectData, path: str, found: Found | None, *settings: Any) -> list[Any]:
     """A click into the outlined picture: the smallest object under it, or else the pixel as a new target."""
     found = needed(found)
-    model, _, *rest = settings
     factor = enlarged(found.current.image).width / found.current.image.width
     pixel = event.index[0] / factor, event.index[1] / factor
     chosen = under(pixel, found)
     if chosen is None:
-        return press_explain(path, model, pixel, *rest)
+        return _explain(pixel, path, *settings)
     gallery = gr.Gallery(selected_index=chosen.shown)
-    return [chosen, gallery, gr.skip(), *show(chosen, *rest[-2:]), *cleared()]
+    return [chosen, gallery, gr.skip(), *show(chosen, *settings[-2:]), *cleared()]
 
 
 def under(pixel: tuple[float, float], found: Found) -> Found | None:
@@ -198,75 +306,93 @@ def under(pixel: tuple[float, float], found: Found) -> Found | None:
         for i, one in enumerate(found.explanations)
         if (box := one.box) is not None and box[0] <= x <= box[2] and box[1] <= y <= box[3]
     }
-    return Found(found.settings, found.explanations, min(areas, key=areas.__getitem__)) if areas else None
+    return found.choosing(min(areas, key=areas.__getitem__)) if areas else None
 
 
-def recolour(found: Found | None, alpha: float, colormap: str) -> list[Any]:
-    """The map that is shown, in other colours; no model runs."""
-    return show(found, alpha, colormap) if found else [gr.skip()] * 6
+def recolour(found: Found | None, made: Made | None, alpha: float, colormap: str) -> list[Any]:
+    """All maps on screen in other colours; no model runs."""
+    if found is None:
+        return [gr.skip()] * 10
+    gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=found.shown)
+    return [*show(found, alpha, colormap), gallery, grid_of(made, alpha, colormap) if made else gr.skip()]
 
 
 def opened(found: Found, alpha: float, colormap: str) -> list[Any]:
     """Everything that a new explanation fills."""
-    gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=0)
+    gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=found.shown)
     clickable = tab_of(MODELS.kind(found.settings.model)) in ("detect", "segment")
     large = gr.Image(marked(found) if clickable else None, visible=clickable)
     return [found, gallery, large, *show(found, alpha, colormap), *cleared()]
 
 
 def show(found: Found, alpha: float, colormap: str) -> list[Any]:
-    """The chosen explanation in every form: the map, the sentence, the code and the files."""
+    """The chosen explanation in every form: the map, the words, the code and the files."""
     current = found.current
     return [
-        (enlarged(current.image), drawn(current, alpha, colormap)),
-        words(found),
+        (enlarged(current.image), framed(current, alpha, colormap)),
+        wording.sentence(found),
+        wording.legend(current, colormap),
+        gr.HTML(done := wording.effort(found), visible=bool(done)),
         snippet(found, alpha, colormap),
         *saved(current, alpha, colormap),
     ]
 
 
 def cleared() -> list[Any]:
-    """Nothing for the grid, the curves and the scores, which belonged to another explanation."""
-    return [None, gr.Column(visible=False), ""]
-
-
-def words(found: Found) -> str:
-    """The label, the score, the method and the layers of the map, in a sentence."""
-    current = found.current
-    flags = "".join(f" · {flag}" for flag in current.flags)
-    layers = ", ".join(f"`{layer}`" for layer in current.layers)
-    score = f"{current.score:.0%}" if 0 <= current.score <= 1 else f"{current.score:.3g}"
-    return f"**{as_text(current.label)}** · {score} · {get_method(current.method).name} at {layers}{flags}"
-
-
-def as_text(label: str) -> str:
-    """A stranger's words in Markdown, where neither their HTML nor their marks act."""
-    return "".join(f"&#{ord(letter)};" if letter in MARKS else letter for letter in label)
+    """Nothing for the comparison and the measures, which belonged to another explanation."""
+    plots = [gr.skip()] * len(CURVES)  # which are hidden; drawing nothing into them fails in the browser
+    return [None, [], "", None, "", gr.Column(visible=False), *plots, "", ""]
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:
     """A small overlay per explanation, with its label and score."""
     return [
-        (thumbnail(one, alpha, colormap), f"{one.label.split(',')[0]} · {one.score:.0%}") for one in found.explanations
+        (thumbnail(one, alpha, colormap), f"{one.label.split(',')[0]} · {wording.score_of(one)}")
+        for one in found.explanations
     ]
 
 
 # Comparison and measurement.
 
 
-def press_compare(found: Found | None, methods: list[str], alpha: float, colormap: str) -> list[tuple[Any, str]]:
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A comparison that is shown: what it is of, and its explanations."""
+
+    of: Found
+    explanations: Sequence[Explanation]
+
+
+def press_compare(found: Found | None, methods: list[str], alpha: float, colormap: str) -> list[Any]:
     """Compare: a small overlay per method, for what is shown."""
     found = needed(found)
-    ordered = [method for method in quick_methods() if method in (methods or ())]
+    chosen = [method for method in quick_methods() if method in (methods or ())]
+    ordered = sorted(chosen, key=lambda method: method == COMPARED[-1])  # the baseline comes last
     comparison = compared(found.current.image, found.settings, ordered, found.shown)
-    return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in comparison.explanations]
+    made = Made(found, comparison.explanations)
+    return [made, grid_of(made, alpha, colormap), wording.compared(made.explanations, comparison.skipped)]
 
 
-def press_measure(found: Found | None) -> list[Any]:
-    """Measure: how the confidence follows the map, as three curves, two bars and a table."""
-    found = needed(found)
-    evaluation = judged(found.current.image, found.settings, found.current)
-    plots = plots_of(evaluation, found.current.method)
-    heights = [0.0, *plots["drop"]["drop"]]
-    bars = gr.BarPlot(plots["drop"], y_lim=[min(heights), max(heights) or 1.0])  # bars that do not start at 0 lie
-    return [gr.Column(visible=True), *(plots[plot] for plot in LINES), bars, table_of(evaluation)]
+def grid_of(made: Made, alpha: float, colormap: str) -> list[tuple[Any, str]]:
+    """The maps of a comparison, each under its method's name."""
+    return [(thumbnail(one, alpha, colormap, 480), get_method(one.method).name) for one in made.explanations]
+
+
+def press_measure(found: Found | None) -> Judgement:
+    """Measure: the verdict, and how the confidence follows the map."""
+    return judged(needed(found), CURVES, verdict=True)
+
+
+def trusted(judgement: Judgement, found: Found) -> list[Any]:
+    """What is known of a map so far, in every form: the verdict, the curves, the sentences and the table."""
+    table = judgement.table
+    plots = plots_of(table)
+    told = "\n".join(f"- {finding}" for finding in findings_of(table))
+    return [
+        found,
+        wording.judgement(judgement),
+        gr.Column(visible=bool(table.records)),
+        *(plots[metric] for metric in CURVES),
+        f"{told}\n\n{explained_baselines()}",
+        table_of(table),
+    ]

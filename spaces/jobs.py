@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,6 +20,9 @@ class Stopped(BaseException):
 
 _JOB: ContextVar[threading.Event | None] = ContextVar("job", default=None)
 """Set when the work of this context is to stop."""
+
+_GIVE: ContextVar[Callable[[Any], None] | None] = ContextVar("give", default=None)
+"""Takes the parts of the result that the work of this context emits."""
 
 _running: dict[str, set[threading.Event]] = {}
 """The work of each visit, by session."""
@@ -48,6 +51,37 @@ async def run(work: Callable[..., Any], *given: Any, visit: str = "") -> Any:
         _running[visit].discard(job)
         if not _running[visit]:
             del _running[visit]
+
+
+async def stream(work: Callable[..., Any], *given: Any, visit: str = "") -> AsyncIterator[Any]:
+    """Run the work as `run` does: the parts that it emits, as they come, and then what it returns.
+
+    Raises:
+        Stopped: the visit's work was ended.
+    """
+    loop, over = asyncio.get_running_loop(), object()
+    parts: asyncio.Queue[Any] = asyncio.Queue()
+
+    def emitting() -> Any:
+        _GIVE.set(lambda part: loop.call_soon_threadsafe(parts.put_nowait, part))  # in the thread's own context
+        return work(*given)
+
+    running = asyncio.ensure_future(run(emitting, visit=visit))
+    running.add_done_callback(lambda _: parts.put_nowait(over))
+    try:
+        while (part := await parts.get()) is not over:
+            yield part
+        yield running.result()
+    finally:
+        running.cancel()
+
+
+def emit(part: Any) -> None:
+    """Show the visitor a part of the result while the rest is computed; a forked process has nobody to show it to."""
+    check()
+    give = _GIVE.get()
+    if give is not None:
+        give(part)
 
 
 def end(visit: str) -> None:

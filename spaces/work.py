@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import itertools
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import cv2
-import numpy as np
-from jobs import report
+import torch
+from jobs import emit, report
 from limits import MAX_FOUND, MAX_SIDE, Refused, read_layers, read_picture, read_prompts, read_target
 from models import MODELS, checked
 from PIL import Image
 
-from hf_cam import Comparison, Evaluation, Explanation, evaluate
+from hf_cam import Comparison, Evaluation, Explanation
+from hf_cam.cam import UNDEFINED
+from hf_cam.check import Check, Origin, check
 from hf_cam.comparison import quick_methods
+from hf_cam.effort import options_of
 from hf_cam.errors import HFCamError
-from hf_cam.evaluation.samples import Sample
+from hf_cam.evaluation.table import Record
 from hf_cam.explainer import Explainer
 from hf_cam.heads import Head
-from hf_cam.images.drawing import outlined
+from hf_cam.images.patches import are_cut
 from hf_cam.methods import get_method
-from hf_cam.metrics import BASELINES
-from hf_cam.models.traits import unwrap
+from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
+from hf_cam.models.traits import traits_of, unwrap
+from hf_cam.request import EffortSetting
 from hf_cam.target_layers.infer import example_inputs, infer_adapter
 from hf_cam.target_layers.stages import layer_choices
 
 METRICS = ("road", "insertion", "deletion", "confidence-drop")
+CURVES = ("road", "insertion", "deletion")
+"""The metrics that the page plots; a random map passes the confidence drop, so the page omits that one."""
+COMPARED = ("gradcam", "guided-gradcam", "refinecam", "gradient", "randomcam")
+"""Compared unless the visitor chooses, the baseline last: no two of their maps agree on the demo models."""
 CLASSES = 5
-SHOWN = 640
-SCRATCH = Path(tempfile.gettempdir()) / "hf-cam-space"
-KEPT_SECONDS = 1800
+LIKELY = 0.005
+"""Classes that are less likely are not shown unless a number is asked for."""
 
 
-def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
+def on_gpu(work: Callable[..., Any], seconds: int | None = None) -> Callable[..., Any]:
     """The function with a GPU for as long as it runs, on ZeroGPU; the function itself elsewhere.
 
     On ZeroGPU it runs in another process: arguments and results are pickled, and only the message of an error arrives.
+
+    Args:
+        work: The function.
+        seconds: How long it may take there; ZeroGPU's own limit where not given.
     """
     try:
         from spaces import GPU
     except ImportError:  # also where a folder of this name lies on the path
         return work
-    return _with_errors(work, GPU)
+    return _with_errors(work, GPU if seconds is None else GPU(duration=seconds))
 
 
 def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,11 +89,12 @@ class Settings:
     top_k: int | None = None
     aug_smooth: bool = False
     eigen_smooth: bool = False
+    effort: EffortSetting = "fast"
     shrunk: bool = False
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The keyword arguments of an explainer's call."""
+        """The keyword arguments of an explainer's call, without the effort."""
         return {
             "target": self.target,
             "text": self.prompts or None,
@@ -101,16 +106,32 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What one visit shows: the settings, one explanation per thing found, and which of them is shown."""
+    """What one visit shows.
+
+    Args:
+        settings: What was asked for, checked.
+        explanations: One per thing found.
+        shown: Which of them is shown.
+        asked: What was asked for as it stood on the page, to compare with what stands there later.
+    """
 
     settings: Settings
     explanations: tuple[Explanation, ...]
     shown: int = 0
+    asked: tuple[Any, ...] = ()
 
     @property
     def current(self) -> Explanation:
         """The explanation that is shown."""
         return self.explanations[self.shown]
+
+    def choosing(self, index: int) -> Found:
+        """The same with another explanation shown."""
+        return dataclasses.replace(self, shown=min(index, len(self.explanations) - 1))
+
+    def shows(self, other: Found | None) -> bool:
+        """Whether the other shows the very same map."""
+        return other is not None and self.current is other.current
 
 
 def read_inputs(
@@ -122,6 +143,7 @@ def read_inputs(
     layers: str | None,
     aug_smooth: bool,
     eigen_smooth: bool,
+    effort: str | None = "fast",
     top_k: int | None = None,
 ) -> tuple[Image.Image, Settings]:
     """The picture and the settings that a visitor gave, checked; nothing has been computed yet.
@@ -138,9 +160,11 @@ def read_inputs(
         raise Refused("Type at least one prompt, one per line.")
     method = method or "auto"
     check_methods([method], ["auto", *quick_methods()])
-    count = None if wanted is not None else min(top_k or usual_count(kind), MAX_FOUND)
+    pains = read_effort(effort)
+    usual = 1 if pains == "checked" else usual_count(kind)
+    count = None if wanted is not None else min(top_k or usual, MAX_FOUND)
     settings = Settings(
-        name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, shrunk=scale < 1
+        name, wanted, lines, method, read_layers(layers), count, aug_smooth, eigen_smooth, pains, shrunk=scale < 1
     )
     return picture, settings
 
@@ -154,6 +178,18 @@ def check_methods(methods: Sequence[Any], offered: Sequence[str]) -> None:
     for method in methods:
         if method not in offered:
             raise Refused(f"{str(method)[:60]!r} is not a method of this page; it offers {', '.join(offered)}.")
+
+
+def read_effort(effort: str | None) -> EffortSetting:
+    """The library's setting of this name; "fast" where none is given.
+
+    Raises:
+        Refused: there is none.
+    """
+    known: dict[str, EffortSetting] = {name: name for name in get_args(EffortSetting)}
+    if (effort or "fast") not in known:
+        raise Refused(f"{str(effort)[:60]!r} is not an effort of this page; it offers {', '.join(known)}.")
+    return known[effort or "fast"]
 
 
 def usual_count(kind: type[Head]) -> int:
@@ -180,65 +216,140 @@ def explained(picture: Image.Image, settings: Settings) -> Found:
 @on_gpu
 def _explained(picture: Image.Image, settings: Settings) -> list[Explanation]:
     explainer = Explainer(MODELS.held(settings.model), settings.method, settings.layers or None)
-    [found] = explainer([picture], **settings.keywords)
+    [found] = explainer([picture], **settings.keywords, effort=settings.effort)
     return _without_origin(found)
 
 
 def _without_origin(found: Iterable[Explanation]) -> list[Explanation]:
     """A visit must not keep alive a model that the page has dropped."""
-    return [dataclasses.replace(one, origin=None) for one in found]
+    return [one.changed(origin=None) for one in found]
 
 
-def default_methods() -> list[str]:
-    """The methods compared unless the visitor chooses: the registry's first, and the baseline that they must beat."""
-    return [*[method for method in quick_methods() if method != "randomcam"][:4], "randomcam"]
+def likely(found: Found) -> Found:
+    """Without the classes that would be shown with 0%, unless the first one would."""
+    if found.settings.prompts or found.settings.target is not None:
+        return found
+    kept = tuple(one for one in found.explanations if one.score >= LIKELY)
+    return dataclasses.replace(found, explanations=kept or found.explanations[:1])
 
 
 def compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int = 0) -> Comparison:
-    """The same target explained by several methods."""
+    """The same target explained by several methods; those that are not defined here are skipped, with the reason."""
     if not methods:
         raise Refused("Choose at least one method.")
     check_methods(methods, quick_methods())
     with MODELS.lent(settings.model):
-        return Comparison(_compared(picture, settings, tuple(dict.fromkeys(methods)), shown), picture)
+        found, skipped = _compared(picture, settings, tuple(dict.fromkeys(methods)), shown)
+    if not found:
+        raise Refused(next(iter(skipped.values())))
+    return Comparison(found, picture, skipped)
 
 
 @on_gpu
-def _compared(picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int) -> list[Explanation]:
+def _compared(
+    picture: Image.Image, settings: Settings, methods: Sequence[str], shown: int
+) -> tuple[list[Explanation], dict[str, str]]:
     """One call per method, so that the visitor sees the progress."""
     explainer = Explainer(MODELS.held(settings.model), methods[0], settings.layers or None)
-    found = []
+    found, skipped = [], {}
     for done, method in enumerate(methods):
         report(done / len(methods), get_method(method).name)
-        [explanations] = explainer.compare(picture, [method], **settings.keywords)
-        found.append(explanations[shown])
-    return _without_origin(found)
+        try:
+            [explanations] = explainer.compare(picture, [method], **settings.keywords)
+        except UNDEFINED as error:
+            skipped[method] = str(error)
+        else:
+            found.append(explanations[shown])
+    return _without_origin(found), skipped
 
 
-def judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
-    """How the confidence follows the map, beside baseline maps."""
-    with MODELS.lent(settings.model):
-        report(0, get_method(explanation.method).name)
-        return _judged(picture, settings, dataclasses.replace(explanation, origin=None))
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How far a map can be trusted, as far as that is known yet.
+
+    Args:
+        method: The id of the map's method.
+        table: Its scores and curves beside those of the baseline maps.
+        check: The verdict; None if it is not asked for, not yet reached or cannot be reached.
+        refusal: Why it cannot be reached.
+    """
+
+    method: str
+    table: Evaluation
+    check: Check | None = None
+    refusal: str = ""
+
+
+def judged(found: Found, metrics: Sequence[str] = METRICS, verdict: bool = False) -> Judgement:
+    """How the confidence follows the map that is shown, beside baseline maps; parts are emitted as they are measured.
+
+    Args:
+        found: What is shown.
+        metrics: Ids of metrics, in the order in which they are measured.
+        verdict: Also check the map, after the first metric.
+    """
+    with MODELS.lent(found.settings.model):
+        report(0, get_method(found.current.method).name)
+        judgement: Judgement = _judged(found.settings, found.current, found.shown, tuple(metrics), verdict)
+        return judgement
 
 
 @on_gpu
-def _judged(picture: Image.Image, settings: Settings, explanation: Explanation) -> Evaluation:
-    target, prompts = narrowed(settings, explanation)
-    loaded = MODELS.held(settings.model)
-    left = iter([*(name.replace("-", " ") for name in BASELINES), "Done"])
-    done = itertools.count(1)
-    return evaluate(
-        loaded.model,
-        [Sample(picture, "picture", target=target)],
-        methods=[explanation.method],
-        metrics=METRICS,
-        layers=[explanation.layers],
-        text=prompts or None,
-        progress=False,
-        on_record=lambda _: report(next(done) / (1 + len(BASELINES)), next(left)),
-        processor=loaded.processor,
-    )
+def _judged(
+    settings: Settings, explanation: Explanation, shown: int, metrics: Sequence[str], verdict: bool
+) -> Judgement:
+    origin = _remade(settings, explanation, shown).origin
+    assert origin is not None
+    trials = _trials(origin, explanation.method, len(settings.prompts))
+    known = explanation.effort.check if explanation.effort and verdict else None
+    judgement = Judgement(explanation.method, _table(trials, {}, metrics), known)
+    scores: dict[str, dict[str, float]] = {name: {} for name in trials}
+    steps, done = len(metrics) * len(trials) + verdict, 0
+    for metric in metrics:
+        for name, trial in trials.items():
+            scores[name][metric] = float(trial.measure(metric)[metric][0])
+            judgement = dataclasses.replace(judgement, table=_table(trials, scores, metrics))
+            report((done := done + 1) / steps, get_metric(metric).name)
+            emit(judgement)
+        if verdict and metric == metrics[0] and known is None:
+            report(done / steps, "Checking the map")
+            judgement = _with_verdict(judgement, origin, explanation)
+            emit(judgement)
+    return judgement
+
+
+def _remade(settings: Settings, explanation: Explanation, shown: int) -> Explanation:
+    """The explanation that is shown, with its origin."""
+    explainer = Explainer(MODELS.held(settings.model), explanation.method, settings.layers or None)
+    checked = settings.effort == "checked"
+    size = explanation.grid_map.geometry.model_size
+    options = options_of(explanation.method, size) if checked else {}  # those with which it was kept
+    [found] = explainer([explanation.image], **settings.keywords, method_options=options)
+    return found[shown]
+
+
+def _trials(origin: Origin, method: str, prompts: int) -> dict[str, Trial]:
+    """The map and the baseline maps, each with what measures it, by id."""
+    target = confidence(origin.target, traits_of(origin.model).problem_type, prompts)
+    scorer = Scorer(origin.model, origin.inputs, [target])
+    own = torch.as_tensor(origin.map)[None].to(scorer.pixels.device).float()
+    maps = {method: own, **{name: make(scorer.pixels) for name, make in BASELINES.items()}}
+    return {name: Trial(map_, scorer) for name, map_ in maps.items()}
+
+
+def _table(trials: Mapping[str, Trial], scores: Mapping[str, dict[str, float]], metrics: Sequence[str]) -> Evaluation:
+    """What has been measured so far."""
+    records = []
+    for name in filter(scores.get, trials):
+        curves = {curve: values[0].tolist() for curve, values in trials[name].curves().items()}
+        records.append(Record("picture", name, (), dict(scores[name]), 0.0, curves))
+    return Evaluation(tuple(records), tuple(metrics))
+
+
+def _with_verdict(judgement: Judgement, origin: Origin, explanation: Explanation) -> Judgement:
+    if explanation.frames or are_cut(origin.inputs):
+        return dataclasses.replace(judgement, refusal="No pixels can be replaced in what this model takes.")
+    return dataclasses.replace(judgement, check=check(origin, explanation.raw))
 
 
 @functools.lru_cache(maxsize=64)
@@ -254,27 +365,20 @@ def _layers_of(model: str) -> tuple[str, ...]:
     return layer_choices(module, infer_adapter(module), example_inputs(unwrap(module)))
 
 
-def narrowed(settings: Settings, explanation: Explanation) -> tuple[Any, tuple[str, ...]]:
-    """The target and the prompts that select this explanation alone."""
-    if settings.target is not None or len(settings.prompts) == 1:
-        return settings.target, settings.prompts
-    if explanation.box is not None:
-        return explanation.box, settings.prompts
-    return (None, (explanation.label,)) if settings.prompts else (explanation.label, ())
-
-
 def snippet(found: Found, alpha: float, colormap: str) -> str:
     """Python code that makes the overlay that is shown."""
     settings = found.settings
+    checked = settings.effort == "checked"
     given = {
         "model": settings.model,
         "target": settings.target,
         "text": list(settings.prompts) or None,
-        "method": found.current.method,
-        "layers": list(found.current.layers),
+        "method": settings.method if checked else found.current.method,
+        "layers": list(settings.layers if checked else found.current.layers) or None,
         "top_k": settings.top_k,
         "aug_smooth": settings.aug_smooth or None,
         "eigen_smooth": settings.eigen_smooth or None,
+        "effort": settings.effort if checked else None,
     }
     options = "".join(f"    {name}={value!r},\n" for name, value in given.items() if value is not None)
     shrink = f"image.thumbnail(({MAX_SIDE}, {MAX_SIDE}))\n" if settings.shrunk else ""
@@ -283,70 +387,3 @@ def snippet(found: Found, alpha: float, colormap: str) -> str:
         f"found = hf_cam.explain(\n    image,\n{options})\n"
         f'found[{found.shown}].save("overlay.png", alpha={alpha:g}, colormap={colormap!r})\n'
     )
-
-
-def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
-    """The overlay as the page shows it: a small picture is enlarged before the colours are laid over it."""
-    return _larger(explanation, longest).overlay(alpha, colormap)
-
-
-def marked(found: Found) -> Image.Image:
-    """The picture with what was found outlined, as the page shows it."""
-    picture = enlarged(found.current.image)
-    for one in found.explanations:
-        larger = _larger(one, SHOWN)
-        picture = outlined(picture, larger.outlines, larger.mask)
-    return picture
-
-
-def _larger(explanation: Explanation, longest: int) -> Explanation:
-    """The explanation on an enlarged picture, with its heatmap, box and mask."""
-    factor = longest / max(explanation.image.size)
-    if factor <= 1:
-        return explanation
-    image, box, mask = enlarged(explanation.image, longest), explanation.box, explanation.mask
-    if mask is not None:
-        mask = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
-    return dataclasses.replace(
-        explanation,
-        image=image,
-        heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
-        box=None if box is None else tuple(factor * value for value in box),
-        boxes=tuple(tuple(factor * value for value in one) for one in explanation.boxes),
-        mask=mask,
-    )
-
-
-def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
-    """The picture with its longer side at least this long."""
-    factor = longest / max(image.size)
-    if factor <= 1:
-        return image
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
-
-
-def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
-    """A small overlay."""
-    small = drawn(explanation, alpha, colormap, longest)
-    small.thumbnail((longest, longest))
-    return small
-
-
-def fresh_folder() -> Path:
-    """A new folder for files to download; folders older than half an hour are deleted."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    for folder in SCRATCH.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another visitor's work deletes the same ones
-            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=SCRATCH))
-
-
-def saved(explanation: Explanation, alpha: float, colormap: str) -> tuple[str, str, str]:
-    """The overlay, the heatmap as a picture, and the heatmap as numbers."""
-    folder = fresh_folder()
-    overlay = explanation.save(folder / "overlay.png", alpha, colormap)
-    numbers = explanation.save(folder / "heatmap.npy")
-    picture = folder / "heatmap.png"
-    Image.fromarray(np.rint(explanation.heatmap * 255).astype(np.uint8)).save(picture)
-    return str(overlay), str(picture), str(numbers)

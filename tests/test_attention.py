@@ -14,8 +14,8 @@ from transformers import DeformableDetrForObjectDetection
 import hf_cam
 import nets
 from hf_cam.cam import CAM
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.local_rules import LocalRules
 from hf_cam.capture.recorder import recording
 from hf_cam.errors import MethodError, NoGradientError

@@ -36,6 +36,7 @@ import events
 import limits
 import models
 import page
+import scratch
 import work
 
 SCENE_MODELS = ("demo:vit", "demo:swin", "demo:convnext", "demo:detr", "demo:segformer", "demo:clip")
@@ -125,7 +126,7 @@ def pressed(server, picture):
     config = json.loads(urllib.request.urlopen(f"{server}/config", timeout=20).read())
     ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
     [event] = [one for one in config["dependencies"] if [ids["go"], "click"] in [list(t) for t in one["targets"]]]
-    data = [picture, "demo:vit", "", "", "auto", "", False, False, 0.5, "turbo"]
+    data = [picture, "demo:vit", "", "", "auto", "", False, False, "fast", 0.5, "turbo"]
     body = {"data": data, "fn_index": event["id"], "session_hash": f"pressed{time.time()}"}
     request = urllib.request.Request(
         f"{server}/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -222,9 +223,9 @@ def test_other_colours_run_no_model(monkeypatch):
     found = work.explained(picture, settings)
     monkeypatch.setattr(models.Models, "lent", lambda *_: pytest.fail("the model was asked"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the model ran"))
-    (_, half), *_ = events.recolour(found, 0.5, "turbo")
-    (_, strong), *_ = events.recolour(found, 0.9, "turbo")
-    (_, other), *_ = events.recolour(found, 0.5, "viridis")
+    (_, half), *_ = events.recolour(found, None, 0.5, "turbo")
+    (_, strong), *_ = events.recolour(found, None, 0.9, "turbo")
+    (_, other), *_ = events.recolour(found, None, 0.5, "viridis")
     assert len({half.tobytes(), strong.tobytes(), other.tobytes()}) == 3
     chosen = events.choose(found, 0.5, "turbo", types.SimpleNamespace(index=1))
     assert chosen[0].current.label == found.explanations[1].label
@@ -237,14 +238,14 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     monkeypatch.setattr(built, "launch", lambda **options: launched.update(options))
     page.serve(built)
     assert built._queue.max_size == 32
-    assert launched["max_file_size"] == limits.MAX_BYTES
+    assert launched["max_file_size"] == limits.MAX_ARCHIVE
     assert launched["state_session_capacity"] == 64
     assert built.delete_cache == (600, work.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
     assert {event.concurrency_limit for event in busy} == {events.VISITORS}
-    assert {"explain", "compare", "metrics"} <= {event.api_name for event in busy}
+    assert {"explain", "compare", "metrics", "words"} <= {event.api_name for event in busy}
     public = {event.api_name for event in built.fns.values() if event.api_visibility == "public"}
-    assert public == {"explain", "compare", "metrics"}
+    assert public == {"explain", "compare", "metrics", "words", "audit"}
     del built, busy
     gc.collect()
 
@@ -278,17 +279,18 @@ def test_few_models_stay_loaded_and_the_oldest_goes():
 
 
 def test_old_downloads_are_deleted_by_whoever_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "SCRATCH", tmp_path)
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     young = work.fresh_folder()
+    results = young.parent
     for _ in range(5):
         for number in range(60):
-            old = tmp_path / str(number)
+            old = results / str(number)
             old.mkdir()
             os.utime(old, (0, 0))
         with ThreadPoolExecutor(8) as pool:
             fresh = list(pool.map(lambda _: work.fresh_folder(), range(8)))
         assert len(set(fresh)) == 8
-        assert not any((tmp_path / str(number)).exists() for number in range(60))
+        assert not any((results / str(number)).exists() for number in range(60))
     assert young.is_dir()
 
 
@@ -632,7 +634,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
     visit = Visit(browser, server, screenshots, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = visit.page
     for tabs, names in (
-        ("#task", ["Classify", "Prompt", "Detect", "Segment"]),
+        ("#task", ["Classify", "Prompt", "Detect", "Segment", "Words", "Audit"]),
         ("#more", ["Download", "Compare", "Trust"]),
     ):
         shown = [tab for tab in page.locator(f"{tabs} button[role=tab]").all() if tab.is_visible()]

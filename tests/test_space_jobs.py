@@ -27,6 +27,7 @@ import jobs
 import limits
 import models
 import scores
+import scratch
 import work
 
 
@@ -68,24 +69,24 @@ def test_a_comparison_reports_progress_method_by_method(progress):
 
 
 def test_the_trust_curves_report_progress_map_by_map(progress):
-    picture, settings = inputs("demo:vit")
-    found = work.explained(picture, settings).current
+    found = work.explained(*inputs("demo:vit"))
     progress.clear()
-    work.judged(picture, settings, found)
-    assert len(progress) == 5  # the map, three baseline maps, the end
+    work.judged(found, ("road", "deletion"))
+    assert len(progress) == 9  # the start, then the map and three baseline maps, each with two metrics
     assert rising(progress)
 
 
-def test_the_plots_hold_both_maps_and_their_bars_start_at_nothing():
-    picture, settings = inputs("demo:vit")
-    _, inserted, deleted, road, bars, markdown = events.press_measure(work.explained(picture, settings))
-    for frame in (inserted, deleted, road):
+def test_the_plots_hold_all_maps_and_agree_with_the_table():
+    table = work.judged(work.explained(*inputs("demo:vit")), work.CURVES).table
+    plots = scores.plots_of(table)
+    for frame in plots.values():
         assert set(frame["map"]) == set(scores.MAPS)
         assert frame.pixels.between(0, 1).all()
-    table = {cells[1].strip(): cells for line in markdown.splitlines()[2:] if (cells := line.split("|"))}
-    for name, line in (("this map", "HiResCAM"), ("random map", "random")):
-        assert road[road["map"] == name].score.mean() == pytest.approx(float(table[line][2]), abs=1e-3)
-    assert bars.y_lim[0] == 0 < bars.y_lim[1]
+    lines = scores.table_of(table).splitlines()[2:]
+    cells = {line.split("|")[1].strip(): line.split("|") for line in lines}
+    road = plots["road"]
+    for name, line in (("this map", "HiResCAM"), ("random map", "random map")):
+        assert road[road["map"] == name].score.mean() == pytest.approx(float(cells[line][2]), abs=1e-3)
 
 
 def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full(caplog):
@@ -101,7 +102,7 @@ def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full
     "press",
     [
         lambda: events.choose(None, 0.5, "turbo", types.SimpleNamespace(index=0)),
-        lambda: events.point(types.SimpleNamespace(index=(3, 5)), str(SCENE), None, "demo:detr", *[""] * 8),
+        lambda: events.point(types.SimpleNamespace(index=(3, 5)), str(SCENE), None, "demo:detr", *[""] * 9),
         lambda: events.press_compare(None, ["gradcam"], 0.5, "turbo"),
         lambda: events.press_measure(None),
     ],
@@ -238,7 +239,7 @@ def test_more_visitors_than_the_page_computes_for_wait_their_turn(progress, monk
 
 
 def test_a_download_can_be_stopped(hub, vit_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     hub.folder("someone").mkdir(parents=True, exist_ok=True)
     if not hub.folder("someone/stopped").exists():
         hub.folder("someone/stopped").symlink_to(vit_folder)
@@ -318,7 +319,7 @@ def test_all_that_computes_is_lent_a_gpu_and_crosses_to_its_process(on_zero):
     assert [one.label for one in found.explanations] == [one.label for one in near.explanations]
     assert (found.current.heatmap == near.current.heatmap).all()
     assert len(far.compared(picture, settings, ("gradcam", "layercam")).explanations) == 2
-    assert far.judged(picture, settings, found.current).records
+    assert far.judged(found, ("road",), True).check
     assert far.layers_of("demo:clip")[1:]
     assert lent == ["_explained", "_compared", "_judged", "_layers_of"]
 
@@ -336,7 +337,7 @@ def test_zerogpu_is_imported_before_all_that_may_touch_the_gpu():
         key=lambda node: node.lineno,
     )
     names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
-    assert [name for name in names if name not in sys.stdlib_module_names] == ["spaces", "page"]
+    assert [name for name in names if name not in sys.stdlib_module_names] == ["spaces", "scratch", "page"]
 
 
 # Layers --------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ sys.path.insert(0, str(space_folder()))
 import events
 import limits
 import models
+import scratch
 import work
 from scale import Builder
 
@@ -320,7 +321,7 @@ def test_a_safe_repo_of_the_hub_is_taken_and_its_files_go_with_the_model(
 ):
     monkeypatch.setenv("HF_CAM_SPACE_ONLINE", "1")
     monkeypatch.setattr(models, "BUILDER", builder)
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     hub.folder("someone").mkdir(parents=True, exist_ok=True)
     if not hub.folder("someone/vit").exists():
         hub.folder("someone/vit").symlink_to(vit_folder)
@@ -328,7 +329,7 @@ def test_a_safe_repo_of_the_hub_is_taken_and_its_files_go_with_the_model(
     kept = models.Models(kept=1)
     with kept.lent("someone/vit") as loaded:
         assert loaded.model.config.model_type == "vit"
-    assert list(tmp_path.glob("hf-cam-model-*/model.safetensors"))
+    assert list(tmp_path.glob("model-*/model.safetensors"))
     with kept.lent("demo:vit"):
         pass
     del loaded
@@ -337,7 +338,7 @@ def test_a_safe_repo_of_the_hub_is_taken_and_its_files_go_with_the_model(
 
 
 def test_a_repo_that_is_not_there_leaves_nothing_behind(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "home", lambda: tmp_path)
     kept = models.Models()
     with pytest.raises(limits.Refused, match="cannot be found"), kept.lent("someone/nothing"):
         pass

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hf_cam.auditing.cases import Box, Opened
 from hf_cam.errors import OptionError, TargetError
@@ -56,17 +57,23 @@ Recognizer = Callable[[Any, Any, Question], Recognized]
 """`(head, output of one image, question) -> what the model says`."""
 
 
+def class_scores(head: Head, output: Any) -> Tensor:
+    """`[K]` in [0, 1]: the scores of the classes or prompts in one sample's output, two for a binary classifier."""
+    if isinstance(head, PromptHead):
+        return similarities_of(output).float().softmax(-1)
+    scores = reading_of(head.loaded, output).scores(output).float()
+    return torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
+
+
 def by_class(head: ClassificationHead, output: Any, asked: Question) -> Recognized:
     """The probability of the class, of a classifier."""
-    scores = reading_of(head.loaded, output).scores(output).float()
-    scores = torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
+    scores = class_scores(head, output)
     return Recognized(float(scores[asked.index]), int(scores.argmax()) == asked.index)
 
 
 def by_prompt(head: PromptHead, output: Any, asked: Question) -> Recognized:
     """The share of the class's prompt."""
-    del head
-    shares = similarities_of(output).float().softmax(-1)
+    shares = class_scores(head, output)
     return Recognized(float(shares[asked.index]), int(shares.argmax()) == asked.index)
 
 

@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from hf_cam.capture.guard import borrowed, forwards, is_connected
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import tensor_at, with_tensor_at
 from hf_cam.capture.linear import by_tokens
 from hf_cam.capture.recorder import is_plain_multi_head, multi_head
-from hf_cam.capture.runs import Counter, located
+from hf_cam.capture.runs import Counter, level_of, located
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
 
@@ -201,40 +202,29 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
 
 
 def _recorder(counter: Counter, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
-    layer = counter.layer
+    layer, level = counter.layer, level_of(counter.layer)
 
     def record(module: nn.Module, args: Any, output: Any) -> Any:
         if not counter.hits():
             return None
-        tensor = first_tensor(output)
+        tensor = _found(layer, level, output)
         if tensor is None or not tensor.is_floating_point():
             raise LayerError(f"the layer {layer!r} returns no floating tensor ({type(output).__name__})")
         if gradients:
             torch.set_grad_enabled(True)  # also where the model itself runs this part under no_grad, as CLIPSeg does
             if not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_(True)
+            elif level is not None:
+                tensor = tensor.clone()  # of which no other level is made, so that each has a gradient of its own
         seen[layer] = tensor
         # A clone goes on: the next module may work in place, which would spoil the record and is forbidden on a leaf.
-        return with_first_tensor(output, tensor.clone())
+        return with_tensor_at(output, level, tensor.clone())
 
     return record
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor that a layer's output is about: itself, or the first tensor of a tuple or record."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """A layer's output with another tensor in the place of the first."""
-    if isinstance(output, Tensor):
-        return tensor
-    if isinstance(output, Mapping):
-        key = next(key for key, value in output.items() if isinstance(value, Tensor))
-        return type(output)(**{**output, key: tensor})
-    items = list(output)
-    items[next(i for i, value in enumerate(items) if isinstance(value, Tensor))] = tensor
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+def _found(layer: str, level: str | None, output: Any) -> Tensor | None:
+    try:
+        return tensor_at(output, level)
+    except LayerError as error:
+        raise LayerError(f"of {layer!r}: {error}") from error

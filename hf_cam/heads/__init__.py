@@ -9,6 +9,8 @@ from hf_cam.heads.detection import DetectionHead  # isort: skip
 from hf_cam.heads.candidates import CandidateDetectionHead  # isort: skip
 from hf_cam.heads.segmentation import MaskHead, SemanticHead  # isort: skip
 from hf_cam.heads.depth import DepthHead  # isort: skip
+from hf_cam.heads.prompted import PromptedMaskHead  # isort: skip
+from hf_cam.heads.keypoints import HeatmapHead, ListedKeypointHead  # isort: skip
 from hf_cam.heads.words import WordHead  # isort: skip
 from hf_cam.heads.questions import QuestionHead  # isort: skip
 from hf_cam.heads.base import Head
@@ -25,8 +27,11 @@ __all__ = [
     "DetectionHead",
     "EmbeddingHead",
     "Head",
+    "HeatmapHead",
+    "ListedKeypointHead",
     "MaskHead",
     "PromptHead",
+    "PromptedMaskHead",
     "QuestionHead",
     "Request",
     "SemanticHead",

@@ -35,6 +35,8 @@ class Head(ABC):
     method: ClassVar[str | None] = None  # the default method for families without a measured one
     takes_text: ClassVar[bool] = False
     writes: ClassVar[bool] = False  # whether it explains the words of a text that the model generates
+    takes_marks: ClassVar[bool] = False  # whether points and boxes in the image are its prompts
+    crops: ClassVar[bool] = False  # whether a box in the image is what it looks at, by itself
     alone: ClassVar[bool] = False  # one image per forward
     threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
     places: ClassVar[tuple[int, ...]] = ()  # how many numbers a place in the image has, for heads that take one
@@ -83,6 +85,8 @@ class Head(ABC):
         """
         if not self.writes and (unused := request.of_writers):
             raise OptionError(f"{self.model_name} writes no text, so it has no use for {unused}=")
+        if not (self.takes_marks or self.crops) and (unused := request.marking):
+            raise OptionError(f"{self.model_name} takes no points or boxes as prompts, so it has no use for {unused}=")
         if request.text and not self.takes_text:
             raise TargetError(f"{self.model_name} takes no text; omit text=")
         if request.threshold is not None and self.threshold is None:
@@ -107,6 +111,19 @@ class Head(ABC):
         """
         del pictures
         return [request]
+
+    def placed(self, request: Request, geometry: Geometry) -> Request:
+        """The request with what it marks in the pixels of the model's input, as `inputs` and `subjects` get it.
+
+        Args:
+            request: The caller's request.
+            geometry: The mapping between the image and the model's input.
+
+        Raises:
+            TargetError: a mark lies outside the image.
+        """
+        del geometry
+        return request
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """Inputs of the forward beside the image."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed, is_connected
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.local_rules import Attend, Gates, LocalRules
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import Tail

@@ -67,7 +67,7 @@ class Captured(AtLayers):
 
         def laid(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                layer: self.adapter.to_spatial(tensor, self.picture_size, layer, images=self.images)
+                layer: self.adapter.spatial(tensor, self.picture_size, layer, images=self.images)
                 for layer, tensor in tensors.items()
             }
 

@@ -39,14 +39,28 @@ def first_component(contributions: Tensor) -> Tensor:
     >>> first_component(torch.zeros(1, 3, 2, 2)).abs().max()
     tensor(0.)
     """
-    projected, strength = _principal(contributions)
-    return _signed(projected, _is_upside_down(projected, strength), contributions)
+    return signed(*_principal(contributions), contributions)
 
 
 def first_component_by_extreme(contributions: Tensor) -> Tensor:
     """`first_component` with the sign that makes its larger extreme positive (Seg-Eigen-CAM, eq. 13)."""
-    projected, _ = _principal(contributions)
-    return _signed(projected, (projected.amax(1) < -projected.amin(1))[:, None], contributions)
+    return signed_by_extreme(_principal(contributions)[0], contributions)
+
+
+def signed(projected: Tensor, strength: Tensor, contributions: Tensor) -> Tensor:
+    """Coordinates `[B, cells]` of either sign as `[B, *space]`, with the sign of `first_component`.
+
+    Args:
+        projected: The coordinates.
+        strength: `[B, cells]`: the norms of the cells' vectors.
+        contributions: `[B, C, *space]`, whose shape is taken.
+    """
+    return _turned(projected, _is_upside_down(projected, strength), contributions)
+
+
+def signed_by_extreme(projected: Tensor, contributions: Tensor) -> Tensor:
+    """Coordinates of either sign as `[B, *space]`, with the sign that makes the larger extreme positive."""
+    return _turned(projected, (projected.amax(1) < -projected.amin(1))[:, None], contributions)
 
 
 def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
@@ -76,7 +90,7 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     lengths = torch.from_numpy(np.linalg.norm(centred, axis=(1, 2)))
     scale = lengths / projected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     projected = (projected * scale[:, None]).to(contributions)
-    return _signed(projected, _is_upside_down(projected, vectors.norm(dim=-1)), contributions)
+    return signed(projected, vectors.norm(dim=-1), contributions)
 
 
 def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,8 +129,8 @@ def first_eigenpair(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (image * vector).sum(-1, keepdim=True), vector + turned - turned.detach()
 
 
-def _signed(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:
-    return torch.where(upside_down, -projected, projected).reshape(len(projected), *contributions.shape[2:])
+def _turned(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:
+    return torch.where(upside_down, -projected, projected).reshape(-1, *contributions.shape[2:])
 
 
 def _is_upside_down(projected: Tensor, strength: Tensor) -> Tensor:

@@ -266,13 +266,11 @@ class Method:
         for name, value in signals.items():
             if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
                 _check_finite(name, contributions)
-        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        dtypes = [getattr(value, "dtype", contributions.dtype) for value in signals.values()]
         contributions = at_least_float32(contributions)
         reduced = reduce(contributions, **picked(given, reduce))
         reduced = reduced if signed else reduced.clamp_min(0)
-        # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
-        error = rounding * contributions.norm(dim=1)
-        return torch.where(reduced.abs() <= error, torch.zeros_like(reduced), reduced)
+        return without_rounding(reduced, contributions, max(dtypes, key=_rounding))
 
     def fused(self, raw: Sequence[Tensor], size: Sequence[int], *, signed: bool = False) -> Tensor:
         """One map of a size from the raw maps of several layers: in [0, 1] of what speaks for the target.
@@ -285,6 +283,19 @@ class Method:
         if signed:
             return fuse_signed(raw, size)
         return self.fuse([maps.clamp_min(0) for maps in raw], size)
+
+
+def without_rounding(reduced: Tensor, contributions: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, *space]` with 0 for what is within the rounding error of the terms `[B, C, *space]`.
+
+    Args:
+        reduced: What was made of the terms.
+        contributions: The terms.
+        dtype: In which they were computed.
+    """
+    # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
+    error = _rounding(dtype) * contributions.norm(dim=1)
+    return torch.where(reduced.abs() <= error, torch.zeros_like(reduced), reduced)
 
 
 def _rounding(dtype: torch.dtype) -> float:

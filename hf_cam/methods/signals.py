@@ -193,10 +193,12 @@ def gradients(run: Run, layer: str) -> Tensor:
 
     Raises:
         NoGradientError: it is zero on every cell of every image, and of pictures of noise as well. An image without
-            evidence alone has a gradient of zeros.
+            evidence alone has a gradient of zeros, and so has one level of a pyramid.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
-    if not spatial.any() and vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
+    if spatial.any() or run.reaches_another_level(layer):
+        return spatial
+    if vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
 
@@ -283,13 +285,10 @@ def curvature(run: Run, layer: str) -> Tensor:
     if gradient.requires_grad:
         try:
             _check_twice_differentiable(gradient)
+            own, vector = run.tokens_of(layer), torch.zeros_like(activation)
+            vector[:, own] = kept(activation)[:, own]
             [product] = torch.autograd.grad(
-                gradient,
-                activation,
-                kept(activation),
-                retain_graph=True,
-                create_graph=is_connected(),
-                allow_unused=True,
+                gradient, activation, vector, retain_graph=True, create_graph=is_connected(), allow_unused=True
             )
         except RuntimeError as error:
             if "derivative" not in str(error):

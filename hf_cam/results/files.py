@@ -37,6 +37,11 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a text as UTF-8, whole or not at all; arguments and errors as in `write_whole`."""
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
 def _sync(folder: Path) -> None:
     """Have a rename on the disk, where the system can."""
     if os.name == "posix":

@@ -1,0 +1,39 @@
+// What the page does in the browser, where its components have no setting for it.
+
+// Alternative text for pictures whose components take none; a picture whose caption says it needs none.
+const describe = () => {
+  for (const image of document.querySelectorAll("#map img"))
+    if (!image.alt) image.alt = "The picture and its heatmap";
+  for (const image of document.querySelectorAll(".tile img"))
+    if (image.getAttribute("alt") !== "") image.alt = "";
+};
+new MutationObserver(describe).observe(document, {
+  childList: true, subtree: true, attributes: true, attributeFilter: ["alt", "src"],
+});
+
+// The result comes into view where the visitor would have to look for it.
+window.hfCamShow = () => {
+  const top = document.getElementById("result")?.getBoundingClientRect().top ?? 0;
+  if (top > 0 && top < innerHeight / 2) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  document.getElementById("result")?.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+};
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#go, .tile")) window.hfCamShow();
+});
+
+// A list closes when the Tab key leaves it.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Tab" && event.target.matches?.("input[role=combobox], input[role=listbox]"))
+    event.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+});
+
+// Pictures of an uploaded folder keep its name, which is their class: browsers send files without their folders.
+document.addEventListener("change", (event) => {
+  const input = event.target;
+  if (!input.matches?.("#audit-folder input[type=file]") || !input.files.length) return;
+  const named = new DataTransfer();
+  for (const file of input.files)
+    named.items.add(new File([file], file.webkitRelativePath.split("/").slice(-2).join("/") || file.name, file));
+  input.files = named.files;
+}, true);
