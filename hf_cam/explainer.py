@@ -166,21 +166,36 @@ def explain(
         method_options=method_options,
         effort=effort,
     )
-    several = isinstance(image, list | tuple)
     # A damaged image is reported before a model is fetched; whether a file that moves is one, only the model decides.
-    sources = [_opened(source) for source in (image if several else [image])]
+    sources = [_opened(source) for source in (image if isinstance(image, list | tuple) else [image])]
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
     loaded = load(model, processor=processor, labels=labels, output=output, **where)
-    if layers is None:
+    make = partial(Explainer, method=method, layers=layers, reshape=reshape, rerun_batch_size=batch_size)
+    return _found(loaded, image, sources, request, make, batch_size, named=layers is not None)
+
+
+def _found(
+    loaded: LoadedModel,
+    image: Any,
+    sources: list[Any],
+    request: Request,
+    make: Callable[[LoadedModel], Explainer],
+    batch_size: int | None,
+    *,
+    named: bool,
+) -> list[Any]:
+    """The explanations of one image, or a list of them for each of several; `named` where the caller names layers."""
+    if not named:
         check_not_refused(loaded.model)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    several = isinstance(image, list | tuple)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
     images = [_of_model(loaded, source) for source in sources]
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    loaded = replace(loaded, example=images[0] if images and not isinstance(images[0], tuple) else None)
-    explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
-    found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
+    example = images[0] if images and not isinstance(images[0], tuple) else None
+    asked = request if several else request.of_one_image()
+    found = list(make(replace(loaded, example=example))(images, asked, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
