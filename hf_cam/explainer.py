@@ -238,6 +238,15 @@ def _of_model(loaded: LoadedModel, source: Any) -> Any:
     return loaded.opened(source)
 
 
+def _head_named(loaded: LoadedModel, method: str) -> str | None:
+    """The head of words, for a method that weighs words or a model that can be asked in them; else its class decides.
+
+    BLIP-2 is also listed under visual question answering, whose head takes methods for images.
+    """
+    asked = loaded.traits.answers_in_words and getattr(loaded.processor, "tokenizer", None) is not None
+    return "words" if method in WORD_METHODS.records() or (method == "auto" and asked) else None
+
+
 class Explainer:
     """A loaded model with a method, ready for any number of images; every door goes through it.
 
@@ -263,7 +272,7 @@ class Explainer:
         if layers is None:
             check_not_refused(loaded.model)
         self.loaded = loaded
-        self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
+        self.head = head_of(loaded, _head_named(loaded, method) if head is None else head)
         self._named = method != "auto"
         self.words = WordExplainer(loaded, method) if isinstance(self.head, WordHead) else None
         if self.words is not None:
