@@ -1,15 +1,18 @@
-"""The API: `/explain`, `/compare` and `/metrics` do what the page does, with explicit parameters."""
+"""The API: its endpoints do what the page does, with explicit parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import audit_room
 import gradio as gr
 import numpy as np
+import words_room
 from events import QUEUE, as_event
 from models import demos
 from scores import json_of
 from scratch import fresh_folder
+from uploads import as_uploaded
 from work import COMPARED, compared, explained, judged, read_inputs
 
 from hf_cam import Explanation
@@ -17,9 +20,9 @@ from hf_cam.images.drawing import DEFAULT_COLORMAP
 
 
 def endpoints() -> None:
-    """Add the three endpoints, on components that are not shown."""
+    """Add the endpoints, on components that are not shown."""
     with gr.Row(visible=False):
-        image = gr.File(type="filepath", label="image")
+        image = as_uploaded(gr.File(label="image"))
         model = gr.Textbox(next(iter(demos())), label="model")
         target, prompts, layers = (gr.Textbox("", label=label) for label in ("target", "prompts", "layers"))
         method = gr.Textbox("auto", label="method")
@@ -48,6 +51,8 @@ def endpoints() -> None:
         gr.Button().click(
             as_event(metrics), [image, model, method, target, prompts, layers], table, api_name="metrics", **QUEUE
         )
+        words_room.endpoint()
+        audit_room.endpoint()
 
 
 def explain(

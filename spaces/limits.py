@@ -18,6 +18,13 @@ MAX_RATIO = 32
 MAX_PROMPTS = 16
 MAX_CHARACTERS = 200
 MAX_FOUND = 10
+MAX_IMAGES = 100
+"""In an audit."""
+MAX_ARCHIVE = 50 * 2**20
+"""Of one upload: a zip of pictures; a single picture has `MAX_BYTES`."""
+MAX_UNPACKED = 200 * 2**20
+MAX_DIRECTORY = 2**20
+"""Bytes of a zip's own list of its files."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -94,6 +101,47 @@ def read_target(text: str | None, scale: float) -> str | tuple[float, ...] | Non
     except ValueError:
         return text or None
     return tuple(scale * number for number in numbers) if len(numbers) in (2, 4) else text
+
+
+def read_question(text: str | None) -> str:
+    """A question about a picture.
+
+    Raises:
+        Refused: there is none, or it is too long.
+    """
+    text = " ".join((text or "").split())
+    if not text:
+        raise Refused("Type a question about the picture.")
+    _check_length(text, "The question")
+    return text
+
+
+def read_words(text: str | None) -> str | tuple[str, str] | None:
+    """Which words of an answer to explain: a word or regular expression, or "this, not that"; None for all.
+
+    Raises:
+        Refused: the text is too long.
+    """
+    text = (text or "").strip()
+    _check_length(text, "The word")
+    one, contrasted, other = text.partition(", not ")
+    return (one.strip(), other.strip()) if contrasted else text or None
+
+
+def read_names(text: str | None) -> dict[str, str]:
+    """The model's names of classes that the data calls otherwise, one `folder = class` per line.
+
+    Raises:
+        Refused: a line has no "=", or there are too many.
+    """
+    lines = [line for line in (text or "").splitlines() if line.strip()]
+    if len(lines) > MAX_IMAGES:
+        raise Refused(f"There are {len(lines)} names of classes; this page accepts up to {MAX_IMAGES}.")
+    for line in lines:
+        _check_length(line, "A name")
+        if not all(part.strip() for part in line.partition("=")):
+            raise Refused(f"Names are written as folder = class, one per line, not {line.strip()[:60]!r}.")
+    return {folder.strip(): name.strip() for folder, _, name in (line.partition("=") for line in lines)}
 
 
 def read_layers(text: str | None) -> tuple[str, ...]:

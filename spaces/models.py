@@ -9,7 +9,7 @@ import shutil
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -38,7 +38,8 @@ MAX_INPUT = 3 * 2048 * 2048
 MAX_OPERATIONS = 10**13
 SMALLEST_NUMBER = 2
 """Bytes per weight in half precision."""
-KEPT = 4
+KEPT = 5
+"""As many as the first views have."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|model(-\d{5}-of-\d{5})?\.safetensors")
 """The files that make up a model."""
@@ -53,10 +54,10 @@ def online() -> bool:
 
 
 @cache
-def demos() -> dict[str, type[Head]]:
+def installed() -> dict[str, type[Head]]:
     """The models that need no network, with the kind of each one's head; the one for photographs comes first.
 
-    A model whose weights are not installed is left out, and one that answers questions, which the page does not ask.
+    A model whose weights are not installed is left out.
     """
     found: dict[str, type[Head]] = {}
     for name in sorted(demo_models(), key=lambda name: (name != "imagenet", name)):
@@ -65,10 +66,20 @@ def demos() -> dict[str, type[Head]]:
         except ModelError:
             continue
         architectures = json.loads((folder / "config.json").read_text())["architectures"]
-        kind = listed_kind(architectures[0]) or ClassificationHead
-        if not kind.writes:
-            found[f"demo:{name}"] = kind
+        found[f"demo:{name}"] = listed_kind(architectures[0]) or ClassificationHead
     return found
+
+
+@cache
+def demos() -> dict[str, type[Head]]:
+    """Those whose findings the page explains."""
+    return {name: kind for name, kind in installed().items() if not kind.writes}
+
+
+@cache
+def writers() -> dict[str, type[Head]]:
+    """Those that write an answer, whose words the page explains."""
+    return {name: kind for name, kind in installed().items() if kind.writes}
 
 
 def offered() -> list[str]:
@@ -81,20 +92,24 @@ def sees_scenes(name: str) -> bool:
     return name in demos() and SCENE.parent == Path(demo_model(name.removeprefix("demo:"))).parent
 
 
-def checked(name: str | None) -> str:
+def checked(name: str | None, known: Callable[[], Mapping[str, type[Head]]] = demos) -> str:
     """The model's full name; nothing of the model has been looked at yet.
+
+    Args:
+        name: What the visitor chose or typed.
+        known: The models that need no network here.
 
     Raises:
         Refused: it is not a model id, or one of the Hub on a page without a network.
     """
     name = (name or "").strip()
     name = SHORT_NAMES.get(name, name)
-    if name in demos():
+    if name in known():
         return name
     if ".." in name or not HUB_ID.fullmatch(name) or Path(name).exists():
-        raise Refused(f"{name[:60]!r} is not a model id such as owner/name or {next(iter(demos()))}.")
+        raise Refused(f"{name[:60]!r} is not a model id such as owner/name or {next(iter(known()))}.")
     if not online():
-        raise Refused(f"This page runs without a network; it offers {', '.join(demos())}.")
+        raise Refused(f"This page runs without a network; it offers {', '.join(known())}.")
     return name
 
 
@@ -294,14 +309,14 @@ class Models:
 
     def kind(self, name: str) -> type[Head]:
         """The kind of the model's head; a demo model is not loaded for it."""
-        if name in demos():
-            return demos()[name]
+        if name in installed():
+            return installed()[name]
         with self.lent(name) as loaded:
             return head_kind(loaded.model)
 
 
 def _load(name: str) -> LoadedModel:
-    if name in demos():
+    if name in installed():
         return load(name)
     repo = safe_repo(name)
     folder = new_folder("model-")

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import gradio as gr
 import wording
 from api import endpoints
+from audit_room import HEAD, audit_room
 from events import (
     COLORMAP,
     DEFAULT_LAYER,
@@ -40,16 +41,20 @@ from events import (
     welcome,
 )
 from gradio.blocks import Block
-from limits import MAX_BYTES
-from models import BUILDER, offered, online
+from limits import MAX_ARCHIVE
+from models import BUILDER, offered, online, writers
+from parts import PICTURES, go_and_stop
 from scores import MAPS, direction
 from scratch import KEPT_SECONDS
 from starts import PROMPTS, Start, examples, starts
+from uploads import as_uploaded
+from words_room import words_room
 from work import COMPARED, CURVES
 
 from hf_cam.comparison import quick_methods
 from hf_cam.methods import get_method
 from hf_cam.request import EffortSetting
+from hf_cam.zoo import SCENE
 
 TABS = {
     "classify": ("Classify", "The most likely classes. Choose one to see the evidence for it."),
@@ -64,11 +69,15 @@ EFFORT = (
     "checked: tries several methods, keeps the first whose marked pixels matter to the model, and judges its map. "
     "It takes 75 to 200 times as long and explains one thing."
 )
-PICTURES: dict[str, Any] = {"show_label": False, "format": "jpeg"}
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
 PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
 TO_RESULT = "() => window.hfCamShow()"
 """Brings the result into view where it is not; see page.js."""
+TO_WORDS = "() => document.getElementById('words-tab-button').click()"
+AT_ONCE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Options of events that compute nothing."""
+QUICK: dict[str, Any] = {**AT_ONCE, "concurrency_limit": 8}
+"""Options of those among them that draw."""
 
 
 def build() -> gr.Blocks:
@@ -80,6 +89,8 @@ def build() -> gr.Blocks:
             gr.Markdown(links(), elem_id="links")
         with gr.Row(elem_id="starts"):
             begins = {start: tile(start.name, start.file, "start") for start in starts().values()}
+            if writers():
+                tile("Words", str(SCENE), "start").click(None, js=TO_WORDS, **AT_ONCE)
         tasks = task_tabs()
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
@@ -133,12 +144,14 @@ class Tasks:
 
 
 def task_tabs() -> Tasks:
-    """One tab per task, with a hint."""
+    """One tab per task, with a hint, and the rooms that have all they need in their own tab."""
     items = {}
     with gr.Tabs(selected=next(iter(starts())), overflow_behavior="wrap", elem_id="task") as tabs:
         for tab, (name, hint) in TABS.items():
             with gr.Tab(name, id=tab) as items[tab]:
                 gr.Markdown(hint, elem_classes="hint")
+        words_room()
+        audit_room()
     return Tasks(tabs, items)
 
 
@@ -221,26 +234,9 @@ def upload(example: str) -> gr.Image:
     return as_uploaded(picture)
 
 
-def as_uploaded(picture: gr.Image) -> gr.Image:
-    """The component that passes on the uploaded file itself: nothing opens it before `limits` has checked it.
-
-    A subclass would do the same, but gradio writes a stub file beside the module of each.
-    """
-    picture.preprocess = lambda payload: payload and payload.path
-    return picture
-
-
 def method_choices() -> list[tuple[str, str]]:
     """The library's methods, as names and ids."""
     return [("default", "auto"), *((get_method(method).name, method) for method in quick_methods())]
-
-
-def go_and_stop(label: str, prefix: str = "") -> tuple[gr.Button, gr.Button]:
-    """A button that starts work beside one that stops it; `prefix` starts their ids."""
-    with gr.Row():
-        go = gr.Button(label, variant="primary", elem_id=f"{prefix}go", scale=3)
-        stop = gr.Button("Stop", elem_id=f"{prefix}stop", scale=1, min_width=70)
-    return go, stop
 
 
 @dataclass(frozen=True)
@@ -546,10 +542,9 @@ class Wiring:
         return done
 
 
-AT_ONCE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Options of events that compute nothing."""
-QUICK: dict[str, Any] = {**AT_ONCE, "concurrency_limit": 8}
-"""Options of those among them that draw."""
+def say(words: str) -> None:
+    """Tell whoever started the page what it does."""
+    print(words, flush=True)  # noqa: T201 - it is a program, and this its output
 
 
 def serve(page: gr.Blocks, **options: Any) -> Any:
@@ -573,14 +568,15 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
     if online():
         BUILDER.start()
     else:
+        say("Explaining the first picture")
         welcome()  # loads the first model before the first visitor; a Space has no GPU to lend at this point
     page.queue(default_concurrency_limit=2, max_size=32)
     here = Path(__file__)
     return page.launch(
         theme=theme,
-        head=f"<script>{here.with_suffix('.js').read_text()}</script>",
+        head=f"<script>{here.with_suffix('.js').read_text()}</script>{HEAD}",
         css_paths=here.with_name("style.css"),
-        max_file_size=MAX_BYTES,
+        max_file_size=MAX_ARCHIVE,
         state_session_capacity=64,
         footer_links=["api"],
         ssr_mode=False,

@@ -41,16 +41,20 @@ LIKELY = 0.005
 """Classes that are less likely are not shown unless a number is asked for."""
 
 
-def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
+def on_gpu(work: Callable[..., Any], seconds: int | None = None) -> Callable[..., Any]:
     """The function with a GPU for as long as it runs, on ZeroGPU; the function itself elsewhere.
 
     On ZeroGPU it runs in another process: arguments and results are pickled, and only the message of an error arrives.
+
+    Args:
+        work: The function.
+        seconds: How long it may take there; ZeroGPU's own limit where not given.
     """
     try:
         from spaces import GPU
     except ImportError:  # also where a folder of this name lies on the path
         return work
-    return _with_errors(work, GPU)
+    return _with_errors(work, GPU if seconds is None else GPU(duration=seconds))
 
 
 def _with_errors(work: Callable[..., Any], lend: Callable[..., Any]) -> Callable[..., Any]:

@@ -238,14 +238,14 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     monkeypatch.setattr(built, "launch", lambda **options: launched.update(options))
     page.serve(built)
     assert built._queue.max_size == 32
-    assert launched["max_file_size"] == limits.MAX_BYTES
+    assert launched["max_file_size"] == limits.MAX_ARCHIVE
     assert launched["state_session_capacity"] == 64
     assert built.delete_cache == (600, work.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
     assert {event.concurrency_limit for event in busy} == {events.VISITORS}
-    assert {"explain", "compare", "metrics"} <= {event.api_name for event in busy}
+    assert {"explain", "compare", "metrics", "words"} <= {event.api_name for event in busy}
     public = {event.api_name for event in built.fns.values() if event.api_visibility == "public"}
-    assert public == {"explain", "compare", "metrics"}
+    assert public == {"explain", "compare", "metrics", "words", "audit"}
     del built, busy
     gc.collect()
 
@@ -634,7 +634,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
     visit = Visit(browser, server, screenshots, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = visit.page
     for tabs, names in (
-        ("#task", ["Classify", "Prompt", "Detect", "Segment"]),
+        ("#task", ["Classify", "Prompt", "Detect", "Segment", "Words", "Audit"]),
         ("#more", ["Download", "Compare", "Trust"]),
     ):
         shown = [tab for tab in page.locator(f"{tabs} button[role=tab]").all() if tab.is_visible()]

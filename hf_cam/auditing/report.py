@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from hf_cam.auditing.cases import Case
-from hf_cam.auditing.findings import Finding
 from hf_cam.auditing.regions import within
 from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
@@ -156,37 +155,56 @@ def framed(audit: Audit) -> str:
 
 
 def page(audit: Audit, folder: Path | None = None) -> str:
-    """The whole page; links to images are relative to the folder, if there is one."""
+    """The whole page; links to images, and to the files beside it, are relative to the folder, if there is one."""
     pictures = Pictures(audit)
-    read = [one for one in audit.findings if one.verdict == "reads it"]
+    return _page(audit, pictures, _images(audit, pictures, folder))
+
+
+def excerpt(audit: Audit) -> str:
+    """The page without what it reports of single images."""
+    return _page(audit, Pictures(audit), "")
+
+
+def _page(audit: Audit, pictures: Pictures, images: str) -> str:
     readable = sum(not row.error for row in audit.rows)
     return PAGE.substitute(
         model=html.escape(audit.model),
-        lead=html.escape(_lead(audit, read)),
+        lead=html.escape(lead(audit)),
         facts=html.escape(
             f"{readable} images of {len(audit.classes)} classes, accuracy {audit.accuracy:.2f}; maps by {audit.method}."
         ),
         notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in audit.notes),
         findings="".join(_findings(audit, pictures)) or "<p>No class has images enough to be tested.</p>",
         classes="".join(_classes(audit, pictures)),
-        wrong="".join(_wrong(audit, pictures)) or "<p>None.</p>",
-        unusual="".join(_unusual(audit, pictures)),
-        coverage=_coverage(audit),
-        images="".join(_links(audit, folder)),
-        files="".join(f'<li><a href="{name}">{name}</a></li>' for name in _files()),
+        images=images,
     )
 
 
-def _files() -> tuple[str, ...]:
+def _images(audit: Audit, pictures: Pictures, folder: Path | None) -> str:
+    """The sections on single images, and what lies beside the page."""
+    return (
+        "<h2>Wrong predictions, the surest first</h2>\n"
+        f'<div class="strip">{"".join(_wrong(audit, pictures)) or "<p>None.</p>"}</div>\n'
+        f'<h2>Unusual maps</h2>\n<div class="strip">{"".join(_unusual(audit, pictures))}</div>\n'
+        f"<h2>Evidence on the objects</h2>\n{_coverage(audit)}\n{'' if folder is None else _files()}"
+        f"<details><summary>All images</summary><ul>{''.join(_links(audit, folder))}</ul></details>"
+    )
+
+
+def _files() -> str:
+    """Links to what lies beside the page."""
     tables = ("findings.json", "images.csv", "strategies.csv")
-    return (*tables, "findings.parquet") if importlib.util.find_spec("pyarrow") else tables
+    names = (*tables, "findings.parquet") if importlib.util.find_spec("pyarrow") else tables
+    links = "".join(f'<li><a href="{name}">{name}</a></li>' for name in names)
+    return f"<h2>Files</h2>\n<ul>{links}</ul>\n"
 
 
-def _lead(audit: Audit, read: Sequence[Finding]) -> str:
+def lead(audit: Audit) -> str:
+    """What was found, in one sentence."""
     if audit.suspicious:
         names = dict.fromkeys(one.label for one in audit.suspicious)
         return f"The model reads something other than a known object for {_joined([repr(name) for name in names])}."
-    if read:
+    if any(one.verdict == "reads it" for one in audit.findings):
         return "Nothing was found that the model reads beside the objects."
     return "No region was found that the model reads apart from others."
 
