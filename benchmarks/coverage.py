@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 import hf_cam
 from benchmarks import word_places
-from benchmarks.natural_maps import ASKED, natural_map, tensor_map
+from benchmarks.natural_maps import ASKED, LISTED, natural_map, tensor_map
 from benchmarks.tiny_models import TASKS, Case, cases, prepare
 from hf_cam.errors import HFCamError, UnknownArchitecture
 from hf_cam.layouts import Layout, Size
+from hf_cam.models.refused import refusals
 from hf_cam.target_layers.adapter import Adapter
-from hf_cam.target_layers.catalogue import refusals
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.testing import AdapterCheck, check_adapter
 
@@ -79,7 +79,7 @@ def transformers_rows(tasks: Sequence[str] = tuple(TASKS)) -> Iterator[Row]:
 
 
 def _refused(case: Case, row: Row) -> Row:
-    reason = next(refusal.reason for refusal in refusals() if case.model_type in refusal.model_types)
+    reason = next(refusal.reason for refusal in refusals() if refusal.refuses(case.model_type, case.model_class))
     return replace(row, note=reason)
 
 
@@ -87,7 +87,7 @@ def _explained(case: Case, row: Row) -> Row:
     model = case.build()
     inputs = case.inputs(model)
     saliency = natural_map(case, model, inputs)
-    checks = check_adapter(model, saliency.adapter, inputs=inputs)
+    checks = check_adapter(model, saliency.adapter, inputs=inputs, score=LISTED.get(case.model_type))
     found = _row(row, saliency.adapter, saliency.method.id, checks, case.size, only_squares=case.only_squares)
     if case.model_type in ASKED:
         return replace(found, result="asked" if found.result == "yes" else found.result, tensors="asked")

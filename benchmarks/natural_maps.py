@@ -37,6 +37,10 @@ ASKED: dict[str, Target] = {"videomt": first_segment}
 """Model types that detect objects per frame, for which the caller has to name the target."""
 
 
+LISTED: dict[str, Target] = {"superpoint": lambda output: output["scores"].sum()}
+"""Model types that list what they find, each with the score of all of it: the best alone depends on few cells."""
+
+
 class NoMapError(HFCamError, ValueError):
     """No noise picture gives a valid map."""
 
@@ -100,9 +104,11 @@ def _explained(case: Case, explainer: Explainer, pictures: Mapping[str, Any]) ->
     head = explainer.head
     target = _like_another(explainer.loaded.model, pictures) if case.task == EMBEDS else None
     texts = PROMPTS[: PROMPTED.get(case.task, 0)]
-    [request, *_] = head.rounds(Request(target, texts), pictures)
+    point = (0.6 * case.size[1], 0.3 * case.size[0]) if head.takes_marks else None
+    [request, *_] = head.rounds(Request(target, texts, input_points=point), pictures)
     head.check(request)
     geometry = Geometry(case.size, case.size, Axis(1, 0), Axis(1, 0), (0, 0, *case.size))
+    request = head.placed(request, geometry)
 
     def select(outputs: Any) -> list[list[Target]]:
         return [[_first(head, sample_of(outputs, 0, 1), request, geometry)]]

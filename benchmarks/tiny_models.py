@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_cam.capture.inputs import call
-from hf_cam.target_layers.catalogue import refusals
+from hf_cam.models.refused import refusals
 
 TASKS = {
     "image-classification": "IMAGE_CLASSIFICATION",
@@ -35,6 +35,10 @@ TASKS = {
     "video-classification": "VIDEO_CLASSIFICATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
     "image-feature-extraction": "IMAGE",
+    "mask-generation": "MASK_GENERATION",
+    "keypoint-detection": "KEYPOINT_DETECTION",
+    "pose-estimation": "POSE_ESTIMATION",
+    "keypoint-matching": "KEYPOINT_MATCHING",
 }
 
 SMALL: dict[str, Any] = {
@@ -175,6 +179,62 @@ def _lcnet() -> hf.PreTrainedConfig:
     return CONFIG_MAPPING["pp_lcnet_v4"](block_configs=blocks, stem_channels=[3, 8, 8], out_features=names)
 
 
+PROMPTED = 64
+"""Side of the square that promptable models of masks take."""
+
+
+def _prompted(**own: Any) -> dict[str, Any]:
+    """The settings that promptable models of masks share: an embedding of `PROMPTED // 16` cells a side."""
+    prompts = {"hidden_size": 32, "image_size": PROMPTED, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    return {"prompt_encoder_config": prompts, "mask_decoder_config": decoder | own.pop("decoder", {}), **own}
+
+
+def _sam_vision(**own: Any) -> dict[str, Any]:
+    sizes = {"image_size": PROMPTED, "patch_size": 16, "window_size": 2, "global_attn_indexes": [1]}
+    return {"output_channels": 32, "num_pos_feats": 16, "initializer_range": 0.05, **sizes, **own}
+
+
+SAM_SIZES = [[PROMPTED // stride] * 2 for stride in (4, 8, 16)]
+
+
+def _sam2_vision() -> hf.Sam2VisionConfig:
+    own = {"embed_dim_per_stage": [8, 16, 24, 32], "num_attention_heads_per_stage": [1, 1, 1, 2]}
+    own |= {"blocks_per_stage": [1, 1, 2, 1], "window_size_per_stage": [8, 4, 4, 2], "global_attention_blocks": [3]}
+    own |= {"hidden_size": 8, "window_positional_embedding_background_size": [4, 4]}
+    backbone = hf.Sam2HieraDetConfig(**own, image_size=[PROMPTED] * 2)
+    return hf.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[32, 24, 16, 8],
+        backbone_feature_sizes=SAM_SIZES,
+        fpn_hidden_size=32,
+    )
+
+
+def _edgetam_vision() -> hf.PreTrainedConfig:
+    arguments = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3], "embed_dim": [16, 16, 32, 32]}
+    backbone = hf.TimmWrapperConfig(architecture="repvit_m1", model_args=arguments | {"depth": [1] * 4})
+    return CONFIG_MAPPING["edgetam_vision_model"](
+        backbone_config=backbone,
+        backbone_channel_list=[32, 32, 16, 16],
+        backbone_feature_sizes=SAM_SIZES,
+        fpn_hidden_size=32,
+    )
+
+
+def _sam3_vision() -> hf.PreTrainedConfig:
+    vit = {"image_size": PROMPTED, "pretrain_image_size": PROMPTED, "window_size": 2, "global_attn_indexes": [1]}
+    backbone = CONFIG_MAPPING["sam3_vit_model"](**shrunk(CONFIG_MAPPING["sam3_vit_model"], **vit))
+    return CONFIG_MAPPING["sam3_vision_model"](
+        backbone_config=backbone, backbone_feature_sizes=SAM_SIZES, fpn_hidden_size=32
+    )
+
+
+def _vitpose_backbone() -> hf.PreTrainedConfig:
+    kind = CONFIG_MAPPING["vitpose_backbone"]
+    return kind(**shrunk(kind, image_size=[96, 64], patch_size=[16, 16]), out_indices=[2])
+
+
 OWN: dict[str, Any] = {
     "beit": {"out_indices": [1, 2, 3, 4], "num_hidden_layers": 4},
     "data2vec-vision": {"out_indices": [0, 1, 2, 3], "num_hidden_layers": 4},
@@ -294,7 +354,15 @@ OWN: dict[str, Any] = {
     "eomt": {"num_hidden_layers": 3},
     "eomt_dinov3": {"num_hidden_layers": 3},
     "videomt": {"num_hidden_layers": 3},
+    "sam": _prompted(vision_config=_sam_vision()),
+    "sam_hq": _prompted(vision_config=_sam_vision(), decoder={"vit_dim": 32}),
+    "sam2": _prompted() | {"vision_config": _sam2_vision},
+    "edgetam": _prompted() | {"vision_config": _edgetam_vision},
+    "sam3_tracker": _prompted() | {"vision_config": _sam3_vision},
+    "superpoint": {"encoder_hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 16, "descriptor_decoder_dim": 8},
+    "vitpose": {"backbone_config": _vitpose_backbone},
 }
+OWN |= {"sam2_video": OWN["sam2"], "edgetam_video": OWN["edgetam"], "sam3_video": OWN["sam3_tracker"]}
 
 
 def settings(model_type: str, config_class: type | None = None, **more: Any) -> dict[str, Any]:
@@ -315,13 +383,15 @@ SIZES: dict[str, tuple[int, int]] = dict.fromkeys(
     ),
     TOKEN_SIZE,
 )  # fmt: skip
-SIZES |= {"swin2sr": (32, 48), "pp_lcnet": (192, 320)}
+SIZES |= {"swin2sr": (32, 48), "pp_lcnet": (192, 320), "vitpose": (96, 64)}
 """Height and width of the picture; `STAGED_SIZE` for types that are not listed."""
+PROMPTABLE = tuple(modeling_auto.MODEL_FOR_MASK_GENERATION_MAPPING_NAMES)
 SQUARES: dict[str | tuple[str, str], int] = {
     "levit": 384, "pvt": 256, "rf_detr": 192, "eomt": 96, "eomt_dinov3": 96, "videomt": 96, "aimv2_vision_model": 96,
     "llama4": 96,
     ("zero-shot-image-classification", "blip-2"): 96, ("semantic-segmentation", "data2vec-vision"): 96,
     ("semantic-segmentation", "dpt"): 192, ("depth-estimation", "dpt"): 192,
+    **dict.fromkeys(PROMPTABLE, PROMPTED),
 }  # fmt: skip
 """Side of the picture for types, or heads of a type, that accept only squares."""
 VIDEOS = ("timesformer", "videomae", "videoprism", "videoprism_vision_model", "vivit", "vjepa2", "videomt")
@@ -350,7 +420,7 @@ class Case:
     @property
     def refused(self) -> bool:
         """Whether the catalogue refuses this type."""
-        return any(self.model_type in refusal.model_types for refusal in refusals())
+        return any(refusal.refuses(self.model_type, self.model_class) for refusal in refusals())
 
     @property
     def only_squares(self) -> bool:
@@ -537,6 +607,8 @@ def _inputs(case: Case, model: nn.Module) -> dict[str, Any]:
         inputs["input_ids"] = torch.tensor([[98] * 4 + [5, 6]])
     if case.model_type == "blip" and case.task == "visual-question-answering":
         inputs["decoder_input_ids"] = torch.tensor([[1]])
+    if case.task == "mask-generation":
+        inputs["input_points"] = torch.tensor([[[[width * 0.6, height * 0.3]]]])
     if case.model_type == "oneformer":
         inputs["task_inputs"] = torch.ones(1, 77, dtype=torch.long)
     if case.model_type == "prompt_depth_anything":

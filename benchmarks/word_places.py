@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.tiny_writers import ANSWER, LEFT_OUT, Writer, prepare_of, writers
+from benchmarks.tiny_writers import ANSWER, LEFT_OUT, Writer, writers
+from benchmarks.writer_inputs import prepare_of
 from hf_cam.words.word_cam import WordCAM
 
 MATCH, RIVAL = 0.25, 0.85
@@ -25,6 +26,8 @@ MATCH, RIVAL = 0.25, 0.85
 BOXES = ((0.05, 0.55), (0.55, 0.1), (0.6, 0.7))
 """Top and left of boxes in shares of the picture; none is its own mirror image."""
 EXTENT = 0.33
+FLOOR = 0.1
+"""Weights below this share of a map's mean count as nothing."""
 SECTION = re.compile(r"(<!-- types -->\n).*?(<!-- end types -->)", re.DOTALL)
 
 Result = Literal["right", "undecided", "failed", "not built", "left out"]
@@ -85,10 +88,24 @@ def judged(
     for number, (top, left) in enumerate(BOXES):
         box = _box(picture.shape[:2], top, left)
         other = np.where(box[..., None], smooth(number + 7), picture)
-        changed = (cam(other, answer) - clean).abs().mean(0)
+        changed = change(clean, cam(other, answer))
         scores.append([_correlation(changed, moved) for moved in (box, *_rivals(box))])
     match, *rivals = np.mean(scores, 0)
     return Judged(float(match), float(max(rivals)), cam.method, str(cam.located(picture)))
+
+
+def change(before: Tensor, after: Tensor) -> Tensor:
+    """How much each place of maps `[T, H, W]` changed in relation to what it was, less what all of a map did, `[H, W]`.
+
+    Attention and gradients of a random model are large at few cells, whose change hides all others, and a word that
+    becomes more or less likely changes its map as a whole.
+
+    >>> change(torch.tensor([[[1.0, 1.0, 1.0]]]), torch.tensor([[[2.0, 2.0, 4.0]]])).gt(0.1)
+    tensor([[False, False,  True]])
+    """
+    floors = FLOOR * before.mean((1, 2), keepdim=True) + torch.finfo(before.dtype).tiny
+    ratios = ((after + floors) / (before + floors)).log()
+    return (ratios - ratios.flatten(1).median(1).values[:, None, None]).abs().mean(0)
 
 
 def smooth(seed: int) -> np.ndarray:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from hf_cam.data.dataset import explain_dataset, load_explanations
     from hf_cam.data.explain import Explain
     from hf_cam.data.hub import push_explanations
+    from hf_cam.discovery.concepts import Concept, Concepts, concepts
     from hf_cam.errors import HFCamError
     from hf_cam.evaluation.bench import evaluate
     from hf_cam.evaluation.table import Evaluation
     from hf_cam.evaluation.tuning import Tuned, tune
     from hf_cam.explainer import Explainer, explain
     from hf_cam.explanation import Explanation
+    from hf_cam.exporting.export import export
     from hf_cam.factorization import DeepFeatureFactorization
     from hf_cam.guided import GuidedBackprop, guided_gradcam
     from hf_cam.handles import (
@@ -71,13 +73,15 @@ if TYPE_CHECKING:
         XGradCAM,
     )
     from hf_cam.heads import register_head
-    from hf_cam.images.drawing import overlay
+    from hf_cam.images.drawing import gradient_picture, overlay
     from hf_cam.images.reading import load_image
     from hf_cam.interfaces.pipelines import ImageCamPipeline, pipeline
     from hf_cam.interfaces.training import AuditCallback
     from hf_cam.methods import list_methods, method
     from hf_cam.metrics import metric
     from hf_cam.models.loading import LoadedModel, load
+    from hf_cam.results.difference import Difference, difference
+    from hf_cam.results.grid import grid
     from hf_cam.target_layers.adapter import Adapter
     from hf_cam.target_layers.infer import infer_adapter
     from hf_cam.words.answer import Answer
@@ -92,6 +96,10 @@ _HOMES = {
     "AuditCallback": "interfaces.training",
     "Finding": "auditing.findings",
     "audit": "auditing.audit",
+    "Concept": "discovery.concepts",
+    "Concepts": "discovery.concepts",
+    "concepts": "discovery.concepts",
+    "export": "exporting.export",
     "Adapter": "target_layers.adapter",
     "CAM": "cam",
     "DeepFeatureFactorization": "factorization",
@@ -160,6 +168,10 @@ _HOMES = {
     "metric": "metrics",
     "load_image": "images.reading",
     "overlay": "images.drawing",
+    "gradient_picture": "images.drawing",
+    "Difference": "results.difference",
+    "difference": "results.difference",
+    "grid": "results.grid",
     "pipeline": "interfaces.pipelines",
     "register_head": "heads",
     "tune": "evaluation.tuning",
@@ -190,7 +202,10 @@ __all__ = [
     "Chefer",
     "ClassActivationMap",
     "Comparison",
+    "Concept",
+    "Concepts",
     "DeepFeatureFactorization",
+    "Difference",
     "EigenCAM",
     "EigenGradCAM",
     "Evaluation",
@@ -234,10 +249,15 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "concepts",
     "demo_model",
+    "difference",
     "evaluate",
     "explain",
     "explain_dataset",
+    "export",
+    "gradient_picture",
+    "grid",
     "guided_gradcam",
     "infer_adapter",
     "list_methods",

@@ -11,9 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.inputs import SETTINGS, model_inputs_of, noise_like, one_image, picture_of, picture_size
+from hf_cam.capture.guard import connected
+from hf_cam.capture.inputs import model_inputs_of, noise_like, one_image, picture_of, picture_size
 from hf_cam.capture.quantized import gradient_stop
-from hf_cam.doors import blaming, door, renamed, unreadable
+from hf_cam.doors import blaming, door, meant_by, unreadable
 from hf_cam.errors import (
     DetachedError,
     HFCamError,
@@ -30,7 +31,8 @@ from hf_cam.heads.selection import Selector, selection
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import FOLDED, VIDEO, Layout
 from hf_cam.methods import Method, get_method
-from hf_cam.methods.registry import same_target
+from hf_cam.methods.captured import Captured
+from hf_cam.methods.registry import OF_CALL, OF_CLASS, same_target
 from hf_cam.methods.run import Run
 from hf_cam.methods.signals import captured_for
 from hf_cam.models.libraries import adopted, library_layers
@@ -54,12 +56,14 @@ class Saliency:
     """The maps of a batch of B images for K targets each.
 
     Args:
-        maps: `[K, B, H, W]` in [0, 1], as large as the model's input.
-        raw: One `[K, B, h, w]` a layer, on the layer's grid, before any normalization.
+        maps: `[K, B, H, W]` in [0, 1], or in [-1, 1] if they are signed; as large as the model's input.
+        raw: One `[K, B, h, w]` per layer, on the layer's grid, before any normalization; negative where a cell speaks
+            against the target.
         scores: `[K, B]`, the targets' values.
         outputs: The model's own output for the B images.
         adapter: Where the maps come from.
         method: What made them.
+        captured: What the target layers returned, and the first target's gradients there.
     """
 
     maps: Tensor
@@ -68,6 +72,7 @@ class Saliency:
     outputs: Any
     adapter: Adapter
     method: Method
+    captured: Captured | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class CAM:
             raise OptionError(f"model must be a torch module, got {type(model).__name__}; hf_cam.explain takes names")
         self.model = adopted(model)
         self.outputs: Any = None
+        self.captured: Captured | None = None
         layers = library_layers(self.model) if layers is None else layers
         self._layers, self._reshape, self._rerun_batch_size = layers, reshape, rerun_batch_size
         # None where only a run can tell: then the first batch is the probe's picture.
@@ -148,8 +154,8 @@ class CAM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop the last output; hooks never outlive a call."""
-        self.outputs = None
+        """Drop the last output and what was captured; hooks never outlive a call."""
+        self.outputs = self.captured = None
 
     @door()
     def __call__(
@@ -158,9 +164,14 @@ class CAM:
         targets: Any = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
+        signed: bool = False,
+        differentiable: bool = False,
         **model_inputs: Any,
     ) -> Tensor:
         """Maps of a batch.
+
+        The model's output is `outputs` afterwards, and what the target layers returned is `captured`, until the next
+        call or the end of a `with` block.
 
         Args:
             pixel_values: `[B, C, H, W]`, preprocessed as the model expects; volumes are `[B, C, D, H, W]`. The picture
@@ -171,6 +182,10 @@ class CAM:
                 segment, best prompt, nearest region, its answer, or the length of its embedding.
             aug_smooth: Average over six views, {plain, mirrored} x {1, 0.9, 1.1}, in one batch.
             eigen_smooth: First principal component of the channels' contributions in place of their sum.
+            signed: Also show what speaks against the target: maps in [-1, 1].
+            differentiable: Keep the maps, `outputs` and `captured` in the graph, so that a loss of the maps trains the
+                model (and `pixel_values`, if they require grad). The forward still runs in evaluation mode, and only
+                the caller's own `backward()` writes to `.grad`.
             model_inputs: Whatever else the forward takes.
 
         Returns:
@@ -180,15 +195,21 @@ class CAM:
         Raises:
             TargetError: the number of targets differs from the number of images, or one does not fit the head.
             LayoutError, NoGradientError, LayerError: the target layer does not serve; a better one is named.
+            MethodError: the method has no signed map, or is not differentiable.
         """
-        _check_names(self.model, model_inputs)
+        self.outputs = self.captured = None
+        check_names(self.model, model_inputs, OF_CALL)
         pixel_values, model_inputs = picture_of(self.model, pixel_values, model_inputs)
         checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
-        settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+        settings = Request(aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, signed=signed)
+        if differentiable:
+            _check_graph(self.model, pixel_values)
         with chosen.explaining():
-            saliency = self.saliency(select=chosen.select, request=settings, **chosen.inputs)
-        self.outputs = saliency.outputs
+            [saliency] = self.saliencies(
+                [self.method], select=chosen.select, request=settings, differentiable=differentiable, **chosen.inputs
+            )
+        self.outputs, self.captured = saliency.outputs, saliency.captured
         return saliency.maps[0]
 
     def saliency(
@@ -211,6 +232,7 @@ class CAM:
         request: Request | None = None,
         *,
         skip_undefined: bool = False,
+        differentiable: bool = False,
         **model_inputs: Any,
     ) -> Saliencies:
         """Maps of several methods and several targets per image, all from one forward.
@@ -221,6 +243,7 @@ class CAM:
             select: Chooses the targets from the model's output.
             request: Smoothing and method options; what is explained is told by `select`.
             skip_undefined: Skip methods that are not defined here instead of raising the first one's error.
+            differentiable: Keep the maps in the caller's graph; see a call.
 
         Raises:
             MethodError: a method is not defined for the model, the pictures or the targets; with `skip_undefined`
@@ -230,7 +253,7 @@ class CAM:
         checked_pixels(pixel_values, model_inputs)
         wanted = request or Request()
         check_options(methods, wanted.method_options)
-        make = partial(self._looked_twice, pixel_values, select, wanted, skip_undefined, model_inputs)
+        make = partial(self._looked_twice, pixel_values, select, wanted, skip_undefined, differentiable, model_inputs)
         try:
             return make(methods)
         except LayerError as error:
@@ -249,11 +272,14 @@ class CAM:
         select: Selector,
         request: Request,
         skip_undefined: bool,
+        differentiable: bool,
         model_inputs: Mapping[str, Any],
         methods: Sequence[Method],
     ) -> Saliencies:
         """The maps; after an error that another look at the model may mend, with the layers that it finds."""
-        run = partial(self._saliencies, methods, pixel_values, select, request, skip_undefined, model_inputs)
+        run = partial(
+            self._saliencies, methods, pixel_values, select, request, skip_undefined, differentiable, model_inputs
+        )
         before = self._adapter if self._settled else None
         try:
             return run()
@@ -288,19 +314,22 @@ class CAM:
         select: Selector,
         request: Request,
         skip_undefined: bool,
+        differentiable: bool,
         model_inputs: Mapping[str, Any],
     ) -> Saliencies:
         batch = len(pixel_values)
         inputs = model_inputs_of(self.model, pixel_values, model_inputs)
         size = picture_size(inputs) if are_cut(inputs) else _space(self.model, pixel_values)
-        tried, skipped = self._places(methods, inputs, skip_undefined)
+        tried, skipped = self._places(methods, inputs, request, skip_undefined, differentiable)
         adapter = union([own for _, own in tried])
         views = len(AUG_FACTORS) * 2 if request.aug_smooth else 1
+        if differentiable:  # the caller's own, which may require grad
+            inputs["pixel_values"] = pixel_values.to(inputs["pixel_values"])
         if request.aug_smooth:
             inputs = _augmented(inputs, batch)
-        made: list[tuple[Method, Adapter, list[list[Tensor]]]] = []
+        made: list[tuple[Method, Adapter, list[list[Tensor]], Captured]] = []
         signals = [signal for method, _ in tried for signal in method.signals]
-        with captured_for(signals, self.model, adapter.layers, inputs) as captured:
+        with connected(differentiable), captured_for(signals, self.model, adapter.layers, inputs) as captured:
             clean = sample_of(captured.outputs, slice(0, batch), batch * views)
             columns = [_column(column, batch) * views for column in select(clean)]
             if not columns:
@@ -310,23 +339,32 @@ class CAM:
             ]
             for method, own in tried:
                 try:
-                    made.append((method, own, [self._raw_maps(method, own, run, request) for run in runs]))
+                    by_run = [self._raw_maps(method, own, run, request) for run in runs]
+                    made.append((method, own, by_run, Captured.of(runs[0], method, own)))
                 except UNDEFINED as error:
                     if not skip_undefined or self._blames_layer(error, method, own):
                         raise
                     skipped[method.id] = str(error)
             scores = torch.stack([run.scores.detach()[:batch] for run in runs])
         _check_any(made, skipped)
-        outputs, records = map_tensors(clean, Tensor.detach), []
-        for method, own, by_target in made:
+        outputs, records = clean if differentiable else map_tensors(clean, Tensor.detach), []
+        for method, own, by_target, seen in made:
             raw = tuple(torch.stack(layer) for layer in zip(*by_target, strict=True))
             raw = tuple(_unaugmented(maps, batch) if request.aug_smooth else maps for maps in raw)
             shown = _enlarged(size, own, raw[0].shape[2:], len(runs[0].activation(own.layers[0])) // (batch * views))
-            records.append(Saliency(method.fuse(raw, shown), raw, scores, outputs, own, method))
+            maps = method.fused(raw, shown, signed=request.signed)
+            if differentiable and not maps.requires_grad:
+                raise MethodError(f"{method.id!r} is not differentiable: its map leaves the graph on the way")
+            records.append(Saliency(maps, raw, scores, outputs, own, method, seen))
         return Saliencies(tuple(records), skipped)
 
     def _places(
-        self, methods: Sequence[Method], inputs: Mapping[str, Any], skip_undefined: bool
+        self,
+        methods: Sequence[Method],
+        inputs: Mapping[str, Any],
+        request: Request,
+        skip_undefined: bool,
+        differentiable: bool,
     ) -> tuple[list[tuple[Method, Adapter]], dict[str, str]]:
         """Each method with its target layers; and the ids of those that are not defined, with the reason."""
         differentiating = [method for method in methods if method.differentiates]
@@ -336,6 +374,10 @@ class CAM:
         found, skipped = list[tuple[Method, Adapter]](), dict[str, str]()
         for method in methods:
             try:
+                if request.signed:
+                    method.check_signed(self._options_of(method, request))
+                if differentiable:
+                    method.check_differentiable()
                 if stop and method.differentiates:
                     raise MethodError(_stopped_at(stop, method))
                 own = self._looks(method, inputs)
@@ -350,8 +392,7 @@ class CAM:
 
     def _raw_maps(self, method: Method, own: Adapter, run: Run, request: Request) -> list[Tensor]:
         """One raw map `[B, h, w]` per layer."""
-        given_options = {**self.options, **request.method_options}
-        options = {name: value for name, value in given_options.items() if name in method.options}
+        options = self._options_of(method, request)
         if method.retarget is not same_target:
             run = replace(run, targets=method.targets(run.targets, **options))
         maps = []
@@ -361,8 +402,13 @@ class CAM:
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
             with blaming(f"the method {method.id!r}", MethodError):
-                maps.append(method.map(eigen_smooth=request.eigen_smooth, **given, **options))
+                maps.append(method.map(eigen_smooth=request.eigen_smooth, signed=True, **given, **options))
         return maps
+
+    def _options_of(self, method: Method, request: Request) -> dict[str, Any]:
+        """Those of the options given here and in a request that a method has."""
+        given = {**self.options, **request.method_options}
+        return {name: value for name, value in given.items() if name in method.options}
 
     def _blames_layer(self, error: HFCamError, method: Method, own: Adapter) -> bool:
         """Whether an error is due to the target layer, so that it concerns every method that uses it."""
@@ -494,14 +540,34 @@ def checked_pixels(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
     return pixel_values
 
 
-def _check_names(model: nn.Module, others: Mapping[str, Any]) -> None:
+def _check_graph(model: nn.Module, pixel_values: Tensor) -> None:
+    """Refuse to keep a map in a graph that is not recorded.
+
+    Raises:
+        OptionError: gradients are switched off, or nothing requires grad.
+    """
+    if not torch.is_grad_enabled():
+        raise OptionError("differentiable=True keeps the map in the graph, and torch.no_grad() records none; leave it")
+    if not (pixel_values.requires_grad or any(parameter.requires_grad for parameter in model.parameters())):
+        raise OptionError(
+            "differentiable=True keeps the map in the graph, but no parameter of the model requires grad, nor does "
+            "pixel_values"
+        )
+
+
+def check_names(model: nn.Module, others: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse the names that other libraries give to arguments of a call, unless the model has such an input.
+
+    Args:
+        model: The model.
+        others: What was passed beside the call's own arguments.
+        known: The names of those.
 
     Raises:
         OptionError: naming the argument that is meant.
     """
     for name in others:
-        if (meant := renamed(name, ("pixel_values", *SETTINGS))) and not traits_of(model).accepts(name):
+        if (meant := meant_by(name, known, {"the class": OF_CLASS})) and not traits_of(model).accepts(name):
             raise OptionError(f"the model takes no input {name!r}{meant}")
 
 
@@ -517,13 +583,13 @@ def _space(model: nn.Module, pixel_values: Tensor) -> tuple[int, ...]:
 
 
 def _column(targets: Any, batch: int) -> list[Target]:
-    """One target an image."""
+    """One target per image."""
     if getattr(targets, "ndim", 0) == 1:  # a tensor's or an array's
         targets = targets.tolist()
     if not isinstance(targets, list | tuple):
         return [as_target(targets)] * batch
     if len(targets) != batch:
-        raise TargetError(f"{len(targets)} targets for {batch} images; give one an image")
+        raise TargetError(f"{len(targets)} targets for {batch} images; give one per image")
     return [as_target(target) for target in targets]
 
 

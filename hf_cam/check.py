@@ -25,6 +25,7 @@ from hf_cam.metrics.verdict import (
     strongest,
 )
 from hf_cam.models.traits import traits_of
+from hf_cam.request import Request
 from hf_cam.targets import Target
 from hf_cam.zoo import SCENE
 
@@ -62,12 +63,16 @@ class Origin:
         inputs: Its named inputs for this one image.
         target: The explained scalar.
         map: `[H, W]` in [0, 1], as large as the model's input.
+        processor: What prepared the inputs.
+        request: What the caller asked for.
     """
 
     model: nn.Module = field(repr=False)
     inputs: Mapping[str, Any] = field(repr=False)
     target: Target
     map: Tensor = field(repr=False)
+    processor: Any = field(default=None, repr=False)
+    request: Request | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,7 @@ def _pictures(others: Sequence[Any]) -> list[Tensor]:
 
 def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     flags = [CONSTANT] if not normalize(origin.map[None].float()).any() else []
-    if not np.any(raw):
+    if not np.any(np.asarray(raw) > 0):
         flags.append(NO_GRADIENT)
     if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
@@ -271,7 +276,7 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     conditions = {
         NO_BETTER: bool(usable) and _lead(found, usable) < MARGIN,
         DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
-        WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw)), _window(origin.model)),
+        WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw).clip(0)), _window(origin.model)),
     }
     return [*flags, *(flag for flag, holds in conditions.items() if holds)]
 

@@ -35,7 +35,20 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "class_idx": ("targets", "target"),
     "class_index": ("targets", "target"),
     "batch_size": ("rerun_batch_size",),
+    "internal_batch_size": ("rerun_batch_size",),
+    "perturbations_per_eval": ("rerun_batch_size",),
     "forward_func": ("model",),
+    "base_method": ("base",),
+    "comparison_categories": ("references",),
+    "n_components": ("components",),
+    "n_steps": ("steps",),
+    "num_samples": ("samples",),
+    "nt_samples": ("samples",),
+    "std": ("noise",),
+    "stdevs": ("noise",),
+    "baselines": ("fill",),
+    "sliding_window_shapes": ("patch",),
+    "strides": ("stride",),
 }
 """Names that grad-cam, torchcam and captum give to arguments, and what those are called here."""
 DROPPED: Mapping[str, str] = {
@@ -43,6 +56,21 @@ DROPPED: Mapping[str, str] = {
     "device_ids": "move the model with .to('cuda:0') instead",
     "input_shape": "it is not needed",
     "scores": "targets= chooses what is explained",
+    "compute_input_gradient": "the methods 'gradient' and 'input-x-gradient' read the picture's gradient",
+    "uses_gradients": "the method decides that",
+    "tta_transforms": "aug_smooth=True averages over six views",
+    "detach": "differentiable=True keeps the map in the graph",
+    "retain_graph": "differentiable=True keeps the map in the graph",
+    "ablation_layer": "it is not needed",
+    "ratio_channels_to_ablate": "every channel counts",
+    "relu_attributions": "maps show what speaks for the target, and signed=True also what speaks against it",
+    "attribute_to_layer_input": "layers= names the layer before",
+    "interpolate_mode": "maps are enlarged linearly",
+    "fc_layer": "the method 'cam' finds it",
+    "normalized": "maps lie in [0, 1]",
+    "enable_hooks": "hooks never outlive a call",
+    "additional_forward_args": "pass them by the names that the forward gives them",
+    "return_convergence_delta": "the metric 'completeness-error' measures it",
 }
 """Names of theirs for which there is no argument here."""
 
@@ -130,6 +158,29 @@ def renamed(name: str, known: Any) -> str:
         return f"; for {name}=, {DROPPED[name]}"
     here = next((one for one in RENAMED.get(name, ()) if one in known), None)
     return f"; {name}= is {here}= here" if here else ""
+
+
+def meant_by(name: str, here: Any, elsewhere: Mapping[str, Any]) -> str:
+    """Like `renamed`, but also for arguments that belong elsewhere.
+
+    Args:
+        name: The argument that does not exist here.
+        here: The names of those that do.
+        elsewhere: The names of others, by where they belong.
+
+    >>> meant_by("target_layers", ["targets"], {"the class": ["layers"]})
+    '; target_layers= is layers= here, an argument of the class'
+    >>> meant_by("signed", ["layers"], {"the call": ["signed"]})
+    '; it is an argument of the call'
+    """
+    if hint := renamed(name, here):
+        return hint
+    for where, known in elsewhere.items():
+        if name in known:
+            return f"; it is an argument of {where}"
+        if hint := renamed(name, known):
+            return f"{hint}, an argument of {where}"
+    return ""
 
 
 def unreadable(tensor: Any) -> str:

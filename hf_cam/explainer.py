@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,18 +23,20 @@ from hf_cam.check import Origin
 from hf_cam.doors import door
 from hf_cam.effort import best_of, candidates, options_of
 from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, TargetError, brief
-from hf_cam.explanation import MAY_MISLEAD, NO_EVIDENCE, OUTSIDE_IMAGE, Explanation, Explanations
+from hf_cam.explanation import FLAGS, MAY_MISLEAD, Explanation, Explanations
 from hf_cam.heads import Head, Subject, WordHead, head_of
+from hf_cam.heads.marks import boxes_of
 from hf_cam.heads.selection import Chosen
 from hf_cam.images.geometry import Geometry
-from hf_cam.images.mapped import Evidence, GridMap
+from hf_cam.images.mapped import GridMap
 from hf_cam.images.patches import are_cut, cut_alike
 from hf_cam.images.reading import load_image
 from hf_cam.images.videos import Video, may_be_video
 from hf_cam.methods import Method, get_method
 from hf_cam.models.loading import Labels, LoadedModel, Output, Picture, input_size, load
+from hf_cam.models.refused import check_not_refused
 from hf_cam.outputs import sample_of
-from hf_cam.request import EffortSetting, Request, check_count
+from hf_cam.request import EffortSetting, Renormalize, Request, check_count
 from hf_cam.target_layers.infer import declared_adapter
 from hf_cam.target_layers.named import Layers
 from hf_cam.targets import Target, entries_of
@@ -43,9 +46,6 @@ from hf_cam.words.prompts import chat_of
 
 BATCH = 8
 """Images per forward where the caller does not say."""
-
-FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
-"""What is wrong with a map, by where it has evidence."""
 
 
 @door()
@@ -58,13 +58,18 @@ def explain(
     answer: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     generate: Mapping[str, Any] | None = None,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
     method: str = "auto",
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
+    renormalize: Renormalize | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    signed: bool = False,
     method_options: Mapping[str, Any] | None = None,
     effort: EffortSetting = "fast",
     batch_size: int | None = None,
@@ -87,13 +92,20 @@ def explain(
             `[H, W]` of the image, embedding models another image or an embedding `[D]`. A tuple is one target and a
             list several: for a list of images one entry per image, which may itself be a list. An array or tensor of
             one axis counts as a list if it holds whole numbers, and as an embedding if not. By default, what the model
-            itself finds. Of a vision-language model's answer, a word or a regular expression picks words, and a tuple
-            ("red", "blue") contrasts two at one place.
+            itself finds, which None stands for in a list: `[None, "pug"]` gives the map of what the model says and that
+            of what was expected. `hf_cam.targets.SumOf` gives one map for several targets or for all objects of a
+            class, `hf_cam.targets.BoxSide` the evidence for one side of a box. Of a vision-language model's answer, a
+            word or a regular expression picks words, and a tuple ("red", "blue") contrasts two at one place.
         text: Prompts for models that compare images with text or look for what a text names; questions for models that
             answer them.
         answer: A text that a vision-language model is forced to write, in place of its own answer.
         messages: A chat as transformers takes it, with the pictures in it, in place of `image` and `text`.
         generate: Settings of a vision-language model's `generate`; by default greedy, and at most 64 tokens.
+        input_points: What is marked for a promptable model of masks, such as SAM, in the image's pixels: a point
+            `(x, y)`, a list of points (a map each), or a list of lists of points (several per map). For a list of
+            images, one entry per image. transformers' nested lists are taken as they are.
+        input_labels: For each point 1 if it belongs to the mask (the default), and 0 if it does not.
+        input_boxes: A box `(left, top, right, bottom)` or a list of boxes; beside points, one per prompt.
         method: An id of `hf_cam.list_methods()`; "auto" takes the one that serves the model's family best.
         layers: The target layers, as dotted names or modules of the model, inferred where not given; see `hf_cam.CAM`
             for layers that run several times.
@@ -102,8 +114,10 @@ def explain(
             classifier's first and everything that other heads find.
         threshold: Score in [0, 1] from which detectors and segmenters show what they found; the head's own where not
             given.
+        renormalize: "box" stretches the heatmap to [0, 1] inside each box of a detector for itself; it is 0 outside.
         aug_smooth: Average over six views of the image.
         eigen_smooth: First principal component of the channels' contributions in place of their sum.
+        signed: Also show what speaks against the target: heatmaps in [-1, 1], with methods that have a sign.
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
         effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
             strongest pixels matter to the model, and takes a verdict on its map: about 75 forwards if the first does,
@@ -140,10 +154,15 @@ def explain(
         answer=answer,
         messages=chat,
         generate=generate,
+        input_points=input_points,
+        input_labels=input_labels,
+        input_boxes=input_boxes,
         top_k=top_k,
         threshold=threshold,
+        renormalize=renormalize,
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
+        signed=signed,
         method_options=method_options,
         effort=effort,
     )
@@ -152,6 +171,8 @@ def explain(
     sources = [_opened(source) for source in (image if several else [image])]
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
     loaded = load(model, processor=processor, labels=labels, output=output, **where)
+    if layers is None:
+        check_not_refused(loaded.model)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
     images = [_of_model(loaded, source) for source in sources]
@@ -224,6 +245,8 @@ class Explainer:
         rerun_batch_size: int | None = None,
         head: str | type[Head] | None = None,
     ) -> None:
+        if layers is None:
+            check_not_refused(loaded.model)
         self.loaded = loaded
         self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
         self._named = method != "auto"
@@ -256,10 +279,15 @@ class Explainer:
         if self.words is not None:
             yield from map(self.words, images, wanted)
             return
+        if self.head.crops and any(request.input_boxes is not None for request in wanted):
+            for image, request in zip(images, wanted, strict=True):
+                crops = [own([image], part.of_one_image()) for own, part in self._crops(request)]
+                yield Explanations(found for [one] in crops for found in one)
+            return
         readers: dict[nn.Module, Reader] = {}
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 own = list(islice(requests, len(members)))
                 if wanted[0].effort == "checked" and (are_cut(inputs) or isinstance(members[0], Video)):
                     raise OptionError("effort='checked' replaces pixels, and this model takes frames or patches")
@@ -280,9 +308,14 @@ class Explainer:
         """
         wanted = self.checked(request, settings).for_images(len(images))
         check_count("batch_size", batch_size)
+        if self.head.crops and any(request.input_boxes is not None for request in wanted):
+            for image, request in zip(images, wanted, strict=True):
+                crops = [own.predict([image], part.of_one_image()) for own, part in self._crops(request)]
+                yield [found for [one] in crops for found in one]
+            return
         for start in range(0, len(images), batch_size):
             requests = iter(wanted[start : start + batch_size])
-            for inputs, members in self._batches(images[start : start + batch_size]):
+            for inputs, members in self.batches(images[start : start + batch_size]):
                 yield from self._predicted(inputs, members, list(islice(requests, len(members))))
 
     def _predicted(
@@ -290,6 +323,7 @@ class Explainer:
     ) -> list[list[tuple[Subject, float]]]:
         size, count = input_size(inputs), len(images)
         geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        requests = [self.head.placed(*one) for one in zip(requests, geometries, strict=True)]
         found: list[list[tuple[Subject, float]]] = [[] for _ in images]
         for part in self.head.rounds(requests[0], inputs):
             own = [replace(part, target=request.target) for request in requests] if count > 1 else [part]
@@ -350,6 +384,19 @@ class Explainer:
         self.head.check_all(wanted)
         return wanted
 
+    def _crops(self, request: Request) -> list[tuple[Explainer, Request]]:
+        """For each box in which a model of poses is to look at one person, an explainer that looks there."""
+        boxes = boxes_of(request.input_boxes)
+        if not self.head.crops or not boxes:
+            return [(self, request)]
+        made = []
+        for box in boxes:
+            own = copy.copy(self)
+            own.loaded = self.loaded.cropped(box)
+            own.head = type(self.head)(own.loaded)
+            made.append((own, replace(request, input_boxes=None)))
+        return made
+
     def _best(self, first: list[Explanation], image: Picture, request: Request) -> list[Explanation]:
         """The explanations of one image, each by the first of the candidates whose strongest pixels matter."""
         inputs = self.loaded.inputs([image])
@@ -374,11 +421,14 @@ class Explainer:
             raise TargetError(f"methods are compared on one target, got {brief(request.target)}; explain takes several")
         if request.effort == "checked":
             raise OptionError("effort='checked' chooses among methods; a comparison takes those that are named")
-        records, inputs = [get_method(method) for method in methods], self.loaded.inputs([image])
-        found, skipped = self._explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
+        records = [get_method(method) for method in methods]
+        own, request = self._crops(request)[0]
+        inputs = own.loaded.inputs([image])
+        explained = own._explained  # noqa: SLF001 - of the same class
+        found, skipped = explained(records, inputs, [image], [request], skip_undefined=skip_undefined)
         return [explanations for [explanations] in found], skipped
 
-    def _batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
+    def batches(self, images: Sequence[Picture]) -> Iterator[tuple[dict[str, Tensor], Sequence[Picture]]]:
         """One batch where every image comes out as it would alone, else one image at a time."""
         try:
             inputs = self.loaded.inputs(images)
@@ -417,6 +467,7 @@ class Explainer:
                 raise MethodError(next(iter(skipped.values())))
         size = input_size(inputs)
         geometries = [self.loaded.geometry((image.height, image.width), size) for image in images]
+        requests = [self.head.placed(*one) for one in zip(requests, geometries, strict=True)]
         found: dict[str, list[list[Explanation]]] = {method.id: [[] for _ in images] for method in methods}
         for part in self.head.rounds(requests[0], inputs):
             # Only the targets differ from image to image, and only heads that take one image at a time change them.
@@ -457,19 +508,24 @@ class _Recipe:
         """The origin of the explanation with this target and these raw maps, one per layer."""
         given = {**self.loaded.inputs([self.image]), **self.head.inputs(self.request)}
         inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
-        fused = self.method.fuse([torch.from_numpy(layer) for layer in raw], self.size)
-        return Origin(self.loaded.model, inputs, target, fused.to(inputs["pixel_values"].device))
+        fused = self.method.fused([torch.from_numpy(layer) for layer in raw], self.size)
+        shown = fused.to(inputs["pixel_values"].device)
+        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
 
 
 def _explanations(
     saliency: Saliency, i: int, image: Picture, subjects: Sequence[Subject], geometry: Geometry, recipe: _Recipe
 ) -> list[Explanation]:
     """Of image `i` of a batch, one per subject."""
+    signed = recipe.request.signed
     fuse = saliency.method.fuse if len(saliency.raw) > 1 else None
     frames = len(image.frames) if isinstance(image, Video) else None
     layers = [layer[: len(subjects), i].float().cpu().numpy() for layer in saliency.raw]
     # Copies, not views, which would keep the maps of the whole batch.
-    maps = [GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames) for k in range(len(subjects))]
+    maps = [
+        GridMap(tuple(layer[k].copy() for layer in layers), geometry, fuse, frames, signed)
+        for k in range(len(subjects))
+    ]
     return [
         Explanation(
             label=subject.label,
@@ -481,12 +537,13 @@ def _explanations(
             image=image.frames[0] if isinstance(image, Video) else image,
             frames=tuple(image.frames) if isinstance(image, Video) else (),
             box=subject.box,
+            boxes=subject.boxes,
             mask=subject.mask,
             flags=(*subject.flags, *FLAGS[map_.evidence], *_cautions(saliency)),
             origin=cast("Origin", partial(recipe.origin, subject.target, map_.raw)),
             score_kind=subject.kind_of_score,
             map=map_,
-        )
+        ).renormalized(recipe.request.renormalize)
         for k, (subject, map_) in enumerate(zip(subjects, maps, strict=True))
     ]
 

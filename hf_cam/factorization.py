@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM
+from hf_cam.cam import CAM, check_names
 from hf_cam.capture.capture import capture
 from hf_cam.capture.inputs import model_inputs_of, one_image
 from hf_cam.capture.replay import tail_of
@@ -119,11 +119,12 @@ class DeepFeatureFactorization:
         Raises:
             OptionError: `components` is less than 1, or more than the number of cells or of channels.
         """
+        check_names(self._cam.model, model_inputs, ("pixel_values", "components", "top_k", "seed"))
         model, adapter = self._cam.model, self._cam.adapter_for(pixel_values, model_inputs)
         inputs = model_inputs_of(model, pixel_values, model_inputs)
         size: Size = (pixel_values.shape[-2], pixel_values.shape[-1])
         with capture(model, adapter.layers[:1], inputs, gradients=False) as captured:
-            cells = adapter.to_spatial(captured.activations[0], size, images=len(pixel_values))
+            cells = adapter.spatial(captured.activations[0], size, adapter.layers[0], len(pixel_values))
         if cells.ndim != 4:
             raise MethodError("concepts are found in single pictures, not in videos, volumes or several views")
         concepts, strengths = factorize(cells, components, seed)

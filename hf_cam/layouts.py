@@ -179,7 +179,7 @@ class Layout:
             return cells.reshape(len(cells), -1, height, width, cells.shape[2]).permute(0, 4, 1, 2, 3)
         if self.axes == TIME_LAST:
             return cells.reshape(len(cells), height, width, -1, cells.shape[2]).permute(0, 4, 3, 1, 2)
-        return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
+        return cells.transpose(1, 2).reshape(cells.shape[0], -1, height, width)  # len() would fix an exported batch
 
 
 _OF_ONE_VIEW = {NCHW_BY_VIEW: NCHW, NHWC_BY_VIEW: NHWC, BY_FRAME: TOKENS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,39 @@ def normalize(maps: Tensor, sides: int = 2) -> Tensor:
     return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(span), span))
 
 
+def normalize_signed(maps: Tensor, sides: int = 2) -> Tensor:
+    """Scale each map to [-1, 1] by its largest absolute value; zero stays zero.
+
+    Args:
+        maps: `[..., h, w]`, finite.
+        sides: Number of spatial axes, which come last.
+
+    >>> normalize_signed(torch.tensor([[-4.0, 0.0, 2.0]]))
+    tensor([[-1.0000, 0.0000, 0.5000]])
+    """
+    peak = maps.abs().amax(tuple(range(-sides, 0)), keepdim=True)
+    return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def in_boxes(maps: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:
+    """Each map stretched to [0, 1] inside each box for itself, and 0 outside; where boxes overlap, the larger value.
+
+    Args:
+        maps: `[..., H, W]`, finite.
+        boxes: `(x0, y0, x1, y1)` in pixels; a pixel that a box only touches belongs to it.
+
+    >>> in_boxes(torch.tensor([[0.0, 0.2, 0.4, 9.0]]), [(1, 0, 3, 1)])
+    tensor([[0., 0., 1., 0.]])
+    """
+    found = torch.zeros_like(maps)
+    for x0, y0, x1, y1 in boxes:
+        rows, columns = slice(max(0, math.floor(y0)), math.ceil(y1)), slice(max(0, math.floor(x0)), math.ceil(x1))
+        inside = maps[..., rows, columns]
+        if inside.numel():
+            found[..., rows, columns] = torch.maximum(found[..., rows, columns], normalize(inside))
+    return found
+
+
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps `[..., h, w]` to `[..., *size]`, linearly with half-pixel centres (OpenCV's `INTER_LINEAR`)."""
     space = len(size)
@@ -62,6 +96,12 @@ def fuse_product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     Maps are normalized again after enlarging, so that each factor reaches 0 somewhere.
     """
     return normalize(normalize(_enlarged(layers, size), len(size)).prod(0), len(size))
+
+
+def fuse_signed(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Like `fuse_mean`, but one map in [-1, 1], each layer scaled by its largest absolute value."""
+    enlarged = [resize(normalize_signed(maps, len(size)), size) for maps in layers]
+    return normalize_signed(torch.stack(enlarged).mean(0), len(size))
 
 
 def _enlarged(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -22,6 +22,10 @@ BOXES = ("pred_boxes", "decoder_coord_logits")
 
 MASKS = ("masks_queries_logits", "pred_masks")
 
+HEATMAPS = ("heatmaps",)
+
+OVERLAPS = ("iou_scores",)
+
 SIMILARITIES = ("logits_per_image", "logits_per_video")
 
 DEPTH = ("predicted_depth",)

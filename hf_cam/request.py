@@ -9,12 +9,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from hf_cam.doors import unreadable
+from hf_cam.doors import meant_by, unreadable
 from hf_cam.errors import OptionError, TargetError, brief, described, nearest
-from hf_cam.targets import entries_of
+from hf_cam.targets import BoxSide, SumOf, entries_of
 
 EffortSetting = Literal["fast", "checked"]
 """Whether one method is taken as it is, or several are tried and the map is checked."""
+Renormalize = Literal["box"]
+"""In what each part of a heatmap is stretched for itself."""
+OF_EXPLAINER = ("model", "method", "layers", "reshape", "rerun_batch_size")
+"""Settings that a request does not hold."""
+
+
+MARKS = ("input_points", "input_labels", "input_boxes")
+"""Settings that mark something in an image; for a list of images, each has an entry of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,18 @@ class Request:
         threshold: Lowest score in [0, 1] at which a detector or segmenter shows what it finds; None for the head's own.
         aug_smooth: Average over six views of the image.
         eigen_smooth: Use the first principal component of the channels' contributions instead of their sum.
+        signed: Also show what speaks against the target: maps in [-1, 1].
         method_options: Options of particular methods, such as `{"seed": 3}`.
         effort: "checked" tries several methods, unless one is named, and takes a verdict on the map.
         answer: A text that a vision-language model is forced to write; None for what it writes itself.
         messages: A chat for a vision-language model, with placeholders in place of its pictures.
         generate: Settings of such a model's `generate`, such as `{"max_new_tokens": 20}`.
+        renormalize: "box" stretches the heatmap inside each box for itself, and makes it 0 outside; None does not.
+        input_points: What is marked for a promptable model of masks, in the image's pixels: a point `(x, y)`, a list of
+            points (a prompt each) or a list of lists of points. For a list of images, a list with one entry per image,
+            or one point for all of them.
+        input_labels: 1 for each point that belongs to the mask, 0 for each that does not; by default 1.
+        input_boxes: A box `(left, top, right, bottom)` or a list of boxes; for a list of images as `input_points`.
 
     Raises:
         OptionError: a setting has an invalid value.
@@ -47,11 +62,16 @@ class Request:
     threshold: float | None = None
     aug_smooth: bool = False
     eigen_smooth: bool = False
+    signed: bool = False
     method_options: Mapping[str, Any] = field(default_factory=dict)
     effort: EffortSetting = "fast"
     answer: str | None = None
     messages: list[dict[str, Any]] | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
+    renormalize: Renormalize | None = None
+    input_points: Any = None
+    input_labels: Any = None
+    input_boxes: Any = None
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -62,11 +82,22 @@ class Request:
             check_count("top_k", self.top_k)
         if self.threshold is not None and not _is_share(self.threshold):
             raise OptionError(f"threshold must be a score in [0, 1], got {brief(self.threshold)}")
-        for name in ("aug_smooth", "eigen_smooth"):
+        for name in ("aug_smooth", "eigen_smooth", "signed"):
             if not isinstance(wanted := getattr(self, name), bool | np.bool_):
                 raise OptionError(f"{name} must be True or False, got {brief(wanted)}")
+        if self.signed and self.eigen_smooth:
+            raise OptionError(
+                "signed=True shows what speaks for and against the target, but the sign of the principal component of "
+                "eigen_smooth=True is a convention; choose one"
+            )
+        if self.signed and self.renormalize is not None:
+            raise OptionError(
+                "renormalize='box' stretches what speaks for the target inside each box, and signed=True also shows "
+                "what speaks against it; choose one"
+            )
         if self.effort not in get_args(EffortSetting):
             raise OptionError(f"effort must be 'fast' or 'checked', got {brief(self.effort)}")
+        check_renormalize(self.renormalize)
         if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
             raise TargetError(f"answer must be a text for the model to write, not {brief(self.answer)}")
         if not isinstance(self.generate, Mapping) or not all(isinstance(name, str) for name in self.generate):
@@ -78,6 +109,11 @@ class Request:
         """The name of a setting that only models that write text have, if one is given; empty if none is."""
         given = {"answer": self.answer is not None, "messages": self.messages is not None, "generate": self.generate}
         return next((name for name, wanted in given.items() if wanted), "")
+
+    @property
+    def marking(self) -> str:
+        """The name of a setting that marks something in the image, if one is given; empty if none is."""
+        return next((name for name in MARKS if getattr(self, name) is not None), "")
 
     @classmethod
     def of(
@@ -100,7 +136,8 @@ class Request:
         known = [field.name for field in fields(cls)]
         for name in others:
             if name not in known:
-                raise OptionError(f"there is no setting {brief(name)}; nearest: {nearest(name, known)}")
+                meant = meant_by(name, known, {"the explainer": OF_EXPLAINER}) or f"; nearest: {nearest(name, known)}"
+                raise OptionError(f"there is no setting {brief(name)}{meant}")
         return cls(
             text=_texts(text),
             method_options={} if method_options is None else method_options,
@@ -109,7 +146,7 @@ class Request:
         )
 
     def for_images(self, count: int) -> list[Request]:
-        """The request for each of a list of images: a list as target has one entry per image.
+        """The request for each of a list of images: a list as target has one entry per image, and so have marks.
 
         Raises:
             TargetError: it has another length.
@@ -117,6 +154,10 @@ class Request:
         >>> [request.target for request in Request(target=["tabby", ["pug", 3]]).for_images(2)]
         ['tabby', ['pug', 3]]
         """
+        if self.marking:
+            columns = [_per_image(name, getattr(self, name), count) for name in MARKS]
+            bare = self.marked(None, None, None).for_images(count)
+            return [one.marked(*marks) for one, *marks in zip(bare, *columns, strict=True)]
         entries = entries_of(self.target)
         if entries is None:
             return [self] * count
@@ -129,7 +170,13 @@ class Request:
 
     def of_one_image(self) -> Request:
         """The same request for a list of one image: a list as target holds several targets for it."""
-        return self if entries_of(self.target) is None else replace(self, target=[entries_of(self.target)])
+        marks = (None if (given := getattr(self, name)) is None else [given] for name in MARKS)
+        target = self.target if entries_of(self.target) is None else [entries_of(self.target)]
+        return replace(self, target=target).marked(*marks)
+
+    def marked(self, points: Any, labels: Any, boxes: Any) -> Request:
+        """The same request with other marks."""
+        return replace(self, input_points=points, input_labels=labels, input_boxes=boxes)
 
     def singly(self) -> list[Request]:
         """A request per target of one image, or of each image.
@@ -161,6 +208,16 @@ def check_count(name: str, value: Any) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise OptionError(f"{name} must be a whole number from 1, got {brief(value)}")
+
+
+def check_renormalize(given: Any) -> None:
+    """Refuse a way to stretch heatmaps that does not exist.
+
+    Raises:
+        OptionError: it is neither "box" nor None.
+    """
+    if given is not None and given not in get_args(Renormalize):
+        raise OptionError(f"renormalize must be 'box' or None, got {brief(given)}")
 
 
 def check_budget(budget: Any) -> None:
@@ -208,6 +265,26 @@ def listed_names(argument: str, given: Any) -> list[str]:
     return [name.strip() for name in listed if name.strip()]
 
 
+def _per_image(name: str, given: Any, count: int) -> list[Any]:
+    """What is marked in each image; a tuple, a single point or box, is marked in all of them.
+
+    Raises:
+        TargetError: a list has another length.
+    """
+    if given is None or isinstance(given, tuple):
+        return [given] * count
+    try:
+        entries = list(given)
+    except TypeError:
+        return [given] * count
+    if len(entries) != count:
+        raise TargetError(
+            f"{name} has {len(entries)} entries for {count} image{'s' * (count != 1)}; it needs one per image, which "
+            "may itself be a list, or a tuple for the same place in all of them"
+        )
+    return entries
+
+
 def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(text, str | list | tuple | np.ndarray | None):
         raise TargetError(f"text must be a prompt or a list of prompts, not {described(text)}")
@@ -229,7 +306,9 @@ def _check_numbers(target: Any) -> None:
         TargetError: naming it.
     """
     finite = True
-    if isinstance(target, list | tuple):
+    if isinstance(target, SumOf | BoxSide):
+        _check_numbers(target.parts if isinstance(target, SumOf) else target.target)
+    elif isinstance(target, list | tuple):
         for one in target:
             _check_numbers(one)
     elif isinstance(target, Tensor):

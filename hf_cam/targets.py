@@ -17,6 +17,7 @@ from hf_cam.errors import TargetError, brief, nearest
 from hf_cam.outputs import (
     BOXES,
     DEPTH,
+    HEATMAPS,
     LOGITS,
     MASKS,
     SIMILARITIES,
@@ -174,6 +175,28 @@ class QueryLogit:
         return chosen[self.index] if isinstance(self.index, int) else chosen[list(self.index)].mean()
 
 
+Side = Literal["left", "top", "right", "bottom"]
+SIDES: tuple[Side, ...] = ("left", "top", "right", "bottom")
+"""The sides of a box, in the order of its coordinates."""
+COORDINATES = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
+"""Other names of the sides."""
+
+
+def side_of(name: Any) -> Side:
+    """The side of a box that a name stands for.
+
+    >>> side_of("left"), side_of("y1"), side_of("xmax")
+    ('left', 'bottom', 'right')
+
+    Raises:
+        TargetError: it is none.
+    """
+    for names in (SIDES, *COORDINATES):
+        if name in names:
+            return SIDES[names.index(name)]
+    raise TargetError(f"a box has the sides {', '.join(SIDES)} (x0, y0, x1, y1), not {brief(name)}")
+
+
 @dataclass(frozen=True)
 class QueryBox:
     """One coordinate of the box that a query of a detector predicts, to explain why the box ends there.
@@ -184,15 +207,25 @@ class QueryBox:
     """
 
     query: int
-    side: Literal["left", "top", "right", "bottom"]
+    side: Side
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output with boxes `(centre x, centre y, width, height)`."""
-        x, y, width, height = upright(field_of(output, BOXES)[self.query]).unbind()
-        sides = {"left": x - width / 2, "top": y - height / 2, "right": x + width / 2, "bottom": y + height / 2}
-        if self.side not in sides:
-            raise TargetError(f"a box has the sides {', '.join(sides)}, not {self.side!r}")
-        return sides[self.side]
+        return side_of_box(upright(field_of(output, BOXES)[self.query]), self.side)
+
+
+def side_of_box(box: Tensor, side: str) -> Tensor:
+    """The coordinate of a side of a box `(centre x, centre y, width, height)`.
+
+    >>> side_of_box(torch.tensor([0.5, 0.5, 0.5, 1.0]), "right")
+    tensor(0.7500)
+
+    Raises:
+        TargetError: a box has no such side.
+    """
+    x, y, width, height = box.unbind()
+    corners: tuple[Tensor, ...] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return corners[SIDES.index(side_of(side))]
 
 
 @dataclass(frozen=True)
@@ -215,17 +248,51 @@ class BoxLogit:
 
     def __call__(self, output: Any) -> Tensor:
         """The scalar, from one sample's output."""
-        from torchvision.ops import box_iou
+        found, position = _detection_at(self, output)
+        if position is None:
+            return found["scores"].new_zeros(())
+        return torch.logit(found["scores"][position], eps=1e-6)
 
-        found = self.read(output)
-        if found is None:
-            raise TargetError("the model's output holds no boxes with scores")
-        boxes, scores = found["boxes"], found["scores"]
-        fit = box_iou(boxes.new_tensor([self.box]), boxes.detach())[0].where(found["labels"] == self.label, 0)
-        if not (fit >= SAME_BOX).any():
-            nothing: Tensor = scores.new_zeros(())
-            return nothing
-        return torch.logit(scores[fit.argmax()], eps=1e-6)
+
+@dataclass(frozen=True)
+class ListedBox:
+    """One coordinate of the box of one detection in torchvision's form; see `BoxLogit` and `QueryBox`.
+
+    If no box overlaps the given one enough, the target is the constant coordinate of that.
+
+    Args:
+        box, label, read: See `BoxLogit`.
+        side: "left", "top", "right" or "bottom"; the coordinate is in the pixels of the model's input.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    side: Side
+    read: Callable[[Any], dict[str, Tensor] | None] = detections_of
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        found, position = _detection_at(self, output)
+        corner = SIDES.index(side_of(self.side))
+        if position is None:
+            return found["boxes"].new_tensor(self.box[corner])
+        return found["boxes"][position, corner]
+
+
+def _detection_at(target: BoxLogit | ListedBox, output: Any) -> tuple[dict[str, Tensor], int | None]:
+    """The record in a sample's output, and the detection of the target's class that overlaps its box most, if any.
+
+    Raises:
+        TargetError: there is no record.
+    """
+    from torchvision.ops import box_iou
+
+    found = target.read(output)
+    if found is None:
+        raise TargetError("the model's output holds no boxes with scores")
+    boxes = found["boxes"]
+    fit = box_iou(boxes.new_tensor([target.box]), boxes.detach())[0].where(found["labels"] == target.label, 0)
+    return found, int(fit.argmax()) if (fit >= SAME_BOX).any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +357,69 @@ class SegmentLogit:
 
 
 @dataclass(frozen=True, eq=False)
+class PromptedMask:
+    """The logits of one mask of a promptable model, summed over a region: usually where the mask was predicted.
+
+    Args:
+        prompt: The index of the prompt.
+        index: Which of the masks that the model offers for it.
+        region: `[h, w]` booleans on the grid of the mask logits; None takes every cell.
+    """
+
+    prompt: int
+    index: int
+    region: Tensor | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with masks `[prompts, masks, h, w]`."""
+        return _cells(field_of(output, MASKS)[self.prompt, self.index], self.region).float().sum()
+
+
+@dataclass(frozen=True)
+class HeatmapPeak:
+    """The value of a keypoint's heatmap in one cell, usually that of its peak.
+
+    Args:
+        index: The keypoint.
+        row, column: The cell, on the grid of the heatmaps.
+    """
+
+    index: int
+    row: int
+    column: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with heatmaps `[keypoints, h, w]`."""
+        return field_of(output, HEATMAPS)[self.index, self.row, self.column]
+
+
+@dataclass(frozen=True)
+class KeypointLogit:
+    """The log-odds of one keypoint of a detector that lists them in no fixed order, such as SuperPoint.
+
+    It is the keypoint nearest to a place; where none is near, the constant 0, the log-odds of an even chance.
+
+    Args:
+        x, y: The place, as shares of the model's input.
+        reach: How far along either axis a keypoint may lie from it, likewise.
+    """
+
+    x: float
+    y: float
+    reach: tuple[float, float]
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output with `keypoints` `[N, 2]`, `scores` `[N]` and `mask` `[N]`."""
+        places, scores = output["keypoints"].detach(), output["scores"]
+        away = (places - places.new_tensor([self.x, self.y])).abs() / places.new_tensor(self.reach)
+        near = (away <= 1).all(-1) & output["mask"].bool()
+        if not near.any():
+            nothing: Tensor = scores.new_zeros(())
+            return nothing
+        return torch.logit(scores[away.amax(-1).where(near, torch.inf).argmin()], eps=1e-6)
+
+
+@dataclass(frozen=True, eq=False)
 class RegionDepth:
     """The predicted depth, averaged over a region of the output's grid.
 
@@ -321,14 +451,101 @@ class RegionText:
         return _mean_over(torch.logit(field_of(output, TEXT).squeeze(0), eps=1e-6), self.region)
 
 
+@dataclass(frozen=True, eq=False)
+class SumOf:
+    """The sum of several targets: one map for several boxes, classes, prompts or segments, or for all of a class.
+
+    Where a target stands for several things, as a label does for a detector's objects, all of them are summed:
+    `SumOf("cat")` has one map for all cats, `SumOf(None)` one for everything that the model finds.
+
+    Args:
+        targets: A list, or a single target; each is what `hf_cam.explain` takes for this model. Its members are looked
+            up in the model's head, so that a sum that is called by itself takes only class indices and callables.
+
+    Raises:
+        TargetError: the list is empty, or holds another list.
+
+    >>> SumOf([0, 2])(torch.tensor([1.0, 5.0, 3.0]))
+    tensor(4.)
+    """
+
+    targets: Any
+
+    def __post_init__(self) -> None:
+        """Refuse a sum of nothing."""
+        if not self.parts:
+            raise TargetError("SumOf has no targets; SumOf(None) sums over what the model itself finds")
+        if any(entries_of(part) is not None for part in self.parts):
+            raise TargetError(f"the targets of SumOf must be one list, got {brief(self.targets)}; a box is a tuple")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The members."""
+        entries = entries_of(self.targets)
+        return (self.targets,) if entries is None else tuple(entries)
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        for part in self.parts:
+            if index_of(part) is None and not callable(part):
+                raise TargetError(
+                    f"hf_cam.explain and hf_cam.CAM find out what {brief(part)} is in a model; a sum that is called by "
+                    "itself takes class indices and callables"
+                )
+        first, *others = (as_target(part)(output) for part in self.parts)
+        return sum((other.to(first) for other in others), first)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxSide:
+    """One coordinate of the box of what a target names, to explain why the box ends there.
+
+    The map shows what moves this side to the right or down. The explanation's score is the coordinate in the pixels of
+    the image. `QueryBox` and `ListedBox` are the same for a known query or detection.
+
+    Args:
+        target: What the detector finds: a label, the index of a query or detection, a pixel or a box, or None for
+            everything that it finds.
+        side: "left", "top", "right" or "bottom"; also "x0", "y0", "x1", "y1" or "xmin" and so on.
+
+    Raises:
+        TargetError: there is no such side, or the target is a list.
+
+    >>> BoxSide("cat", "x0").side
+    'left'
+    """
+
+    target: Any
+    side: str
+
+    def __post_init__(self) -> None:
+        """Refuse another side, and name it in one way."""
+        object.__setattr__(self, "side", side_of(self.side))
+        if entries_of(self.target) is not None or isinstance(self.target, SumOf):
+            raise TargetError("BoxSide takes one target; pass a list of several BoxSide, or their SumOf")
+
+
+def is_ready(target: Any) -> bool:
+    """Whether a target is a callable that no head has to look up.
+
+    >>> is_ready(ClassLogit(3)), is_ready(SumOf([ClassLogit(3)])), is_ready(SumOf(["cat"]))
+    (True, True, False)
+    """
+    return all(map(is_ready, target.parts)) if isinstance(target, SumOf) else callable(target)
+
+
 def _mean_over(values: Tensor, region: Tensor | None) -> Tensor:
+    return _cells(values, region).mean()
+
+
+def _cells(values: Tensor, region: Tensor | None) -> Tensor:
     if region is None:
-        return values.mean()
+        return values
     if region.shape != values.shape:
         raise TargetError(f"the region is {tuple(region.shape)}, but the output's grid is {tuple(values.shape)}")
     if not region.any():
         raise TargetError("the region is empty")
-    return values[region.to(values.device)].mean()
+    return values[region.to(values.device)]
 
 
 def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:

@@ -16,7 +16,7 @@ from uploads import as_uploaded
 from work import COMPARED, compared, explained, judged, read_inputs
 
 from hf_cam import Explanation
-from hf_cam.images.drawing import DEFAULT_COLORMAP
+from hf_cam.images.colours import DEFAULT_COLORMAP
 
 
 def endpoints() -> None:

@@ -43,17 +43,6 @@ HINT = (
     "others, by replacing them."
 )
 STALE = "The pictures or a setting were changed since. Press Audit."
-HEAD = """<script>
-document.addEventListener("change", (event) => {
-  const input = event.target;
-  if (!input.matches?.("#audit-folder input[type=file]") || !input.files.length) return;
-  const named = new DataTransfer();
-  for (const file of input.files)
-    named.items.add(new File([file], file.webkitRelativePath.split("/").slice(-2).join("/") || file.name, file));
-  input.files = named.files;
-}, true);
-</script>"""
-"""Pictures of a folder keep its name, which is their class: browsers send files without their folders."""
 
 
 # What is computed.
@@ -139,23 +128,31 @@ def _tell(what: str, done: int, total: int) -> None:
     report(0.1 * share if what == "explained" else 0.1 + 0.9 * share, f"{done} of {total} {what}")
 
 
+class TimeIsUp(BaseException):
+    """An audit computes for too long; no `Exception`, so that it is not noted as the failure of one picture."""
+
+
 @contextmanager
 def ended_after(seconds: float, model: nn.Module) -> Iterator[None]:
-    """Inside, the model refuses to run once the time is up.
+    """Inside, the model runs until the time is up.
 
     Raises:
-        Refused: it is.
+        Refused: it was to run again.
     """
     end = time.monotonic() + seconds
 
     def check(*_: Any) -> None:
         if time.monotonic() > end:
-            minutes = f"{seconds / 60:.0f} minutes"
-            raise Refused(f"The audit took more than {minutes}; take a smaller model, or run hf-cam audit at home.")
+            raise TimeIsUp
 
     handle = model.register_forward_pre_hook(check)
     try:
         yield
+    except TimeIsUp as error:
+        minutes = f"{seconds / 60:.0f} minutes"
+        raise Refused(
+            f"The audit took more than {minutes}; take a smaller model, or run hf-cam audit at home."
+        ) from error
     finally:
         handle.remove()
 

@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -58,7 +59,8 @@ DEFAULTS = ("", PROMPTS, "auto", "", False, False, "fast")
 def as_event(work: Callable[..., Any], *, alone: bool = False, visit: str = "") -> Callable[..., Any]:
     """The work as an event handler that reports progress and can be stopped.
 
-    A refusal reaches the visitor as its sentence; any other error is logged, and the visitor sees only its type.
+    A refusal reaches the visitor as its sentence, which browsers show as HTML and which may quote what strangers wrote;
+    any other error is logged, and the visitor sees only its type.
 
     Args:
         work: What the event does.
@@ -110,7 +112,7 @@ def _refusals() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, HFCamError) and not isinstance(error, UnexpectedError):
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
         logging.getLogger("hf_cam.interfaces.space").exception("a visit failed")
         kind = type(error.__cause__ if isinstance(error, UnexpectedError) else error).__name__
         raise gr.Error(f"That did not work here ({kind}).", print_exception=False) from error
@@ -215,9 +217,9 @@ def prompts_box(model: str, prompts: Any = None) -> gr.Textbox:
     return gr.Textbox(visible=MODELS.kind(model).takes_text, **changes)
 
 
-def layer_menu(model: str) -> gr.Dropdown:
-    """The menu of the model's layers, the default first."""
-    names = layers_of(model)
+def layer_menu(model: str | None) -> gr.Dropdown:
+    """The menu of the model's layers, the default first; the default alone where no model is chosen."""
+    names = layers_of(checked(model)) if model else ()
     return gr.Dropdown([DEFAULT_LAYER, *((name, name) for name in names)], value="")
 
 

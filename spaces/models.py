@@ -41,7 +41,7 @@ SMALLEST_NUMBER = 2
 KEPT = 5
 """As many as the first views have."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|model(-\d{5}-of-\d{5})?\.safetensors")
+TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|chat_template\.jinja|model(-\d{5}-of-\d{5})?\.safetensors")
 """The files that make up a model."""
 CODE = {"auto_map", "custom_pipelines"}
 """Config keys that name code to run."""
@@ -106,11 +106,16 @@ def checked(name: str | None, known: Callable[[], Mapping[str, type[Head]]] = de
     name = SHORT_NAMES.get(name, name)
     if name in known():
         return name
-    if ".." in name or not HUB_ID.fullmatch(name) or Path(name).exists():
-        raise Refused(f"{name[:60]!r} is not a model id such as owner/name or {next(iter(known()))}.")
+    _check_id(name, known())
     if not online():
         raise Refused(f"This page runs without a network; it offers {', '.join(known())}.")
     return name
+
+
+def _check_id(name: str | None, known: Mapping[str, type[Head]]) -> None:
+    name = name or ""
+    if ".." in name or not HUB_ID.fullmatch(name) or Path(name).exists():
+        raise Refused(f"{name[:60]!r} is not a model id such as owner/name or {next(iter(known))}.")
 
 
 @dataclass(frozen=True)
@@ -318,6 +323,7 @@ class Models:
 def _load(name: str) -> LoadedModel:
     if name in installed():
         return load(name)
+    _check_id(name, installed())
     repo = safe_repo(name)
     folder = new_folder("model-")
     try:

@@ -25,7 +25,7 @@ def framed(explanation: Explanation, alpha: float, colormap: str) -> Image.Image
     """The overlay with an outline round what the model saw, unless that is the whole picture."""
     overlay = drawn(explanation, alpha, colormap)
     seen, factor = seen_box(explanation), overlay.width / explanation.image.width
-    return overlay if seen is None else outlined(overlay, [factor * side for side in seen], None)
+    return overlay if seen is None else outlined(overlay, [[factor * side for side in seen]], None)
 
 
 def seen_box(explanation: Explanation) -> tuple[int, int, int, int] | None:
@@ -42,7 +42,7 @@ def marked(found: Found) -> Image.Image:
     picture = enlarged(found.current.image)
     for one in found.explanations:
         larger = _larger(one, SHOWN)
-        picture = outlined(picture, larger.box, larger.mask)
+        picture = outlined(picture, larger.outlines, larger.mask)
     return picture
 
 
@@ -59,6 +59,7 @@ def _larger(explanation: Explanation, longest: int) -> Explanation:
         image=image,
         heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
         box=None if box is None else tuple(factor * value for value in box),
+        boxes=tuple(tuple(factor * value for value in one) for one in explanation.boxes),
         mask=mask,
     )
 

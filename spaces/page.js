@@ -27,3 +27,13 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Tab" && event.target.matches?.("input[role=combobox], input[role=listbox]"))
     event.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
 });
+
+// Pictures of an uploaded folder keep its name, which is their class: browsers send files without their folders.
+document.addEventListener("change", (event) => {
+  const input = event.target;
+  if (!input.matches?.("#audit-folder input[type=file]") || !input.files.length) return;
+  const named = new DataTransfer();
+  for (const file of input.files)
+    named.items.add(new File([file], file.webkitRelativePath.split("/").slice(-2).join("/") || file.name, file));
+  input.files = named.files;
+}, true);

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import gradio as gr
 import wording
 from api import endpoints
-from audit_room import HEAD, audit_room
+from audit_room import audit_room
 from events import (
     COLORMAP,
     DEFAULT_LAYER,
@@ -574,10 +574,12 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
     here = Path(__file__)
     return page.launch(
         theme=theme,
-        head=f"<script>{here.with_suffix('.js').read_text()}</script>{HEAD}",
+        head=f"<script>{here.with_suffix('.js').read_text()}</script>",
         css_paths=here.with_name("style.css"),
         max_file_size=MAX_ARCHIVE,
         state_session_capacity=64,
+        enable_monitoring=False,
+        run_history=False,
         footer_links=["api"],
         ssr_mode=False,
         **options,

@@ -14,8 +14,8 @@ from transformers import DeformableDetrForObjectDetection
 import hf_cam
 import nets
 from hf_cam.cam import CAM
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.local_rules import LocalRules
 from hf_cam.capture.recorder import recording
 from hf_cam.errors import MethodError, NoGradientError
@@ -218,7 +218,7 @@ def only_image_tower(name: str, pair: tuple[list[Tensor], list[Tensor]]) -> tupl
 def raw_of(name: str, method: str, net: nn.Module, x: Tensor, **options: Any) -> Tensor:
     cam = CAM(net, method, **options)
     target = target_of(name)
-    return cam.saliency(x, lambda _: [[cam_target(target)] * len(x)], **extra(name)).raw[0][0]
+    return cam.saliency(x, lambda _: [[cam_target(target)] * len(x)], **extra(name)).raw[0][0].clamp_min(0)
 
 
 def cam_target(target: Any) -> Any:

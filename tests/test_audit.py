@@ -146,11 +146,6 @@ def test_folders_in_any_order_get_the_classes_of_their_names(tmp_path: Path):
     assert {Path(c.name).parent.name: c.label for c in cases_of(tmp_path, {0: "b", 1: "a"})} == {"a": 1, "b": 0}
 
 
-def test_other_models_are_refused_by_name():
-    with pytest.raises(OptionError, match="classifiers of images"):
-        hf_cam.audit("demo:detr", cheater_scenes(3))
-
-
 def test_images_none_of_which_can_be_read_are_an_error(tmp_path: Path):
     (tmp_path / "coat").mkdir()
     (tmp_path / "coat" / "x.png").write_bytes(b"")

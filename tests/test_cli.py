@@ -295,3 +295,71 @@ def test_the_help_names_the_budget_that_is_the_default(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     assert f"(default: {BUDGET:.0f})" in capsys.readouterr().out.replace("\n", " ")
+
+
+# Targets that are made of others, and pictures -----------------------------------------------------------------------
+
+
+def test_one_map_for_several_targets_is_written_once(capsys, vit_folder, tmp_path, picture_file):
+    run = ("explain", str(picture_file), "--model", str(vit_folder), "--out", str(tmp_path / "map.png"))
+    assert main([*run, "--target", "0", "--target", "1", "--sum"]) == 0
+    line = capsys.readouterr().out
+    assert " + " in line
+    assert "average probability" in line
+    assert (tmp_path / "map.png").is_file()
+
+
+def test_what_was_expected_is_shown_beside_what_the_model_says(capsys, vit_folder, tmp_path, picture_file):
+    out = tmp_path / "maps"
+    assert (
+        main(["explain", str(picture_file), "--model", str(vit_folder), "--expected", "espresso", "--out", f"{out}/"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "The model says" in said
+    assert "'espresso'" in said
+    stem = picture_file.stem
+    assert sorted(path.name for path in out.iterdir()) == [f"{stem}-1.png", f"{stem}-2.png", f"{stem}-difference.png"]
+
+
+def test_the_style_of_a_picture_is_chosen_by_options(vit_folder, tmp_path, picture_file):
+    [found] = hf_cam.explain(picture_file, vit_folder)
+    options = ("--even", "--contours", "--colorbar", "--colormap", "coolwarm", "--alpha", "0.3")
+    path = tmp_path / "map.png"
+    assert main(["explain", str(picture_file), "--model", str(vit_folder), "--out", str(path), *options]) == 0
+    expected = found.overlay(0.3, "coolwarm", even=True, contours=True, colorbar=True)
+    with Image.open(path) as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(expected))
+
+
+def test_a_sheet_is_one_picture_and_a_bundle_a_folder_per_explanation(vit_folder, tmp_path, picture_file):
+    run = ("explain", str(picture_file), "--model", str(vit_folder), "--top-k", "3")
+    assert main([*run, "--sheet", "--out", str(tmp_path / "sheet.png")]) == 0
+    with Image.open(tmp_path / "sheet.png") as written:
+        assert written.size == hf_cam.grid(hf_cam.explain(picture_file, vit_folder, top_k=3)).size
+    assert main([*run, "--bundle", "--out", str(tmp_path / "evidence")]) == 0
+    held = hf_cam.load_explanations(tmp_path / "evidence")
+    assert list(held) == [f"{picture_file.stem}-{number}/image.png" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--expected", "espresso", "--target", "0"), "omit --target"),
+        (("--expected", "espresso", "--top-k", "2"), "omit --top-k"),
+        (("--expected", "no such class"), "no class is called"),
+        (("--sheet", "--bundle"), "one of the two"),
+        (("--bundle", "--out", "map.png"), "is a file"),
+        (("--bundle", "--method", "gradcam,layercam"), "name a single one"),
+        (("--colormap", "turboo"), "no colour map 'turboo'"),
+        (("--alpha", "7"), "alpha must lie"),
+        (("--renormalize", "box"), "needs the boxes of a detector"),
+    ],
+)
+def test_options_for_targets_and_pictures_that_do_not_fit_are_refused(
+    capsys, vit_folder, tmp_path, picture_file, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", str(picture_file), "--model", str(vit_folder), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.glob("hf-cam-out/*"))

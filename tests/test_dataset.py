@@ -22,7 +22,9 @@ from hf_cam.data.sources import source_of
 from hf_cam.errors import HFCamError, ImageError, LayerError, OptionError
 from hf_cam.evaluation.log import lock
 from hf_cam.interfaces.cli import main
+from hf_cam.targets import SumOf
 from nets import classifier, clip, detr
+from pages import python_blocks
 from pictures import noise
 from unchanged import unchanged
 
@@ -51,6 +53,23 @@ def rows_in(out: Path) -> list[dict]:
 
 def run(folder: Path, model, out: Path, **settings):
     return hf_cam.explain_dataset(folder, model, out=out, **{"batch_size": 2, "rows_per_file": 2, **settings})
+
+
+def test_a_data_set_takes_sums_and_what_was_expected(model, folder, tmp_path) -> None:
+    run(folder, model, tmp_path / "out", target=[None, "red cup"])
+    found = hf_cam.load_explanations(tmp_path / "out")
+    assert {len(explanations) for explanations in found.values()} == {0, 2}
+    pair = next(explanations for explanations in found.values() if explanations)
+    assert pair[1].label == "red cup"
+    assert str(hf_cam.difference(*pair)).startswith("The model says")
+    run(folder, model, tmp_path / "sums", target=SumOf([0, "red cup"]))
+    [row, *_] = [row for row in rows_in(tmp_path / "sums") if not row["error"]]
+    assert row["label"].endswith(" + red cup")
+    with pytest.raises(OptionError, match="other settings"):
+        run(folder, model, tmp_path / "sums", target=SumOf([0, 1]))
+    with pytest.raises(OptionError, match="load_explanations"):
+        run(folder, model, tmp_path / "boxes", renormalize="box")
+    assert not (tmp_path / "boxes").exists()
 
 
 def test_a_batch_becomes_columns_equal_to_what_explain_returns(model) -> None:
@@ -451,6 +470,16 @@ def test_explanations_are_pushed_with_overlays_that_datasets_reads_as_images(hub
             assert row["overlay"].size == (width, height)
     with pytest.raises(OptionError, match="holds no explanations"):
         hf_cam.push_explanations(tmp_path, "someone/none")
+
+
+def test_the_pages_block_pushes_to_the_hub(hub, model, folder, tmp_path, monkeypatch) -> None:
+    run(folder, model, tmp_path / "maps")
+    monkeypatch.chdir(tmp_path)
+    [block] = [
+        block for block in python_blocks("docs/tutorials/ten-thousand-images.md") if "push_explanations" in block
+    ]
+    exec(block, {"hf_cam": hf_cam})
+    assert "data/00000.parquet" in hub.files("me/what-my-model-reads")
 
 
 def test_the_explain_command_takes_folders_keeps_sub_folders_and_writes_a_table(tmp_path, capsys) -> None:

@@ -28,6 +28,8 @@ from hf_cam.errors import (
     one_line,
     reason,
 )
+from hf_cam.explainer import Explainer
+from hf_cam.methods import get_method, list_methods
 from nets import depth, detr, embedder, segformer
 from pictures import to_tensor
 
@@ -285,6 +287,60 @@ CONSTRUCTED = {
 def test_an_argument_of_another_library_names_that_of_a_class(vit, construct, name, words) -> None:
     with pytest.raises(OptionError, match=words):
         construct(vit, **{name: ["vit.layers.1"]})
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_names_its_own_argument_for_that_of_another_library(vit, method) -> None:
+    for name, words in {**CONSTRUCTED, "target": "targets= here, an argument of the call"}.items():
+        if name not in get_method(method).options:
+            with pytest.raises(OptionError, match=words):
+                hf_cam.CAM(vit, method, **{name: 1})
+
+
+OPTIONS = {
+    ("integrated-gradients", "n_steps"): "n_steps= is steps= here",
+    ("integrated-gradients", "baselines"): "baselines= is fill= here",
+    ("integrated-gradients", "internal_batch_size"): "internal_batch_size= is rerun_batch_size= here",
+    ("smoothgrad", "nt_samples"): "nt_samples= is samples= here",
+    ("smoothgradcam++", "num_samples"): "num_samples= is samples= here",
+    ("smoothgradcam++", "std"): "std= is noise= here",
+    ("occlusion", "sliding_window_shapes"): "sliding_window_shapes= is patch= here",
+    ("finercam", "base_method"): "base_method= is base= here",
+    ("finercam", "comparison_categories"): "comparison_categories= is references= here",
+    ("gradcam", "detach"): "differentiable=True keeps the map in the graph",
+    ("gradcam", "relu_attributions"): "signed=True also what speaks against it",
+    ("ablationcam", "ratio_channels_to_ablate"): "every channel counts",
+    ("gradcam", "signed"): "signed'.*; it is an argument of the call",
+}
+
+
+@pytest.mark.parametrize(("method", "name"), OPTIONS)
+def test_an_option_of_another_library_names_that_of_the_method(vit, method, name) -> None:
+    with pytest.raises(OptionError, match=OPTIONS[method, name]):
+        hf_cam.CAM(vit, method, **{name: 1})
+
+
+def test_an_argument_of_the_class_in_the_call_is_said_to_belong_there(vit, picture) -> None:
+    x = torch.rand(1, 3, 64, 96)
+    with pytest.raises(OptionError, match="target_layers= is layers= here, an argument of the class"):
+        hf_cam.GradCAM(vit)(x, target_layers=["vit.layers.1"])
+    with pytest.raises(OptionError, match="'layers'; it is an argument of the class"):
+        hf_cam.GradCAM(vit)(x, layers=["vit.layers.1"])
+    with pytest.raises(OptionError, match=r"use_cuda=, move the model with \.to"):
+        hf_cam.GradCAM(vit)(x, use_cuda=True)
+    with pytest.raises(OptionError, match="target= is targets= here"):
+        hf_cam.GuidedBackprop(vit)(x, target=1)
+    with pytest.raises(OptionError, match="n_components= is components= here"):
+        hf_cam.DeepFeatureFactorization(vit)(x, n_components=3)
+    with pytest.raises(OptionError, match="target_layers= is layers= here"):
+        hf_cam.DeepFeatureFactorization(vit, target_layers=["vit.layers.1"])
+    explainer = Explainer(hf_cam.load(vit, processor=to_tensor))
+    with pytest.raises(OptionError, match="target_layers= is layers= here, an argument of the explainer"):
+        list(explainer([picture], target_layers=["vit.layers.1"]))
+    with pytest.raises(OptionError, match="target_category= is target= here"):
+        list(explainer([picture], target_category=1))
+    with pytest.raises(OptionError, match="reshape_transform= is reshape= here"):
+        Explainer(explainer.loaded, reshape_transform=None)
 
 
 CALLED = {

@@ -10,7 +10,7 @@ import hf_cam
 from hf_cam.check import Check
 from hf_cam.evaluation.table import Evaluation, Record
 from hf_cam.explanation import THUMBNAIL, Explanation, Explanations
-from hf_cam.heads.base import CONFIDENCE
+from hf_cam.heads.subjects import CONFIDENCE
 from pictures import noise
 
 

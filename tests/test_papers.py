@@ -58,7 +58,7 @@ def test_legrad_reads_the_layers_from_the_given_one_on() -> None:
 
 
 def test_a_layer_that_legrad_does_not_have_is_refused_and_fewer_layers_than_asked_for_are_all_of_them() -> None:
-    with pytest.raises(MethodError, match="one of the 3 layers, not 3"):
+    with pytest.raises(OptionError, match="start_layer=3 and end_layer=None; there are 3"):
         raw_map(make("vit"), "legrad", 1, start_layer=3)
     every, more = (raw_map(make("vit"), "legrad", 1, start_layer=start) for start in (-3, -12))
     assert torch.equal(every, more)

@@ -10,6 +10,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_cam
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError
+from hf_cam.targets import SumOf
 from nets import LABELS
 
 
@@ -319,3 +320,20 @@ def test_the_saved_pipeline_loads_again(cam, picture, expected, tmp_path):
     cam.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.py"))
     check([transformers.pipeline("image-cam", model=str(tmp_path / "saved"))(picture)], expected[:1])
+
+
+def test_a_pipeline_takes_sums_and_what_was_expected(cam, picture):
+    [both] = cam(picture, target=SumOf([0, 1]))
+    assert " + " in both["label"]
+    predicted, expected = cam(picture, target=[None, "espresso"])
+    assert [predicted["label"], expected["label"]] == [cam(picture)[0]["label"], "espresso"]
+    with pytest.raises(OptionError, match="needs the boxes of a detector"):
+        cam(picture, renormalize="box")
+
+
+def test_a_pipeline_of_a_detector_gives_all_boxes_of_a_sum_and_stretches_them(picture):
+    detector = hf_cam.pipeline("image-cam", model="demo:detr")
+    [both] = detector(picture, target=SumOf([0, 1]), renormalize="box")
+    assert len(both["boxes"]) == 2
+    assert set(both["boxes"][0]) == {"xmin", "ymin", "xmax", "ymax"}
+    assert "box" not in both

@@ -25,7 +25,7 @@ NETS = ("vit", "convnext")
 
 def raw_of(net: nn.Module, method: str, x: Tensor, targets: list, **options) -> Tensor:
     [raw] = CAM(net, method, **options).saliency(x, lambda _: [targets]).raw
-    return raw[0]
+    return raw[0].clamp_min(0)
 
 
 def gradient_of(net: nn.Module, x: Tensor, target: int) -> Tensor:
@@ -110,7 +110,7 @@ def test_smooth_gradcam_plus_plus_follows_its_equation() -> None:
     [layer] = cam.adapter.layers
     copies = noisy(run_of(net, x, 2), samples, 0.1, 5)(0, 0, samples)
     expected = smooth_plus_plus(net, layer, x, copies, 2)
-    found = cam.saliency(x, lambda _: [[2]]).raw[0][0, 0]
+    found = cam.saliency(x, lambda _: [[2]]).raw[0][0, 0].clamp_min(0)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-6)
 
 

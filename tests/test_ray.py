@@ -12,6 +12,7 @@ import hf_cam
 from hf_cam.data.cluster import Cluster
 from hf_cam.data.shards import parts_of, stored_rows
 from hf_cam.errors import HFCamError
+from pages import python_blocks
 from pictures import noise
 
 if os.environ.get("HF_CAM_RAY") == "required":
@@ -63,6 +64,16 @@ def test_map_batches_takes_the_callable_as_it_is(running, folder) -> None:
             [expected] = hf_cam.explain(path, "demo:vit")
             assert row["label"] == expected.label
             assert tuple(row["map_shape"]) == expected.grid_map.cells.shape
+
+
+def test_the_pages_block_writes_a_table(running, folder, tmp_path) -> None:
+    [block] = [block for block in python_blocks("docs/tutorials/ten-thousand-images.md") if "import ray" in block]
+    here = {"google/vit-base-patch16-224": "demo:vit", "num_gpus=1": "num_cpus=1", "size=4": "size=1"}
+    for there, replacement in (*here.items(), ("/shared", str(tmp_path))):
+        assert there in block
+        block = block.replace(there, replacement)
+    exec(block, {"hf_cam": hf_cam, "paths": [str(path) for path in folder.rglob("*.png")]})
+    assert running.data.read_parquet(str(tmp_path / "maps")).count() == 11
 
 
 def test_the_engine_writes_what_the_local_one_writes_and_resumes(running, folder, tmp_path) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from hf_cam.errors import LayoutError, OptionError, PluginWarning
+from hf_cam.models.refused import refusals
 from hf_cam.plugins import Plugins
 from hf_cam.registry import Registry
 from hf_cam.target_layers import catalogue as catalogue_module
-from hf_cam.target_layers.catalogue import catalogue, refusals
+from hf_cam.target_layers.catalogue import catalogue
 
 
 @dataclass(frozen=True)

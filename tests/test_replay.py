@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM
-from hf_cam.capture.capture import with_first_tensor
+from hf_cam.capture.levels import with_first_tensor
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import SlowWarning
 from hf_cam.target_layers.infer import infer_adapter

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import hf_cam
 from hf_cam.errors import HFCamError, OptionError
-from hf_cam.evaluation.fingerprint import fingerprint, model_fingerprint
 from hf_cam.evaluation.samples import Sample
 from hf_cam.interfaces.cli import main
+from hf_cam.models.fingerprint import fingerprint, model_fingerprint
 from hf_cam.targets import ClassLogit
 from pictures import to_tensor
 
@@ -202,7 +202,7 @@ def test_a_target_of_the_package_is_recognized(tmp_path) -> None:
 FINGERPRINTED = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from hf_cam.evaluation.fingerprint import fingerprint, model_fingerprint
+from hf_cam.models.fingerprint import fingerprint, model_fingerprint
 from hf_cam.targets import ClassLogit
 from nets import NETS
 from test_resume import Net

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 import transformers as hf
 
 import hf_cam
@@ -15,27 +16,20 @@ from hf_cam.images.reading import load_image
 from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.models.checkpoints import resolve_name
 from hf_cam.zoo import SCENE
+from pages import ROOT, python_blocks
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = ("google/vit-base-patch16-224", "path/to/checkpoint")
 """Models that the pages name and that no test has."""
 NOT_RUN = {
-    "docs/migration/others.md": "sets other libraries' code beside hf-cam's",
-    "docs/migration/pytorch-grad-cam.md": "continues a program of the reader's, with a ResNet",
-    "docs/tutorials/ten-thousand-images.md": "needs GPUs for Ray, and an account on the Hub",
+    "docs/tutorials/ten-thousand-images.md": "test_ray.py runs its block for Ray, test_dataset.py the one for the Hub",
 }
-"""Pages whose plain blocks do not run here, and why."""
-
-
-def blocks(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+"""Pages whose plain blocks run elsewhere, and where."""
 
 
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if "_build" not in page.parts and page.relative_to(ROOT).as_posix() not in NOT_RUN and blocks(page)
+    if "_build" not in page.parts and page.relative_to(ROOT).as_posix() not in NOT_RUN and python_blocks(page)
 ]
 
 
@@ -53,12 +47,31 @@ def own_module() -> dict[str, Any]:
     return {"model": network.eval(), "preprocess": processor}
 
 
+def script(scene: Any) -> dict[str, Any]:
+    """What a script of another library has at hand: a ResNet with random weights, a ViT, and their inputs."""
+    torch.manual_seed(0)
+    processor = hf.AutoImageProcessor.from_pretrained(resolve_name("demo:vit"))
+    pixels = processor(images=[scene, scene.transpose(0)], return_tensors="pt").pixel_values
+    return {
+        "torch": torch,
+        "picture": scene,
+        "rgb_img": np.float32(scene.resize((pixels.shape[3], pixels.shape[2]))) / 255,
+        "model": torchvision.models.resnet18().eval(),
+        "input_tensor": pixels[:1],
+        "vit": hf.ViTForImageClassification.from_pretrained(resolve_name("demo:vit")).eval(),
+        "vit_pixels": pixels,
+        "processor": processor,
+    }
+
+
 def given(page: Path) -> dict[str, Any]:
     """The names that a page takes for granted."""
     scene = SCENE if page.stem == "gallery" else load_image(SCENE)
     names = {"hf_cam": hf_cam, "image": scene, "images": [scene]}
     if page.stem == "outputs":
         return names | own_module()
+    if page.parent.name == "migration":
+        return names | script(scene)
     return names | {"model": hf.AutoModelForImageClassification.from_pretrained(resolve_name("demo:vit"))}
 
 
@@ -70,7 +83,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         coffee.image().save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     namespace = given(page)
-    for block in blocks(page):
+    for block in python_blocks(page):
         for model in ELSEWHERE:
             block = block.replace(model, str(resolve_name("demo:vit")))
         exec(block, namespace)

@@ -24,7 +24,7 @@ from pictures import SIZE, pictures
 
 def raw_of(net: nn.Module, method: str, x: Tensor, targets: list, **options) -> Tensor:
     [raw] = CAM(net, method, **options).saliency(x, lambda _: [targets]).raw
-    return raw[0]
+    return raw[0].clamp_min(0)
 
 
 def cells_of(net: nn.Module, x: Tensor) -> Tensor:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_cam.auditing.cases import Case, Opened
+from hf_cam.auditing.recognition import LOCATING, Question, Recognized, marked, recognizer_of
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.explainer import Explainer
-from hf_cam.heads.classification import ClassificationHead
-from hf_cam.heads.establish import reading_of
-from hf_cam.heads.similarity import PromptHead
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut
 from hf_cam.images.videos import Video
 from hf_cam.metrics.replacement import Replacement, by_mean, by_neighbours, by_others
 from hf_cam.models.loading import input_size
 from hf_cam.models.traits import unwrap
-from hf_cam.outputs import sample_of, similarities_of
+from hf_cam.outputs import sample_of
 from hf_cam.request import Request
 
 CERTAIN = 1e-6
@@ -41,7 +38,8 @@ class Shown:
         opened: The image, with what marks its object.
         pixels: `[1, C, h, w]`, on the model's device.
         geometry: Where the image lies in them.
-        label: The class that the model gives it.
+        label: Its class.
+        right: Whether the model gives it this class, or finds the object of this class in it.
     """
 
     case: Case
@@ -49,16 +47,23 @@ class Shown:
     pixels: Tensor
     geometry: Geometry
     label: int
+    right: bool = True
 
     def mask(self, region: np.ndarray) -> Tensor:
         """A region `[H, W]` of the image in the model's pixels, `[h, w]` booleans."""
         height, width = self.geometry.model_size
         return self.geometry.mask_to_grid(region, (height, width)) if region.any() else torch.zeros(height, width) > 0
 
+    @property
+    def object(self) -> np.ndarray:
+        """The marked object, `[H, W]` booleans; nothing where none is marked."""
+        height, width = self.opened.image.height, self.opened.image.width
+        return np.zeros((height, width), bool) if self.opened.inside is None else self.opened.inside
+
 
 @dataclass(frozen=True, eq=False)
 class Asker:
-    """A classifier, or a model with one prompt per class, to which changed images are shown.
+    """A classifier, a model with one prompt per class, a detector or a segmenter, to which changed images are shown.
 
     Args:
         explainer: The model.
@@ -72,54 +77,61 @@ class Asker:
         """Refuse what has no classes.
 
         Raises:
-            OptionError: the model is no classifier of images.
+            OptionError: an audit does not take such models.
         """
-        head = self.explainer.head
-        if not isinstance(head, ClassificationHead | PromptHead) or self.explainer.loaded.takes_videos:
-            raise OptionError(
-                f"an audit takes classifiers of images and models that compare them with prompts, not {head.model_name}"
-            )
+        recognizer_of(self.explainer.head)
+
+    @property
+    def locates(self) -> bool:
+        """Whether the model finds objects at their places, so that all else in an image is their context."""
+        return isinstance(self.explainer.head, LOCATING)
 
     def show(self, case: Case) -> Shown:
-        """Read an image and ask what it is.
+        """Read an image and ask whether the model recognizes it.
 
         Raises:
             HFCamError: it cannot be read or prepared.
         """
         loaded, opened = self.explainer.loaded, case.open()
+        if self.locates:
+            marked(opened)
         inputs = loaded.inputs([opened.image])
         if are_cut(inputs) or isinstance(opened.image, Video):
             raise OptionError("an audit replaces pixels, and this model takes frames or patches")
         geometry = loaded.geometry((opened.image.height, opened.image.width), input_size(inputs))
         pixels = inputs["pixel_values"]
-        label = int(self.probabilities(pixels)[0].argmax())
-        return Shown(case, opened, pixels, geometry, label)
+        found = Shown(case, opened, pixels, geometry, case.label)
+        _, [right] = self.answers(pixels, found)
+        return replace(found, right=bool(right))
 
-    def probabilities(self, pixels: Tensor) -> Tensor:
-        """`[N, K]` for images `[N, C, h, w]`: one per class, in [0, 1]."""
+    def answers(self, pixels: Tensor, one: Shown) -> tuple[Tensor, Tensor]:
+        """How sure the model is of an image's class in its variants, and in which of them it recognizes it.
+
+        Args:
+            pixels: The variants, `[N, C, h, w]`.
+            one: The image.
+
+        Returns:
+            Scores `[N]` in [0, 1], and booleans `[N]`.
+        """
         loaded, head = self.explainer.loaded, self.explainer.head
+        recognize, asked = recognizer_of(head), Question(one.label, one.opened, one.geometry, self.request)
         full = dict(head.inputs(self.request))
-        rows: list[Tensor] = []
+        found: list[Recognized] = []
         with borrowed(unwrap(loaded.model)) as module, torch.no_grad():
             for some in pixels.split(AT_ONCE):
                 output = call(module, model_inputs_of(loaded.model, some, full))
-                rows += [self._row(sample_of(output, index, len(some))) for index in range(len(some))]
-        return torch.stack(rows).cpu()
+                found += [recognize(head, sample_of(output, index, len(some)), asked) for index in range(len(some))]
+        scores = torch.tensor([answer.score for answer in found], dtype=torch.float64)
+        return scores, torch.tensor([answer.right for answer in found])
 
-    def _row(self, output: Any) -> Tensor:
-        loaded = self.explainer.loaded
-        if isinstance(self.explainer.head, PromptHead):
-            return similarities_of(output).float().softmax(-1)
-        scores = reading_of(loaded, output).scores(output).float()
-        return torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
-
-    def log_odds(self, pixels: Tensor, label: int) -> Tensor:
-        """Of a class, `[N]`."""
-        return torch.logit(self.probabilities(pixels)[:, label].double(), CERTAIN)
+    def log_odds(self, pixels: Tensor, one: Shown) -> Tensor:
+        """Of an image's class in its variants, `[N]`."""
+        return torch.logit(self.answers(pixels, one)[0], CERTAIN)
 
 
 def shown(asker: Asker, cases: Sequence[Case], count: int) -> Iterator[Shown]:
-    """The first `count` of the cases that can be read and that the model classifies rightly."""
+    """The first `count` of the cases that can be read and that the model recognizes."""
     for case in cases:
         if count <= 0:
             return
@@ -129,7 +141,7 @@ def shown(asker: Asker, cases: Sequence[Case], count: int) -> Iterator[Shown]:
             raise
         except HFCamError:
             continue
-        if found.label == case.label:
+        if found.right:
             count -= 1
             yield found
 
@@ -145,13 +157,13 @@ def replacements(others: Sequence[Tensor], seed: int = 0) -> dict[str, Replaceme
     return {**ways, "other images": by_others([other[0] for other in others])} if others else ways
 
 
-def falls(asker: Asker, one: Shown, masks: Sequence[Tensor], replace: Replacement = by_mean) -> Tensor:
+def falls(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement = by_mean) -> Tensor:
     """How far hiding each region `[h, w]` lowers the log-odds of the image's class, `[M]`.
 
     In shares of what hiding the whole image costs, clipped to [0, 1].
     """
     missing = torch.stack([*masks, torch.ones_like(masks[0])]).to(one.pixels.device)
-    changed = torch.cat([replace(one.pixels, some) for some in missing.split(AT_ONCE)])
-    scores = asker.log_odds(torch.cat([one.pixels, changed]), one.label)
+    changed = torch.cat([way(one.pixels, some) for some in missing.split(AT_ONCE)])
+    scores = asker.log_odds(torch.cat([one.pixels, changed]), one)
     whole = (scores[0] - scores[-1]).clamp_min(1.0)
     return ((scores[0] - scores[1:-1]) / whole).clamp(0, 1)

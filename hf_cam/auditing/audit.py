@@ -1,9 +1,9 @@
-"""Audit a classifier on a data set: explain it, search for what its classes are read from, and test that."""
+"""Audit a model on a data set: explain it, search for what its classes are read from, and test that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,15 @@ from torch import nn
 from hf_cam.auditing.asking import Asker, Shown, shown
 from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, labels_in
 from hf_cam.auditing.findings import HELD_OUT, SEARCHED, ClassImages, Finding, Suspicion, suspicions
+from hf_cam.auditing.recognition import target_of
 from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
 from hf_cam.auditing.trials import corrected
 from hf_cam.doors import door
-from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, brief
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError, brief
 from hf_cam.explainer import BATCH, Explainer
 from hf_cam.explanation import Explanation
+from hf_cam.heads.detection import PromptDetectionHead
 from hf_cam.heads.similarity import PromptHead
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.request import Request, check_count, check_seed
@@ -34,6 +36,8 @@ FEWEST = 8
 OTHERS = 12
 """Images of other classes that lend their pixels."""
 LEVEL = 0.05
+NOT_FOUND = "(not found)"
+"""What is predicted where a detector predicts no box at the object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +47,10 @@ class Row:
     Args:
         name: The image's path, or its number in the data.
         label: Its class.
-        predicted: The class that the model gives it; empty if it cannot be read.
+        predicted: The class that the model gives it, or its object; "(not found)" where a detector finds none there;
+            empty if the image cannot be read.
         score: The model's confidence in that.
-        map: `[24, 24]` float16 in [0, 1], over the frame; None if it cannot be read.
+        map: `[24, 24]` float16 in [0, 1], over the frame; None if there is none.
         inside: The share of the map's sum on the object, where a mask or box is given.
         unusual: The distance of the map from its nearest neighbours in the predicted class.
         flags: Those of the explanation.
@@ -159,20 +164,23 @@ def audit(
     trust_config: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Audit:
-    """Find out what a classifier reads, and test it by intervention.
+    """Find out what a classifier, a detector or a segmenter reads, and test it by intervention.
 
     Every image is explained. In each class, squares are hidden in some images to see where its evidence lies; regions
     at a fixed place, along the border, or on, off and independent of the objects are then tested on other images of
     the class: each is replaced in three ways, and so is a region of the same shape elsewhere, and it is put on images
-    of other classes.
+    of other classes. Of a detector or segmenter, the object of the class that the box or mask of each image marks is
+    asked for, and what is hidden is that object or its context.
 
     Args:
-        model: As in `hf_cam.explain`: a classifier, or a model that compares images with prompts.
+        model: As in `hf_cam.explain`: a classifier, a model that compares images with prompts, a detector or a
+            segmenter.
         data: A folder of class folders, a `datasets.Dataset` with the columns "image" and "label", or a list of
             `(image, label)` or of dicts; columns "mask" and "box" mark the objects. Classes are matched by name.
         labels: The model's name for a class of the data that is called otherwise: `{folder: class}`.
         masks: A folder of masks with the names of the images, or one mask `[H, W]` per image.
-        boxes: One box `(x0, y0, x1, y1)` per image, in its pixels, in place of masks.
+        boxes: One box `(x0, y0, x1, y1)` per image, in its pixels, in place of masks; detectors and segmenters need one
+            of the two.
         frame: In which places are looked for: the image, or the object's mask or box.
         text: One prompt per class, for a model that compares; the classes' names where not given.
         method: Of the maps; see `hf_cam.list_methods`.
@@ -184,7 +192,7 @@ def audit(
 
     Raises:
         ImageError: there are no images, or none can be read.
-        OptionError: the classes do not match, or the model is no classifier of images.
+        OptionError: the classes do not match, or the model has none.
 
     Source of the strategies: Lapuschkin et al. (SpRAy), Nature Communications 2019, arXiv:1902.10178.
     """
@@ -199,7 +207,7 @@ def audit(
     asker = Asker(explainer, request)
     cases = cases_of(data, classes, labels, masks, boxes)
     tell = progress or (lambda *_: None)
-    rows = list(_rows(explainer, request, cases, classes, frame, batch_size, tell))
+    rows = list(_rows(asker, cases, classes, frame, batch_size, tell))
     if all(row.error for row in rows):
         raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
     groups = _strategies(rows, seed)
@@ -213,7 +221,7 @@ def audit(
         tuple(groups),
         findings,
         masks_of,
-        (*_notes(rows, classes), *notes),
+        (*_notes(rows, classes, located=asker.locates), *notes),
         frame,
         tuple(cases),
     )
@@ -227,7 +235,7 @@ def _name(loaded: LoadedModel) -> str:
 
 def _classes(explainer: Explainer, data: Any, text: Sequence[str] | None) -> tuple[Request, Mapping[int, str]]:
     """The request, and the classes by index: the model's own, or its prompts."""
-    if not isinstance(explainer.head, PromptHead):
+    if not isinstance(explainer.head, PromptHead | PromptDetectionHead):
         return Request.of(top_k=1), explainer.loaded.id2label
     prompts = list(text) if text is not None else labels_in(data)
     return Request.of(text=prompts, top_k=1), dict(enumerate(prompts))
@@ -237,8 +245,7 @@ Tell = Callable[[str, int, int], None]
 
 
 def _rows(
-    explainer: Explainer,
-    request: Request,
+    asker: Asker,
     cases: Sequence[Case],
     classes: Mapping[int, str],
     frame: Frame,
@@ -251,12 +258,14 @@ def _rows(
     while some := list(islice(waiting, batch_size)):
         opened = [_opened(case) for case in some]
         good = [one for one in opened if isinstance(one, Opened)]
-        found = iter(_explained(explainer, request, good))
+        found = iter(_explained(asker, good))
         for case, one in zip(some, opened, strict=True):
             label = classes[case.label]
             result = next(found) if isinstance(one, Opened) else one
             if isinstance(one, Opened) and isinstance(result, Explanation):
                 yield _row(case, label, one, result, frame)
+            elif isinstance(result, TargetError):
+                yield Row(case.name, label, NOT_FOUND)
             else:
                 yield Row(case.name, label, error=str(result))
         done += len(some)
@@ -270,16 +279,19 @@ def _opened(case: Case) -> Opened | str:
         return str(error)
 
 
-def _explained(explainer: Explainer, request: Request, opened: Sequence[Opened]) -> list[Explanation | str]:
+def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFCamError]:
     """The explanation of each image, or why there is none; one by one if they fail together."""
     if not opened:
         return []
     try:
-        return [found[0] for found in explainer([one.image for one in opened], request, batch_size=len(opened))]
+        head, images = asker.explainer.head, [one.image for one in opened]
+        targets = [target_of(head, one) for one in opened]
+        request = replace(asker.request, target=targets, top_k=None) if asker.locates else asker.request
+        return [found[0] for found in asker.explainer(images, request, batch_size=len(opened))]
     except HFCamError as error:
         if len(opened) == 1:
-            return [str(error)]
-        return [_explained(explainer, request, [one])[0] for one in opened]
+            return [error]
+        return [_explained(asker, [one])[0] for one in opened]
 
 
 def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
@@ -293,7 +305,7 @@ def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Fram
 def _strategies(rows: list[Row], seed: int) -> list[Strategy]:
     """The groups of each predicted class; rows get their distance from their neighbours."""
     found: list[Strategy] = []
-    for label in sorted({row.predicted for row in rows if not row.error}):
+    for label in sorted({row.predicted for row in rows if row.map is not None}):
         own = [index for index, row in enumerate(rows) if row.predicted == label and row.map is not None]
         maps = np.stack([np.asarray(rows[index].map, np.float32) for index in own])
         found += strategies(label, maps, [rows[index].right for index in own], own, seed)
@@ -327,7 +339,7 @@ def _suspicions(
         searched = min(SEARCHED, len(own) // 2)
         if len(own) - searched < FEWEST:
             notes.append(
-                f"{name!r} is not tested: {len(own)} of its images are classified rightly, and {2 * FEWEST} are needed."
+                f"{name!r} is not tested: {len(own)} of its images are recognized, and {2 * FEWEST} are needed."
             )
             continue
         images = _images(asker, name, own, searched, held_out, _others(asker, right, label), frame)
@@ -341,7 +353,7 @@ def _images(
 ) -> ClassImages:
     first = list(shown(asker, own[:searched], searched))
     rest = list(shown(asker, own[searched:], held_out))
-    return ClassImages(name, first, rest, others, frame == "object")
+    return ClassImages(name, first, rest, others, frame == "object", asker.locates)
 
 
 def _others(asker: Asker, right: Mapping[int, Sequence[Case]], label: int) -> list[Shown]:
@@ -362,9 +374,20 @@ def _findings(
     return tuple(one for one, _ in pairs), tuple(masks for _, masks in pairs)
 
 
-def _notes(rows: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
+def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) -> Iterator[str]:
     """What a reader must know first."""
     read = [row for row in rows if not row.error]
+    if not located:
+        yield from _of_chance(read, classes)
+    elif not (right := sum(row.right for row in read)):
+        yield f"The model finds {right} of the {len(read)} marked objects."
+    if broken := len(rows) - len(read):
+        first = next(row for row in rows if row.error)
+        yield f"{broken} of {len(rows)} images could not be read; the first: {first.error}"
+
+
+def _of_chance(read: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
+    """Whether a classifier does better than chance."""
     counts = [sum(row.label == label for row in read) for label in {row.label for row in read}]
     right, guess = sum(row.right for row in read), max(counts) / len(read)
     if len(counts) < 2:
@@ -375,6 +398,3 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:
             f"The model is not clearly above chance on this data: it classifies {right} of {len(read)} images rightly, "
             f"and always naming the largest class would give {round(guess * len(read))}."
         )
-    if broken := len(rows) - len(read):
-        first = next(row for row in rows if row.error)
-        yield f"{broken} of {len(rows)} images could not be read; the first: {first.error}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from scipy.stats import wilcoxon
 
-from hf_cam.auditing.asking import Asker, Shown
+from hf_cam.auditing.asking import Asker, Shown, falls
 from hf_cam.auditing.cases import WHOLE, Box
-from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, inside_share
+from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, grown, inside_share
 from hf_cam.auditing.suspects import Scan, Shrinking, distinct, places, scan
 from hf_cam.auditing.trials import Regions, Trial, Verdict, tried
 
@@ -81,6 +81,7 @@ class Suspicion:
         share: See `Finding`.
         masks: By the name of an image, the region in it, `[H, W]` booleans.
         objects: Whether it is known where the objects are.
+        located: Whether the model finds objects at their places, so that the region is their context, or they.
     """
 
     label: str
@@ -90,12 +91,17 @@ class Suspicion:
     share: float
     masks: dict[str, np.ndarray] = field(repr=False)
     objects: bool = False
+    located: bool = False
+
+    def verdict(self, trial: Trial) -> Verdict:
+        """What follows from a trial of the region."""
+        return carried(trial) if self.kind in CARRIED and not self.located else trial.verdict
 
     def finding(self, trial: Trial) -> Finding:
         """The finding, by the corrected trial."""
         return Finding(
             self.label,
-            trial.verdict if self.kind not in CARRIED else carried(trial),
+            self.verdict(trial),
             self.kind,
             self.region.box if isinstance(self.region, Place) else None,
             self.share,
@@ -120,6 +126,7 @@ class ClassImages:
         held_out: On which they are tested; others than those.
         others: Of other classes.
         by_object: Whether places are those of the object's box.
+        located: Whether the model finds objects at their places, so that regions leave them out.
     """
 
     label: str
@@ -127,6 +134,7 @@ class ClassImages:
     held_out: Sequence[Shown]
     others: Sequence[Shown]
     by_object: bool = False
+    located: bool = False
 
     def frames(self, images: Sequence[Shown]) -> list[Box]:
         """The frame of each image."""
@@ -134,7 +142,12 @@ class ClassImages:
 
     def region_of(self, region: Place | Border) -> Regions:
         """The pixels of a fixed region in an image."""
-        return lambda one: region.mask(_size(one), one.opened.box if self.by_object else WHOLE)
+
+        def marked(one: Shown) -> np.ndarray:
+            found = region.mask(_size(one), one.opened.box if self.by_object else WHOLE)
+            return found & ~one.object if self.located else found
+
+        return marked
 
 
 def _size(one: Shown) -> tuple[int, int]:
@@ -147,11 +160,14 @@ def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspici
     fixed = _fixed(asker, images, scans, seed)
     read = [one for one in fixed if _reads(one)]
     gone = 1.0 - np.prod([1.0 - one.trial.drop for one in read]) if read else 0.0
+    if images.located:
+        around = _around(asker, images, seed)
+        return [*fixed, *(one for one in around if one.kind == "object" or gone < EXPLAINED)]
     return fixed if gone >= EXPLAINED else [*fixed, *_moving(asker, images, seed)]
 
 
 def _reads(one: Suspicion) -> bool:
-    return carried(one.trial) == "reads it"
+    return one.verdict(one.trial) == "reads it"
 
 
 def _fixed(asker: Asker, images: ClassImages, scans: Sequence[Scan], seed: int) -> list[Suspicion]:
@@ -186,10 +202,12 @@ def _suspicion(
     asker: Asker, images: ClassImages, scans: Sequence[Scan], kind: Kind, region: Place | Border, seed: int
 ) -> Suspicion:
     where = images.region_of(region)
-    trial = tried(asker, images.held_out, images.others, where, seed)
+    hidden = images.region_of(grown(region) if isinstance(region, Place) else region)
+    held_out = [one for one in images.held_out if hidden(one).any()]  # an object may cover the whole place
+    trial = tried(asker, held_out, images.others, hidden, seed)
     inside = [_peak_within(one, where(one.one)) for one in scans]
     masks = {one.case.name: where(one) for one in (*images.searched, *images.held_out)}
-    return Suspicion(images.label, kind, region, trial, float(np.mean(inside)), masks)
+    return Suspicion(images.label, kind, region, trial, float(np.mean(inside)), masks, located=images.located)
 
 
 def _peak_within(one: Scan, region: np.ndarray) -> bool:
@@ -206,9 +224,31 @@ def _moving(asker: Asker, images: ClassImages, seed: int) -> Iterator[Suspicion]
     kind = kind_of([one.region() for one in scans], [one.one for one in scans], seed)
     regions = {one.one.case.name: REGIONS[kind](one) for one in scans}
     kept = [one.one for one in scans if regions[one.one.case.name].any()]
-    trial = tried(asker, kept, images.others, lambda one: regions[one.case.name], seed)
+    trial = tried(asker, kept, images.others, _named(regions), seed)
     objects = any(one.one.opened.inside is not None for one in scans)
     yield Suspicion(images.label, kind, None, trial, len(kept) / len(scans), regions, objects)
+
+
+def _around(asker: Asker, images: ClassImages, seed: int) -> Iterator[Suspicion]:
+    """The object itself, and the strongest evidence around it, which lies elsewhere in each image."""
+    scans = [scan(asker, one) for one in images.held_out[:SCANNED]]
+    ahead = [float(falls(asker, one.one, [one.one.mask(one.one.object)])[0]) >= one.effect.max() for one in scans]
+    around = [_off_object(one) for one in scans]
+    parts: tuple[tuple[Kind, float, list[np.ndarray]], ...] = (
+        ("object", float(np.mean(ahead)), [one.one.object for one in scans]),
+        ("background", 1 - float(np.mean(ahead)), around),
+    )
+    for kind, share, found in parts:
+        regions = {one.one.case.name: region for one, region in zip(scans, found, strict=True) if region.any()}
+        if regions:
+            kept = [one.one for one in scans if one.one.case.name in regions]
+            trial = tried(asker, kept, images.others, _named(regions), seed)
+            yield Suspicion(images.label, kind, None, trial, share, regions, objects=True, located=True)
+
+
+def _named(regions: Mapping[str, np.ndarray]) -> Regions:
+    """The regions of images by their names."""
+    return lambda one: regions[one.case.name]
 
 
 def kind_of(regions: Sequence[np.ndarray], images: Sequence[Shown], seed: int = 0) -> Kind:
@@ -270,18 +310,21 @@ def sentence(one: Suspicion, trial: Trial) -> str:
     where = place_name(one.region.box) if isinstance(one.region, Place) else PLAIN[one.kind]
     if one.kind == "moving" and not one.objects:
         where += " (maybe the object: masks= would show it)"
-    verdict = carried(trial) if one.kind in CARRIED else trial.verdict
+    verdict = one.verdict(trial)
     begins = {
         "reads it": f"For {one.label!r}, the model reads {where}",
         "does not": f"For {one.label!r}, the model does not depend on {where}",
         "undecided": f"For {one.label!r}, it is undecided whether the model reads {where}",
     }[verdict]
     low, high = trial.interval
-    return (
-        f"{begins}: without it, {trial.drop:.0%} of {trial.images} images are no longer recognized (95 % interval "
-        f"{low:.0%} to {high:.0%}), against {trial.elsewhere:.0%} without as much elsewhere; put on images of other "
-        f"classes, it turns {trial.follows:.0%} of them into {one.label!r}."
+    lost = "objects are no longer found" if one.located else "images are no longer recognized"
+    told = (
+        f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95 % interval {low:.0%} to {high:.0%}), "
+        f"against {trial.elsewhere:.0%} without as much elsewhere"
     )
+    if one.located:
+        return f"{told}."
+    return f"{told}; put on images of other classes, it turns {trial.follows:.0%} of them into {one.label!r}."
 
 
 CARRIED: tuple[Kind, ...] = ("place", "border")

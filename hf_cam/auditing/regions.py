@@ -35,6 +35,16 @@ class Place:
         return marked
 
 
+def grown(place: Place, by: float = 1 / GRID) -> Place:
+    """The place with its sides moved outwards: a mark could be imputed again from a rim that is left of it.
+
+    >>> grown(Place((0.0, 0.5, 0.25, 0.75)), 0.25)
+    Place(box=(0.0, 0.25, 0.5, 1.0))
+    """
+    x0, y0, x1, y1 = place.box
+    return Place((max(0.0, x0 - by), max(0.0, y0 - by), min(1.0, x1 + by), min(1.0, y1 + by)))
+
+
 @dataclass(frozen=True)
 class Border:
     """A ring along the edge of the frame, as wide as this share of the frame's shorter side."""
@@ -107,24 +117,28 @@ def overlap(one: Box, other: Box) -> float:
     return shared / (area(one) + area(other) - shared) if shared else 0.0
 
 
-def elsewhere(marked: np.ndarray, rng: np.random.Generator, tries: int = 64) -> np.ndarray:
+def elsewhere(
+    marked: np.ndarray, rng: np.random.Generator, tries: int = 64, spared: np.ndarray | None = None
+) -> np.ndarray:
     """The same shape at another place, wrapped round the edges: of `tries` random ones the one that overlaps least.
 
     Args:
         marked: `[H, W]` booleans.
         rng: Where the places are drawn from.
         tries: How many places are tried.
+        spared: `[H, W]` booleans: what the shape must not cover either, and is cut off where it does.
     """
+    avoided = marked if spared is None else marked | spared
     best, least = marked, np.inf
     for _ in range(tries):
         shift = int(rng.integers(marked.shape[0])), int(rng.integers(marked.shape[1]))
         moved = np.roll(marked, shift, (0, 1))
-        shared = int((moved & marked).sum())
+        shared = int((moved & avoided).sum())
         if shared < least:
             best, least = moved, shared
         if not shared:
             break
-    return best
+    return best if spared is None else best & ~spared
 
 
 def inside_share(regions: Sequence[np.ndarray], opened: Sequence[Opened]) -> np.ndarray:

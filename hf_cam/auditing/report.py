@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import importlib.util
@@ -27,12 +26,12 @@ from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError
 from hf_cam.images.drawing import outlined, overlay
+from hf_cam.images.pages import SIDE, STYLE, data_uri, figure, in_frame, resized, small
+from hf_cam.results.files import write_text, write_whole
 
 if TYPE_CHECKING:
     from hf_cam.auditing.audit import Audit, Row
 
-THUMB = 160
-"""The longer side of a picture in the page, in pixels."""
 EXAMPLES, UNUSUAL, WRONG = 6, 8, 12
 MANY = 200
 """So many images are linked from the page; the table has all of them."""
@@ -49,12 +48,12 @@ def save(audit: Audit, folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "findings.json", json.dumps(summary(audit), indent=2, ensure_ascii=False))
-        _write(folder / "images.csv", _table(_image_rows(audit)))
-        _write(folder / "strategies.csv", _table(_strategy_rows(audit)))
+        write_text(folder / "findings.json", json.dumps(summary(audit), indent=2, ensure_ascii=False))
+        write_text(folder / "images.csv", _table(_image_rows(audit)))
+        write_text(folder / "strategies.csv", _table(_strategy_rows(audit)))
         if importlib.util.find_spec("pyarrow"):
             _write_masks(audit, folder / "findings.parquet")
-        return _write(folder / "index.html", page(audit, folder))
+        return write_text(folder / "index.html", page(audit, folder))
     except OSError as error:
         raise ImageError(f"the report cannot be written to {str(folder)!r}: {error.strerror or error}") from error
 
@@ -71,13 +70,6 @@ def summary(audit: Audit) -> dict[str, object]:
         "frame": audit.frame,
         "findings": [asdict(one) for one in audit.findings],
     }
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file so that there is never half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    return unfinished.replace(path)
 
 
 def _table(rows: Sequence[dict[str, object]]) -> str:
@@ -136,9 +128,8 @@ def _write_masks(audit: Audit, path: Path) -> None:
     ]
     types = (pa.int32(), pa.string(), pa.string(), pa.string(), pa.string(), pa.binary())
     schema = pa.schema(list(zip(names, types, strict=True)))
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
-    unfinished.replace(path)
+    table = pa.Table.from_pylist(rows, schema)
+    write_whole(path, lambda file: pq.write_table(table, file))
 
 
 def _png(mask: np.ndarray) -> bytes:
@@ -149,9 +140,7 @@ def _png(mask: np.ndarray) -> bytes:
 
 def framed(audit: Audit) -> str:
     """The page in a frame of its own, so that a notebook's styles do not meet it."""
-    return (
-        f'<iframe srcdoc="{html.escape(page(audit), quote=True)}" width="100%" height="640" style="border:0"></iframe>'
-    )
+    return in_frame(page(audit))
 
 
 def page(audit: Audit, folder: Path | None = None) -> str:
@@ -168,6 +157,7 @@ def excerpt(audit: Audit) -> str:
 def _page(audit: Audit, pictures: Pictures, images: str) -> str:
     readable = sum(not row.error for row in audit.rows)
     return PAGE.substitute(
+        style=STYLE,
         model=html.escape(audit.model),
         lead=html.escape(lead(audit)),
         facts=html.escape(
@@ -234,7 +224,7 @@ class Pictures:
         if image is None or row.map is None:
             return ""
         heat = _over(np.asarray(row.map, np.float32), self.audit.cases[index], image, self.audit.frame == "object")
-        return _uri(overlay(_small(image), _resized(heat, _small(image))))
+        return data_uri(overlay(small(image), resized(heat, small(image))))
 
     def with_region(self, name: str, mask: np.ndarray) -> str:
         """The image with the region's outline, as a data URI."""
@@ -242,9 +232,9 @@ class Pictures:
         image = None if index is None else self.image(index)
         if image is None:
             return ""
-        small = _small(image)
-        marked = cv2.resize(np.uint8(mask), small.size, interpolation=cv2.INTER_NEAREST) > 0
-        return _uri(outlined(small, None, marked))
+        shown = small(image)
+        marked = cv2.resize(np.uint8(mask), shown.size, interpolation=cv2.INTER_NEAREST) > 0
+        return data_uri(outlined(shown, (), marked))
 
 
 def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: bool) -> np.ndarray:
@@ -257,35 +247,12 @@ def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: boo
     return heat / max(float(heat.max()), 1e-12)
 
 
-def _small(image: Image.Image) -> Image.Image:
-    scale = THUMB / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _resized(heat: np.ndarray, like: Image.Image) -> np.ndarray:
-    return np.asarray(np.clip(cv2.resize(heat, like.size, interpolation=cv2.INTER_LINEAR), 0, 1))
-
-
-def _uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _figure(uri: str, caption: str) -> str:
-    if not uri:
-        return ""
-    told = html.escape(caption, quote=True)
-    return f'<figure><img src="{uri}" alt="{told}" loading="lazy"><figcaption>{told}</figcaption></figure>'
-
-
 VERDICTS = {"reads it": "reads", "does not": "not", "undecided": "maybe"}
 
 
 def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
     for one, masks in zip(audit.findings, audit.masks, strict=True):
-        shown = [_figure(pictures.with_region(name, mask), Path(name).name) for name, mask in masks.items()]
+        shown = [figure(pictures.with_region(name, mask), Path(name).name) for name, mask in masks.items()]
         low, high = one.interval
         spoken = f"fall in accuracy {one.drop:.0%}, between {low:.0%} and {high:.0%}"
         bar = (
@@ -308,25 +275,24 @@ def _classes(audit: Audit, pictures: Pictures) -> Iterator[str]:
         mean = np.mean(maps, 0)
         yield (
             f'<section class="class"><h3>{html.escape(label)}</h3><div class="strip">'
-            f"{_figure(_uri(_drawn(mean)), f'mean map of {len(maps)} images')}</div>"
+            f"{figure(data_uri(_drawn(mean)), f'mean map of {len(maps)} images')}</div>"
             f"{''.join(_strategy(number, one, pictures) for number, one in enumerate(own, 1))}</section>"
         )
 
 
 def _drawn(values: np.ndarray) -> Image.Image:
     """A map of the frame on grey."""
-    grey = Image.new("RGB", (THUMB, THUMB), (110, 110, 110))
-    return overlay(grey, _resized(values / max(float(values.max()), 1e-12), grey), alpha=0.9)
+    grey = Image.new("RGB", (SIDE, SIDE), (110, 110, 110))
+    return overlay(grey, resized(values / max(float(values.max()), 1e-12), grey), alpha=0.9)
 
 
 def _strategy(number: int, one: Strategy, pictures: Pictures) -> str:
     examples = "".join(
-        _figure(pictures.with_map(index), Path(pictures.audit.rows[index].name).name)
-        for index in one.nearest[:EXAMPLES]
+        figure(pictures.with_map(index), Path(pictures.audit.rows[index].name).name) for index in one.nearest[:EXAMPLES]
     )
     return (
         f"<h4>Strategy {number}: {one.share:.0%} of the images, accuracy {one.accuracy:.2f}</h4>"
-        f'<div class="strip">{_figure(_uri(_drawn(one.map)), "mean map")}{examples}</div>'
+        f'<div class="strip">{figure(data_uri(_drawn(one.map)), "mean map")}{examples}</div>'
     )
 
 
@@ -334,13 +300,13 @@ def _wrong(audit: Audit, pictures: Pictures) -> Iterator[str]:
     wrong = [index for index, row in enumerate(audit.rows) if not row.error and not row.right]
     for index in sorted(wrong, key=lambda index: -audit.rows[index].score)[:WRONG]:
         row = audit.rows[index]
-        yield _figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), but it is {row.label}")
+        yield figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), but it is {row.label}")
 
 
 def _unusual(audit: Audit, pictures: Pictures) -> Iterator[str]:
     read = [index for index, row in enumerate(audit.rows) if row.map is not None]
     for index in sorted(read, key=lambda index: -audit.rows[index].unusual)[:UNUSUAL]:
-        yield _figure(pictures.with_map(index), f"{audit.rows[index].predicted}: {Path(audit.rows[index].name).name}")
+        yield figure(pictures.with_map(index), f"{audit.rows[index].predicted}: {Path(audit.rows[index].name).name}")
 
 
 def _coverage(audit: Audit) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_cam.auditing.asking import Asker, Shown, falls
 from hf_cam.auditing.cases import Box, box_of
-from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, overlap, peak_blob, to_frame
+from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, grown, overlap, peak_blob, to_frame
 from hf_cam.layouts import Size
 from hf_cam.methods.masking import Window, windows
 
@@ -76,8 +76,14 @@ def scan(asker: Asker, one: Shown) -> Scan:
 
 def _hidden(asker: Asker, one: Shown, squares: Sequence[Window]) -> list[float]:
     """The effect of each square."""
-    found: list[float] = falls(asker, one, [_square(one.geometry.model_size, *at) for at in squares]).tolist()
+    kept = context(asker, one)
+    found: list[float] = falls(asker, one, [_square(one.geometry.model_size, *at) & kept for at in squares]).tolist()
     return found
+
+
+def context(asker: Asker, one: Shown) -> Tensor:
+    """What may be hidden, `[h, w]` booleans: all but the object where the model finds it at its place."""
+    return ~one.mask(one.object) if asker.locates else torch.ones(one.geometry.model_size, dtype=torch.bool)
 
 
 def _square(size: Size, rows: slice, columns: slice) -> Tensor:
@@ -127,15 +133,20 @@ class Shrinking:
         found = []
         for one, frame in zip(self.images, self.frames, strict=True):
             size = one.opened.image.height, one.opened.image.width
+            kept = context(self.asker, one)
             masks = [one.mask(region.mask(size, frame)) for region in regions]
-            hidden, alone = falls(self.asker, one, [*masks, *(~mask for mask in masks)]).chunk(2)
+            hidden, alone = falls(self.asker, one, [*(m & kept for m in masks), *(~m & kept for m in masks)]).chunk(2)
             found.append(((hidden + 1 - alone) / 2).numpy())
         return np.asarray(np.mean(found, 0))
 
     def box(self, place: Place) -> Place:
-        """The place, a cell larger, each side then moved inwards as far as the effect stays, and half a cell back."""
+        """The place, a cell larger, each side then moved inwards as far as the effect stays, and half a cell back.
+
+        A side within a cell of the frame's edge lies on it: a strip of a mark that is left there would be enough to
+        impute the mark from.
+        """
         step = 1 / GRID
-        current = _grown(place.box, step)
+        current = grown(place, step).box
         enough = KEPT * self.effect(Place(current))
         for side in range(4):
             tried = [box for box in (_moved(current, side, k * step) for k in range(1, GRID)) if area(box) > 0]
@@ -144,7 +155,7 @@ class Shrinking:
                 continue
             far = bisect_left(tried, True, key=lambda box: self.effect(Place(box)) < enough)
             current = tried[far - 1] if far else current
-        return replace(place, box=_grown(current, step / 2))
+        return replace(place, box=_snapped(grown(Place(current), step / 2).box, step))
 
     def border(self) -> tuple[Border, float]:
         """The narrowest border that keeps the effect of the widest, and that effect."""
@@ -155,8 +166,14 @@ class Shrinking:
         return rings[index], float(effects[index])
 
 
-def _grown(box: Box, by: float) -> Box:
-    return max(0.0, box[0] - by), max(0.0, box[1] - by), min(1.0, box[2] + by), min(1.0, box[3] + by)
+def _snapped(box: Box, step: float) -> Box:
+    x0, y0, x1, y1 = box
+    return (
+        0.0 if x0 < step else x0,
+        0.0 if y0 < step else y0,
+        1.0 if x1 > 1 - step else x1,
+        1.0 if y1 > 1 - step else y1,
+    )
 
 
 def _moved(box: Box, side: int, by: float) -> Box:

@@ -27,7 +27,7 @@ PASTED = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """What removing a region did to N held-out images that the model had classified rightly.
+    """What removing a region did to N held-out images that the model had recognized.
 
     Args:
         images: N.
@@ -60,7 +60,7 @@ def tried(asker: Asker, images: Sequence[Shown], others: Sequence[Shown], region
 
     Args:
         asker: The model.
-        images: Of one class, classified rightly.
+        images: Of one class, recognized.
         others: Images of other classes, from which pixels come and on which regions are put.
         regions: The region of each image.
         seed: Seed of the places elsewhere and of the noise.
@@ -70,7 +70,8 @@ def tried(asker: Asker, images: Sequence[Shown], others: Sequence[Shown], region
     follow = np.zeros((2, len(images)))
     for index, one in enumerate(images):
         region = regions(one)
-        pair = [one.mask(region), one.mask(elsewhere(region, rng))]
+        spared = one.object if asker.locates and not (region & one.object).any() else None
+        pair = [one.mask(region), one.mask(elsewhere(region, rng, spared=spared))]
         donors = [other for other in others if other.pixels.shape == one.pixels.shape]
         turn = [donors[(index * PASTED + k) % len(donors)] for k in range(min(PASTED, len(donors)))]
         for side, missing in enumerate(pair):
@@ -83,8 +84,10 @@ def _effects(asker: Asker, one: Shown, others: Sequence[Shown], missing: Tensor,
     missing = missing.to(one.pixels.device)
     ways = replacements([other.pixels for other in others], seed)
     removed = [way(one.pixels, missing[None]) for way in ways.values()]
-    pasted = [torch.where(missing[None, None], one.pixels, other.pixels) for other in others]
-    found = asker.probabilities(torch.cat([*removed, *pasted])).argmax(1) == one.label
+    # What lies on images with another object at that place says nothing of the context of this one.
+    onto = [] if asker.locates else others
+    pasted = [torch.where(missing[None, None], one.pixels, other.pixels) for other in onto]
+    _, found = asker.answers(torch.cat([*removed, *pasted]), one)
     gone = (~found[: len(removed)]).float().mean()
     return bool(gone > 0.5), float(found[len(removed) :].float().mean()) if pasted else 0.0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from hf_cam.capture.guard import kept
 from hf_cam.layouts import Size
 from hf_cam.maps import at_least_float32
 from hf_cam.threads import cached_property
@@ -41,17 +42,17 @@ class Attention:
     def weights(self) -> Tensor:
         """`softmax(scale q k^T + mask)`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
         if self.computed is not None:
-            return at_least_float32(self.computed.detach())
-        scores: Tensor = (at_least_float32(self.query.detach()) * self.scale) @ at_least_float32(self.key.detach()).mT
+            return at_least_float32(kept(self.computed))
+        scores: Tensor = (at_least_float32(kept(self.query)) * self.scale) @ at_least_float32(kept(self.key)).mT
         if self.mask is not None:
-            mask = self.mask.detach()
+            mask = kept(self.mask)
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         return scores.softmax(-1)
 
     @property
     def weight_gradients(self) -> Tensor:
         """`dL/dA = (dL/dO) V^T`, `[B, heads, N, M]` in float32 or better; recomputed on each access."""
-        return at_least_float32(self.output_gradient) @ at_least_float32(self.value.detach()).mT
+        return at_least_float32(self.output_gradient) @ at_least_float32(kept(self.value)).mT
 
     @property
     def output_gradient(self) -> Tensor:

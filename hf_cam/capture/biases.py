@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import capture
+from hf_cam.capture.guard import is_connected, kept
 from hf_cam.errors import MethodError, TargetError
 from hf_cam.maps import at_least_float32
 
@@ -72,7 +73,9 @@ class BiasedOutputs:
         # What runs beside the picture, such as a text tower, has terms that lie nowhere in it.
         outputs = {name: output for name, output in self.outputs.items() if output.requires_grad}
         leaves = [pixels, *outputs.values()]
-        scaled = torch.autograd.grad(score * scale, leaves, allow_unused=True, retain_graph=True)
+        scaled = torch.autograd.grad(
+            score * scale, leaves, allow_unused=True, retain_graph=True, create_graph=is_connected()
+        )
         wide = [None if gradient is None else at_least_float32(gradient) / scale for gradient in scaled]
         terms = {
             name: gradient * _broadcast(self.modules[name], gradient)
@@ -80,7 +83,7 @@ class BiasedOutputs:
             if gradient is not None
         }
         gradient = torch.zeros_like(pixels) if wide[0] is None else wide[0]
-        return FullGradients(at_least_float32(score.detach()), gradient * at_least_float32(pixels.detach()), terms)
+        return FullGradients(at_least_float32(score.detach()), gradient * at_least_float32(kept(pixels)), terms)
 
 
 @contextmanager
@@ -146,8 +149,8 @@ def _bias(module: nn.Module) -> Tensor | None:
         scale = (module.running_var + module.eps).rsqrt()
         scale = scale if module.weight is None else scale * module.weight
         shift = -module.running_mean * scale
-        return (shift if bias is None else shift + bias).detach()
-    return None if bias is None else bias.detach()
+        return kept(shift if bias is None else shift + bias)
+    return None if bias is None else kept(bias)
 
 
 def _broadcast(module: nn.Module, output: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.guard import borrowed, forwards
+from hf_cam.capture.guard import borrowed, forwards, is_connected
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import tensor_at, with_tensor_at
 from hf_cam.capture.linear import by_tokens
 from hf_cam.capture.recorder import is_plain_multi_head, multi_head
-from hf_cam.capture.runs import Counter, located
+from hf_cam.capture.runs import Counter, level_of, located
 from hf_cam.errors import DetachedError, LayerError, TargetError
 from hf_cam.models.traits import unwrap
 
@@ -32,7 +33,7 @@ class Capture:
         module: The replica of the model that ran.
         outputs: The model's output, connected to `activations` where gradients were asked for.
         activations: One tensor per layer, as the layer returned it.
-        second_order: True keeps the gradients differentiable.
+        second_order: True keeps the gradients differentiable, as they always are in the caller's graph.
         watched: What each watch yielded.
         pixels: The picture that the forward got, where it required grad.
     """
@@ -88,7 +89,7 @@ def capture(
         layers: Dotted names; "name:1" is the second run of a layer that runs several times.
         inputs: The forward's inputs by name; "pixel_values" is the picture, whatever the forward calls it.
         gradients: False records no graph at all.
-        second_order: True where the gradients are to be differentiable.
+        second_order: True where the gradients are to be differentiable, as they always are inside `connected`.
         watches: Context managers around the forward; with one, autograd records from the picture on.
         storing: Other such context managers, which need no graph.
 
@@ -100,7 +101,9 @@ def capture(
         located(unwrap(model), layer)
     seen: dict[str, Tensor] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    recorded = gradients or bool(watches)
+    recorded = gradients or bool(watches) or is_connected()
+    thrice = second_order and is_connected()
+    second_order = second_order or is_connected()
     with borrowed(unwrap(model)) as module:
         places = [located(module, layer) for layer in layers]
         counters = [Counter(layer, run) for layer, (_, run) in zip(layers, places, strict=True)]
@@ -114,7 +117,7 @@ def capture(
             with ExitStack() as stack:
                 stack.enter_context(torch.set_grad_enabled(recorded))
                 if second_order:
-                    stack.enter_context(TwiceDifferentiable())
+                    stack.enter_context(TwiceDifferentiable(thrice=thrice))
                 elif recorded:
                     stack.enter_context(forwards(by_tokens(module)))
                 watched = {watch: stack.enter_context(watch(module)) for watch in (*watches, *storing)}
@@ -129,7 +132,16 @@ def capture(
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Run attention with the kernel that has a second derivative (the fused ones have none), in this thread alone."""
+    """Run attention with the kernel that has a second derivative (the fused ones have none), in this thread alone.
+
+    Args:
+        thrice: Also run norms step by step, because torch's own third derivative of them is wrong (measured in 2.14:
+            it misses what their mean and deviation contribute).
+    """
+
+    def __init__(self, *, thrice: bool = False) -> None:
+        super().__init__()
+        self._thrice = thrice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -138,7 +150,41 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func is F.multi_head_attention_forward and is_plain_multi_head(args, kwargs):
             with self:
                 return multi_head(*args, **kwargs)
+        if self._thrice and func is F.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        if self._thrice and func is F.group_norm:
+            return _group_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 - torch's names, by which it may be called
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.layer_norm` step by step."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    normed = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
+
+
+def _group_norm(
+    input: Tensor,  # noqa: A002 - torch's names, by which it may be called
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.group_norm` step by step."""
+    groups = input.unflatten(1, (num_groups, -1))
+    normed = _layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
+    shape = (-1, *(1,) * (input.ndim - 2))
+    normed = normed if weight is None else normed * weight.reshape(shape)
+    return normed if bias is None else normed + bias.reshape(shape)
 
 
 def _leaf(pixels: Tensor) -> Tensor:
@@ -156,40 +202,29 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
 
 
 def _recorder(counter: Counter, seen: dict[str, Tensor], gradients: bool) -> Callable[..., Any]:
-    layer = counter.layer
+    layer, level = counter.layer, level_of(counter.layer)
 
     def record(module: nn.Module, args: Any, output: Any) -> Any:
         if not counter.hits():
             return None
-        tensor = first_tensor(output)
+        tensor = _found(layer, level, output)
         if tensor is None or not tensor.is_floating_point():
             raise LayerError(f"the layer {layer!r} returns no floating tensor ({type(output).__name__})")
         if gradients:
             torch.set_grad_enabled(True)  # also where the model itself runs this part under no_grad, as CLIPSeg does
             if not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_(True)
+            elif level is not None:
+                tensor = tensor.clone()  # of which no other level is made, so that each has a gradient of its own
         seen[layer] = tensor
         # A clone goes on: the next module may work in place, which would spoil the record and is forbidden on a leaf.
-        return with_first_tensor(output, tensor.clone())
+        return with_tensor_at(output, level, tensor.clone())
 
     return record
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor that a layer's output is about: itself, or the first tensor of a tuple or record."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """A layer's output with another tensor in the place of the first."""
-    if isinstance(output, Tensor):
-        return tensor
-    if isinstance(output, Mapping):
-        key = next(key for key, value in output.items() if isinstance(value, Tensor))
-        return type(output)(**{**output, key: tensor})
-    items = list(output)
-    items[next(i for i, value in enumerate(items) if isinstance(value, Tensor))] = tensor
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+def _found(layer: str, level: str | None, output: Any) -> Tensor | None:
+    try:
+        return tensor_at(output, level)
+    except LayerError as error:
+        raise LayerError(f"of {layer!r}: {error}") from error

@@ -39,9 +39,38 @@ class Weights:
 _weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
 
 
+_connected: ContextVar[bool] = ContextVar("connected", default=False)
+
+
+@contextmanager
+def connected(wanted: bool = True) -> Iterator[None]:
+    """Keep what is computed inside the block in the caller's graph: replicas have the model's own parameters.
+
+    Args:
+        wanted: False changes nothing.
+    """
+    token = _connected.set(wanted or _connected.get())
+    try:
+        yield
+    finally:
+        _connected.reset(token)
+
+
+def is_connected() -> bool:
+    """Whether what is computed stays in the caller's graph."""
+    return _connected.get()
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """The tensor, detached unless what is computed stays in the caller's graph."""
+    return tensor if _connected.get() else tensor.detach()
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """A replica of the model in evaluation mode with frozen parameters, for this thread and this block alone.
+    """A replica of the model in evaluation mode, for this thread and this block alone.
+
+    Its parameters are frozen, except inside `connected`.
 
     Hooks belong on the replica, which shares the model's weights and nothing else. Whatever happens, the model and
     other threads that use it see nothing: its mode, `requires_grad`, hooks, attributes and buffers stay as they are,
@@ -65,7 +94,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 "made of; load the whole model in one process"
             )
         weights = _weights.get()
-        replica = Replica(model, weights.values if weights else {})
+        replica = Replica(model, weights.values if weights else {}, frozen=not _connected.get())
         if weights:
             weights.borrowers.append(model)
         for module in replica.modules():

@@ -117,7 +117,7 @@ def picture_size(inputs: Mapping[str, Any]) -> Size:
     return picture.shape[-2], picture.shape[-1]
 
 
-SETTINGS = ("targets", "aug_smooth", "eigen_smooth")
+SETTINGS = ("targets", "aug_smooth", "eigen_smooth", "signed", "differentiable")
 """Arguments of a CAM's call that are not inputs of the model."""
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, one_image
+from hf_cam.capture.levels import first_tensor
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import map_tensors
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_cam.capture.capture import first_tensor, with_first_tensor
 from hf_cam.capture.draws import own_draws
 from hf_cam.capture.guard import borrowed, forwards, wrapped
 from hf_cam.capture.inputs import Shared, arguments, call
-from hf_cam.capture.runs import Counter, located
+from hf_cam.capture.levels import first_tensor, tensor_at, with_tensor_at
+from hf_cam.capture.runs import Counter, level_of, located
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import map_tensors, sample_of
 
@@ -69,7 +69,7 @@ class Tail:
 
         given = (widened(activations) if self.wide else activations).movedim(0, self.axis)
         stubs = {module: _Memory([spread(output) for output in outputs]) for module, outputs in self.prefix.items()}
-        stubs |= self._own([*map(spread, self.earlier), with_first_tensor(spread(self.clean), given)])
+        stubs |= self._own([*map(spread, self.earlier), with_tensor_at(spread(self.clean), self.level, given)])
         args, kwargs = arguments(self.module, {name: spread(value) for name, value in self.inputs.items()})
         with _stubbed(stubs), own_draws(self.module, self.inputs):
             return functional_call(self.module, dict(self.wide), args, kwargs)
@@ -80,16 +80,21 @@ class Tail:
         It is differentiable.
         """
         stubs = {module: _Memory(outputs) for module, outputs in self.prefix.items()}
-        stubs |= self._own([*self.earlier, with_first_tensor(self.clean, activations)])
+        stubs |= self._own([*self.earlier, with_tensor_at(self.clean, self.level, activations)])
         with _stubbed(stubs):
             return call(self.module, self.inputs)
 
     @property
     def activations(self) -> Tensor:
-        """The clean output of the layer, batch first."""
-        tensor = first_tensor(self.clean)
+        """The clean output of the layer, batch first; of a pyramid, that of the level that the layer's name gives."""
+        tensor = tensor_at(self.clean, self.level)
         assert tensor is not None
         return tensor.movedim(self.axis, 0)
+
+    @property
+    def level(self) -> str | None:
+        """The level that the layer's name gives."""
+        return level_of(self.layer)
 
     def _own(self, outputs: list[Any]) -> dict[nn.Module, _Memory]:
         """What the layer itself replays; its other runs are real."""

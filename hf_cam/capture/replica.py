@@ -34,6 +34,7 @@ class Replica:
     Args:
         model: The root of the tree.
         weights: Values that stand in for those of the model's parameters.
+        frozen: False for a copy with the parameters themselves, through which gradients reach the model.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     >>> copy = Replica(net).module
@@ -41,8 +42,14 @@ class Replica:
     (True, False)
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
-        self._weights = weights
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[nn.Parameter, Tensor] = MappingProxyType({}),
+        *,
+        frozen: bool = True,
+    ) -> None:
+        self._weights, self._frozen = weights, frozen
         self._known: dict[int, Any] = {}
         self._late: list[tuple[Any, Any, Any]] = []  # a container, a key in it, and the original value
         with torch.no_grad():
@@ -127,6 +134,8 @@ class Replica:
     def _parameter(self, own: nn.Parameter) -> nn.Parameter:
         if (found := self._known.get(id(own))) is not None:
             return found  # type: ignore[no-any-return]
+        if not self._frozen and own not in self._weights:
+            return own
         # Of its data, so that a thread that trains the model meanwhile does not invalidate the graph.
         data = self._weights.get(own, own).data
         made: nn.Parameter = torch.Tensor._make_subclass(nn.Parameter, data, False)  # noqa: SLF001
@@ -137,6 +146,8 @@ class Replica:
 
     def _object(self, own: Any) -> Any:
         """Frozen, if it is a tensor of its own class; a copy, if one of its attributes is a module; else itself."""
+        if isinstance(own, Tensor) and not self._frozen:
+            return own
         if isinstance(own, Tensor):
             return nn.Parameter(own.detach(), requires_grad=False) if own.requires_grad and own.is_leaf else own
         attributes = getattr(own, "__dict__", None)

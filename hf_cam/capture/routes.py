@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Cells
-from hf_cam.capture.capture import Capture, first_tensor
+from hf_cam.capture.capture import Capture
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.recorder import Finished, Recording
 from hf_cam.capture.replay import REAL, Tail
 from hf_cam.capture.runs import run_name

@@ -1,7 +1,8 @@
-"""One run of a layer that runs several times in a forward: `name:0` is the first, `name:1` the second."""
+"""Names of layers: `name:0` is the first run of a layer that runs several times, `name[0]` the first of its levels."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -18,12 +19,45 @@ def run_name(layer: str, run: int) -> str:
     return f"{layer}:{run}"
 
 
+def level_name(layer: str, level: str) -> str:
+    """The name of one level of a layer that returns several scales.
+
+    >>> level_name("backbone.fpn", "pool")
+    'backbone.fpn[pool]'
+    """
+    return f"{layer}[{level}]"
+
+
+_LEVEL = re.compile(r"(.+)\[([^\[\]]+)\]")
+
+
+def level_of(layer: str) -> str | None:
+    """The level that a layer's name gives; None if it gives none.
+
+    >>> level_of("backbone.fpn[pool]"), level_of("backbone.fpn")
+    ('pool', None)
+    """
+    found = _LEVEL.fullmatch(layer)
+    return found[2] if found else None
+
+
+def without_level(layer: str) -> str:
+    """The name of a layer without that of its level.
+
+    >>> without_level("backbone.fpn:1[pool]"), without_level("backbone.fpn")
+    ('backbone.fpn:1', 'backbone.fpn')
+    """
+    found = _LEVEL.fullmatch(layer)
+    return found[1] if found else layer
+
+
 def parts_of(layer: str) -> tuple[str, int | None]:
-    """The dotted name of a layer and the number of the run; None if the name gives none.
+    """The dotted name of a layer, without a level, and the number of the run; None if the name gives none.
 
     >>> parts_of("backbone.block:2"), parts_of("backbone.block")
     (('backbone.block', 2), ('backbone.block', None))
     """
+    layer = without_level(layer)
     name, colon, run = layer.rpartition(":")
     return (name, int(run)) if colon and run.isdecimal() else (layer, None)
 
@@ -34,7 +68,8 @@ def located(module: nn.Module, layer: str) -> tuple[nn.Module, int | None]:
     Raises:
         LayerError: the model has no such layer.
     """
-    for name, run in ((layer, None), parts_of(layer)):  # a module's own name may contain a colon
+    # A module's own name may contain a colon.
+    for name, run in ((layer, None), (without_level(layer), None), parts_of(layer)):
         try:
             return module.get_submodule(name), run
         except AttributeError:

@@ -17,15 +17,16 @@ from hf_cam import __version__
 from hf_cam.data.cluster import Cluster, rows_on_ray
 from hf_cam.data.explain import Explain
 from hf_cam.data.local import explained
-from hf_cam.data.rows import Row, explanations_of
+from hf_cam.data.rows import Row, bundled, explanations_of
 from hf_cam.data.shards import Shards, manifest_of, parts_of, stored_rows
 from hf_cam.data.sources import INSTALL, Files, Listed, Source, source_of
 from hf_cam.doors import door
 from hf_cam.errors import OptionError, brief
-from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import save_picture
+from hf_cam.models.fingerprint import fingerprint, model_fingerprint, processor_fingerprint
 from hf_cam.request import check_count
+from hf_cam.results.bundle import IMAGE, bundles_in
 
 Engine = Literal["local", "ray"]
 
@@ -215,17 +216,11 @@ def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
     return {
         "version": __version__,
         "model": model_fingerprint(loaded.model),
-        "processor": _of_processor(loaded.processor),
+        "processor": processor_fingerprint(loaded.processor),
         "settings": fingerprint(explain.method, explain.check, settings),
         "data": source.name,
         "root": str(source.root) if isinstance(source, Files) and source.root is not None else "",
     }
-
-
-def _of_processor(processor: Any) -> str:
-    if hasattr(processor, "to_json_string"):
-        return fingerprint(processor.to_json_string())
-    return fingerprint(repr(processor)) if " at 0x" not in repr(processor) else fingerprint(code_of(type(processor)))
 
 
 def check_pyarrow() -> None:
@@ -242,18 +237,26 @@ def check_pyarrow() -> None:
 
 @door()
 def load_explanations(folder: str | Path) -> dict[str, list[Explanation]]:
-    """The explanations that `explain_dataset` wrote, by the path of their image, best first.
+    """The explanations in a folder, by the path of their image, best first.
 
-    Images are read again from their files whenever they are asked for, and heatmaps are drawn then: 1,000 explanations
-    of a ViT take a few megabytes. Images with an error have none.
+    The folder is one that `explain_dataset` wrote, a bundle of evidence that `Explanation.save` wrote, or one with
+    bundles below it, where the path is that of a bundle's `image.png`. Images are read again from their files whenever
+    they are asked for, and heatmaps are drawn then: 1,000 explanations of a ViT take a few megabytes. Images with an
+    error have none.
 
     Raises:
-        OptionError: the folder holds no explanations, or a file in it cannot be read.
+        OptionError: the folder holds no explanations, or a file in it cannot be read or is not what was written.
     """
     out, found = Path(folder).expanduser(), dict[str, list[Explanation]]()
     parts = parts_of(out)
     if not parts:
-        raise OptionError(f"{brief(str(out))} holds no explanations; hf_cam.explain_dataset writes such a folder")
+        found = {(path / IMAGE).relative_to(out).as_posix(): [bundled(path)] for path in bundles_in(out)}
+        if not found:
+            raise OptionError(
+                f"{brief(str(out))} holds no explanations; hf_cam.explain_dataset and Explanation.save write such "
+                "folders"
+            )
+        return found
     for part in parts:
         manifest: Mapping[str, Any] = manifest_of(part) or {}
         root = manifest.get("root") or ""

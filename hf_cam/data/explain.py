@@ -92,6 +92,11 @@ class Explain:
         self.column, self.prefix, self.check = column, prefix, check
         self.on_error, self.batch_size = on_error, batch_size
         self.request = Request.of(**{name: settings[name] for name in ASKING if name in settings})
+        if self.request.renormalize:
+            raise OptionError(
+                "a data set keeps maps on the model's grid; omit renormalize= and call .renormalized() on what "
+                "hf_cam.load_explanations returns"
+            )
         self._explainer: Explainer | None = None
         self._proved = False
 
@@ -135,7 +140,7 @@ class Explain:
     def opened(self, source: Any) -> Picture | HFCamError:
         """The picture at a source, decoded, or the error."""
         try:
-            return self.loaded.opened(_plain(source))
+            return self.loaded.opened(as_source(source))
         except HFCamError as error:
             if self.on_error == "raise":
                 raise
@@ -228,7 +233,7 @@ class Explain:
 _NOT_YET = HFCamError("not yet explained")
 
 
-def _plain(source: Any) -> Any:
+def as_source(source: Any) -> Any:
     """What a data set holds for an image, as something that `hf_cam.load_image` takes."""
     if isinstance(source, Mapping) and ("bytes" in source or "path" in source):
         source = source.get("bytes") or source.get("path")

@@ -10,11 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from hf_cam.errors import OptionError, brief
 from hf_cam.explanation import Explanation
-from hf_cam.heads.base import Subject
+from hf_cam.heads.subjects import Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.images.reading import load_image
+from hf_cam.results.bundle import FRAME, IMAGE, arrays_of, verified
 
 Row = dict[str, Any]
 """One image: the columns of `COLUMNS`, by name."""
@@ -24,7 +26,7 @@ COLUMNS: Mapping[str, str] = {
     "score": "the model's confidence in it, or the value of a caller's own target; NaN if there is an error",
     "score_kind": "what the score is, such as probability",
     "box": "(x0, y0, x1, y1) in the image's pixels; empty if the head finds no objects",
-    "map": "the map in [0, 1] on the model's grid as float16, row by row",
+    "map": "the map in [0, 1], or [-1, 1] if it is signed, on the model's grid as float16, row by row",
     "map_shape": "(h, w) of the map; (t, h, w) for a video",
     "geometry": "how the processor put the image into the model's input: what draws the heatmap from the map",
     "evidence": "where the map has evidence: image, outside (only on padding) or none",
@@ -124,8 +126,10 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
         source: The image, or where it is read from each time it is asked for.
     """
     cells = np.asarray(described["map"], np.float32)
-    map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, len(cells) if cells.ndim == 3 else None)
-    box = described.get("box")
+    frames = len(cells) if cells.ndim == 3 else None
+    signed = described.get("signed", bool((cells < 0).any()))
+    map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, frames, signed)
+    box, boxes = described.get("box"), tuple(cast("Any", tuple(one)) for one in described.get("boxes", ()))
     return Explanation(
         label=described["label"],
         score=float(described["score"]),
@@ -138,4 +142,26 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
         flags=tuple(described.get("flags", ())),
         score_kind=described["score_kind"],
         map=map_,
+        boxes=boxes,
+    ).renormalized(described.get("renormalize"))
+
+
+def bundled(folder: Path) -> Explanation:
+    """The explanation in a bundle, without its model.
+
+    Raises:
+        OptionError: the folder holds none, or one of its files is missing or was changed.
+    """
+    manifest = verified(folder)
+    if manifest is None:
+        raise OptionError(f"{brief(str(folder))} holds no bundle; Explanation.save writes one")
+    described, arrays = manifest["explanation"], arrays_of(folder)
+    frames = [folder / FRAME.format(i) for i in range(len(manifest["files"])) if FRAME.format(i) in manifest["files"]]
+    found = explanation_of({**described, "map": arrays["cells"]}, folder / IMAGE)
+    return found.changed(
+        raw=arrays["raw"],
+        mask=arrays.get("mask"),
+        frames=tuple(map(load_image, frames)),
+        span=None if described["span"] is None else tuple(described["span"]),
+        evidence=described["contribution of the picture"],
     )

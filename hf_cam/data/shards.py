@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
@@ -15,6 +14,7 @@ from hf_cam.data.rows import NO_GEOMETRY, Row
 from hf_cam.data.sources import INSTALL
 from hf_cam.errors import HFCamError, OptionError, brief, reason
 from hf_cam.evaluation.log import lock
+from hf_cam.results.files import write_whole
 
 MANIFEST, LOCK, PART = "manifest.json", "lock", re.compile(r"part-(\d+)-of-(\d+)")
 INFORMATIVE = ("layers", "method", "root", "complete", "images", "errors")
@@ -73,17 +73,10 @@ class Shards:
         """
         import pyarrow.parquet as pq
 
-        path = self.folder / f"rows-{self._next:05d}.parquet"
-        aside = path.with_suffix(".tmp")
+        table, path = table_of(rows), self.folder / f"rows-{self._next:05d}.parquet"
         try:
-            with aside.open("wb") as file:
-                pq.write_table(table_of(rows), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-            _sync(self.folder)
+            write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise self._refused(error) from error
         self._next += 1
         self.done.update(row["path"] for row in rows)
@@ -157,13 +150,8 @@ class Shards:
             self.errors += sum(map(bool, table["error"].to_pylist()))
 
     def _note(self, described: Mapping[str, Any]) -> None:
-        path = self.folder / MANIFEST
-        aside = path.with_suffix(".tmp")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump({**self.settings, **described}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        noted = json.dumps({**self.settings, **described}, indent=1).encode()
+        write_whole(self.folder / MANIFEST, lambda file: file.write(noted))
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -264,13 +252,3 @@ def rows_of(content: bytes) -> Iterator[Row]:
     with pa.ipc.open_stream(content) as stream:
         for batch in stream:
             yield from batch.to_pylist()
-
-
-def _sync(folder: Path) -> None:
-    """Have a rename on the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

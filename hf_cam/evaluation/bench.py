@@ -18,7 +18,6 @@ from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.comparison import method_ids
 from hf_cam.doors import callers_own, door
 from hf_cam.errors import LayerError, LayoutError, MethodError, NoGradientError, OptionError, TargetError, brief
-from hf_cam.evaluation.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.evaluation.log import Log
 from hf_cam.evaluation.samples import Sample, samples_of
 from hf_cam.evaluation.table import Evaluation, Record
@@ -29,6 +28,7 @@ from hf_cam.methods import Method, get_method
 from hf_cam.methods.registry import BUDGET
 from hf_cam.metrics import BASELINES, Scorer, Trial, confidence, get_metric
 from hf_cam.metrics.trial import STEPS, Steps, check_steps
+from hf_cam.models.fingerprint import code_of, fingerprint, model_fingerprint
 from hf_cam.models.loading import LoadedModel, input_size, load
 from hf_cam.models.traits import unwrap
 from hf_cam.outputs import sample_of
@@ -241,7 +241,7 @@ class _Bench:
         )
         with borrowed(loaded.module) as module, torch.no_grad():
             outputs = call(module, inputs)
-        subject = head.subjects(sample_of(outputs, 0, 1), request, geometry)[0]
+        subject = head.subjects_of_all(sample_of(outputs, 0, 1), request, geometry)[0]
         problem = loaded.traits.problem_type
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)

@@ -9,11 +9,14 @@ from hf_cam.heads.detection import DetectionHead  # isort: skip
 from hf_cam.heads.candidates import CandidateDetectionHead  # isort: skip
 from hf_cam.heads.segmentation import MaskHead, SemanticHead  # isort: skip
 from hf_cam.heads.depth import DepthHead  # isort: skip
+from hf_cam.heads.prompted import PromptedMaskHead  # isort: skip
+from hf_cam.heads.keypoints import HeatmapHead, ListedKeypointHead  # isort: skip
 from hf_cam.heads.words import WordHead  # isort: skip
 from hf_cam.heads.questions import QuestionHead  # isort: skip
-from hf_cam.heads.base import Head, Subject
+from hf_cam.heads.base import Head
 from hf_cam.heads.establish import plain_kind
 from hf_cam.heads.registry import HEADS, head_kind, listed_kind, register_head, registered_kind
+from hf_cam.heads.subjects import Subject
 from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 
@@ -24,8 +27,11 @@ __all__ = [
     "DetectionHead",
     "EmbeddingHead",
     "Head",
+    "HeatmapHead",
+    "ListedKeypointHead",
     "MaskHead",
     "PromptHead",
+    "PromptedMaskHead",
     "QuestionHead",
     "Request",
     "SemanticHead",

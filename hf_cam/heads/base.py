@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,49 +13,13 @@ import torch
 from torch import Tensor
 
 from hf_cam.errors import OptionError, TargetError, brief, described
+from hf_cam.heads.subjects import Box, Subject, of_side, summed
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import ModelTraits
 from hf_cam.request import Request
-from hf_cam.targets import Target, entries_of, find_label, index_of
-
-Box = tuple[float, float, float, float]
-
-PROBABILITY = "probability"
-COSINE = "cosine similarity"
-TARGET_VALUE = "value of the target"
-CONFIDENCE = "confidence"
-"""Kinds of scores; a head may name others."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One thing that a head reports about one image, such as a class or an object.
-
-    Args:
-        target: The scalar to explain.
-        label: Its name, for people.
-        score: The model's confidence in [0, 1]; None for the target's value.
-        score_kind: What the score is, in words, such as "probability"; where not given, "confidence", or "value of the
-            target" if there is no score.
-        box: `(x0, y0, x1, y1)` in the image's pixels.
-        mask: `[H, W]` booleans over the image.
-        flags: Warnings, such as "below the threshold".
-    """
-
-    target: Target
-    label: str
-    score: float | None = None
-    box: Box | None = None
-    mask: np.ndarray | None = field(default=None, repr=False)
-    flags: tuple[str, ...] = ()
-    score_kind: str = ""
-
-    @property
-    def kind_of_score(self) -> str:
-        """What the score of the explanation is, in words."""
-        return self.score_kind or (TARGET_VALUE if self.score is None else CONFIDENCE)
+from hf_cam.targets import BoxSide, SumOf, Target, entries_of, find_label, index_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +35,8 @@ class Head(ABC):
     method: ClassVar[str | None] = None  # the default method for families without a measured one
     takes_text: ClassVar[bool] = False
     writes: ClassVar[bool] = False  # whether it explains the words of a text that the model generates
+    takes_marks: ClassVar[bool] = False  # whether points and boxes in the image are its prompts
+    crops: ClassVar[bool] = False  # whether a box in the image is what it looks at, by itself
     alone: ClassVar[bool] = False  # one image per forward
     threshold: ClassVar[float | None] = None  # the lowest score of shown objects or segments, for heads that have them
     places: ClassVar[tuple[int, ...]] = ()  # how many numbers a place in the image has, for heads that take one
@@ -91,7 +57,24 @@ class Head(ABC):
                 )
         for entry in entries_of(request.target) or [request.target]:
             for single in replace(request, target=entry).singly():
-                self.check(single)
+                self.check_one(single)
+
+    def check_one(self, request: Request) -> None:
+        """Refuse a request for one target, each part of which must be one that `check` accepts.
+
+        Raises:
+            TargetError, OptionError: see `check`; or the model predicts no boxes whose sides could be explained.
+        """
+        target = request.target
+        if isinstance(target, SumOf):
+            for part in target.parts:
+                self.check_one(replace(request, target=part))
+        elif isinstance(target, BoxSide):
+            if 4 not in self.places:
+                raise TargetError(f"{self.model_name} predicts no boxes, so {brief(target)} names nothing")
+            self.check_one(replace(request, target=target.target))
+        else:
+            self.check(request)
 
     def check(self, request: Request) -> None:
         """Refuse a request for one target that cannot be explained, before the model runs.
@@ -102,10 +85,16 @@ class Head(ABC):
         """
         if not self.writes and (unused := request.of_writers):
             raise OptionError(f"{self.model_name} writes no text, so it has no use for {unused}=")
+        if not (self.takes_marks or self.crops) and (unused := request.marking):
+            raise OptionError(f"{self.model_name} takes no points or boxes as prompts, so it has no use for {unused}=")
         if request.text and not self.takes_text:
             raise TargetError(f"{self.model_name} takes no text; omit text=")
         if request.threshold is not None and self.threshold is None:
             raise OptionError(f"{self.model_name} finds no objects or segments to which threshold= could apply")
+        if request.renormalize and not self._finds_box(request.target):
+            raise OptionError(
+                f"renormalize='box' needs the boxes of a detector, and {self.model_name} finds none for this target"
+            )
         if request.target is not None and (request.top_k or 1) > 1:
             raise OptionError("top_k counts what the model itself finds; omit it with target=, which names one target")
 
@@ -122,6 +111,19 @@ class Head(ABC):
         """
         del pictures
         return [request]
+
+    def placed(self, request: Request, geometry: Geometry) -> Request:
+        """The request with what it marks in the pixels of the model's input, as `inputs` and `subjects` get it.
+
+        Args:
+            request: The caller's request.
+            geometry: The mapping between the image and the model's input.
+
+        Raises:
+            TargetError: a mark lies outside the image.
+        """
+        del geometry
+        return request
 
     def inputs(self, request: Request) -> Mapping[str, Any]:
         """Inputs of the forward beside the image."""
@@ -151,7 +153,27 @@ class Head(ABC):
 
     def subjects_of_all(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """What to explain in one image, for every target of the request."""
-        return [found for single in request.singly() for found in self.subjects(output, single, geometry)]
+        return [found for single in request.singly() for found in self.subjects_of(output, single, geometry)]
+
+    def subjects_of(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
+        """What to explain in one image for one target, which may be made of others."""
+        target = request.target
+        if isinstance(target, SumOf):
+            parts = [replace(request, target=part) for part in target.parts]
+            return [summed([found for part in parts for found in self.subjects_of(output, part, geometry)])]
+        if isinstance(target, BoxSide):
+            found = self.subjects_of(output, replace(request, target=target.target), geometry)
+            return [of_side(one, target.side, self.side(one.target, target.side)) for one in found]
+        return self.subjects(output, request, geometry)
+
+    def side(self, target: Target, side: str) -> Target:
+        """The coordinate of a side of the box that a target of this head belongs to.
+
+        Raises:
+            TargetError: it belongs to none.
+        """
+        del target, side
+        raise TargetError(f"{self.model_name} predicts no box for this target")
 
     def classes(self, request: Request) -> Mapping[int, str]:
         """The names of the classes, by index; empty if they have none."""
@@ -184,6 +206,10 @@ class Head(ABC):
             known = f"the model has classes {min(classes)} to {max(classes)}" if classes else "classes count from 0"
             raise TargetError(f"no class {index}; {known}")
         return index
+
+    def _finds_box(self, target: Any) -> bool:
+        """Whether the head gives what a target names a box, as far as that is known before the model runs."""
+        return "object-detection" in self.task and not callable(target)
 
     def _instead(self, target: Any) -> str:
         """What to pass in place of something that is no target, for the end of a message."""

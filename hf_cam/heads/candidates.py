@@ -15,7 +15,7 @@ from hf_cam.heads.registry import register_head
 from hf_cam.models.traits import ModelTraits
 from hf_cam.outputs import Path, part_at, tensors_of
 from hf_cam.readings import log_scores
-from hf_cam.targets import BoxLogit, Target
+from hf_cam.targets import BoxLogit, Target, side_of_box
 
 FAINTEST = 0.001
 """Score below which a candidate is no detection."""
@@ -47,6 +47,23 @@ class CandidateLogit:
             logit: Tensor = part_at(output, self.path)[self.index, self.candidate]
             return logit
         return log_scores(table_of(output)[4 + self.index, self.candidate], "probabilities", exclusive=False)
+
+
+@dataclass(frozen=True)
+class CandidateBox:
+    """One coordinate of the box of one candidate of a detector; see `CandidateLogit`.
+
+    Args:
+        candidate: The index of the candidate.
+        side: "left", "top", "right" or "bottom"; the coordinate is in the pixels of the model's input.
+    """
+
+    candidate: int
+    side: str
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output."""
+        return side_of_box(table_of(output)[:4, self.candidate], self.side)
 
 
 def logits_path(output: Any, scores: Tensor) -> Path | None:
@@ -104,6 +121,12 @@ class CandidateDetectionHead(ListedDetectionHead):
             return CandidateLogit(int(listed["candidates"][position]), label, logits_path(output, scores))
         x0, y0, x1, y1 = listed["boxes"][position].detach().tolist()
         return BoxLogit((x0, y0, x1, y1), label, detections_in)
+
+    def side(self, target: Target, side: str) -> Target:
+        """The coordinate of a side of the box of a candidate."""
+        return (
+            CandidateBox(target.candidate, side) if isinstance(target, CandidateLogit) else super().side(target, side)
+        )
 
     def _last(self) -> Any:
         return list(self.loaded.module.children())[-1][-1]  # type: ignore[index]

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_cam.errors import TargetError
-from hf_cam.heads.base import PROBABILITY, Head, Subject, custom
+from hf_cam.heads.base import Head, custom
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
+from hf_cam.heads.subjects import PROBABILITY, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.readings import AS_LOGITS, Reading
 from hf_cam.request import Request

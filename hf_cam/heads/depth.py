@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import Subject, custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
+from hf_cam.heads.base import custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.segmentation import PlaceHead, in_view
+from hf_cam.heads.subjects import Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
 from hf_cam.request import Request

@@ -12,17 +12,20 @@ from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import PROBABILITY, Box, Head, Subject, custom, numbers_of, overlaps
+from hf_cam.heads.base import Head, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
 from hf_cam.heads.similarity import given_prompts, sentence
+from hf_cam.heads.subjects import PROBABILITY, Box, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, detections_of, field_of, upright
 from hf_cam.request import Request
-from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target, index_of
+from hf_cam.targets import BoxLogit, ListedBox, QueryBox, QueryLogit, Target, index_of, side_of
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
 """Boxes of one class with a larger overlap (IoU) count as one object found twice."""
+ON_OBJECT = 0.5
+"""The least overlap (IoU) of a predicted box or segment with the true one."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,21 @@ class Detections:
             raise TargetError(f"no query {query}; the model has {len(self.boxes)}")
         return int(self.scores[query].argmax())
 
+    def score_at(self, box: Box, index: int) -> float:
+        """The highest score of a class among the boxes that lie on this one (an IoU of `ON_OBJECT` or more); else 0."""
+        if not self.boxes:
+            return 0.0
+        there = overlaps(box, self.boxes) >= ON_OBJECT
+        return float(self.scores[there, index].max()) if there.any() else 0.0
+
 
 @register_head("detection", tasks=["OBJECT_DETECTION"])
 class DetectionHead(Head):
     """The class logit of each kept query; two objects of one class get different maps, as they have different queries.
 
     A target is a label (for its objects), the index of a query, a pixel `(x, y)` or a box `(x0, y0, x1, y1)` in the
-    image (for the object there), `hf_cam.targets.QueryBox` (why the box ends there) or any callable.
+    image (for the object there), `hf_cam.targets.BoxSide` (why the box ends there), `hf_cam.targets.SumOf` (several
+    objects in one map) or any callable.
     """
 
     task: ClassVar[str] = "object-detection"
@@ -77,7 +88,7 @@ class DetectionHead(Head):
         target = request.target
         if callable(target) and not isinstance(target, QueryLogit | QueryBox):
             return [custom(target)]
-        found = Detections(self.scores(output, request), self._boxes(output, geometry))
+        found = self._detections(output, request, geometry)
         if isinstance(target, QueryLogit | QueryBox):
             chosen = [(target.query, found.best(target.query))]
         elif (place := _place(target)) is not None:
@@ -88,6 +99,13 @@ class DetectionHead(Head):
         else:
             chosen = self._kept(found, request)
         return [self._subject(found, query, index, request) for query, index in chosen]
+
+    def detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        """The predictions for one image, whether they pass the threshold or not."""
+        return self._detections(output, request, geometry)
+
+    def _detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        return Detections(self.scores(output, request), self._boxes(output, geometry))
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """The scores of all queries, `[Q, K]`.
@@ -108,6 +126,17 @@ class DetectionHead(Head):
         """The scalar for one query and one class."""
         del request
         return QueryLogit(query, index)
+
+    def side(self, target: Target, side: str) -> Target:
+        """The coordinate of a side of the box of a query or of a listed detection."""
+        if isinstance(target, QueryLogit | QueryBox):
+            return QueryBox(target.query, side_of(side))
+        if isinstance(target, BoxLogit):
+            return ListedBox(target.box, target.label, side_of(side), target.read)
+        return super().side(target, side)
+
+    def _finds_box(self, target: Any) -> bool:
+        return super()._finds_box(target) or isinstance(target, QueryLogit | QueryBox)
 
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that take a mask of the padding give boxes as shares of the rest.
@@ -196,6 +225,10 @@ class ListedDetectionHead(DetectionHead):
             assert isinstance(query.index, int)
             found.append(replace(subject, target=self.target_of(output, listed, query.query, query.index)))
         return found
+
+    def detections(self, output: Any, request: Request, geometry: Geometry) -> Detections:
+        """The listed objects."""
+        return self._detections(self.listed(output), request, geometry)
 
     def target_of(self, output: Any, listed: dict[str, Tensor], position: int, label: int) -> Target:
         """The scalar for one entry of the list."""

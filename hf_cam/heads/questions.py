@@ -13,11 +13,13 @@ from torch import Tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, model_inputs_of
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import Subject, behind_picture, custom
+from hf_cam.heads.base import behind_picture, custom
 from hf_cam.heads.classification import ClassificationHead
 from hf_cam.heads.registry import register_head
+from hf_cam.heads.subjects import Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.request import Request
+from hf_cam.targets import SumOf, is_ready
 
 LONGEST_ANSWER = 10
 IGNORED = -100  # the label that transformers' losses ignore
@@ -80,6 +82,15 @@ class WrittenAnswerHead(QuestionHead):
         if request.target is not None and not isinstance(request.target, str) and not callable(request.target):
             raise TargetError(f"the target of {self.model_name} must be an answer as text, not {brief(request.target)}")
         super().check(replace(request, target=None))
+
+    def check_one(self, request: Request) -> None:
+        """Refuse a sum of answers, each of which takes a forward of its own."""
+        if isinstance(request.target, SumOf) and not is_ready(request.target):
+            raise TargetError(
+                f"{self.model_name} reads each answer in a forward of its own, so answers have no sum; pass them as a "
+                "list for one map each"
+            )
+        super().check_one(request)
 
     def given(self, inputs: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
         """The answer in the caller's `labels`, or else the one that the model generates, as labels of the forward."""

@@ -14,9 +14,7 @@ from torch import Tensor
 from hf_cam.capture.inputs import Shared
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import (
-    PROBABILITY,
     Head,
-    Subject,
     custom,
     mask_of,
     mask_to_grid,
@@ -27,6 +25,7 @@ from hf_cam.heads.base import (
 from hf_cam.heads.detection import NOT_SURE
 from hf_cam.heads.establish import reading_of
 from hf_cam.heads.registry import register_head
+from hf_cam.heads.subjects import PROBABILITY, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.outputs import LOGITS, MASKS, TEXT, field_of
@@ -77,19 +76,12 @@ class SemanticHead(PlaceHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        reading = reading_of(self.loaded, output, maps=True)
-        found = ClassMaps(
-            reading, reading.logits(output).detach().float().cpu(), reading.scores(output).detach().float().cpu()
-        )
-        if found.logits.ndim != 3:
-            raise TargetError(
-                f"a segmenter must return logits [classes, h, w] for an image, not {tuple(found.logits.shape)}"
-            )
+        found = self.class_maps(output)
         if (pixel := numbers_of(target, 2)) is not None:
             row, column = pixel_to_grid(pixel, found.grid, geometry)
             index = int(found.logits[:, row, column].argmax())
             score, [drawn] = float(found.scores[index, row, column]), found.drawn([index], geometry)
-            target, name = PixelLogit(index, row, column, reading), self.label(index, request)
+            target, name = PixelLogit(index, row, column, found.reading), self.label(index, request)
             return [Subject(target, name, score, mask=drawn, score_kind=PROBABILITY)]
         if (mask := mask_of(target)) is not None:
             region = mask_to_grid(mask, found.grid, geometry)
@@ -101,6 +93,18 @@ class SemanticHead(PlaceHead):
             self._subject(found, index, found.region(index) & seen, drawn, request)
             for index, drawn in zip(indices, found.drawn(indices, geometry), strict=True)
         ]
+
+    def class_maps(self, output: Any) -> ClassMaps:
+        """What the model predicts for one image.
+
+        Raises:
+            TargetError: its output holds no map per class.
+        """
+        reading = reading_of(self.loaded, output, maps=True)
+        logits, scores = reading.logits(output).detach().float().cpu(), reading.scores(output).detach().float().cpu()
+        if logits.ndim != 3:
+            raise TargetError(f"a segmenter must return logits [classes, h, w] for an image, not {tuple(logits.shape)}")
+        return ClassMaps(reading, logits, scores)
 
     def _index(self, found: ClassMaps, request: Request) -> int:
         index = self.index(request)

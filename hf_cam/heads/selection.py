@@ -19,7 +19,7 @@ from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import sample_of
 from hf_cam.request import Request
-from hf_cam.targets import Target, entries_of, index_of
+from hf_cam.targets import Target, entries_of, index_of, is_ready
 
 Selector = Callable[[Any], Sequence[Sequence[Target]]]
 """From a batch's output to columns of targets: K columns of one target per image."""
@@ -95,7 +95,7 @@ def selection(model: nn.Module, targets: Any, inputs: Mapping[str, Any], known: 
     """
     batch = len(inputs["pixel_values"])
     column = _column(targets, batch)
-    if all(map(callable, column)):
+    if all(map(is_ready, column)):
         return Selection(lambda _: [column], inputs)
     loaded = LoadedModel(model, None, traits_of(model).id2label, given=one_image(inputs, 0), known=known)
     head = head_of(loaded)

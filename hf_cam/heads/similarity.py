@@ -15,8 +15,9 @@ from torch.nn import functional
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
 from hf_cam.errors import TargetError, brief
-from hf_cam.heads.base import COSINE, PROBABILITY, Head, Subject, behind_picture, custom
+from hf_cam.heads.base import Head, behind_picture, custom
 from hf_cam.heads.registry import register_head
+from hf_cam.heads.subjects import COSINE, PROBABILITY, Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.reading import is_data_uri, is_file, is_url
 from hf_cam.images.videos import Video, may_be_video

@@ -94,6 +94,16 @@ class Geometry:
         column, row = self.columns.to_model(x), self.rows.to_model(y)
         return (row, column) if self.swapped else (column, row)
 
+    def from_model(self, x: float, y: float) -> tuple[float, float]:
+        """The inverse of `to_model`.
+
+        >>> geometry = placed((4, 6), (8, 16), Axis(2.0, 0.5), Axis(2.0, 2.5))
+        >>> geometry.from_model(*geometry.to_model(3.0, 1.5))
+        (3.0, 1.5)
+        """
+        column, row = (y, x) if self.swapped else (x, y)
+        return self.columns.to_image(column), self.rows.to_image(row)
+
     def to_grid(self, x: float, y: float, grid: Size) -> tuple[int, int] | None:
         """Row and column of the cell that holds an image position, in a grid over the model's input.
 

@@ -15,11 +15,13 @@ FOUND = 3
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    audit = commands.add_parser("audit", help="find what a classifier reads in a data set, tested by intervention")
+    audit = commands.add_parser("audit", help="find what a model reads in a data set, tested by intervention")
     audit.add_argument("model", metavar="MODEL", help="Hub id, folder or demo:NAME, e.g. demo:cheater")
     audit.add_argument("data", metavar="DATA", help="folder of class folders, or demo:cheater for its scenes")
     audit.add_argument("--out", type=Path, default=Path("hf-cam-audit"), help="folder (default: hf-cam-audit)")
-    audit.add_argument("--masks", type=Path, help="folder of masks with the names of the images")
+    audit.add_argument(
+        "--masks", type=Path, help="folder of masks named as the images (needed by detectors and segmenters)"
+    )
     audit.add_argument(
         "--label", action="append", metavar="FOLDER=CLASS", help="the model's name for a class folder; repeatable"
     )

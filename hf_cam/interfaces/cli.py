@@ -7,28 +7,43 @@ import ast
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam import __version__
 from hf_cam.errors import HFCamError, OptionError, brief, one_line, reason
 from hf_cam.interfaces.audit import add as add_audit
+from hf_cam.interfaces.concepts import add as add_concepts
 from hf_cam.interfaces.dataset import add_dataset
-from hf_cam.interfaces.files import PAGES, entry, listed_images, numbered, output_paths, write_table
+from hf_cam.interfaces.drawing import (
+    add_pictures,
+    add_targets,
+    check_pictures,
+    check_words,
+    drawing_of,
+    save,
+    target_of,
+    verdict,
+)
+from hf_cam.interfaces.export import add as add_export
+from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, write_table
 
 CHUNK = 8
+OWN = ("target", "input_points", "input_labels", "input_boxes")
 EXAMPLES = """examples:
   hf-cam explain cat.jpg --model google/vit-base-patch16-224
   hf-cam explain photos/ --model ./my-checkpoint --target tabby --out maps/
   hf-cam explain cat.jpg --model openai/clip-vit-base-patch32 --text "a cat" --text "a dog"
   hf-cam explain cat.jpg --model demo:imagenet --method gradcam,layercam,eigencam --out grid.png
   hf-cam audit demo:cheater demo:cheater --out report/
+  hf-cam concepts demo:cheater demo:cheater --target coat --out concepts.html
   hf-cam doctor
 
 `hf-cam COMMAND --help` describes the options of a command."""
 
 if TYPE_CHECKING:
+    from hf_cam.comparison import Comparison
     from hf_cam.explainer import Explainer
     from hf_cam.explanation import Explanation
 
@@ -59,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf-cam {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    models = (_add_explain, _add_dataset, add_audit, _add_evaluate, _add_adapter)
-    for add in (*models, _add_demo, _add_methods, _add_space, _add_doctor):
+    models = (_add_explain, _add_dataset, add_audit, add_concepts, _add_evaluate, _add_adapter)
+    for add in (*models, _add_export, _add_demo, _add_methods, _add_space, _add_doctor):
         add(commands)
     return parser
 
@@ -77,7 +92,9 @@ def _add_explain(commands: Any) -> None:
         help='class index, label such as "tabby", pixel X,Y or box X0,Y0,X1,Y1; repeatable (default: what the model '
         "finds)",
     )
+    add_targets(explain)
     explain.add_argument("--text", action="append", help="prompt or question, for models that take text; repeatable")
+    _add_marks(explain)
     explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
@@ -93,6 +110,7 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
     explain.add_argument("--aug-smooth", action="store_true", help="average over six views")
     explain.add_argument("--eigen-smooth", action="store_true", help="first principal component of the contributions")
+    explain.add_argument("--signed", action="store_true", help="also show what speaks against the target, in blue")
     explain.add_argument(
         "--effort",
         choices=("fast", "checked"),
@@ -110,12 +128,35 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument(
         "--out", default="hf-cam-out", help="picture file, .html page of an answer, or folder (default: hf-cam-out)"
     )
+    add_pictures(explain)
     explain.add_argument("--table", type=Path, metavar="FILE.csv", help="write what was found to a table too")
     explain.set_defaults(run=_explain)
 
 
+def _add_marks(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument(
+        "--point",
+        action="append",
+        metavar="X,Y",
+        help='pixel that a promptable model of masks segments; "X,Y X,Y" for several of one mask; repeatable',
+    )
+    explain.add_argument(
+        "--label", action="append", metavar="1,0", help="1 or 0 per point of a --point: in the mask or not (default: 1)"
+    )
+    explain.add_argument(
+        "--box",
+        action="append",
+        metavar="X0,Y0,X1,Y1",
+        help="box that it segments, or of a person for a model of poses; repeatable",
+    )
+
+
 def _add_dataset(commands: Any) -> None:
     add_dataset(commands, _method_options, _silence_loading)
+
+
+def _add_export(commands: Any) -> None:
+    add_export(commands, _method_options)
 
 
 def _add_demo(commands: Any) -> None:
@@ -224,6 +265,7 @@ def _explain(options: argparse.Namespace) -> None:
     methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
+    check_pictures(options, methods)
     moving = [image for image in options.images if may_be_video(image)]
     for image in options.images:
         if image not in moving:
@@ -233,31 +275,56 @@ def _explain(options: argparse.Namespace) -> None:
     for video in moving:
         loaded.opened(video)
     explainer = Explainer(loaded, methods[0], options.layers)
-    if explainer.words is None and any(output.suffix.lower() in PAGES for output in outputs):
+    if explainer.words is not None:
+        check_words(options)
+    elif any(output.suffix.lower() in PAGES for output in outputs):
         raise OptionError(f"{options.out!r} is a page, which shows the words of a vision-language model's answer alone")
     settings = {
-        "target": options.target[0] if len(options.target or ()) == 1 else options.target,
+        "target": target_of(options),
         "text": options.text,
         "threshold": options.threshold,
+        "renormalize": options.renormalize,
         "method_options": _method_options(options.option),
         "aug_smooth": options.aug_smooth,
         "eigen_smooth": options.eigen_smooth,
+        "signed": options.signed,
         "effort": options.effort,
         "answer": options.answer,
+        **_marks(options),
     }
     if len(methods) == 1:
-        settings["top_k"] = options.top_k
+        settings["top_k"] = options.top_k if options.expected is None else 1
     found = _explained(explainer, options.images, methods, settings, named=options.budget is None)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     table: list[dict[str, Any]] = []
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         named = output == Path(options.out).expanduser()
-        written = _write(name, output, explanations, grid=len(methods) > 1, chosen_here=not named)
-        for line in _lines(name, explanations, written):
+        written = _write(output, explanations, options, chosen_here=not named)
+        told = [] if len(methods) > 1 else verdict(output, explanations, options)
+        for line in (*_lines(name, explanations, written), *told):
             progress.write(line)
         table += [entry(name, explanation, path) for explanation, path in written]
     if options.table is not None:
         write_table(options.table.expanduser(), table)
+
+
+def _marks(options: argparse.Namespace) -> dict[str, Any]:
+    """What `--point`, `--label` and `--box` mark, as `hf_cam.explain` takes it.
+
+    Raises:
+        OptionError: one of them is not made of numbers.
+    """
+    points = options.point and [[_numbers("--point", one) for one in given.split()] for given in options.point]
+    labels = options.label and [_numbers("--label", given) for given in options.label]
+    boxes = options.box and [_numbers("--box", given) for given in options.box]
+    return {"input_points": points or None, "input_labels": labels or None, "input_boxes": boxes or None}
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError as error:
+        raise OptionError(f"{option} takes numbers such as 120,80, got {brief(given)}") from error
 
 
 def _wanted_methods(options: argparse.Namespace) -> list[str]:
@@ -317,23 +384,24 @@ def _explained(
     for start in range(0, len(sources), CHUNK):
         images = [explainer.loaded.opened(source) for source in sources[start : start + CHUNK]]
         if len(methods) > 1:
-            compared = explainer.compare if named else _compared_defined(explainer)
-            yield from (compared(image, methods, **settings) for image in images)
+            yield from (_compared(explainer, image, methods, settings, named=named) for image in images)
         else:
-            targets = settings["target"]
-            own = {**settings, "target": [targets] * len(images) if isinstance(targets, list) else targets}
+            # A list means the same several targets or prompts in each image.
+            each = {name: [settings[name]] * len(images) for name in OWN if isinstance(settings[name], list)}
+            own = {**settings, **each}
             yield from explainer(images, **own)
 
 
-def _compared_defined(explainer: Explainer) -> Callable[..., Any]:
-    """`Explainer.compare` for the methods that are defined; the others are named on stderr, with the reason."""
+def _compared(
+    explainer: Explainer, image: Any, methods: Sequence[str], settings: Mapping[str, Any], *, named: bool
+) -> Comparison:
+    """Several methods on one image; those that are not defined, unless named, are named on stderr with the reason."""
+    from hf_cam.comparison import compared
+    from hf_cam.request import Request
 
-    def compared(image: Any, methods: Sequence[str], **settings: Any) -> Any:
-        found, skipped = explainer.compare_defined(image, methods, **settings)
-        _report_skipped(skipped)
-        return found
-
-    return compared
+    found = compared(explainer, image, methods, Request.of(**settings), named=named)
+    _report_skipped(found.skipped)
+    return found
 
 
 def _report_skipped(skipped: Mapping[str, str]) -> None:
@@ -341,23 +409,20 @@ def _report_skipped(skipped: Mapping[str, str]) -> None:
         print(f"hf-cam: {name} was left out: {why}", file=sys.stderr)
 
 
-def _write(name: str, output: Path, explanations: Any, grid: bool, chosen_here: bool) -> list[tuple[Explanation, Path]]:
+def _write(
+    output: Path, found: Any, options: argparse.Namespace, *, chosen_here: bool
+) -> list[tuple[Explanation, Path]]:
     """Save the explanations of one image, each with its file. A video becomes a GIF if no file is named."""
+    from hf_cam.comparison import Comparison
     from hf_cam.words.answer import Answer
 
-    if isinstance(explanations, Answer):
-        path = explanations.save(output)
-        return [(explanation, path) for explanation in explanations]
-    if grid:
-        from hf_cam.comparison import Comparison
-
-        firsts = [by_method[0] for by_method in explanations]
-        Comparison(firsts, firsts[0].picture).save(output)
-        return [(explanation, output) for explanation in firsts]
-    if chosen_here and explanations[0].frames:
-        output = output.with_suffix(".gif")
-    paths = numbered(output, len(explanations))
-    return [(explanation, explanation.save(path)) for explanation, path in zip(explanations, paths, strict=True)]
+    if isinstance(found, Answer):
+        path = found.save(output)
+        return [(explanation, path) for explanation in found]
+    if isinstance(found, Comparison):
+        found.save(output, alpha=options.alpha, colormap=options.colormap, **drawing_of(options))
+        return [(explanation, output) for explanation in found.explanations]
+    return save(output, found, options, animated=chosen_here)
 
 
 def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:

@@ -10,16 +10,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import cv2
-import numpy as np
 from PIL import Image
 
 from hf_cam.comparison import quick_methods
 from hf_cam.errors import ModelError
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
-from hf_cam.images.drawing import COLORMAPS, DEFAULT_COLORMAP
 from hf_cam.images.reading import load_image
+from hf_cam.images.style import Style, bar
 from hf_cam.methods import get_method
 from hf_cam.models.loading import load
 from hf_cam.zoo import SCENE
@@ -153,8 +151,7 @@ def _scene_file(showing: Showing, index: int) -> str:
 
 
 def _legend(width: int = 256, height: int = 10) -> Image.Image:
-    ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width)).copy()
-    return Image.fromarray(cv2.cvtColor(cv2.applyColorMap(ramp, COLORMAPS[DEFAULT_COLORMAP]), cv2.COLOR_BGR2RGB))
+    return bar(Style(even=True), (width, height), across=True)
 
 
 def _page(

@@ -20,8 +20,9 @@ from hf_cam.explanation import Explanation
 from hf_cam.models.checkpoints import SAFELY, explained, load_pretrained, load_processor, resolve_name
 from hf_cam.models.loading import LoadedModel, check_output, names_of, processor_of
 from hf_cam.models.peft import adapter_in
+from hf_cam.models.refused import check_not_refused
 from hf_cam.models.traits import check_takes_pictures, traits_of
-from hf_cam.request import Request, check_count
+from hf_cam.request import MARKS, Request, check_count
 from hf_cam.targets import entries_of
 
 TASK, ALIAS = "image-cam", "explain"
@@ -31,20 +32,24 @@ DECLARED = ("labels", "output")
 WHAT = tuple(field.name for field in fields(Request))
 
 
+OWN = ("target", *MARKS)
+"""Settings of which a list of images may have an entry each."""
 KNOWN = WHERE + DECLARED + WHAT
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+"""The names that transformers gives to the sides of a box."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """An image with targets of its own.
+    """An image with targets or prompts of its own.
 
     Args:
         image: Anything that the pipeline takes as an image.
-        target: One target, or a list of several.
+        settings: By name; a target may be a list of several.
     """
 
     image: Any
-    target: Any
+    settings: Mapping[str, Any]
 
 
 class HeadLoader:
@@ -63,11 +68,12 @@ class ImageCamPipeline(Pipeline):
 
     Called with one image (path, URL, PIL image or array), it returns a list of dicts with `label`, `score`,
     `score_kind` (what the score is, such as "probability"), `heatmap` (`[H, W]` float32 in [0, 1], as large as the
-    image), `box` or `mask` if the head has them, and `effort` if it is "checked". With a list, it returns a list of
-    such lists; with a generator or dataset, it yields one list per image. It takes `batch_size` and these arguments of
-    `hf_cam.explain`: `target`, `text`, `top_k`, `threshold`, `method`, `method_options`, `layers`, `reshape`,
-    `aug_smooth`, `eigen_smooth`, `effort`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or
-    an array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
+    image), `box` or `mask` if the head has them, `boxes` for the sum of several objects, and `effort` if it is
+    "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
+    It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `input_points`, `input_labels`,
+    `input_boxes`, `top_k`, `threshold`, `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`,
+    `eigen_smooth`, `signed`, `effort`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or an
+    array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
     model saw.
 
     >>> import hf_cam
@@ -91,6 +97,8 @@ class ImageCamPipeline(Pipeline):
                 "hf_cam.explain(image, model, processor=...) takes any module"
             )
         check_takes_pictures(model)
+        if kwargs.get("layers") is None:
+            check_not_refused(model)
         if traits_of(model).answers_in_words and kwargs.get("processor") is not None:
             kwargs["image_processor"] = kwargs["processor"]
         if kwargs.get("image_processor") is None:
@@ -113,8 +121,9 @@ class ImageCamPipeline(Pipeline):
             inputs = _column_images(inputs)
         elif type(inputs).__module__.startswith("datasets."):
             inputs = (item for item in inputs)  # a column: rows are decoded one by one
-        if entries_of(kwargs.get("target")) is not None:
-            inputs = _asked(inputs, kwargs.pop("target"))
+        own = {name: kwargs.pop(name) for name in OWN if _is_list(name, kwargs.get(name))}
+        if own:
+            inputs = _asked(inputs, own)
         return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -128,17 +137,19 @@ class ImageCamPipeline(Pipeline):
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """Decode the image; resizing and normalizing happen per batch, where images of one size are grouped."""
         if isinstance(image, Asked):
-            return {"image": self._loaded.opened(image.image), "target": image.target}
+            return {"image": self._loaded.opened(image.image), "own": dict(image.settings)}
         return {"image": self._loaded.opened(image)}
 
     @door()
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         batched = isinstance(inputs["image"], list)
         images = inputs["image"] if batched else [inputs["image"]]
-        if "target" in inputs:
-            kwargs["target"] = inputs["target"] if batched else [inputs["target"]]
-        elif entries_of(kwargs.get("target")) is not None:
-            kwargs["target"] = [kwargs["target"]] * len(images)
+        own = (inputs["own"] if batched else [inputs["own"]]) if "own" in inputs else []
+        for name in OWN:
+            if own and name in own[0]:
+                kwargs[name] = [settings[name] for settings in own]
+            elif _is_list(name, kwargs.get(name)):
+                kwargs[name] = [kwargs[name]] * len(images)
         where, declared = ({name: kwargs.pop(name, None) for name in names} for names in (WHERE, DECLARED))
         layers, labels = where["layers"], declared["labels"]
         explainer = self._explainer(
@@ -163,21 +174,28 @@ class ImageCamPipeline(Pipeline):
         return Explainer(loaded, method, layers, reshape)
 
 
-def _asked(inputs: Any, target: Any) -> Any:
-    """The images with their own targets: of a list one entry each, and of a single image all.
+def _is_list(name: str, given: Any) -> bool:
+    """Whether a setting holds several targets, or several prompts: a tuple is a single one."""
+    return entries_of(given) is not None if name == "target" else given is not None and not isinstance(given, tuple)
+
+
+def _asked(inputs: Any, own: Mapping[str, Any]) -> Any:
+    """The images with their own targets and prompts: of a list one entry each, and of a single image all.
 
     Raises:
-        TargetError: the list of targets has another length, or the images are not counted beforehand.
+        TargetError: a list has another length, or the images are not counted beforehand.
     """
     if isinstance(inputs, list):
-        requests = Request(target=target).for_images(len(inputs))
-        return [Asked(image, request.target) for image, request in zip(inputs, requests, strict=True)]
+        requests = Request(**own).for_images(len(inputs))
+        settings = ({name: getattr(request, name) for name in own} for request in requests)
+        return [Asked(image, one) for image, one in zip(inputs, settings, strict=True)]
     if isinstance(inputs, Iterator) or (hasattr(inputs, "__getitem__") and not isinstance(inputs, str | np.ndarray)):
+        name = next(iter(own))
         raise TargetError(
-            f"a list of targets has one entry per image, so it needs a list of images, not {type(inputs).__name__}; "
-            "pass target= to the pipeline itself for the same targets in every image"
+            f"a list as {name} has one entry per image, so it needs a list of images, not {type(inputs).__name__}; "
+            f"pass {name}= to the pipeline itself for the same in every image"
         )
-    return Asked(inputs, entries_of(target))
+    return Asked(inputs, {name: entries_of(given) if name == "target" else given for name, given in own.items()})
 
 
 def _as_dict(explanation: Explanation) -> dict[str, Any]:
@@ -188,7 +206,9 @@ def _as_dict(explanation: Explanation) -> dict[str, Any]:
         "heatmap": explanation.heatmap,
     }
     if explanation.box is not None:
-        found["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True))
+        found["box"] = dict(zip(CORNERS, explanation.box, strict=True))
+    if explanation.boxes:
+        found["boxes"] = [dict(zip(CORNERS, box, strict=True)) for box in explanation.boxes]
     if explanation.mask is not None:
         found["mask"] = explanation.mask
     if explanation.frames:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
-from hf_cam.capture.capture import first_tensor
-from hf_cam.capture.guard import borrowed
+from hf_cam.capture.guard import borrowed, is_connected
 from hf_cam.capture.inputs import call
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.local_rules import Attend, Gates, LocalRules
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import Tail
@@ -32,6 +32,7 @@ from hf_cam.targets import PromptSimilarity, Target, target_values
     attention=True,
     watch=recording,
     forwards=0.1,
+    connected=True,
 )
 def attention(run: Run, layer: str) -> AttentionTrace:
     """The trace with a gradient only at its last call; it does not depend on the target layer."""
@@ -45,6 +46,7 @@ def attention(run: Run, layer: str) -> AttentionTrace:
     attention=True,
     watch=recording,
     forwards=1.2,
+    connected=True,
 )
 def attention_gradients(run: Run, layer: str) -> AttentionTrace:
     """The trace with a gradient at each of its calls; it does not depend on the target layer."""
@@ -58,6 +60,7 @@ def attention_gradients(run: Run, layer: str) -> AttentionTrace:
     attention=True,
     watch=recording,
     forwards=0.8,
+    connected=True,
 )
 def readouts(run: Run, layer: str) -> Readouts:
     """LeGrad's readouts of each encoder layer by the model's own head; they do not depend on the target layer.
@@ -198,7 +201,7 @@ def _differentiated(run: Run) -> AttentionTrace:
 
 def _gradients_at(run: Run, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
     found: Sequence[Tensor | None] = torch.autograd.grad(
-        _connected(run.scores.sum()), outputs, retain_graph=True, allow_unused=True
+        _connected(run.scores.sum()), outputs, retain_graph=True, create_graph=is_connected(), allow_unused=True
     )
     if found[-1] is None or (not found[-1].any() and vanishes_on_noise(run, _gradient_at_last)):
         raise NoGradientError("the target's gradient is zero at the last attention: the target ignores its output")
@@ -259,7 +262,9 @@ def _readout(run: Run, one: Attention, tokens: Tensor | None, tail: Tail, target
             reading = tail.together(tokens)
         one = next(other for other in again.calls if other.layer == pool.layer)
     score = _connected(target_values(reading, targets).sum())
-    [gradient] = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
+    [gradient] = torch.autograd.grad(
+        score, one.output, retain_graph=True, create_graph=is_connected(), allow_unused=True
+    )
     return replace(one, gradient=gradient)
 
 

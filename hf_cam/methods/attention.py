@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_cam.capture.attention import Attention, AttentionTrace, Readouts
+from hf_cam.capture.guard import kept
 from hf_cam.capture.local_rules import Gates
 from hf_cam.errors import MethodError
 from hf_cam.maps import normalize
+from hf_cam.methods.controls import Chosen, Fusion, Heads, in_range, rows_read
 from hf_cam.methods.registry import method
 
 EMPTY = 0.8
@@ -24,10 +26,31 @@ EMPTY = 0.8
     tokens_only=True,
     paper="the weights themselves, as shown by Dosovitskiy et al., ViT, ICLR 2021, arXiv:2010.11929",
     summary="Attention weights of the last layer, from the tokens that the target reads.",
+    unsigned="attention weights are never negative",
 )
-def raw_attention(attention: AttentionTrace) -> Tensor:
-    """The last layer's weights in the rows that the target reads, `mean_h A`."""
-    return _on_cells(attention, _rows(attention.readers, attention.last.weights.mean(1)))
+def raw_attention(
+    attention: AttentionTrace,
+    layer: int | None = None,
+    head: Chosen = None,
+    head_fusion: Fusion = "mean",
+    discard_ratio: float = 0.0,
+    query: Chosen = None,
+) -> Tensor:
+    """The weights of one layer in the rows that the target reads, `mean_h A`.
+
+    Args:
+        attention: The trace.
+        layer: The layer, counted in the encoder, or in the decoder of models with queries; negative from the end. The
+            last call, which may be a pool, where not given.
+        head, head_fusion, discard_ratio, query: As in `rollout`.
+
+    Raises:
+        OptionError: there is no such layer, head or query.
+    """
+    heads = Heads(head, head_fusion, discard_ratio)
+    calls = [cross for _, cross in attention.decoder] or attention.encoder
+    call = attention.last if layer is None else in_range(calls, layer, layer + 1 or None)[0]
+    return _on_cells(attention, _rows(rows_read(attention, query, call), heads(call.weights)))
 
 
 @method(
@@ -37,21 +60,46 @@ def raw_attention(attention: AttentionTrace) -> Tensor:
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928",
     summary="Attention weights of all layers, multiplied, from the tokens that the target reads.",
     departure="For DETR, which the paper does not treat, as in the code of Chefer et al.",
+    unsigned="attention weights are never negative",
 )
-def rollout(attention: AttentionTrace) -> Tensor:
+def rollout(
+    attention: AttentionTrace,
+    start_layer: int = 0,
+    end_layer: int | None = None,
+    head: Chosen = None,
+    head_fusion: Fusion = "mean",
+    discard_ratio: float = 0.0,
+    query: Chosen = None,
+) -> Tensor:
     """`prod_l (mean_h A_l + I) / 2`, in the rows that the target reads; each sums to one over all tokens.
 
     A pool's weights are multiplied in front. In DETR the rows are those of `R_qq^T mean_h(A) R_ii`, with the last
     cross-attention A and the rollouts `R_qq` and `R_ii` of the self-attention among queries and among cells, as in the
     code of Chefer et al. (arXiv:2103.15679).
+
+    Args:
+        attention: The trace.
+        start_layer, end_layer: The layers of the encoder that count, as in a slice: the first, and the one behind the
+            last; negative numbers count from the end.
+        head: The number of the head that counts, or a list of several; all where not given.
+        head_fusion: "mean" of the heads, or "max" or "min": the largest or smallest value of each entry. Rows of
+            `A_l + I` are scaled to the sum 1 in any case.
+        discard_ratio: The share of the entries of each fused matrix, its smallest, that are set to zero.
+        query: The row that is read in place of those that the target reads: the number of a token (in a model with a
+            decoder, of an object query), or `(row, column)` of a cell.
+
+    Raises:
+        OptionError: there is no such layer, head or query.
     """
-    rows = attention.readers
+    heads, rows = Heads(head, head_fusion, discard_ratio), rows_read(attention, query)
     if attention.decoder:
-        rows = _transposed_rollout(rows, [own for own, _ in attention.decoder])
+        rows = _transposed_rollout(rows, [heads(own.weights) for own, _ in attention.decoder])
     if attention.decoder or attention.pool is not None:
-        rows = _rows(rows, attention.last.weights.mean(1))
-    for call in reversed(attention.encoder):
-        rows = (rows + _rows(rows, call.weights.mean(1))) / 2
+        rows = _rows(rows, heads(attention.last.weights))
+    for call in reversed(in_range(attention.encoder, start_layer, end_layer)):
+        matrix = heads(call.weights)
+        rows = rows / (matrix.sum(-1) + 1)
+        rows = rows + _rows(rows, matrix)
     return _on_cells(attention, rows)
 
 
@@ -64,22 +112,39 @@ def rollout(attention: AttentionTrace) -> Tensor:
         "In DETR, a row of zeros stays zero where equation 9 divides by 0; the authors' code sets the resulting "
         "NaN of the product to 0."
     ),
+    unsigned="it keeps positive gradients alone",
 )
-def chefer(attention_gradients: AttentionTrace) -> Tensor:
+def chefer(
+    attention_gradients: AttentionTrace,
+    start_layer: int = 0,
+    end_layer: int | None = None,
+    head: Chosen = None,
+    head_fusion: Fusion = "mean",
+    discard_ratio: float = 0.0,
+    query: Chosen = None,
+) -> Tensor:
     """`R <- R + mean_h(relu(A dA)) R` layer by layer from `R = I`; the rows of `R - I` that the target reads.
 
     The queries of a decoder attend to each other, `R_qq <- R_qq + a R_qq` and `R_qi <- R_qi + a R_qi`, and to the
     cells, `R_qi <- R_qi + n(R_qq)^T a n(R_ii)` with `n(R) = (R - I) / rowsum(R - I) + I` (eqs. 8 to 11).
+
+    Args:
+        attention_gradients: The trace, with gradients.
+        start_layer, end_layer, head, query: As in `rollout`.
+        head_fusion, discard_ratio: As in `rollout`, of `relu(A dA)`.
+
+    Raises:
+        OptionError: there is no such layer, head or query.
     """
-    trace = attention_gradients
+    trace, heads = attention_gradients, Heads(head, head_fusion, discard_ratio)
+    rows, encoder = rows_read(trace, query), in_range(trace.encoder, start_layer, end_layer)
     if trace.decoder:
-        return _on_cells(trace, _rows(trace.readers, _queries_to_cells(trace)))
-    rows = trace.readers
+        return _on_cells(trace, _rows(rows, _queries_to_cells(trace, encoder, heads)))
     if trace.pool is not None:
-        rows = _rows(rows, _relevance(trace.pool))
+        rows = _rows(rows, _relevance(trace.pool, heads))
     start = rows if trace.pool is None else torch.zeros_like(rows)
-    for call in reversed(trace.encoder):
-        rows = rows + _rows(rows, _relevance(call))
+    for call in reversed(encoder):
+        rows = rows + _rows(rows, _relevance(call, heads))
     return _on_cells(trace, rows - start)
 
 
@@ -89,8 +154,16 @@ def chefer(attention_gradients: AttentionTrace) -> Tensor:
     paper="Bousselham et al., LeGrad, ICCV 2025, arXiv:2404.03214",
     summary="Gradient of each layer's own readout of the target with respect to its attention weights.",
     departure="The last two layers count by default, as in the authors' code; the paper sums over all (start_layer=0).",
+    unsigned="it keeps positive gradients alone",
 )
-def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None = None) -> Tensor:
+def legrad(
+    readouts: Readouts,
+    start_layer: int = -2,
+    end_layer: int | None = None,
+    head: Chosen = None,
+    head_fusion: Fusion = "mean",
+    empty_prompt: int | None = None,
+) -> Tensor:
     """`mean_h mean_rows relu(ds_l / dA_l)` for each layer l, where `s_l` is the target read from that layer's output.
 
     The head gets the layer's mean token in place of the last layer's tokens. A head that pools by attention gets the
@@ -100,18 +173,20 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
         readouts: Each layer's own readout of the target.
         start_layer: The first layer that counts; negative indices count from the end, as in a slice. The authors' code
             sums over the last two by default (-2), which localizes better here too; the paper sums over all (0).
+        end_layer, head: As in `rollout`.
+        head_fusion: As in `rollout`, of `relu(ds_l / dA_l)`.
         empty_prompt: The index of a prompt that names nothing, such as "a photo of a", among the prompts. Where the map
             of this prompt, scaled to [0, 1], exceeds 0.8, the map is set to zero, as the authors do for SigLIP.
 
     Raises:
-        MethodError: there is no such layer, or the target is no prompt.
+        MethodError: the target is no prompt.
+        OptionError: there is no such layer or head.
     """
-    if start_layer >= readouts.layers:
-        raise MethodError(f"start_layer must name one of the {readouts.layers} layers, not {start_layer}")
+    layers, heads = in_range(range(readouts.layers), start_layer, end_layer), Heads(head, head_fusion)
 
     def strengths(prompt: int | None) -> Tensor:
-        calls = (readouts.read(layer, prompt) for layer in range(readouts.layers)[start_layer:])
-        return torch.stack([readouts.cells(_strength(call)) for call in calls], 1)
+        calls = (readouts.read(layer, prompt) for layer in layers)
+        return torch.stack([readouts.cells(_strength(call, heads)) for call in calls], 1)
 
     found = strengths(None)
     if empty_prompt is None:
@@ -130,7 +205,13 @@ def legrad(readouts: Readouts, start_layer: int = -2, empty_prompt: int | None =
         "and compares q and k behind the output projection."
     ),
 )
-def gradeclip(attention: AttentionTrace, heads: Literal["merged", "own"] = "merged", spatial: bool = True) -> Tensor:
+def gradeclip(
+    attention: AttentionTrace,
+    heads: Literal["merged", "own"] = "merged",
+    spatial: bool = True,
+    head: Chosen = None,
+    query: Chosen = None,
+) -> Tensor:
     """`relu(sum_c g_c v_ic w_i)` for the last attention, where g is the target's gradient at the output row read.
 
     `w_i` is the cosine of that row's query and the key of cell i, scaled to [0, 1] over the cells. A later paper, Zhao
@@ -141,22 +222,25 @@ def gradeclip(attention: AttentionTrace, heads: Literal["merged", "own"] = "merg
         heads: "merged" computes the cosine over the channels of all heads, as the authors do; "own" per head, as the
             model attends.
         spatial: False omits `w`.
+        head: The number of the head whose values count, or a list of several; all where not given.
+        query: As in `rollout`.
 
     Raises:
         MethodError: `heads` has another value.
+        OptionError: there is no such head or query.
     """
     if heads not in ("own", "merged"):
         raise MethodError(f"heads must be 'own' or 'merged', not {heads!r}")
     last = attention.last
     strength = last.weight_gradients  # g . v, [B, heads, N, M]
     if spatial:
-        query, key = (tensor.detach().to(strength.dtype) for tensor in (last.query, last.key))
+        queries, keys = (kept(tensor).to(strength.dtype) for tensor in (last.query, last.key))
         if heads == "merged":
-            query, key = (tensor.transpose(1, 2).flatten(2)[:, None] for tensor in (query, key))
-        cosine = torch.nn.functional.normalize(query, dim=-1) @ torch.nn.functional.normalize(key, dim=-1).mT
+            queries, keys = (tensor.transpose(1, 2).flatten(2)[:, None] for tensor in (queries, keys))
+        cosine = torch.nn.functional.normalize(queries, dim=-1) @ torch.nn.functional.normalize(keys, dim=-1).mT
         strength = strength * _stretched(cosine, attention)
-    read = (attention.readers > 0).to(strength.dtype)
-    return _on_cells(attention, _rows(read, strength.sum(1)))
+    read = (rows_read(attention, query) > 0).to(strength.dtype)
+    return _on_cells(attention, _rows(read, Heads(head).of(strength).sum(1)))
 
 
 @method(
@@ -217,39 +301,39 @@ def libracam(frozen_terms: Callable[[Gates], Tensor], gates: Gates = "halved") -
     return terms[torch.arange(len(last), device=last.device), last][:, None]
 
 
-def _transposed_rollout(rows: Tensor, calls: Sequence[Attention]) -> Tensor:
-    """`rows (prod_l (mean_h A_l + I) / 2)^T`, `[B, N]`."""
-    for call in calls:
-        rows = (rows + _rows(rows, call.weights.mean(1).mT)) / 2
+def _transposed_rollout(rows: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """`rows (prod_l n(A_l + I))^T`, `[B, N]`, where n scales each row to the sum 1."""
+    for matrix in matrices:
+        rows = (rows + _rows(rows, matrix.mT)) / (matrix.sum(-1) + 1)
     return rows
 
 
-def _strength(call: Attention) -> Tensor:
-    """`mean_h mean_rows relu(dA)`, `[B, M]`."""
-    return torch.cat([one.weight_gradients.clamp_min_(0).mean((1, 2)) for one in call.images()])
+def _strength(call: Attention, heads: Heads) -> Tensor:
+    """`mean_rows mean_h relu(dA)`, `[B, M]`."""
+    return torch.cat([heads(one.weight_gradients.clamp_min_(0)).mean(1) for one in call.images()])
 
 
-def _relevance(call: Attention) -> Tensor:
+def _relevance(call: Attention, heads: Heads) -> Tensor:
     """`mean_h relu(A dA)`, `[B, N, M]`."""
-    parts = [one.weight_gradients.mul_(one.weights).clamp_min_(0).mean(1) for one in call.images()]
+    parts = [heads(one.weight_gradients.mul_(one.weights).clamp_min_(0)) for one in call.images()]
     return torch.cat(parts)
 
 
-def _queries_to_cells(trace: AttentionTrace) -> Tensor:
+def _queries_to_cells(trace: AttentionTrace, encoder: Sequence[Attention], heads: Heads) -> Tensor:
     first = trace.encoder[0].output
     cells = queries = torch.empty(0)
     for start in ("cells", "queries"):
         call = trace.encoder[0] if start == "cells" else trace.decoder[0][0]
         size = call.query.shape[2]
-        eye = torch.eye(size, device=first.device, dtype=_relevance(call).dtype).expand(len(first), size, size)
+        eye = torch.eye(size, device=first.device, dtype=_relevance(call, Heads()).dtype).expand(len(first), size, size)
         cells, queries = (eye, queries) if start == "cells" else (cells, eye)
-    for call in trace.encoder:
-        cells = cells + _relevance(call) @ cells
+    for call in encoder:
+        cells = cells + _relevance(call, heads) @ cells
     crossed = torch.zeros(len(first), queries.shape[1], cells.shape[1], device=first.device, dtype=cells.dtype)
     for own, cross in trace.decoder:
-        among = _relevance(own)
+        among = _relevance(own, heads)
         queries, crossed = queries + among @ queries, crossed + among @ crossed
-        crossed = crossed + _normed(queries).mT @ _relevance(cross) @ _normed(cells)
+        crossed = crossed + _normed(queries).mT @ _relevance(cross, heads) @ _normed(cells)
     return crossed
 
 

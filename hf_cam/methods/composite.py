@@ -66,12 +66,18 @@ def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[in
     return ContrastedLogit(target.index, alpha, references, target.reading)
 
 
+def unsigned_as(base: str = "gradcam") -> str:
+    """Why the base method's map has no sign; empty if it has one."""
+    return get_method(base).why_unsigned({})
+
+
 @method(
     "finercam",
     name="FinerCAM",
     retarget=contrasted,
     paper="Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309",
     summary="What distinguishes a class from the most similar classes.",
+    unsigned=unsigned_as,
 )
 def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> Tensor:
     """The base method's contributions; the contrast lies in the target."""
@@ -86,6 +92,7 @@ def finercam(activations: Tensor, gradients: Tensor, base: str = "gradcam") -> T
     layer_forwards=1.0,
     paper="Domeniconi et al., How to Evaluate and Refine your CAM, arXiv:2605.14641",
     summary="Product of the maps from the ends of all stages: as fine as the early ones and as clean as the late ones.",
+    unsigned="a product of maps has no sign",
 )
 def refinecam(activations: Tensor, gradients: Tensor, base: str = "gradcam++") -> Tensor:
     """The base method's contributions; the maps from the ends of the network's stages are multiplied."""

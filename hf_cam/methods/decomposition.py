@@ -32,6 +32,7 @@ def eigencam(activations: Tensor) -> Tensor:
     paper="Eigen-CAM (arXiv:2008.00299) on gradient times activation; no paper of its own",
     summary="First principal component of gradient times activation.",
     departure="Centred and signed as 'eigencam' is.",
+    unsigned="the sign of a principal component is a convention",
 )
 def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`g_c a_c`, whose first principal component is the map."""
@@ -45,6 +46,7 @@ def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     paper="Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025, 15(13), 7562, doi:10.3390/app15137562",
     summary="First principal component of absolute gradient times activation.",
     departure="Centred as 'eigencam' is.",
+    unsigned="the sign of a principal component is a convention",
 )
 def segeigencam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`|g_c| a_c`, whose first principal component is the map, with its larger extreme positive (eqs. 10 and 13)."""

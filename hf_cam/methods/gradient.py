@@ -35,6 +35,7 @@ def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     name="GradCAMElementWise",
     paper="a variant of Grad-CAM without the average; no paper",
     summary="Positive part of gradient times activation, summed over channels.",
+    unsigned="it keeps positive contributions alone",
 )
 def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     """`relu(g_c a_c)`: only contributions in favour of the target, for each cell and channel."""
@@ -50,6 +51,7 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
         "A term of 1e-6 keeps the quotient of equation 19 finite, as in grad-cam; it outweighs the small squared "
         "gradients of ViTs."
     ),
+    unsigned="it keeps positive gradients alone",
 )
 def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(alpha relu(g_c))` and `alpha = g^2 / (2 g^2 + sum(a_c) g^3)` (eq. 19).
@@ -93,6 +95,7 @@ def shapleycam(activations: Tensor, gradients: Tensor, curvature: Tensor) -> Ten
     paper="Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780",
     summary="Input and every bias, each times its gradient; covers all layers, regardless of the target layer.",
     departure="Biases behind the pooling have no place in the picture and are left out; no smoothing follows.",
+    unsigned="it sums absolute values",
 )
 def fullgrad(gradient_terms: Tensor) -> Tensor:
     """The terms of the full-gradient decomposition: the input's and one per bias, as large as the model's input."""
@@ -104,6 +107,7 @@ def fullgrad(gradient_terms: Tensor) -> Tensor:
     name="LayerCAM",
     paper="Jiang et al., LayerCAM, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
     summary="Cells weighted by their own positive gradient; suits early layers too.",
+    unsigned="it keeps positive gradients alone",
 )
 def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
     """`relu(g_c) a_c`: each cell weighted by its own positive gradient, which suits early layers too."""

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hf_cam.methods.registry import method
 
+POSITIVE_WEIGHTS = "its weights are a softmax, none of which is negative"
+
 
 @method(
     "ablationcam",
@@ -38,6 +40,7 @@ def ablationcam(activations: Tensor, ablated_scores: Tensor) -> Tensor:
         "Channels are weighted by the softmax over channels of the target's value, as in the paper; the authors' "
         "code weights with the class probability itself."
     ),
+    unsigned=POSITIVE_WEIGHTS,
 )
 def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
     """`w_c a_c`, where w is the softmax over channels of the target's value for the image masked by each channel.
@@ -52,6 +55,7 @@ def scorecam(activations: Tensor, masked_scores: Tensor) -> Tensor:
     name="SSCAM",
     paper="Wang et al., SS-CAM, arXiv:2006.14255",
     summary="Score-CAM with the scores averaged over channels to which noise was added.",
+    unsigned=POSITIVE_WEIGHTS,
 )
 def sscam(activations: Tensor, noisy_masked_scores: Tensor) -> Tensor:
     """`w_c a_c` as in Score-CAM, with scores that are averaged over noisy activations (the paper's first variant)."""
@@ -63,6 +67,7 @@ def sscam(activations: Tensor, noisy_masked_scores: Tensor) -> Tensor:
     name="ISCAM",
     paper="Naidu et al., IS-CAM, arXiv:2010.03023",
     summary="Score-CAM with the scores averaged over masks that grow from black to the full mask.",
+    unsigned=POSITIVE_WEIGHTS,
 )
 def iscam(activations: Tensor, scaled_masked_scores: Tensor) -> Tensor:
     """`w_c a_c` as in Score-CAM, with scores that are averaged over the masks times `i / N`, i = 1, ..., N."""
@@ -74,6 +79,7 @@ def iscam(activations: Tensor, scaled_masked_scores: Tensor) -> Tensor:
     name="ReciproCAM",
     paper="Byun and Lee, Recipro-CAM, CVPR Workshops 2024, arXiv:2209.14074",
     summary="How confident the part behind the target layer is of each cell alone, without gradients.",
+    unsigned="the lowest score is its zero",
 )
 def reciprocam(cell_scores: Tensor) -> Tensor:
     """`y_n - min(y)`, where y_n is the target's probability, if it has one, when only the cell n is kept.

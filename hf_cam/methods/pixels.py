@@ -31,6 +31,7 @@ PASS = 2.2
     reduce=strongest,
     paper="Simonyan et al., Deep Inside Convolutional Networks, ICLR Workshops 2014, arXiv:1312.6034",
     summary="Largest absolute gradient over the colours of each pixel; uses no layer.",
+    unsigned="it shows absolute values",
 )
 def gradient(pixel_gradients: Tensor) -> Tensor:
     """The gradient with respect to the picture; its map is the largest absolute value over the colours."""
@@ -54,6 +55,7 @@ def input_x_gradient(pixels: Tensor, pixel_gradients: Tensor) -> Tensor:
     gradients=True,
     pixels=True,
     forwards=lambda steps: PASS * steps,
+    connected=True,
 )
 def path_terms(run: Run, layer: str, steps: int = 50, fill: Fill = 0.0) -> Tensor:
     """`(x - x') / m sum(g(x' + (k - 1/2) / m (x - x')))` over k = 1, ..., m, `[B, C, *space]`.
@@ -101,6 +103,7 @@ def integrated_gradients(path_terms: Tensor) -> Tensor:
     gradients=True,
     pixels=True,
     forwards=lambda samples: PASS * samples,
+    connected=True,
 )
 def noisy_contributions(
     run: Run, layer: str, base: str = "gradient", samples: int = 50, noise: float = 0.15, seed: int = 0
@@ -151,6 +154,11 @@ def retargeted_as(target: Target, base: str = "gradient") -> Target:
     return smoothed(base).retarget(target)
 
 
+def unsigned_as(base: str = "gradient") -> str:
+    """Why the base method's map has no sign; empty if it has one."""
+    return smoothed(base).why_unsigned({})
+
+
 @method(
     "smoothgrad",
     name="SmoothGrad",
@@ -158,6 +166,7 @@ def retargeted_as(target: Target, base: str = "gradient") -> Target:
     retarget=retargeted_as,
     paper="Smilkov et al., SmoothGrad, arXiv:1706.03825",
     summary="A gradient method averaged over noisy copies of the picture; by default the gradient of the pixels.",
+    unsigned=unsigned_as,
 )
 def smoothgrad(noisy_contributions: Tensor) -> Tensor:
     """The mean over noisy pictures of the base method's contributions, which only then become one map.
@@ -172,6 +181,7 @@ def smoothgrad(noisy_contributions: Tensor) -> Tensor:
     cost="one forward and one backward pass to the target layer per noisy copy",
     gradients=True,
     forwards=lambda samples: 1.1 * samples,
+    connected=True,
 )
 def noisy_powers(run: Run, layer: str, samples: int = 8, noise: float = 0.15, seed: int = 0) -> Tensor:
     """`[B, 3, C, *space]`; the arguments are those of `noisy_contributions`."""
@@ -193,6 +203,7 @@ def noisy_powers(run: Run, layer: str, samples: int = 8, noise: float = 0.15, se
     name="SmoothGradCAMPlusPlus",
     paper="Omeiza et al., Smooth Grad-CAM++, arXiv:1908.01224",
     summary="Grad-CAM++ whose derivatives are averaged over noisy copies of the picture.",
+    unsigned="it keeps positive gradients alone",
 )
 def smoothgradcam_plusplus(activations: Tensor, noisy_powers: Tensor) -> Tensor:
     """`w_c a_c` with `w_c = sum(alpha relu(D1))` and `alpha = D2 / (2 D2 + sum(a_c) D3)`.
@@ -240,6 +251,7 @@ def guided_gradcam(guided: Tensor, maps: Tensor) -> Tensor:
     name="GuidedGradCAM",
     paper="Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391",
     summary="Guided gradient of each pixel times the map of Grad-CAM, summed over the colours.",
+    unsigned="guided backpropagation keeps positive gradients alone",
 )
 def guided_times_gradcam(activations: Tensor, gradients: Tensor, guided_gradients: Tensor) -> Tensor:
     """The guided gradient times the map; the paper shows it in colour, and a heatmap is its sum over the colours."""

@@ -39,14 +39,28 @@ def first_component(contributions: Tensor) -> Tensor:
     >>> first_component(torch.zeros(1, 3, 2, 2)).abs().max()
     tensor(0.)
     """
-    projected, strength = _principal(contributions)
-    return _signed(projected, _is_upside_down(projected, strength), contributions)
+    return signed(*_principal(contributions), contributions)
 
 
 def first_component_by_extreme(contributions: Tensor) -> Tensor:
     """`first_component` with the sign that makes its larger extreme positive (Seg-Eigen-CAM, eq. 13)."""
-    projected, _ = _principal(contributions)
-    return _signed(projected, (projected.amax(1) < -projected.amin(1))[:, None], contributions)
+    return signed_by_extreme(_principal(contributions)[0], contributions)
+
+
+def signed(projected: Tensor, strength: Tensor, contributions: Tensor) -> Tensor:
+    """Coordinates `[B, cells]` of either sign as `[B, *space]`, with the sign of `first_component`.
+
+    Args:
+        projected: The coordinates.
+        strength: `[B, cells]`: the norms of the cells' vectors.
+        contributions: `[B, C, *space]`, whose shape is taken.
+    """
+    return _turned(projected, _is_upside_down(projected, strength), contributions)
+
+
+def signed_by_extreme(projected: Tensor, contributions: Tensor) -> Tensor:
+    """Coordinates of either sign as `[B, *space]`, with the sign that makes the larger extreme positive."""
+    return _turned(projected, (projected.amax(1) < -projected.amin(1))[:, None], contributions)
 
 
 def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
@@ -62,8 +76,10 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     from sklearn.decomposition import KernelPCA
 
     vectors = contributions.flatten(2).transpose(1, 2)
-    centred = (vectors - vectors.mean(1, keepdim=True)).double().cpu().numpy()
-    centred[np.abs(centred) <= ROUNDING * float(vectors.abs().max())] = 0  # cells that are all alike have no direction
+    centred = (vectors - vectors.mean(1, keepdim=True)).detach().double().cpu().numpy()
+    centred[np.abs(centred) <= ROUNDING * float(vectors.detach().abs().max())] = (
+        0  # cells that are all alike have no direction
+    )
     found = []
     for cells in centred:
         # ARPACK computes one component without the others; the seed fixes the vector that it starts from.
@@ -74,7 +90,7 @@ def first_kernel_component(contributions: Tensor, kernel: str = "sigmoid", gamma
     lengths = torch.from_numpy(np.linalg.norm(centred, axis=(1, 2)))
     scale = lengths / projected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     projected = (projected * scale[:, None]).to(contributions)
-    return _signed(projected, _is_upside_down(projected, vectors.norm(dim=-1)), contributions)
+    return signed(projected, vectors.norm(dim=-1), contributions)
 
 
 def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,15 +98,39 @@ def _principal(contributions: Tensor) -> tuple[Tensor, Tensor]:
     vectors = contributions.flatten(2).transpose(1, 2)
     centred = vectors - vectors.mean(1, keepdim=True)
     if centred.shape[1] < centred.shape[2]:
-        values, bases = torch.linalg.eigh(centred @ centred.mT)
-        projected = bases[..., -1] * values[..., -1:].clamp_min(0).sqrt()
+        value, vector = first_eigenpair(centred @ centred.mT)
+        length = torch.where(value > 0, value.clamp_min(torch.finfo(value.dtype).tiny).sqrt(), 0)
+        projected = vector * length
     else:
-        projected = (centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1:]).squeeze(-1)
+        _, vector = first_eigenpair(centred.mT @ centred)
+        projected = (centred @ vector[..., None]).squeeze(-1)
     return projected, vectors.norm(dim=-1)
 
 
-def _signed(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:
-    return torch.where(upside_down, -projected, projected).reshape(len(projected), *contributions.shape[2:])
+def first_eigenpair(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue `[B, 1]` and its eigenvector `[B, n]` of symmetric matrices `[B, n, n]`.
+
+    They can be differentiated once, by first-order perturbation theory: torch's own derivative of `eigh` is NaN where
+    any two of the other eigenvalues are equal.
+
+    >>> value, vector = first_eigenpair(torch.diag(torch.tensor([1.0, 3.0, 1.0]))[None])
+    >>> value.tolist(), vector.abs().tolist()
+    ([[3.0]], [[0.0, 1.0, 0.0]])
+    """
+    values, vectors = torch.linalg.eigh(matrix.detach())
+    value, vector, others = values[..., -1:], vectors[..., -1], vectors[..., :-1]
+    if not matrix.requires_grad:
+        return value, vector
+    image = (matrix @ vector[..., None]).squeeze(-1)
+    gaps = value - values[..., :-1]
+    distinct = gaps > ROUNDING * value.abs()
+    inverse = torch.where(distinct, 1 / torch.where(distinct, gaps, torch.ones_like(gaps)), torch.zeros_like(gaps))
+    turned = (others @ (inverse[..., None] * (others.mT @ image[..., None]))).squeeze(-1)
+    return (image * vector).sum(-1, keepdim=True), vector + turned - turned.detach()
+
+
+def _turned(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Tensor:
+    return torch.where(upside_down, -projected, projected).reshape(-1, *contributions.shape[2:])
 
 
 def _is_upside_down(projected: Tensor, strength: Tensor) -> Tensor:

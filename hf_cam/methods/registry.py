@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_cam.doors import renamed
+from hf_cam.doors import meant_by
 from hf_cam.errors import MethodError, OptionError, brief
-from hf_cam.maps import at_least_float32, fuse_mean
+from hf_cam.maps import at_least_float32, fuse_mean, fuse_signed
 from hf_cam.methods.options import annotations_of, described, fits, options_of, picked, required_of
 from hf_cam.methods.reductions import channel_sum, first_component
 from hf_cam.methods.signals import SIGNALS, Signal
@@ -25,6 +25,11 @@ WIDTH = 768
 
 BUDGET = 100.0
 """Forwards up to which a method is taken where the caller names none: by `compare`, `evaluate` and the pages."""
+
+OF_CLASS = ("model", "layers", "reshape", "rerun_batch_size")
+"""Arguments of a CAM beside the method's options."""
+OF_CALL = ("pixel_values", "targets", "aug_smooth", "eigen_smooth", "signed", "differentiable")
+"""Arguments of its call."""
 
 Contributions = TypeVar("Contributions", bound=Callable[..., Tensor])
 
@@ -55,6 +60,8 @@ class Method:
         tokens_only: Whether the map depends on the target only through the tokens that the target reads.
         departure: One line on what it does otherwise than its paper or its authors' code; empty if nothing.
         layer_forwards: The number of forwards that `layers` takes.
+        unsigned: Why its map cannot show evidence against the target, as a clause such as "it keeps positive gradients
+            alone"; empty if it can. A function of the options on which that depends.
     """
 
     id: str
@@ -69,6 +76,7 @@ class Method:
     tokens_only: bool = False
     layer_forwards: float = 0.0
     departure: str = ""
+    unsigned: str | Callable[..., str] = field(default="", repr=False)
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -120,6 +128,18 @@ class Method:
         """Whether it is defined only for the pixels of one picture, not for cut patches or frames."""
         return any(signal.pixels for signal in self.signals)
 
+    def check_differentiable(self) -> None:
+        """Refuse to keep a map in the caller's graph that is not made by differentiable operations alone.
+
+        Raises:
+            MethodError: naming the signal that is not.
+        """
+        if broken := [signal.name for signal in self.signals if not signal.connected]:
+            raise MethodError(
+                f"{self.id!r} is not differentiable, because its {', '.join(broken)} leave no graph; 'gradcam', "
+                "'hirescam', 'layercam' and the other gradient methods are"
+            )
+
     @property
     def reruns(self) -> bool:
         """Whether the model, or the part behind the target layer, runs again for many variants."""
@@ -164,6 +184,31 @@ class Method:
         shared = "target" if self.ignores_target else "class" if self.ignores_class else ""
         return f"{self.summary} Same map for every {shared}." if shared else self.summary
 
+    def why_unsigned(self, options: Mapping[str, Any]) -> str:
+        """Why its map has no sign, as a clause; empty if it has one.
+
+        Args:
+            options: Of the method.
+
+        >>> list_methods()["eigencam"].why_unsigned({})
+        'its map is the same for every target'
+        """
+        if self.ignores_target:
+            return "its map is the same for every target"
+        own = self.unsigned
+        return own(**picked(options, own)) if callable(own) else own
+
+    def check_signed(self, options: Mapping[str, Any]) -> None:
+        """Refuse to show evidence against a target where the method has none.
+
+        Raises:
+            MethodError: naming the reason.
+        """
+        if reason := self.why_unsigned(options):
+            raise MethodError(
+                f"{self.id!r} has no signed map, because {reason}; 'gradcam', 'hirescam' and 'input-x-gradient' have"
+            )
+
     def check_options(self, options: dict[str, Any]) -> None:
         """Refuse options that the method does not have, and values of another type.
 
@@ -173,7 +218,7 @@ class Method:
         for option, value in options.items():
             if option not in self.options:
                 known = ", ".join(self.options) or "none"
-                meant = renamed(option, ("layers", "reshape", "rerun_batch_size", "pixel_values", "model", "targets"))
+                meant = meant_by(option, (*OF_CLASS, *self.options), {"the call": OF_CALL})
                 raise OptionError(f"the method {self.id!r} has no option {option!r}; it has: {known}{meant}")
             expected = self._types.get(option, Any)
             if not fits(value, expected):
@@ -189,13 +234,14 @@ class Method:
         """
         return [self.retarget(target, **picked(options, self.retarget)) for target in targets]
 
-    def map(self, *, eigen_smooth: bool = False, **given: Any) -> Tensor:
-        """The map `[B, *space]` in float32 or better, non-negative.
+    def map(self, *, eigen_smooth: bool = False, signed: bool = False, **given: Any) -> Tensor:
+        """The map `[B, *space]` in float32 or better, non-negative unless it is signed.
 
         A cell whose value is within the rounding error of its sum is set to zero, because noise is not evidence.
 
         Args:
             eigen_smooth: Take the first principal component of the contributions instead of their sum.
+            signed: Keep the cells below zero, which speak against the target.
             given: The signals that the method needs, `[B, C, *space]` if they are tensors, and its options.
 
         Raises:
@@ -213,12 +259,36 @@ class Method:
         for name, value in signals.items():
             if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
                 _check_finite(name, contributions)
-        rounding = max(_rounding(getattr(value, "dtype", contributions.dtype)) for value in signals.values())
+        dtypes = [getattr(value, "dtype", contributions.dtype) for value in signals.values()]
         contributions = at_least_float32(contributions)
-        reduced = reduce(contributions, **picked(given, reduce)).clamp_min(0)
-        # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
-        error = rounding * contributions.norm(dim=1)
-        return torch.where(reduced <= error, torch.zeros_like(reduced), reduced)
+        reduced = reduce(contributions, **picked(given, reduce))
+        reduced = reduced if signed else reduced.clamp_min(0)
+        return without_rounding(reduced, contributions, max(dtypes, key=_rounding))
+
+    def fused(self, raw: Sequence[Tensor], size: Sequence[int], *, signed: bool = False) -> Tensor:
+        """One map of a size from the raw maps of several layers: in [0, 1] of what speaks for the target.
+
+        Args:
+            raw: `[..., h, w]` each.
+            size: Height and width; of volumes and videos, the depth or the number of frames comes first.
+            signed: A map in [-1, 1], which also shows what speaks against the target.
+        """
+        if signed:
+            return fuse_signed(raw, size)
+        return self.fuse([maps.clamp_min(0) for maps in raw], size)
+
+
+def without_rounding(reduced: Tensor, contributions: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, *space]` with 0 for what is within the rounding error of the terms `[B, C, *space]`.
+
+    Args:
+        reduced: What was made of the terms.
+        contributions: The terms.
+        dtype: In which they were computed.
+    """
+    # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
+    error = _rounding(dtype) * contributions.norm(dim=1)
+    return torch.where(reduced.abs() <= error, torch.zeros_like(reduced), reduced)
 
 
 def _rounding(dtype: torch.dtype) -> float:
@@ -274,13 +344,15 @@ def method(
     tokens_only: bool = False,
     layer_forwards: float = 0.0,
     departure: str = "",
+    unsigned: str | Callable[..., str] = "",
     replace: bool = False,
 ) -> Callable[[Contributions], Contributions]:
     """Register a pure function of signals as a method; the function is returned unchanged.
 
     Args:
         method_id: The name in `explain(method=...)`.
-        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, layer_forwards, departure: See `Method`.
+        name, paper, summary, reduce, retarget, fuse, layers, tokens_only, layer_forwards, departure, unsigned: See
+            `Method`.
         replace: Also replace a method of the same id that comes from elsewhere.
 
     Raises:
@@ -301,6 +373,7 @@ def method(
             tokens_only,
             layer_forwards,
             departure,
+            unsigned,
         )
         register(record, replace)
         return contributions

@@ -38,6 +38,7 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
     activation = run.activation(layer).detach().movedim(images, 0)
     axis = _channel_axis(activation, activations(run, layer))
     channels = activation.shape[axis]
+    own = run.tokens_of(layer)
     gone = torch.eye(1 + channels, channels, dtype=torch.bool, device=activation.device).roll(1, 0)
     size = run.rerun_batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
     with run.tail(layer) as tail:
@@ -51,7 +52,8 @@ def ablated_scores(run: Run, layer: str) -> Tensor:
 
         def without(sample: int, start: int, stop: int) -> Tensor:
             lost = gone[start:stop].unflatten(1, [channels if i == axis else 1 for i in range(1, activation.ndim)])
-            variants = activation[sample : sample + 1].masked_fill(lost, 0)
+            variants = activation[sample : sample + 1].repeat(stop - start, *[1] * (activation.ndim - 1))
+            variants[:, own] = variants[:, own].masked_fill(lost, 0)
             return target_values(tail(variants, sample), [run.targets[sample]] * (stop - start))
 
         return torch.stack(

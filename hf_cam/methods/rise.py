@@ -154,6 +154,7 @@ def masked_mean(run: Run, samples: int, cells: int, keep: float, fill: Cover, se
     name="RISE",
     paper="Petsiuk et al., RISE, BMVC 2018, arXiv:1806.07421",
     summary="Mean score over random masks that keep the pixel; uses neither a layer nor gradients.",
+    unsigned="its zero is no score of the picture's own",
 )
 def rise(mean_of_masked: Tensor) -> Tensor:
     """`1 / (E[M] N) sum(f(x M_i) M_i)` (eq. 6), where f is the target's probability if it has one.
@@ -260,6 +261,7 @@ def mean_match(
     name="DRISE",
     paper="Petsiuk et al., D-RISE, CVPR 2021, arXiv:2006.03204",
     summary="RISE for one detection: mean match of box and class over random masks that keep the pixel.",
+    unsigned="a match has no sign",
 )
 def d_rise(mean_match: Tensor) -> Tensor:
     """`1 / (E[M] N) sum(s_i M_i)`, where `s = max(IoU cos(P, P_j) O_j)` over the proposals j of a masked picture.

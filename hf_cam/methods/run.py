@@ -10,11 +10,14 @@ from typing import Any, TypeVar, TypeVarTuple
 from torch import Tensor, nn
 
 from hf_cam.capture.capture import Capture, capture
+from hf_cam.capture.guard import kept
 from hf_cam.capture.inputs import noise_like
 from hf_cam.capture.replay import Prefix, PrefixOf, Tail, tail_from
+from hf_cam.capture.runs import level_of, without_level
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.pyramids import Level
 from hf_cam.targets import Target, target_values
 from hf_cam.threads import cached_property
 
@@ -89,13 +92,25 @@ class Run:
     def _gradients(self) -> tuple[Tensor, ...]:
         return self.captured.gradients(self.scores.sum())
 
+    def reaches_another_level(self, layer: str) -> bool:
+        """Whether another level of the same pyramid has a gradient, so that its being zero on this one is a finding."""
+        levels = (one for one in self.adapter.layers if level_of(one) and without_level(one) == without_level(layer))
+        return any(bool(self.gradient(one).any()) for one in levels)
+
+    def tokens_of(self, layer: str) -> slice:
+        """Which tokens of a layer's output are its own: all of them, unless it is one level of a longer sequence."""
+        layout = self.adapter.layout_of(layer)
+        if not isinstance(layout, Level):
+            return slice(None)
+        return layout.span(self.activation(layer).shape[1], self.picture_size)
+
     def to_spatial(self, tensor: Tensor, layer: str) -> Tensor:
-        """A tensor in the layout of a layer's output, as `[B, C, *space]` and detached from the graph.
+        """A tensor in the layout of a layer's output, as `[B, C, *space]`; detached except inside `connected`.
 
         Raises:
             LayoutError: it does not fit the adapter's layout.
         """
-        return self.adapter.to_spatial(tensor.detach(), self.picture_size, layer, images=len(self.targets))
+        return self.adapter.spatial(kept(tensor), self.picture_size, layer, images=len(self.targets))
 
     def images_axis(self, layer: str) -> int:
         """Which axis of a layer's output counts the images.
@@ -117,9 +132,9 @@ class Run:
 
     @property
     def pixels(self) -> Tensor:
-        """The pictures, `[B, C, *space]`, detached from any graph."""
+        """The pictures, `[B, C, *space]`; detached except inside `connected`."""
         pixels: Tensor = self.inputs["pixel_values"]
-        return pixels.detach()
+        return kept(pixels)
 
     @property
     def picture_size(self) -> Size:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from hf_cam.capture.biases import BiasedOutputs, biased_outputs
 from hf_cam.capture.capture import Capture, Watch, capture
+from hf_cam.capture.guard import is_connected, kept
 from hf_cam.capture.replay import PrefixOf
 from hf_cam.capture.routes import is_batch_first
 from hf_cam.errors import DetachedError, LayoutError, MethodError, NoGradientError
 from hf_cam.layouts import AnyLayout
-from hf_cam.maps import normalize, resize
+from hf_cam.maps import at_least_float32, normalize, resize
 from hf_cam.methods.options import picked, required_of
 from hf_cam.methods.run import Run, vanishes_on_noise
 from hf_cam.registry import Registry
@@ -48,6 +49,8 @@ class Signal:
         replays: Whether it reruns the part behind the target layer; then `run.tail(layer)` is that part.
         forwards: Cost per target; a function of those options on which it depends.
         forwards_per_channel: Cost per target and channel of the target layer; likewise.
+        connected: Whether it stays in the caller's graph where `differentiable=True` asks for that: it is made by
+            differentiable operations alone, with `kept` in place of `detach`.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Signal:
     replays: bool = False
     forwards: float | Callable[..., float] = 0.0
     forwards_per_channel: float | Callable[..., float] = 0.0
+    connected: bool = False
 
     @property
     def id(self) -> str:
@@ -108,12 +112,13 @@ def signal(
     replays: bool = False,
     forwards: float | Callable[..., float] = 0.0,
     forwards_per_channel: float | Callable[..., float] = 0.0,
+    connected: bool = False,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
-        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `forwards_per_channel`.
+        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `connected`.
         replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
@@ -135,6 +140,7 @@ def signal(
             replays,
             forwards,
             forwards_per_channel,
+            connected,
         )
         SIGNALS.add(record, replace)
         return provide
@@ -147,7 +153,7 @@ def captured_for(
 ) -> AbstractContextManager[Capture]:
     """The captured forward, recorded as far as these signals require."""
     if any(signal.pixels and signal.gradients for signal in signals):
-        inputs = {**inputs, "pixel_values": inputs["pixel_values"].detach().requires_grad_()}
+        inputs = {**inputs, "pixel_values": _differentiated(inputs["pixel_values"])}
     return capture(
         model,
         layers,
@@ -159,7 +165,17 @@ def captured_for(
     )
 
 
-@signal("the output of the target layer, `[B, C, h, w]`", cost="none beyond the captured forward", ignores_target=True)
+def _differentiated(pixels: Tensor) -> Tensor:
+    """The pictures, with respect to which the target is differentiated."""
+    return pixels if is_connected() and pixels.requires_grad else pixels.detach().requires_grad_()
+
+
+@signal(
+    "the output of the target layer, `[B, C, h, w]`",
+    cost="none beyond the captured forward",
+    ignores_target=True,
+    connected=True,
+)
 def activations(run: Run, layer: str) -> Tensor:
     """The output of the target layer, `[B, C, *space]`."""
     return run.to_spatial(run.activation(layer), layer)
@@ -170,21 +186,26 @@ def activations(run: Run, layer: str) -> Tensor:
     cost="a backward pass from the target to the target layer",
     gradients=True,
     forwards=0.1,
+    connected=True,
 )
 def gradients(run: Run, layer: str) -> Tensor:
     """The gradient of the targets' sum with respect to the activations, `[B, C, *space]`.
 
     Raises:
         NoGradientError: it is zero on every cell of every image, and of pictures of noise as well. An image without
-            evidence alone has a gradient of zeros.
+            evidence alone has a gradient of zeros, and so has one level of a pyramid.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
-    if not spatial.any() and vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
+    if spatial.any() or run.reaches_another_level(layer):
+        return spatial
+    if vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")
     return spatial
 
 
-@signal("the picture as the model gets it, `[B, C, H, W]`", cost="none", pixels=True, ignores_target=True)
+@signal(
+    "the picture as the model gets it, `[B, C, H, W]`", cost="none", pixels=True, ignores_target=True, connected=True
+)
 def pixels(run: Run, layer: str) -> Tensor:
     """The pictures, `[B, C, *space]`, in the model's own units."""
     del layer
@@ -197,6 +218,7 @@ def pixels(run: Run, layer: str) -> Tensor:
     gradients=True,
     pixels=True,
     forwards=1.2,
+    connected=True,
 )
 def pixel_gradients(run: Run, layer: str) -> Tensor:
     """The gradient of the targets' sum with respect to the pictures, `[B, C, *space]`.
@@ -210,7 +232,9 @@ def pixel_gradients(run: Run, layer: str) -> Tensor:
         raise DetachedError("the target does not depend on the picture: it is a constant, or was detached on the way")
     # In float16 the gradients of single pixels fall below the smallest number: scale them up on the way.
     scale = 1024.0 if pixels.dtype == torch.float16 else 1.0
-    [gradient] = torch.autograd.grad(score * scale, pixels, retain_graph=True, allow_unused=True)
+    [gradient] = torch.autograd.grad(
+        score * scale, pixels, retain_graph=True, create_graph=is_connected(), allow_unused=True
+    )
     if gradient is None:
         raise DetachedError("the target does not depend on the picture: it was detached on the way")
     return (gradient if gradient.dtype == torch.float64 else gradient.float()) / scale
@@ -222,6 +246,7 @@ def pixel_gradients(run: Run, layer: str) -> Tensor:
     gradients=True,
     watch=linear_calls,
     forwards=0.1,
+    connected=True,
 )
 def class_weights(run: Run, layer: str) -> Tensor:
     """`[B, C]`: the row of a class in the last linear layer; of other targets, their gradient times its weight.
@@ -234,10 +259,12 @@ def class_weights(run: Run, layer: str) -> Tensor:
     if not calls or not score.requires_grad:
         raise MethodError(NOT_POOLED)
     last = calls[-1]
-    [gradient] = torch.autograd.grad(score, [last.output], retain_graph=True, allow_unused=True)
+    [gradient] = torch.autograd.grad(
+        score, [last.output], retain_graph=True, create_graph=is_connected(), allow_unused=True
+    )
     if gradient is None or not is_mean_of(last.features, activations(run, layer)):
         raise MethodError(NOT_POOLED)
-    return gradient @ last.module.weight.detach()
+    return gradient @ kept(last.module.weight)
 
 
 @signal(
@@ -245,6 +272,7 @@ def class_weights(run: Run, layer: str) -> Tensor:
     cost="a second backward pass, through that gradient",
     second_order=True,
     forwards=0.5,
+    connected=True,
 )
 def curvature(run: Run, layer: str) -> Tensor:
     """The Hessian of the targets' sum times the activations, `[B, C, *space]`; zero on a linear tail.
@@ -257,8 +285,10 @@ def curvature(run: Run, layer: str) -> Tensor:
     if gradient.requires_grad:
         try:
             _check_twice_differentiable(gradient)
+            own, vector = run.tokens_of(layer), torch.zeros_like(activation)
+            vector[:, own] = kept(activation)[:, own]
             [product] = torch.autograd.grad(
-                gradient, activation, activation.detach(), retain_graph=True, allow_unused=True
+                gradient, activation, vector, retain_graph=True, create_graph=is_connected(), allow_unused=True
             )
         except RuntimeError as error:
             if "derivative" not in str(error):
@@ -277,6 +307,7 @@ def curvature(run: Run, layer: str) -> Tensor:
     pixels=True,
     watch=biased_outputs,
     forwards=1.6,
+    connected=True,
 )
 def gradient_terms(run: Run, layer: str) -> Tensor:
     """`[B, 1 + biases, H, W]`: the full-gradient terms that have spatial positions, as FullGrad shows them.
@@ -319,5 +350,5 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
 
 def _shown(term: Tensor, size: Sequence[int]) -> Tensor:
     """`[B, C, *space]` to `[B, *size]`: absolute, scaled to [0, 1] over channels and cells, enlarged and summed."""
-    strength = normalize(term.float().abs().reshape(len(term), 1, -1)).reshape(term.shape)
+    strength = normalize(at_least_float32(term).abs().reshape(len(term), 1, -1)).reshape(term.shape)
     return resize(strength.sum(1), size)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.attention import Cells
-from hf_cam.capture.capture import capture, first_tensor
+from hf_cam.capture.capture import capture
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import repeated
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.recorder import Recording, recording
 from hf_cam.capture.replay import is_near, wide_forward
 from hf_cam.errors import HFCamError, MethodError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.capture.chunks import images_at_once, in_chunks
-from hf_cam.capture.guard import borrowed
+from hf_cam.capture.guard import borrowed, kept
 from hf_cam.capture.inputs import repeated
 from hf_cam.capture.replay import wide_forward
 from hf_cam.methods.run import Run
@@ -65,7 +65,7 @@ def mean_of_variants(
         targets = [run.targets[sample]] * (stop - start)
         with captured_for(signals, run.model, adapter.layers, inputs) as captured:
             part = Run(run.model, inputs, captured, adapter, targets, run.size, run.rerun_batch_size)
-            return measure(part).detach().sum(0, keepdim=True)
+            return kept(measure(part)).sum(0, keepdim=True)
 
     size = run.rerun_batch_size or images_at_once(run.pixels.device)
     each = [in_chunks(count, size, partial(some, sample)).sum(0) / count for sample in range(len(run.targets))]

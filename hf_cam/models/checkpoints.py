@@ -13,7 +13,7 @@ from torch import nn
 from hf_cam.errors import HFCamError, ModelError, brief, reason
 from hf_cam.models.bounds import Bounded, check_bounds
 from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
-from hf_cam.models.traits import architectures, takes_pictures, transformers_classes
+from hf_cam.models.traits import architectures, architectures_of_pictures, takes_pictures, transformers_classes
 
 Read = TypeVar("Read")
 
@@ -103,7 +103,8 @@ def load_pretrained(
     config, adapter = _config_and_adapter(name, trust_config=trust_config, **_hub_options(kwargs))
     weights = adapter.weights() if adapter else {}
     source, config = _of_base(adapter, str) if adapter else name, fitted_config(config, weights)
-    named = transformers_classes([adapter.class_name] if adapter and adapter.class_name else architectures(config))
+    listed = [adapter.class_name] if adapter and adapter.class_name else architectures_of_pictures(config)
+    named = transformers_classes(listed)
     loader = named[0] if named else transformers.AutoModelForImageClassification
     if not takes_pictures(loader, config):
         raise ModelError(f"{brief(name)} is a {config.model_type!r} model ({loader.__name__}), which takes no images")

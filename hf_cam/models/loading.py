@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +30,7 @@ from hf_cam.models.checkpoints import (
     resolve_name,
 )
 from hf_cam.models.libraries import adopted, library_processor, library_tokenizer
+from hf_cam.models.refused import check_not_refused
 from hf_cam.models.traits import ModelTraits, check_takes_pictures, traits_of
 from hf_cam.threads import cached_property
 
@@ -62,6 +64,8 @@ class LoadedModel:
         example: An image to try the model on, where what it returns must be established; by default noise.
         given: The model's own inputs of one image, to try it on if there is no processor.
         known: What was established about the model, by name.
+        crop: The box `(left, top, right, bottom)` of the image on which a model of poses looks at one person; None for
+            the whole image.
     """
 
     model: nn.Module
@@ -72,6 +76,7 @@ class LoadedModel:
     example: Picture | None = field(default=None, repr=False, compare=False)
     given: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    crop: tuple[float, float, float, float] | None = None
     _geometries: Geometries = field(default_factory=Geometries, repr=False, compare=False)
 
     @cached_property
@@ -143,6 +148,8 @@ class LoadedModel:
         process = getattr(self.processor, kind, self.processor)
         if videos and hasattr(process, "do_sample_frames"):
             process = partial(process, do_sample_frames=False)
+        if (boxes := self._boxes_of_persons(images)) is not None:
+            process = partial(process, boxes=boxes)
         try:
             encoded = (
                 process(videos, return_tensors="pt") if videos else process(images=list(images), return_tensors="pt")
@@ -155,6 +162,31 @@ class LoadedModel:
         if "pixel_values_videos" in encoded:
             encoded["pixel_values"] = encoded.pop("pixel_values_videos")
         return encoded
+
+    @property
+    def crops(self) -> bool:
+        """Whether the processor cuts persons out of an image."""
+        return "boxes" in _parameters_of(getattr(self.processor, "image_processor", self.processor))
+
+    def cropped(self, box: tuple[float, float, float, float]) -> LoadedModel:
+        """The same model looking at one person.
+
+        Raises:
+            OptionError: the processor cuts no persons out.
+        """
+        if not self.crops:
+            raise OptionError(
+                "the processor of this model takes no boxes of persons; omit input_boxes= and pass an image of one"
+            )
+        return replace(self, crop=box, known={}, _geometries=Geometries())
+
+    def _boxes_of_persons(self, images: Sequence[Picture]) -> list[list[list[float]]] | None:
+        """The box of the one person per image, `[left, top, width, height]`; None where the processor needs none."""
+        parameter = _parameters_of(getattr(self.processor, "image_processor", self.processor)).get("boxes")
+        if parameter is None or (self.crop is None and parameter.default is None):
+            return None
+        crops = [self.crop or (0.0, 0.0, float(image.width), float(image.height)) for image in images]
+        return [[[left, top, right - left, bottom - top]] for left, top, right, bottom in crops]
 
     def _called(self, image: Picture) -> Tensor:
         """The output of a plain function as processor, for an image or for each frame of a video."""
@@ -220,6 +252,12 @@ class LoadedModel:
             return self.inputs([Video([image]) for image in images])["pixel_values"][:, 0]
         inputs = self.inputs(images)
         return CutPictures.of(inputs).pictures() if are_cut(inputs) else inputs["pixel_values"]
+
+
+def _parameters_of(processor: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of an image processor's `preprocess`; none of a plain function."""
+    preprocess = getattr(processor, "preprocess", None)
+    return inspect.signature(preprocess).parameters if callable(preprocess) else {}
 
 
 def input_size(inputs: Mapping[str, Tensor]) -> Size | None:
@@ -332,7 +370,7 @@ def load(
     name = resolve_name(model)
     loaded = load_pretrained(name, dtype=precision, trust_config=trust_config).eval()
     known_names = names or traits_of(loaded).id2label
-    found = processor or _processor_named(name, traits_of(loaded))
+    found = processor or _processor_named(name, loaded)
     return LoadedModel(loaded.to(chosen), found, known_names, output=output)
 
 
@@ -380,26 +418,32 @@ def processor_of(model: nn.Module) -> Any:
 
     Raises:
         ModelError: the model has neither.
+        UnknownArchitecture: no map of it can lie over the picture.
     """
     traits = traits_of(model)
     if traits.name_or_path:
-        return _processor_named(traits.name_or_path, traits)
+        return _processor_named(traits.name_or_path, model)
     if traits.timm is not None:
         import timm.data
 
         return timm.data.create_transform(**timm.data.resolve_data_config({}, model=traits.timm))
     if (own := library_processor(traits.module)) is not None:
         return own
+    check_not_refused(model)
     raise ModelError(
         f"no image processor is known for this {type(model).__name__}; pass processor= "
         "(a transformers image processor, or a function from a PIL image to a tensor [C, H, W])"
     )
 
 
-def _processor_named(name: str, traits: ModelTraits) -> Any:
+def _processor_named(name: str, model: nn.Module) -> Any:
     """The processor of a checkpoint: of a vision-language model the whole one, if it has one, with the tokenizer."""
-    if not traits.answers_in_words:
-        return load_processor(name)
+    if not traits_of(model).answers_in_words:
+        try:
+            return load_processor(name)
+        except ModelError:
+            check_not_refused(model)  # a refused model needs no processor
+            raise
     try:
         return load_whole_processor(name)
     except ModelError:

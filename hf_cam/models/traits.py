@@ -451,6 +451,22 @@ def architectures(config: Any) -> Sequence[str]:
     return getattr(config, "architectures", None) or ()
 
 
+def architectures_of_pictures(config: Any) -> Sequence[str]:
+    """The class names that a config lists; of a model that segments videos, the class of the same for pictures.
+
+    transformers lists that class under mask generation for the type of the video model, whose checkpoint contains it.
+
+    >>> from transformers import Sam2VideoConfig
+    >>> architectures_of_pictures(Sam2VideoConfig(architectures=["Sam2VideoModel"]))
+    ['Sam2Model']
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as SEGMENTERS
+
+    listed = architectures(config)
+    of_videos = any("Video" in name for name in listed) and config.model_type in SEGMENTERS
+    return [SEGMENTERS[config.model_type]] if of_videos else listed
+
+
 def transformers_classes(names: Sequence[str]) -> list[Any]:
     """The transformers classes with these names, as far as they exist."""
     import transformers

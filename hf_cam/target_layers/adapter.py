@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from hf_cam.capture.levels import maps_in, tensor_at
+from hf_cam.capture.runs import level_of, without_level
 from hf_cam.errors import LayerError, LayoutError, ModelError, brief, reason
 from hf_cam.layouts import Layout, Size, Spatial
+from hf_cam.target_layers.pyramids import Level
 
 CONFIG_NAME = "cam_config.json"
 Origin = Literal["caller", "cam_config", "catalogue", "timm", "probe"]
@@ -70,27 +73,46 @@ class Adapter:
         return self.layouts[self.layers.index(layer)]
 
     def to_spatial(
-        self, activations: Tensor, image_size: Size, layer: str | None = None, images: int | None = None
-    ) -> Tensor:
-        """A layer's output as `[B, C, h, w]`.
+        self, activations: Any, image_size: Size, layer: str | None = None, images: int | None = None
+    ) -> Tensor | list[Tensor]:
+        """A layer's output as `[B, C, h, w]`; as a list of these, one per level, if it holds several scales.
 
         Args:
-            activations: What the layer returned.
+            activations: What the layer returned: a tensor, or the maps of a pyramid in a dict, list or tuple.
             image_size: Height and width of the model's input, in pixels.
-            layer: The layer that returned them; by default the first.
+            layer: The layer that returned them; by default the first. The name of one level gives that level alone.
             images: B, the number of images in the batch, which is checked; None if it is not known.
 
         Raises:
             LayerError: this adapter has no such layer.
             LayoutError: the shape does not fit, or there is not one grid per image; the message names the layer and the
                 remedy.
+
+        >>> import torch
+        >>> layers = ("encoder[0]", "encoder[1]")
+        >>> adapter = Adapter(layers, (Level((8, 16), 0), Level((8, 16), 1)))
+        >>> [tuple(level.shape) for level in adapter.to_spatial(torch.zeros(1, 96 + 24, 8), image_size=(64, 96))]
+        [(1, 8, 8, 12), (1, 8, 4, 6)]
         """
-        layer = self.layers[0] if layer is None else layer
+        name = self.layers[0] if layer is None else layer
+        levels = [own for own in self.layers if level_of(own) and without_level(own) == without_level(name)]
+        whole = not isinstance(activations, Tensor) or any(isinstance(self.layout_of(own), Level) for own in levels)
+        if whole and levels and (layer == without_level(name) or (layer is None and len(levels) > 1)):
+            return [self.spatial(activations, image_size, own, images) for own in levels]
+        if not levels and (maps := maps_in(activations)):
+            return [self.spatial(one, image_size, name, images) for one in maps.values()]
+        return self.spatial(activations, image_size, name, images)
+
+    def spatial(self, activations: Any, image_size: Size, layer: str, images: int | None = None) -> Tensor:
+        """The output of one layer, or one level of it, as `[B, C, h, w]`; arguments and errors as in `to_spatial`."""
+        tensor = tensor_at(activations, level_of(layer))
+        if tensor is None:
+            raise LayoutError(f"the output of {layer!r} holds no tensor, but is of type {type(activations).__name__}")
         try:
-            return self.layout_of(layer).to_spatial(activations, image_size, images)
+            return self.layout_of(layer).to_spatial(tensor, image_size, images)
         except LayoutError as error:
             raise LayoutError(
-                f"the output of {layer!r}, of shape {tuple(activations.shape)}, does not have the expected spatial "
+                f"the output of {layer!r}, of shape {tuple(tensor.shape)}, does not have the expected spatial "
                 f"layout: {error}. Pass reshape= (a function that returns [B, C, h, w]) or a different layers="
             ) from error
 
@@ -100,7 +122,7 @@ class Adapter:
         Raises:
             LayoutError: a layout is a function, which cannot be saved.
         """
-        written = [asdict(layout) for layout in self.layouts if isinstance(layout, Layout)]
+        written = [asdict(layout) for layout in self.layouts if isinstance(layout, Layout | Level)]
         if len(written) != len(self.layouts):
             raise LayoutError("only adapters with declared layouts can be saved; a reshape function cannot")
         return {"layers": list(self.layers), "layouts": written, "method": self.method, "reason": self.reason}
@@ -162,7 +184,7 @@ class Adapter:
         return str(commit.commit_url)
 
 
-def _layout(written: Any) -> Layout:
+def _layout(written: Any) -> Layout | Level:
     """A layout as it is written in a file.
 
     Raises:
@@ -170,6 +192,8 @@ def _layout(written: Any) -> Layout:
     """
     if not isinstance(written, Mapping):
         raise TypeError(f"a layout must be an object such as {{'axes': 'b c h w'}}, not {brief(written)}")
+    if "strides" in written:
+        return _level(written)
     patch = written.get("patch")
     if patch is not None and (
         not isinstance(patch, list | tuple) or len(patch) != 2 or not all(_is_count(side, 1) for side in patch)
@@ -182,6 +206,15 @@ def _layout(written: Any) -> Layout:
     if not isinstance(written.get("axes", ""), str) or not isinstance(written.get("square", False), bool):
         raise TypeError("axes must be a text and square true or false")
     return Layout(**{**written, "patch": tuple(patch) if patch else None})
+
+
+def _level(written: Mapping[str, Any]) -> Level:
+    strides, index = written["strides"], written.get("index")
+    if set(written) != {"strides", "index"} or not isinstance(strides, list | tuple) or not _is_count(index, 0):
+        raise TypeError(f"a level must be an object such as {{'strides': [8, 16], 'index': 0}}, not {brief(written)}")
+    if not all(_is_count(stride, 1) for stride in strides):
+        raise TypeError(f"strides must be numbers of pixels, not {brief(strides)}")
+    return Level(tuple(strides), written["index"])
 
 
 def _is_count(value: Any, lowest: int) -> bool:

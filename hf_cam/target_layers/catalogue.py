@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_cam.errors import LayerError, LayoutError, PluginWarning, UnknownArchitecture
+from hf_cam.capture.runs import level_name
+from hf_cam.errors import LayerError, LayoutError, PluginWarning
 from hf_cam.layouts import MAPS, Layout
 from hf_cam.models.families import tables
 from hf_cam.models.traits import config_of, count_of, timm_traits, traits_of
@@ -30,6 +31,7 @@ class Entry:
     layers: tuple[str, ...]
     axes: str
     heads: tuple[str, ...] = ("*",)
+    level: str = ""
     prefix: int | str = 0
     suffix: int | str = 0  # or "padding"
     square: bool = False
@@ -43,40 +45,6 @@ class Entry:
         return model_type in self.model_types and any(
             fnmatch(head, pattern) for head in heads for pattern in self.heads
         )
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One `[[refusal]]` table: architectures of which no map can lie over the picture, and why."""
-
-    model_types: tuple[str, ...]
-    reason: str
-
-
-def refusals() -> tuple[Refusal, ...]:
-    """Every refusal of `adapters/*.toml` and of plug-ins."""
-    return _refusals(data_files())
-
-
-@functools.cache
-def _refusals(others: tuple[Path, ...]) -> tuple[Refusal, ...]:
-    del others
-    return tuple(
-        Refusal(tuple(table["model_types"]), table.get("reason", f"{path.name} refuses it"))
-        for path, table in tables("refusal")
-    )
-
-
-def check_not_refused(module: nn.Module) -> None:
-    """Refuse an architecture of which no map can lie over the picture.
-
-    Raises:
-        UnknownArchitecture: with the reason.
-    """
-    traits = traits_of(module)
-    for refusal in refusals():
-        if traits.model_type in refusal.model_types:
-            raise UnknownArchitecture(f"{traits.class_name} ({traits.model_type}) has no map to draw: {refusal.reason}")
 
 
 def catalogue() -> tuple[Entry, ...]:
@@ -132,6 +100,7 @@ def from_catalogue(module: nn.Module) -> Adapter | None:
     if entry is None:
         return None
     layers = tuple(resolve_layer(module, pattern) for pattern in entry.layers)
+    layers = tuple(level_name(layer, entry.level) for layer in layers) if entry.level else layers
     suffix = None if entry.suffix == "padding" else _count(entry.suffix, config)
     patch = None if entry.axes in MAPS or net is not None else traits.patch
     layout = Layout(entry.axes, _count(entry.prefix, config), suffix, patch, entry.square)

@@ -14,6 +14,7 @@ from hf_cam.capture.runs import located
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayerError, ModelError, OptionError, UnknownArchitecture, nearest
 from hf_cam.layouts import NCHW, NHWC, PREFIXES, TOKENS, Layout, Reshape
+from hf_cam.models.refused import check_not_refused
 from hf_cam.models.traits import (
     ModelTraits,
     architectures,
@@ -26,7 +27,7 @@ from hf_cam.models.traits import (
 )
 from hf_cam.outputs import class_logits
 from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_config
-from hf_cam.target_layers.catalogue import check_not_refused, from_catalogue
+from hf_cam.target_layers.catalogue import from_catalogue
 from hf_cam.target_layers.named import Layers, named_adapter, settled
 from hf_cam.target_layers.probe import MIN_COVERAGE, probe
 
@@ -231,11 +232,12 @@ def _is_confirmed(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Tens
     try:
         with capture(module, adapter.layers, inputs) as captured:
             images = len(inputs["pixel_values"])
-            cells = adapter.to_spatial(captured.activations[0], size, images=images)
+            layer = adapter.layers[0]
+            cells = adapter.spatial(captured.activations[0], size, layer, images)
             if cells.is_meta:
                 return True  # no values, hence no gradients to check
             [gradient, *_] = captured.gradients(class_logits(captured.outputs).amax(1).sum())
-            reached = adapter.to_spatial(gradient, size, images=images).abs().sum(1) > 0
+            reached = adapter.spatial(gradient, size, layer, images).abs().sum(1) > 0
             return bool(reached.float().mean() >= MIN_COVERAGE)
     except HFCamError:
         return False

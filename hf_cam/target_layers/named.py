@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import picture_size
-from hf_cam.capture.runs import located, parts_of, run_name
+from hf_cam.capture.runs import level_name, level_of, located, parts_of, run_name, without_level
 from hf_cam.errors import LayerError, LayoutError, OptionError, UnknownArchitecture, nearest
 from hf_cam.images.patches import are_cut
 from hf_cam.layouts import (
@@ -30,12 +30,13 @@ from hf_cam.layouts import (
 )
 from hf_cam.models.traits import traits_of
 from hf_cam.target_layers.adapter import Adapter
+from hf_cam.target_layers.levels import levels_of
 from hf_cam.target_layers.noise import activations_of, check_layouts
 from hf_cam.target_layers.probe import readings
 from hf_cam.target_layers.trace import Returned, Trace, trace
 
 Layers = str | nn.Module | Sequence[str | nn.Module]
-"""Target layers as a caller names them: dotted names, `name:1` for the second run of a layer, or modules."""
+"""Target layers as a caller names them: modules or dotted names, `name:1` for the second run, `name[1]` for a level."""
 
 
 def named_adapter(
@@ -79,14 +80,17 @@ def _name_of(module: nn.Module, layer: Any) -> str:
         child, run = module, None
     if child is module:
         raise LayerError(f"the model has no layer {layer!r}; nearest: {nearest(layer, filter(None, known.values()))}")
-    return known[child] if run is None else run_name(known[child], run)
+    name = known[child] if run is None else run_name(known[child], run)
+    level = None if layer in known.values() else level_of(layer)
+    return name if level is None else level_name(name, level)
 
 
 def settled(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any], known: Adapter | None) -> Adapter:
     """The caller's adapter after one traced forward: which run of a layer is meant, and the layout of its output.
 
     A layer that is inferred anyway has the layout that is inferred. Of a layer that runs several times, that run is
-    meant which alone depends on the picture. A layout that the forward does not show is still read off each activation.
+    meant which alone depends on the picture. A layer that returns several scales becomes its levels, if its name gives
+    none. A layout that the forward does not show is still read off each activation.
 
     Args:
         adapter: From `named_adapter`.
@@ -95,8 +99,10 @@ def settled(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any], known
         known: What is declared for the model, or None.
 
     Raises:
-        LayerError: a layer did not run, or several of its runs depend on the picture and none is named.
-        LayoutError: the views of different images alternate in a layer's batch axis.
+        LayerError: a layer did not run, several of its runs depend on the picture and none is named, or it has no such
+            level.
+        LayoutError: the views of different images alternate in a layer's batch axis, or the sizes of the scales in a
+            sequence do not show.
     """
     if known is not None and known.origin != "timm" and set(adapter.layers) <= set(known.layers):
         layouts = [known.layout_of(layer) if isinstance(own, AnyLayout) else own for layer, own in _places(adapter)]
@@ -108,7 +114,7 @@ def settled(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any], known
             traced = trace(model, inputs, traits_of(model).cut)
         except UnknownArchitecture:  # a volume, a video or several views, not a picture
             return _of_views(adapter, model, inputs)
-        adapter = replace(adapter, layers=tuple(_one_run(layer, traced.returned) for layer in adapter.layers))
+        adapter = _with_levels(adapter, traced)
         layouts = [
             _chosen(model, inputs, layer, _readings(layer, traced, known)) or own if isinstance(own, AnyLayout) else own
             for layer, own in _places(adapter)
@@ -118,6 +124,25 @@ def settled(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any], known
 
 def _places(adapter: Adapter) -> Iterator[tuple[str, Spatial]]:
     return zip(adapter.layers, adapter.layouts, strict=True)
+
+
+def _with_levels(adapter: Adapter, traced: Trace) -> Adapter:
+    """The adapter with the run that is meant of each layer, and with all levels of a layer that returns several."""
+    found: dict[str, Spatial] = {}
+    for layer, own in _places(adapter):
+        level, base = (None, layer) if layer in traced.returned else (level_of(layer), without_level(layer))
+        base = _one_run(base, traced.returned)
+        name = base if level is None else level_name(base, level)
+        returned = _returned(base, traced)
+        found |= dict(levels_of(name, own, returned, traced.image_size, traced.scales) if returned else [(name, own)])
+    return replace(adapter, layers=tuple(found), layouts=tuple(found.values()))
+
+
+def _returned(layer: str, traced: Trace) -> Returned | None:
+    """What one run of a layer returned; None if it did not run."""
+    name, run = (layer, 0) if layer in traced.returned else parts_of(layer)
+    runs = traced.returned.get(name, ())
+    return runs[run or 0] if len(runs) > (run or 0) else None
 
 
 def _one_run(layer: str, returned: Mapping[str, Sequence[Returned]]) -> str:
@@ -136,11 +161,10 @@ def _one_run(layer: str, returned: Mapping[str, Sequence[Returned]]) -> str:
 
 def _readings(layer: str, traced: Trace, known: Adapter | None) -> list[Layout]:
     """Every layout that the output of a layer can have, most likely first."""
-    name, run = (layer, 0) if layer in traced.returned else parts_of(layer)
-    runs = traced.returned.get(name, ())
-    if not runs or len(runs) <= (run or 0) or not runs[run or 0].shape:
+    returned = _returned(layer, traced)
+    shape = () if returned is None else returned.levels.get(level_of(layer) or "", returned.shape)
+    if not shape:
         return []
-    shape = runs[run or 0].shape
     own = known.layout_of(layer) if known is not None and layer in known.layers else None
     found = [own] if isinstance(own, Layout) and _fits(own, shape, traced.image_size) else []
     return [*found, *readings(shape, traced, joined=True)]

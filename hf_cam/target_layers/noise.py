@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.draws import has_drawn, other_draws
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, picture_name, picture_size
+from hf_cam.capture.levels import tensor_at
+from hf_cam.capture.runs import level_of
 from hf_cam.errors import LayoutError
 from hf_cam.images.patches import CutPictures, are_cut
 from hf_cam.layouts import MAPS, Layout, Size, Spatial
@@ -102,11 +103,11 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 
 def activations_of(module: nn.Module, inputs: Mapping[str, Any], layers: set[str]) -> dict[str, Tensor]:
-    """What layers return in one forward: the first tensor of each output."""
+    """What layers return in one forward: the first tensor of each output, or the level that the name gives."""
     seen: dict[str, Tensor] = {}
 
     def record(layer: str, output: Any) -> None:
-        tensor = first_tensor(output)
+        tensor = tensor_at(output, level_of(layer))
         if tensor is not None:
             seen[layer] = tensor.clone()  # later modules may change it in place
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, picture_size
+from hf_cam.capture.levels import first_tensor
 from hf_cam.errors import MethodError
 from hf_cam.layouts import Spatial, read_layouts
 from hf_cam.models.traits import traits_of, unwrap

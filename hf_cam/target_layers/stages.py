@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.guard import borrowed
+from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.runs import located
 from hf_cam.errors import UnknownArchitecture
 from hf_cam.layouts import Layout, Size, read_layouts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_cam.capture.capture import first_tensor
 from hf_cam.capture.inputs import call, picture_name
+from hf_cam.capture.levels import first_tensor, is_pyramid, maps_in
 from hf_cam.capture.runs import Counter, located, run_name
 from hf_cam.layouts import Size, same_stride, token_grids
 
@@ -56,10 +57,14 @@ class Returned:
     Args:
         shape: Shape of its first tensor; empty if there is none.
         reads: True if it depends on the picture.
+        levels: The shapes of the maps that it consists of, by name; empty if it is not made of maps.
+        pyramid: True if these are the levels of a pyramid.
     """
 
     shape: tuple[int, ...]
     reads: bool
+    levels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pyramid: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Trace:
         patches: Strides with which the picture was cut, most likely first.
         grids: Rows and columns of the grids that strides or convolutions account for.
         joins: For each length of a token sequence made by `torch.cat`, the tokens before and after the grid.
+        scales: The sizes of the scales of a sequence, wherever a module is given them.
     """
 
     output: Any
@@ -83,6 +89,7 @@ class Trace:
     patches: tuple[Size, ...]
     grids: frozenset[Size]
     joins: Mapping[int, Size]
+    scales: tuple[tuple[Size, ...], ...] = ()
 
     @property
     def image_size(self) -> Size:
@@ -111,7 +118,11 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None
     def record(layer: str, output: Any) -> None:
         tensor, own = first_tensor(output), returned.setdefault(layer, [])
         reads = tensor is not None and tensor.requires_grad and tensor.is_floating_point()
-        own.append(Returned(() if tensor is None else tuple(tensor.shape), reads))
+        maps = maps_in(output)
+        shapes_of_maps = {name: tuple(one.shape) for name, one in maps.items()}
+        read = reads or any(one.requires_grad for one in maps.values())
+        shape = () if tensor is None else tuple(tensor.shape)
+        own.append(Returned(shape, read, shapes_of_maps, bool(maps) and is_pyramid(output)))
         if isinstance(output, Tensor):
             bare.add(layer)
         if tensor is not None and reads:
@@ -119,13 +130,41 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], patch: Size | None = None
             one = seen.setdefault((edge.node, edge.output_nr), _Seen(own[-1].shape, edge))
             one.runs[layer] = len(own) - 1
 
-    with torch.enable_grad(), hooked(model, record), shapes:
+    with torch.enable_grad(), hooked(model, record), _scales_given(model) as scales, shapes:
         # A clone, because the model may change its input in place, which a leaf that requires grad does not allow.
         output = call(model, {**inputs, name: leaf.clone()})
     modules = dict(model.named_modules())
     often = {layer for layer, own in returned.items() if len(own) > 1}
     produced = tuple(_named(one, modules, bare, often) for one in seen.values())
-    return Trace(output, leaf, produced, returned, tuple(shapes.patches), frozenset(shapes.grids), shapes.joins)
+    grids, given = frozenset(shapes.grids), tuple(scales)
+    return Trace(output, leaf, produced, returned, tuple(shapes.patches), grids, shapes.joins, given)
+
+
+@contextmanager
+def _scales_given(model: nn.Module) -> Iterator[dict[tuple[Size, ...], None]]:
+    """The sizes of scales, `spatial_shapes` for short, that any module is given inside the `with` block."""
+    found: dict[tuple[Size, ...], None] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        named = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | dict(kwargs)
+        for name, value in named.items():
+            if "shapes" in name and (sizes := _sizes(value)):
+                found[sizes] = None
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield found
+
+
+def _sizes(value: Any) -> tuple[Size, ...]:
+    """The sizes in a tensor `[L, 2]` of integers or a list of pairs, for two scales or more; empty for all else."""
+    if isinstance(value, Tensor):
+        value = value.tolist() if value.ndim == 2 and not value.is_floating_point() and not value.is_meta else ()
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        return ()
+    pairs = [tuple(map(int, pair)) for pair in value if isinstance(pair, list | tuple | torch.Size) and len(pair) == 2]
+    return tuple((rows, columns) for rows, columns in pairs) if len(pairs) == len(value) else ()
 
 
 @dataclass

@@ -100,7 +100,7 @@ def _reached(
     size, images = picture_size(inputs), len(inputs[picture_name(inputs, (3, 4, 5))])
     with capture(model, adapter.layers, inputs) as captured:
         gradients = zip(adapter.layers, _gradients(captured, score), strict=True)
-        return [adapter.to_spatial(one, size, layer, images).abs().sum(1) > 0 for layer, one in gradients]
+        return [adapter.spatial(one, size, layer, images).abs().sum(1) > 0 for layer, one in gradients]
 
 
 def _least(reached: list[Tensor]) -> float:

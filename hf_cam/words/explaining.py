@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_cam.capture.guard import borrowed
 from hf_cam.errors import TargetError, brief
 from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
-from hf_cam.heads.base import PROBABILITY
+from hf_cam.heads.subjects import PROBABILITY
 from hf_cam.images.videos import Video
 from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
@@ -161,7 +161,11 @@ def _asked(text: Written, target: Any, tokenizer: Any) -> Asked:
         return Asked(said, (other,), Score(tokens, {at: theirs}), (at, mine, theirs))
     if target is None:
         return Asked(said, said.words, score)
-    named = [word for one in entries_of(target) or [target] for word in words_named(said, one, finished=text.finished)]
+    named = [
+        word
+        for one in entries_of(target) or [target]
+        for word in (said.words if one is None else words_named(said, one, finished=text.finished))
+    ]
     return Asked(said, tuple(dict.fromkeys(named)), score)
 
 

@@ -408,6 +408,17 @@ def test_channels_beyond_the_ratio_get_no_weight(net: Net, pictures: Tensor) -> 
     np.testing.assert_allclose(found, image.scale_cam_image(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 1.0])
+def test_the_channels_to_ablate_are_grad_cams_also_where_many_lie_wholly_inside_the_mask(ratio: float) -> None:
+    """Most shares are equal, so that the order rests on how ties and constant channels are sorted."""
+    activations = np.maximum(np.random.default_rng(0).normal(size=(96, 3, 5)), 0).astype(np.float32)
+    activations[[4, 50, 51]] = 0
+    theirs = importlib.import_module(f"{package().__name__}.ablation_layer").AblationLayer()
+    with np.errstate(invalid="ignore"):
+        expected = theirs.activations_to_be_ablated(activations, ratio)
+    np.testing.assert_array_equal(ours.AblationLayer().activations_to_be_ablated(activations, ratio), expected)
+
+
 def test_ablation_layers_return_kept_activations_without_a_channel() -> None:
     tokens, vit = torch.ones(1, 5, 3), ours.AblationLayerVit()
     vit.set_next_batch(0, tokens, 2)
@@ -530,6 +541,8 @@ def test_overlays_of_black_pictures_and_bad_ranges() -> None:
         image.show_cam_on_image(black + 2, np.zeros((4, 6), np.float32))
     with pytest.raises(OptionError, match="image_weight"):
         image.show_cam_on_image(black, np.zeros((4, 6), np.float32), image_weight=2)
+    with pytest.raises(OptionError, match="one height and width"):
+        image.show_cam_on_image(black, np.zeros((6, 4), np.float32))
 
 
 def test_components_ignore_nan_and_leave_the_array_alone() -> None:

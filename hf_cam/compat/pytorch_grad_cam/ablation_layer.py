@@ -48,9 +48,11 @@ class AblationLayer(nn.Module):
         inside = self.objectiveness_mask_from_svd(activations)
         strength = np.abs(activations)
         strength = strength - strength.min((1, 2), keepdims=True)
-        total = strength.sum((1, 2))
-        share = (strength * inside).sum((1, 2)) / np.where(total == 0, 1, total)  # a constant channel lies nowhere
-        order = np.argsort(np.float32(share))
+        with np.errstate(invalid="ignore"):  # a constant channel has no share: NaN, which is sorted to the end
+            strength = strength / strength.max((1, 2), keepdims=True)
+            share = [(one * inside).sum() / one.sum() for one in strength]
+        # Many shares are 1, so that these very operations give grad-cam's order.
+        order = np.argsort(np.asarray(share, np.float32))
         count = int(len(order) * ratio_channels_to_ablate)
         return self._chosen(np.concatenate([order[::-1][:count], order[:count]]))
 

@@ -184,7 +184,9 @@ class BaseCAM:
         """`[B, h, w]`: the map of one layer before any scaling; by default the channels times their weights."""
         if self.formula is not None and type(self).get_cam_weights is BaseCAM.get_cam_weights:
             given = {"activations": activations, "gradients": grads}
-            tensors = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+            tensors: dict[str, Any] = {
+                name: torch.as_tensor(value) for name, value in given.items() if value is not None
+            }
             return get_method(self.formula).map(eigen_smooth=eigen_smooth, **tensors, **self._options).cpu().numpy()
         weights = np.asarray(self.get_cam_weights(input_tensor, target_layer, targets, activations, grads))
         weighted = weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations

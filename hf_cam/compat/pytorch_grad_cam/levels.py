@@ -86,7 +86,7 @@ def saliency_of_levels(
             captured = Capture(module, outputs, (spatial,))
             inputs = model_inputs_of(model, pixels, {})
             run = Run(model, inputs, captured, adapter, column, size, batch_size)
-            given = {
+            given: dict[str, Any] = {
                 signal.name: _ablated(run, module, layer, levels)
                 if signal.name == "ablated_scores"
                 else signal.of(run, "levels", {})

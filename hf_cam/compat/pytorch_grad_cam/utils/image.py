@@ -53,12 +53,17 @@ def show_cam_on_image(
         image_weight: Share of the picture in the mix, in [0, 1].
 
     Raises:
-        OptionError: the picture or the weight is out of range.
+        OptionError: the picture or the weight is out of range, or picture and map differ in size.
     """
     if np.max(img) > 1:
         raise OptionError(f"img must lie in [0, 1], but its largest value is {np.max(img)}; divide bytes by 255")
     if not 0 <= image_weight <= 1:
         raise OptionError(f"image_weight must lie in [0, 1], got {image_weight}")
+    if np.shape(img)[:2] != np.shape(mask):
+        raise OptionError(
+            f"img is {list(np.shape(img))} and mask {list(np.shape(mask))}, but both must have one height and width; "
+            "resize the picture to the map's"
+        )
     colours = cv2.applyColorMap((255 * np.asarray(mask)).astype(np.uint8), colormap)
     colours = np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB) if use_rgb else colours, np.float32) / 255
     mixed = (1 - image_weight) * colours + image_weight * img

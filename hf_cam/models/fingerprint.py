@@ -62,6 +62,13 @@ def model_fingerprint(model: nn.Module) -> str:
     return fingerprint(state, unsaved, modules, _config(traits.config))
 
 
+def processor_fingerprint(processor: Any) -> str:
+    """A fingerprint of the settings of a processor, or else of its code."""
+    if hasattr(processor, "to_json_string"):
+        return fingerprint(processor.to_json_string())
+    return fingerprint(repr(processor)) if " at 0x" not in repr(processor) else fingerprint(code_of(type(processor)))
+
+
 def code_of(source: Callable[..., Any]) -> bytes:
     """The name of a function or class and what it, or the class's `forward` or `__call__`, is compiled to.
 

@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    """Write a file beside its place, bring it to the disk, and then put it there; nobody ever sees half of it.
+
+    Args:
+        path: The file; one of that name is replaced.
+        write: Writes the content to an open file.
+
+    Raises:
+        OSError: it cannot be written; what stood there before stays.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder, "a.txt"), lambda file: file.write(b"whole")).read_bytes()
+    b'whole'
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text as UTF-8, whole or not at all; arguments and errors as in `write_whole`."""
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _sync(folder: Path) -> None:
+    """Have a rename on the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
