@@ -21,6 +21,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = ("google/vit-base-patch16-224", "path/to/checkpoint")
 """Models that the pages name and that no test has."""
 NOT_RUN = {
+    "docs/guide/marks.md": "names checkpoints on the Hub; tests/test_heads_prompted.py and _keypoints.py run the same",
     "docs/migration/others.md": "sets other libraries' code beside hf-cam's",
     "docs/migration/pytorch-grad-cam.md": "continues a program of the reader's, with a ResNet",
     "docs/tutorials/ten-thousand-images.md": "needs GPUs for Ray, and an account on the Hub",
