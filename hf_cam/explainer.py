@@ -166,21 +166,36 @@ def explain(
         method_options=method_options,
         effort=effort,
     )
-    several = isinstance(image, list | tuple)
     # A damaged image is reported before a model is fetched; whether a file that moves is one, only the model decides.
-    sources = [_opened(source) for source in (image if several else [image])]
+    sources = [_opened(source) for source in (image if isinstance(image, list | tuple) else [image])]
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
     loaded = load(model, processor=processor, labels=labels, output=output, **where)
-    if layers is None:
+    make = partial(Explainer, method=method, layers=layers, reshape=reshape, rerun_batch_size=batch_size)
+    return _found(loaded, image, sources, request, make, batch_size, named=layers is not None)
+
+
+def _found(
+    loaded: LoadedModel,
+    image: Any,
+    sources: list[Any],
+    request: Request,
+    make: Callable[[LoadedModel], Explainer],
+    batch_size: int | None,
+    *,
+    named: bool,
+) -> list[Any]:
+    """The explanations of one image, or a list of them for each of several; `named` where the caller names layers."""
+    if not named:
         check_not_refused(loaded.model)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    several = isinstance(image, list | tuple)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
     images = [_of_model(loaded, source) for source in sources]
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    loaded = replace(loaded, example=images[0] if images and not isinstance(images[0], tuple) else None)
-    explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
-    found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
+    example = images[0] if images and not isinstance(images[0], tuple) else None
+    asked = request if several else request.of_one_image()
+    found = list(make(replace(loaded, example=example))(images, asked, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
@@ -283,7 +298,7 @@ class Explainer:
         Raises:
             TargetError, OptionError, MethodError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.words is not None:
             yield from map(self.words, images, wanted)
@@ -315,7 +330,7 @@ class Explainer:
         Raises:
             TargetError, OptionError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.head.crops and any(request.input_boxes is not None for request in wanted):
             for image, request in zip(images, wanted, strict=True):
@@ -376,12 +391,13 @@ class Explainer:
         """
         return self._compared(image, methods, self.checked(request, settings), skip_undefined=True)
 
-    def checked(self, request: Request | None, settings: Mapping[str, Any]) -> Request:
+    def checked(self, request: Request | None, settings: Mapping[str, Any], images: int | None = None) -> Request:
         """A request that was checked against the model's head before the model runs.
 
         Args:
             request: What is wanted.
             settings: Fields of a `Request` in place of one.
+            images: The number of images, each of which may have marks of its own; None for the request of one image.
 
         Raises:
             TargetError: the target does not exist, a text is missing, or the model has no use for one.
@@ -390,7 +406,8 @@ class Explainer:
         if request is not None and settings:
             raise OptionError(f"the request holds all settings; put {min(settings)!r} into it")
         wanted = Request.of(**settings) if request is None else request
-        self.head.check_all(wanted)
+        for one in wanted.for_images(images) if images is not None and wanted.marking else [wanted]:
+            self.head.check_all(one)
         return wanted
 
     def _crops(self, request: Request) -> list[tuple[Explainer, Request]]:

@@ -38,7 +38,8 @@ MAX_INPUT = 3 * 2048 * 2048
 MAX_OPERATIONS = 10**13
 SMALLEST_NUMBER = 2
 """Bytes per weight in half precision."""
-KEPT = 4
+KEPT = 5
+"""As many as the first views have."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 TAKEN = re.compile(r"(?!adapter_)[\w.-]+\.(json|txt|model)|chat_template\.jinja|model(-\d{5}-of-\d{5})?\.safetensors")
 """The files that make up a model."""

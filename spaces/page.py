@@ -42,7 +42,7 @@ from events import (
 )
 from gradio.blocks import Block
 from limits import MAX_ARCHIVE
-from models import BUILDER, offered, online
+from models import BUILDER, offered, online, writers
 from parts import PICTURES, go_and_stop
 from scores import MAPS, direction
 from scratch import KEPT_SECONDS
@@ -54,6 +54,7 @@ from work import COMPARED, CURVES
 from hf_cam.comparison import quick_methods
 from hf_cam.methods import get_method
 from hf_cam.request import EffortSetting
+from hf_cam.zoo import SCENE
 
 TABS = {
     "classify": ("Classify", "The most likely classes. Choose one to see the evidence for it."),
@@ -72,6 +73,11 @@ GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain"
 PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
 TO_RESULT = "() => window.hfCamShow()"
 """Brings the result into view where it is not; see page.js."""
+TO_WORDS = "() => document.getElementById('words-tab-button').click()"
+AT_ONCE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Options of events that compute nothing."""
+QUICK: dict[str, Any] = {**AT_ONCE, "concurrency_limit": 8}
+"""Options of those among them that draw."""
 
 
 def build() -> gr.Blocks:
@@ -83,6 +89,8 @@ def build() -> gr.Blocks:
             gr.Markdown(links(), elem_id="links")
         with gr.Row(elem_id="starts"):
             begins = {start: tile(start.name, start.file, "start") for start in starts().values()}
+            if writers():
+                tile("Words", str(SCENE), "start").click(None, js=TO_WORDS, **AT_ONCE)
         tasks = task_tabs()
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
@@ -534,10 +542,9 @@ class Wiring:
         return done
 
 
-AT_ONCE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Options of events that compute nothing."""
-QUICK: dict[str, Any] = {**AT_ONCE, "concurrency_limit": 8}
-"""Options of those among them that draw."""
+def say(words: str) -> None:
+    """Tell whoever started the page what it does."""
+    print(words, flush=True)  # noqa: T201 - it is a program, and this its output
 
 
 def serve(page: gr.Blocks, **options: Any) -> Any:
@@ -561,6 +568,7 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
     if online():
         BUILDER.start()
     else:
+        say("Explaining the first picture")
         welcome()  # loads the first model before the first visitor; a Space has no GPU to lend at this point
     page.queue(default_concurrency_limit=2, max_size=32)
     here = Path(__file__)
