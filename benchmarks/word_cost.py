@@ -1,12 +1,14 @@
 """What the maps of all words of an answer cost, in forwards and in memory, on the demo model and at real length.
 
-    python -m benchmarks.word_cost [--repeats 5] [--models demo:llava long] [--write PAGE]
+    python -m benchmarks.word_cost [--repeats 3] [--models demo:llava long] [--write PAGE]
 
-Times are medians of paired repetitions over one teacher-forced forward of prompt and answer, after the generation that
-the maps are made from: warm (the place and the footprints are known), at a new picture size on a known model, and cold.
-`long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width of the 0.5B language model. Memory is
-the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a process of
-its own.
+Times are those of the processor in one thread, as medians of paired repetitions over one teacher-forced forward of
+prompt and answer, after the generation that the weights of all words are taken from: warm (the place and the footprints
+are known), at a new picture size on a known model, and cold. Drawing all words' maps in the picture's pixels, which
+`hf_cam.explain` does word by word when a heatmap is read, has a column of its own. `long` is a random Qwen2-VL with
+1,200 picture tokens and four layers of the width of the 0.5B language model; one repetition takes minutes of a core.
+Memory is the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ SIZES = ((480, 640), (640, 480), (512, 640), (600, 480), (448, 672))
 """Pictures of the demo model: those that a raster is confirmed at, and others."""
 LONG = ((840, 1120), (1120, 840), (980, 980), (784, 1204))
 SECTION = re.compile(r"(<!-- cost -->\n).*?(<!-- end cost -->)", re.DOTALL)
+COLUMNS = ("warm", "new size", "cold", "drawing", "memory")
 LIMITS = {"warm": 0.6, "new size": 2.0, "cold": 6.0, "memory": 1.15}
 
 
@@ -106,19 +109,19 @@ def text_of(replica: nn.Module, inputs: dict[str, Tensor]) -> Written:
     return written(replica, inputs, {}, [forced])
 
 
-def maps(replica: nn.Module, inputs: dict[str, Tensor], text: Written, place: Located) -> Tensor:
-    """One map per token, `[T, H, W]`, from the generation's cache."""
+def weights(replica: nn.Module, inputs: dict[str, Tensor], text: Written, place: Located) -> Tensor:
+    """The cells' weights for each token, `[T, n]`, from the generation's cache."""
     question = Question(
         replica, place.place, Score(text.tokens), [[t] for t in range(WORDS)], answer_rows(WORDS),
         length=text.prompt.shape[1] + WORDS - 1, whole=lambda: whole_inputs(replica, inputs, text),
         cached=lambda: cached_inputs(replica, inputs, text), known=text.logits,
     )  # fmt: skip
-    return place.footprints.painted(weighed("word-relevance", question).weights)
+    return weighed("word-relevance", question).weights
 
 
 def times(subject: Subject, repeats: int) -> dict[str, float]:
-    """Each kind of explanation over one forward, as the median of paired repetitions."""
-    ratios: dict[str, list[float]] = {"warm": [], "new size": [], "cold": []}
+    """Each kind of explanation, and the drawing, over one forward, as the median of paired repetitions."""
+    ratios: dict[str, list[float]] = {"warm": [], "new size": [], "cold": [], "drawing": []}
     first, second, *others = subject.sizes
     with borrowed(subject.model) as replica:
         for number in range(repeats):
@@ -127,20 +130,21 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
                 shown = picture(size, number)
                 inputs = subject.prepare([shown])
                 text = text_of(replica, inputs)
-                forward = timed(lambda text=text, inputs=inputs: run(replica, whole_inputs(replica, inputs, text)))
-
-                taken = timed(lambda all_=(known, inputs, text, shown): explain(subject, replica, *all_))
+                forward, _ = timed(run, replica, whole_inputs(replica, inputs, text))
+                taken, (place, found) = timed(explain, subject, replica, known, inputs, text, shown)
                 if kind in ratios:
                     ratios[kind].append(taken / forward)
+                if kind == "warm":
+                    ratios["drawing"].append(timed(place.footprints.painted, found)[0] / forward)
     return {kind: statistics.median(found) for kind, found in ratios.items()}
 
 
 def explain(
     subject: Subject, replica: nn.Module, known: Known, inputs: dict[str, Tensor], text: Written, shown: Image.Image
-) -> None:
-    """The maps of all words, after the place and the footprints where these are not known yet."""
+) -> tuple[Located, Tensor]:
+    """The weights of all words, after the place and the footprints where these are not known yet."""
     [place] = located(known, replica, subject.prepare, [shown], inputs)
-    maps(replica, inputs, text, place)
+    return place, weights(replica, inputs, text, place)
 
 
 def run(replica: nn.Module, inputs: Any) -> None:
@@ -149,11 +153,11 @@ def run(replica: nn.Module, inputs: Any) -> None:
         replica(**inputs)
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds of this process's own time."""
+def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds of this process's own time that a call takes, and what it returns."""
     start = time.process_time()
-    call()
-    return time.process_time() - start
+    found = call(*args)
+    return time.process_time() - start, found
 
 
 def peak(subject: Subject, *, explained: bool) -> float:
@@ -167,7 +171,7 @@ def peak(subject: Subject, *, explained: bool) -> float:
         text = text_of(replica, inputs)
         if explained:
             [place] = located(known, replica, subject.prepare, [shown], inputs)
-            maps(replica, inputs, text, place)
+            place.footprints.painted(weights(replica, inputs, text, place))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
 
@@ -190,18 +194,18 @@ def memory(name: str) -> float:
 
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:
     """As Markdown."""
-    lines = ["| model | warm | new picture size | cold | peak memory over `generate` |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{found[kind]:.2f}" for kind in LIMITS if kind in found) + " |"
-        for name, found in rows
+    lines = [
+        "| model | warm | new picture size | cold | drawing | peak memory over `generate` |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
+    lines += [f"| {name} | " + " | ".join(f"{found[kind]:.2f}" for kind in COLUMNS) + " |" for name, found in rows]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, and print or write the table; exit with 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=[*SUBJECTS], choices=[*SUBJECTS])
     parser.add_argument("--write", type=Path, metavar="PAGE")
     parser.add_argument("--peak-generate", metavar="MODEL", help=argparse.SUPPRESS)

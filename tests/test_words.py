@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import hf_cam
 from benchmarks import word_places
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.words.answer import Answer
-from hf_cam.words.footprints import Bars, Footprints, on_raster, shares_of
+from hf_cam.words.footprints import Bars, Footprints, halved, on_raster, shares_of
 from hf_cam.words.tokens import text_of, words_named
 from tests.unchanged import half_frozen, unchanged
 from tests.writers import QUESTION, llava_processor, photograph, tiny_llava, tokenizer
@@ -337,6 +338,20 @@ def test_a_size_beyond_two_known_ones_is_only_checked(monkeypatch: pytest.Monkey
     assert len(runs) == 6  # the picture and noise twice, and two halves; four bars per axis take nine
     known = locate.known_of(model, processor)
     assert {found.footprints.grid for found in known.rasters.values()} == {(6, 6)}
+
+
+def test_the_half_that_is_left_over_is_found_for_cells_that_react_to_all_of_the_picture() -> None:
+    directions = torch.eye(4)
+
+    def read(picture: Image.Image) -> Tensor:
+        changed = np.array(picture)[..., 0] > 0
+        halves = [changed[:30].any(), changed[30:].any()]
+        upper, lower = (0.6 * directions[0] * halves[0], directions[1] * halves[1])
+        return (upper + lower)[None]
+
+    black = Image.new("RGB", (90, 60))
+    clean, other = read(black), read(Image.new("RGB", (90, 60), "white"))
+    assert halved(black, read, clean, other).down[0].tolist() == pytest.approx([0.6, 1.0], abs=1e-3)
 
 
 def test_another_question_about_pictures_of_one_size_needs_no_new_measurement(llava: Any) -> None:

@@ -136,6 +136,8 @@ def shares_of(reactions: Tensor) -> Tensor:
 def halved(picture: Image.Image, read: Read, clean: Tensor, other: Tensor) -> Bars:
     """Two bars per axis from two runs: the half that is not disturbed is what is left of the whole.
 
+    What two halves do to a cell points in different directions, so that the squares of the reactions add up.
+
     Args:
         picture, read, clean: See `measured`.
         other: The cells' states with all of the picture disturbed, `[n, D]`.
@@ -144,7 +146,7 @@ def halved(picture: Image.Image, read: Read, clean: Tensor, other: Tensor) -> Ba
 
     def reactions(axis: int) -> Tensor:
         first = (read(disturbed(picture, bars_along(picture, axis, 2)[0])) - clean).norm(dim=-1)
-        return torch.stack([first, (whole_ - first).clamp_min(0)], 1).cpu()
+        return torch.stack([first, (whole_.square() - first.square()).clamp_min(0).sqrt()], 1).cpu()
 
     return Bars(reactions(0), reactions(1))
 
