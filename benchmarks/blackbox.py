@@ -130,7 +130,7 @@ def cases(model: nn.Module) -> Iterator[Case]:
 
     def ours(method: str, **options: object) -> Call:
         cam = CAM(model, method, rerun_batch_size=AT_ONCE, **options)
-        return lambda: cam.saliency(pixels, lambda _: [[TARGET]]).raw[0][0]
+        return lambda: cam.saliency(pixels, lambda _: [[TARGET]]).raw[0][0].clamp_min(0)
 
     def shown(values: Tensor) -> Tensor:
         return values.detach().sum(1).clamp_min(0)

@@ -94,7 +94,7 @@ def shapleycam(given: Signals) -> Tensor:
         logits = output.logits
         return logits[given.label] + logits.log_softmax(-1)[given.label]
 
-    return CAM(given.net, "shapleycam").saliency(pixels, lambda _: [[rest]]).raw[0][0][0]
+    return CAM(given.net, "shapleycam").saliency(pixels, lambda _: [[rest]]).raw[0][0][0].clamp_min(0)
 
 
 def uncentred(values: Tensor) -> Tensor:

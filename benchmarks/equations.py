@@ -86,7 +86,7 @@ def pictures(count: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
 def raw_map(net: nn.Module, method: str, target: Any, inputs: dict[str, Any] | None = None, **options: Any) -> Tensor:
     """hf-cam's map of one picture on the layer's grid, before it is scaled and enlarged."""
     cam = CAM(net, method, **options)
-    return cam.saliency(pictures(), lambda _: [[as_target(target)]], **(inputs or {})).raw[0][0][0]
+    return cam.saliency(pictures(), lambda _: [[as_target(target)]], **(inputs or {})).raw[0][0][0].clamp_min(0)
 
 
 # Methods that read a layer: channel by channel, cell by cell ---------------------------------------------------------

@@ -60,10 +60,10 @@ Record = dict[str, Any]
 
 
 def hits(raw: np.ndarray, cue: np.ndarray) -> bool:
-    """Whether a cell of a map `[h, w]` that holds its peak touches the cue `[H, W]`; never for a map of zeros."""
+    """Whether a cell of a map `[h, w]` that holds its peak touches the cue `[H, W]`; never without a cell above 0."""
     cells = torch.from_numpy(raw >= raw.max() * (1 - 1e-6)).float()[None, None]
     touched = functional.interpolate(cells, cue.shape, mode="nearest")[0, 0].bool().numpy()
-    return bool(raw.any() and (touched & cue).any())
+    return bool(raw.max() > 0 and (touched & cue).any())
 
 
 def reading(explainer: Explainer, cue: str, count: int) -> Iterator[Planted]:

@@ -186,8 +186,8 @@ OWN: dict[str, dict[str, Any]] = {
         "audio_config": {"num_hidden_layers": 4, "hidden_sizes": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
     },
     "pp_formulanet": {"vision_config": {
-        **SAM, "image_size": 2 * SIDE, "decoder_hidden_size": 32, "post_conv_in_channels": 32, "post_conv_mid_channels": 32,
-        "post_conv_out_channels": 32,
+        **SAM, "image_size": 2 * SIDE, "decoder_hidden_size": 32, "post_conv_in_channels": 32,
+        "post_conv_mid_channels": 32, "post_conv_out_channels": 32,
     }},
     "udop": {"d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2},
     "kosmos-2.5": {
@@ -252,7 +252,14 @@ OWN: dict[str, dict[str, Any]] = {
     }},
     "step3p7": {"text_config": {"sliding_window": 64}},
 }  # fmt: skip
-SPREAD = {"glm_ocr": 0.05, "glm4v_moe": 0.05, "gemma4": 0.05, "gemma4_unified": 0.05}
+SPREAD = {
+    "granite4_vision": 0.05,
+    "lfm3_vl": 0.05,
+    "glm_ocr": 0.05,
+    "glm4v_moe": 0.05,
+    "gemma4": 0.05,
+    "gemma4_unified": 0.05,
+}
 """Standard deviation of linear layers where 0.15 saturates the model."""
 NO_PICTURE = "it does not explain words by a picture"
 LEFT_OUT = {

@@ -103,7 +103,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 def text_of(replica: nn.Module, inputs: dict[str, Tensor]) -> Written:
     """An answer of so many tokens, with a cache of its own."""
     forced = torch.arange(30, 30 + WORDS) % int(replica.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    return written(replica, inputs, {}, forced)
+    return written(replica, inputs, {}, [forced])
 
 
 def maps(replica: nn.Module, inputs: dict[str, Tensor], text: Written, place: Located) -> Tensor:

@@ -57,8 +57,52 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A picture that a few lines of code make; the page shows these lines."""
+
+    title: str
+    name: str
+    alt: str
+    code: str
+
+    @property
+    def file(self) -> str:
+        """The name of its picture."""
+        return f"{self.name}.jpg"
+
+    def section(self) -> str:
+        """Its part of the page."""
+        return f"## {self.title}\n\n```python\n{self.code}\n```\n\n![{self.alt}](images/gallery/{self.file})\n"
+
+    def draw(self) -> None:
+        """Run the code and write the picture that it draws."""
+        names: dict[str, Any] = {"hf_cam": hf_cam, "image": SCENE}
+        exec(self.code, names)  # noqa: S102  (the page shows the very code that made its picture)
+        names["drawn"].save(PICTURES / self.file, quality=85)
+        print(self.file)
+
+
+SUM = """from hf_cam.targets import SumOf
+
+found = hf_cam.explain(image, "demo:detr", top_k=2)  # one map per object
+for settings in ({}, {"renormalize": "box"}):  # one map for all, and each box stretched for itself
+    found += hf_cam.explain(image, "demo:detr", target=SumOf(None), **settings)
+drawn = hf_cam.grid(found)"""
+EXPECTED = """both = hf_cam.difference(*hf_cam.explain(image, "demo:vit", target=[None, "bag"]))
+print(both)
+drawn = both.grid()"""
+STYLE = """[found] = hf_cam.explain(image, "demo:vit")
+drawn = found.overlay(0.6, "viridis", even=True, contours=True, colorbar=True)"""
+PIECES = (
+    Piece("Several objects in one map", "sum", "The maps of two objects, of all, and of each box for itself", SUM),
+    Piece("What was expected", "expected", "The predicted map, the expected map and their difference", EXPECTED),
+    Piece("Another style", "style", "An evenly opaque map with contour lines and a legend", STYLE),
+)
+
+
 def page() -> str:
-    return "\n".join([HEAD, *map(section, ROWS)])
+    return "\n".join([HEAD, *map(section, ROWS), *(piece.section() for piece in PIECES)])
 
 
 def section(row: Row) -> str:
@@ -81,4 +125,6 @@ if __name__ == "__main__":
     PICTURES.mkdir(parents=True, exist_ok=True)
     for one in ROWS:
         draw(one)
+    for piece in PIECES:
+        piece.draw()
     PAGE.write_text(page(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hf_cam.methods import Method, Signal, list_methods
@@ -30,6 +31,20 @@ figures are those of a ViT-B/16. One of RefineCAM's forwards finds its layers, a
 default, `hf_cam.compare` and `hf_cam.evaluate` leave out
 methods that take more than {BUDGET:.0f} forwards on {WIDTH} channels.
 
+"""
+SIGNED = """
+## Signed maps
+
+With `signed=True`, maps lie in [-1, 1] and also show what speaks against the target. These methods have such maps: {}.
+The others refuse, because of what they do:
+
+"""
+IN_THE_GRAPH = """
+
+## Maps in the graph
+
+With `differentiable=True`, the map of a CAM stays in the caller's graph, so that a loss of it can train the model.
+These methods can do that: {}. See [Activations, gradients and losses of maps](tutorials/research.md).
 """
 AGREEMENT = """## Agreement with the papers
 
@@ -77,6 +92,8 @@ def page(written: str) -> str:
     lines += [line(method) for method in list_methods().values()]
     lines += ["", "## Signals", "", "| name | what it is | forwards | breakdown |", "|---|---|--:|---|"]
     lines += [signal_line(signal) for signal in SIGNALS.records().values()]
+    lines += [SIGNED.format(listed(one for one in list_methods().values() if not one.why_unsigned({}))) + refusals()]
+    lines += [IN_THE_GRAPH.format(listed(one for one in list_methods().values() if one.differentiable))]
     departures = [f"- `{one.id}`: {one.departure}" for one in list_methods().values() if one.departure]
     others = ", ".join(f"`{one.id}`" for one in list_methods().values() if not one.departure)
     departures.append(f"\nNone: {others}.")
@@ -89,6 +106,19 @@ def page(written: str) -> str:
         FIGURES + written.partition(FIGURES)[2],
     ]
     return "".join(parts)
+
+
+def listed(methods: Iterable[Method]) -> str:
+    return ", ".join(f"`{one.id}`" for one in methods)
+
+
+def refusals() -> str:
+    """The methods without a sign, by the reason."""
+    reasons: dict[str, list[Method]] = {}
+    for one in list_methods().values():
+        if reason := one.why_unsigned({}):
+            reasons.setdefault(reason, []).append(one)
+    return "\n".join(f"- {listed(methods)}: {reason}" for reason, methods in reasons.items())
 
 
 def between(name: str, written: str) -> str:

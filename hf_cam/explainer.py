@@ -166,21 +166,36 @@ def explain(
         method_options=method_options,
         effort=effort,
     )
-    several = isinstance(image, list | tuple)
     # A damaged image is reported before a model is fetched; whether a file that moves is one, only the model decides.
-    sources = [_opened(source) for source in (image if several else [image])]
+    sources = [_opened(source) for source in (image if isinstance(image, list | tuple) else [image])]
     where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_config": trust_config}
     loaded = load(model, processor=processor, labels=labels, output=output, **where)
-    if layers is None:
+    make = partial(Explainer, method=method, layers=layers, reshape=reshape, rerun_batch_size=batch_size)
+    return _found(loaded, image, sources, request, make, batch_size, named=layers is not None)
+
+
+def _found(
+    loaded: LoadedModel,
+    image: Any,
+    sources: list[Any],
+    request: Request,
+    make: Callable[[LoadedModel], Explainer],
+    batch_size: int | None,
+    *,
+    named: bool,
+) -> list[Any]:
+    """The explanations of one image, or a list of them for each of several; `named` where the caller names layers."""
+    if not named:
         check_not_refused(loaded.model)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    several = isinstance(image, list | tuple)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
     images = [_of_model(loaded, source) for source in sources]
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    loaded = replace(loaded, example=images[0] if images and not isinstance(images[0], tuple) else None)
-    explainer = Explainer(loaded, method, layers, reshape, rerun_batch_size=batch_size)
-    found = list(explainer(images, request if several else request.of_one_image(), batch_size=batch_size or BATCH))
+    example = images[0] if images and not isinstance(images[0], tuple) else None
+    asked = request if several else request.of_one_image()
+    found = list(make(replace(loaded, example=example))(images, asked, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
@@ -223,6 +238,15 @@ def _of_model(loaded: LoadedModel, source: Any) -> Any:
     return loaded.opened(source)
 
 
+def _head_named(loaded: LoadedModel, method: str) -> str | None:
+    """The head of words, for a method that weighs words or a model that can be asked in them; else its class decides.
+
+    BLIP-2 is also listed under visual question answering, whose head takes methods for images.
+    """
+    asked = loaded.traits.answers_in_words and getattr(loaded.processor, "tokenizer", None) is not None
+    return "words" if method in WORD_METHODS.records() or (method == "auto" and asked) else None
+
+
 class Explainer:
     """A loaded model with a method, ready for any number of images; every door goes through it.
 
@@ -248,7 +272,7 @@ class Explainer:
         if layers is None:
             check_not_refused(loaded.model)
         self.loaded = loaded
-        self.head = head_of(loaded, "words" if head is None and method in WORD_METHODS.records() else head)
+        self.head = head_of(loaded, _head_named(loaded, method) if head is None else head)
         self._named = method != "auto"
         self.words = WordExplainer(loaded, method) if isinstance(self.head, WordHead) else None
         if self.words is not None:
@@ -274,7 +298,7 @@ class Explainer:
         Raises:
             TargetError, OptionError, MethodError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.words is not None:
             yield from map(self.words, images, wanted)
@@ -306,7 +330,7 @@ class Explainer:
         Raises:
             TargetError, OptionError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.head.crops and any(request.input_boxes is not None for request in wanted):
             for image, request in zip(images, wanted, strict=True):
@@ -367,12 +391,13 @@ class Explainer:
         """
         return self._compared(image, methods, self.checked(request, settings), skip_undefined=True)
 
-    def checked(self, request: Request | None, settings: Mapping[str, Any]) -> Request:
+    def checked(self, request: Request | None, settings: Mapping[str, Any], images: int | None = None) -> Request:
         """A request that was checked against the model's head before the model runs.
 
         Args:
             request: What is wanted.
             settings: Fields of a `Request` in place of one.
+            images: The number of images, each of which may have marks of its own; None for the request of one image.
 
         Raises:
             TargetError: the target does not exist, a text is missing, or the model has no use for one.
@@ -381,7 +406,8 @@ class Explainer:
         if request is not None and settings:
             raise OptionError(f"the request holds all settings; put {min(settings)!r} into it")
         wanted = Request.of(**settings) if request is None else request
-        self.head.check_all(wanted)
+        for one in wanted.for_images(images) if images is not None and wanted.marking else [wanted]:
+            self.head.check_all(one)
         return wanted
 
     def _crops(self, request: Request) -> list[tuple[Explainer, Request]]:

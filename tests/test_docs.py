@@ -103,7 +103,9 @@ def test_marks_that_are_missing_doubled_or_unknown_are_refused(wrong: str, make_
 def test_the_gallery_is_the_page_that_its_command_writes_and_has_its_pictures() -> None:
     make = script("make_gallery")
     assert make.PAGE.read_text(encoding="utf-8") == make.page()
-    assert sorted(path.name for path in make.PICTURES.iterdir()) == sorted(row.file for row in make.ROWS)
+    assert sorted(path.name for path in make.PICTURES.iterdir()) == sorted(
+        one.file for one in (*make.ROWS, *make.PIECES)
+    )
 
 
 def documented() -> list[str]:

@@ -198,7 +198,7 @@ def beside(monkeypatch) -> Callable[..., None]:
     """The catalogue with these data files of plug-ins."""
 
     def use(*paths: Path) -> None:
-        for home in (catalogue_module, sys.modules["hf_cam.models.families"]):
+        for home in (catalogue_module, sys.modules["hf_cam.models.families"], sys.modules["hf_cam.models.refused"]):
             monkeypatch.setattr(home, "data_files", lambda: paths)
 
     return use

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers as hf
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
 WORDS = (
@@ -57,3 +57,39 @@ def llava_processor() -> hf.LlavaProcessor:
 def photograph(seed: int = 0) -> Image.Image:
     """Noise, 60 high and 90 wide."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 90, 3), np.uint8))
+
+
+def byte_level_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """Byte-level pairs, whose tokens hold the blank before a word, as those of GPT-2 and its successors."""
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(WORDS[:5]), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokens.train_from_iterator(["a red cup and a kettle", "what is in the picture ?", "the red bag"] * 4, trainer)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )  # fmt: skip
+
+
+def blip2() -> tuple[hf.Blip2ForConditionalGeneration, hf.Blip2Processor]:
+    """BLIP-2, which transformers lists under visual question answering too, with its whole processor."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    language = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, "num_hidden_layers": 2}
+    config = hf.Blip2Config(
+        vision_config={**small, "image_size": 48, "patch_size": 8},
+        qformer_config={**small, "encoder_hidden_size": 32, "vocab_size": len(WORDS)},
+        text_config=hf.OPTConfig(**language, num_attention_heads=2, vocab_size=len(WORDS), pad_token_id=0,
+                                 bos_token_id=2, eos_token_id=3, max_position_embeddings=64),
+        num_query_tokens=4, image_token_index=4,
+    )  # fmt: skip
+    model = hf.Blip2ForConditionalGeneration(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.15)
+    pictures = hf.BlipImageProcessor(size={"height": 48, "width": 48})
+    return model, hf.Blip2Processor(pictures, tokenizer(), num_query_tokens=4)

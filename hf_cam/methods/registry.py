@@ -13,7 +13,7 @@ from hf_cam.doors import meant_by
 from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import at_least_float32, fuse_mean, fuse_signed
 from hf_cam.methods.options import annotations_of, described, fits, options_of, picked, required_of
-from hf_cam.methods.reductions import channel_sum, first_component
+from hf_cam.methods.reductions import channel_sum, first_component, first_kernel_component
 from hf_cam.methods.signals import SIGNALS, Signal
 from hf_cam.registry import Registry
 from hf_cam.target_layers.adapter import Adapter
@@ -128,12 +128,19 @@ class Method:
         """Whether it is defined only for the pixels of one picture, not for cut patches or frames."""
         return any(signal.pixels for signal in self.signals)
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether its map may stay in the caller's graph."""
+        return self.reduce is not first_kernel_component and all(signal.connected for signal in self.signals)
+
     def check_differentiable(self) -> None:
         """Refuse to keep a map in the caller's graph that is not made by differentiable operations alone.
 
         Raises:
-            MethodError: naming the signal that is not.
+            MethodError: naming what is not.
         """
+        if self.reduce is first_kernel_component:
+            raise MethodError(f"{self.id!r} is not differentiable, because its components are computed outside torch")
         if broken := [signal.name for signal in self.signals if not signal.connected]:
             raise MethodError(
                 f"{self.id!r} is not differentiable, because its {', '.join(broken)} leave no graph; 'gradcam', "

@@ -154,7 +154,7 @@ def masked_mean(run: Run, samples: int, cells: int, keep: float, fill: Cover, se
     name="RISE",
     paper="Petsiuk et al., RISE, BMVC 2018, arXiv:1806.07421",
     summary="Mean score over random masks that keep the pixel; uses neither a layer nor gradients.",
-    unsigned="its zero is no score of the picture's own",
+    unsigned="a mean of scores has no neutral value",
 )
 def rise(mean_of_masked: Tensor) -> Tensor:
     """`1 / (E[M] N) sum(f(x M_i) M_i)` (eq. 6), where f is the target's probability if it has one.

@@ -112,6 +112,8 @@ def plain(value: Any, depth: int = 4) -> Any:
     """
     if isinstance(value, str | int | float | None):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if depth and isinstance(value, Mapping):
         return {str(name): plain(one, depth - 1) for name, one in value.items()}
     if depth and isinstance(value, list | tuple):

@@ -15,6 +15,8 @@ from hf_cam.images.style import UNSIGNED, Drawing, Style
 from hf_cam.methods import get_method, list_methods
 from hf_cam.request import check_count
 
+STRETCHED = "each box stretched for itself"
+
 
 @door()
 def grid(
@@ -55,9 +57,10 @@ def grid(
 
 
 def tile_of(explanation: Explanation, picture: Image.Image) -> Tile:
-    """A picture with the explanation's label, score, method and flags."""
+    """A picture with the explanation's label, score, method and flags, and whether its boxes are stretched."""
     score = f"{explanation.score:.3g} {explanation.score_kind}"
-    return Tile(picture, explanation.label, (score, method_name(explanation.method)), explanation.flags)
+    stretched = (STRETCHED,) if explanation.grid_map.boxes else ()
+    return Tile(picture, explanation.label, (score, method_name(explanation.method), *stretched), explanation.flags)
 
 
 def method_name(method: str) -> str:

@@ -26,7 +26,7 @@ from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.scores import Score
-from hf_cam.words.tokens import Text, Word, contrasted, text_of, tokens_of, words_named
+from hf_cam.words.tokens import Text, Word, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
 from hf_cam.words.writing import LONGEST, Written, answer_rows, cached_inputs, whole_inputs, written
 
@@ -87,11 +87,11 @@ class WordExplainer:
         shown = _listed(pictures)
         prompt = prompt_of(self.loaded.processor, " ".join(request.text), len(shown), request.messages)
         tokenizer = self.loaded.processor.tokenizer
-        forced = None if request.answer is None else tokens_of(request.answer, tokenizer)
+        forced = [] if request.answer is None else readings_of(request.answer, tokenizer, prompt.text)
         with borrowed(self.loaded.module) as replica:
             prepare = _Prepare(prompt, self.loaded)
             inputs = prepare(shown)
-            text = written(replica, inputs, {**GREEDY, **request.generate}, forced)
+            text = written(replica, inputs, _settings(request.generate), forced)
             asked = _asked(text, request.target, tokenizer)
             places = located(self._known, replica, prepare, shown, inputs)
             found = _weighed(self.method, replica, inputs, text, asked, places)
@@ -120,6 +120,14 @@ class WordExplainer:
 
 GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}
 """Settings of the generation where the caller does not say."""
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's settings of the generation, after those that he does not say, in another way or in a config."""
+    if "generation_config" in given:
+        return dict(given)
+    own = {name: value for name, value in GREEDY.items() if name != "max_new_tokens" or "max_length" not in given}
+    return own | dict(given)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,15 @@ from hf_cam.errors import TargetError, brief
 
 ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Han characters, which are written without blanks between words: each counts as one."""
-WORD = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w)+(?:['\u2019\-](?:(?![{ALONE}])\w)+)*")
+MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd"
+    "\u0a01-\u0a03\u0a3c-\u0a4d\u0a81-\u0a83\u0abc-\u0acd\u0b01-\u0b03\u0b3c-\u0b4d\u0b82\u0bbe-\u0bcd\u0c00-\u0c04\u0c3c-\u0c4d\u0c81-\u0c83"
+    "\u0cbc-\u0ccd\u0d00-\u0d03\u0d3b-\u0d4d\u0d81-\u0d83\u0dca-\u0ddf\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece"
+    "\u0f71-\u0f84\u102b-\u103e\u17b4-\u17d3\u200c\u200d"
+)
+"""Marks that belong to the letter before them, among them the vowels of Indic scripts; `\\w` leaves them out."""
+LETTER = rf"(?:(?![{ALONE}])[\w{MARKS}])"
+WORD = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w){LETTER}*(?:['\u2019\-]{LETTER}+)*")
 
 
 @dataclass(frozen=True)
@@ -74,20 +82,43 @@ def _covering(ends: Sequence[int], start: int, end: int) -> tuple[int, ...]:
     return tuple(i for i, (first, last) in enumerate(pairwise(ends)) if first < end and last > start)
 
 
-def tokens_of(answer: str, tokenizer: Any) -> Tensor:
-    """The ids `[T]` of a text that the model is forced to write.
+def readings_of(answer: str, tokenizer: Any, prompt: str = "") -> list[Tensor]:
+    """The ids `[T]` by which a model may write a text that it is forced to write: with and without a blank before it.
+
+    Args:
+        answer: The text.
+        tokenizer: Of the model.
+        prompt: What precedes it; its end decides how some tokenizers read the first word.
 
     Raises:
-        TargetError: the tokenizer does not know a word of it, or turns it into another text.
+        TargetError: the answer has no word, or the tokenizer does not know one, or turns it into another text.
     """
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    again = _decoded(ids, tokenizer)
-    if not ids or tokenizer.unk_token_id in ids or _plain(again) != _plain(answer):
+    if not WORD.search(answer):
+        raise TargetError(f"answer={brief(answer)} has no word to explain; pass a text such as 'a red cup'")
+    forms = [_ids(answer, tokenizer), _ids(f" {answer}", tokenizer)]
+    if prompt and (before := _ids(prompt, tokenizer)):
+        joint = (_ids(f"{prompt}{blank}{answer}", tokenizer) for blank in ("", " "))
+        forms += [ids[len(before) :] for ids in joint if ids[: len(before)] == before]
+    kept: list[list[int]] = []
+    for ids in forms:
+        if ids and ids not in kept and _reads(ids, answer, tokenizer):
+            kept.append(ids)
+    if not kept:
         raise TargetError(
-            f"the model's tokenizer reads answer={brief(answer)} as {brief(again)}, so its words cannot be told apart; "
-            "use words of its vocabulary"
+            f"the model's tokenizer reads answer={brief(answer)} as {brief(_decoded(forms[0], tokenizer))}, so its "
+            "words cannot be told apart; use words of its vocabulary"
         )
-    return torch.tensor(ids)
+    return [torch.tensor(ids) for ids in kept]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _reads(ids: Sequence[int], answer: str, tokenizer: Any) -> bool:
+    """Whether ids stand for a text, but for blanks and case."""
+    return tokenizer.unk_token_id not in ids and _plain(_decoded(ids, tokenizer)) == _plain(answer)
 
 
 def _plain(text: str) -> str:
@@ -113,6 +144,8 @@ def words_named(text: Text, target: Any, *, finished: bool = True) -> list[Word]
         )
     spans = [one.span() for one in _pattern(target).finditer(text.text)]
     named = [word for word in text.words if any(word.span[0] < end and word.span[1] > start for start, end in spans)]
+    if not named and target in text.text:
+        raise TargetError(f"{brief(target)} is no word of the answer {_quoted(text.text)}, which target= must name")
     if not named:
         cut = "" if finished else " and was cut off; generate={'max_new_tokens': 200} lets it go on"
         raise TargetError(f"the model did not write {brief(target)}; its answer is {_quoted(text.text)}{cut}")
@@ -146,25 +179,27 @@ def contrasted(
     Raises:
         TargetError: neither was said, or both begin with the same tokens.
     """
-    said = next((one for one in pair if _pattern(one).search(text.text)), None)
-    [word, *_] = words_named(text, pair[0] if said is None else said, finished=finished)
-    own = [int(tokens[at]) for at in word.tokens]
-    blank = word.span[0] > 0 and text.text[word.span[0] - 1].isspace()
-    other = _continued(pair[1] if said == pair[0] else pair[0], own, blank, tokenizer)
-    for at, mine, theirs in zip(word.tokens, own, other, strict=False):
+    said = next((one for one in pair if _pattern(one).search(text.text)), pair[0])
+    words = words_named(text, said, finished=finished)
+    words = [word for word in words if word.span[0] < _pattern(said).search(text.text).end()]  # type: ignore[union-attr]
+    places = list(dict.fromkeys(at for word in words for at in word.tokens))
+    own = [int(tokens[at]) for at in places]
+    other = _continued(pair[1] if said == pair[0] else pair[0], said, own, tokenizer)
+    for at, mine, theirs in zip(places, own, other, strict=False):
         if mine != theirs:
+            word = next(one for one in words if at in one.tokens)
             return (word, at, mine, theirs) if said == pair[0] else (word, at, theirs, mine)
     raise TargetError(
         f"{brief(pair[0])} and {brief(pair[1])} begin with the same tokens, so there is nothing to contrast"
     )
 
 
-def _continued(other: str, own: Sequence[int], blank: bool, tokenizer: Any) -> list[int]:
-    """The ids of another word at the same place: with the blank before it, if that is part of its first token."""
-    forms = [f" {other}", other] if blank else [other]
-    for form in forms:
-        ids: list[int] = tokenizer(form, add_special_tokens=False)["input_ids"]
-        if ids and tokenizer.decode(ids[:1]).strip():
+def _continued(other: str, said: str, own: Sequence[int], tokenizer: Any) -> list[int]:
+    """The ids of another word at the same place: with the blank before it, if the word that was said has one there."""
+    forms = sorted((" ", ""), key=lambda blank: _ids(f"{blank}{said}", tokenizer)[:1] != list(own[:1]))
+    for blank in forms:
+        ids = _ids(f"{blank}{other}", tokenizer)
+        if ids and tokenizer.unk_token_id not in ids and tokenizer.decode(ids[:1]).strip():
             return ids
     raise TargetError(f"the model's tokenizer has no tokens for {brief(other)}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Written:
 
 
 def written(
-    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], forced: Tensor | None = None
+    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], forced: Sequence[Tensor] = ()
 ) -> Written:
     """What the model writes, or what it is forced to write.
 
@@ -48,16 +49,16 @@ def written(
         model: A replica.
         inputs: The prompt and the picture.
         settings: Of `generate`.
-        forced: `[T]` ids; of the generation, only the cache and the first token's logits are used.
+        forced: `[T]` ids of a text, or several readings of it, of which the one is taken whose first token the model
+            finds likeliest; of the generation, only the cache and the first token's logits are used.
 
     Raises:
         TargetError: the model writes nothing.
     """
-    own = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1} if forced is not None else dict(settings)
+    own = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1} if forced else dict(settings)
+    own |= {"return_dict_in_generate": True, "output_logits": True}
     with blaming("the model's generate()", ModelError), own_draws(model, inputs), torch.no_grad():
-        found = model.generate(  # type: ignore[operator]
-            **inputs, **own, return_dict_in_generate=True, output_logits=True
-        )
+        found = model.generate(**{**inputs, **own})  # type: ignore[operator]
     count = len(found.logits)
     sequence, logits = found.sequences[0], torch.cat([one[:1] for one in found.logits]).float()
     simple = found.logits[0].shape[0] == 1 and own.get("num_beams", 1) == 1
@@ -66,8 +67,9 @@ def written(
         prompt = inputs["input_ids"]  # of a model that generates from embeddings
     cache = found.get("cache", None)
     cache = found.get("past_key_values", None) if cache is None else cache
-    if forced is not None:
-        return Written(prompt, forced.to(sequence.device), logits, True, cache)
+    if forced:
+        likeliest = max(forced, key=lambda ids: float(logits[0, int(ids[0])]))
+        return Written(prompt, likeliest.to(sequence.device), logits, True, cache)
     ends = _ends(model, settings)
     tokens = sequence[len(sequence) - count :]
     finished = int(tokens[-1]) in ends
@@ -75,7 +77,7 @@ def written(
     if not len(tokens):
         raise TargetError("the model writes nothing about this picture; ask another question, or pass answer=")
     if not simple:  # of several beams: its cache holds them all
-        again = written(model, inputs, {}, tokens)
+        again = written(model, inputs, {}, [tokens])
         return Written(again.prompt, again.tokens, again.logits, finished, again.cache)
     return Written(prompt, tokens, logits[: len(tokens)], finished, cache)
 
@@ -88,7 +90,8 @@ def answer_rows(count: int) -> Tensor:
 def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any] | None:
     """The inputs of a forward over the T rows that predict the tokens, on the generation's cache before them.
 
-    The cache is cut, not copied, so it serves once. None if the model has no cache that can be cut.
+    The cache is cut, not copied, so it serves once. None if the model has no cache that can be cut, or its forward does
+    not go without the picture, as that of a model which generates by its language model alone.
     """
     cache, before = text.cache, text.prompt.shape[1] - 1
     if before < 1 or not _is_cut(cache, before):
@@ -102,7 +105,8 @@ def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) ->
         )
     if "cache" in prepared and name != "cache":
         prepared[name] = prepared.pop("cache")
-    return {name: value for name, value in prepared.items() if value is not None and not name.startswith("logits_to")}
+    found = {name: value for name, value in prepared.items() if value is not None and not name.startswith("logits_to")}
+    return None if _required(model) - set(found) else found
 
 
 def whole_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any]:
@@ -111,6 +115,13 @@ def whole_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> 
     if decodes(model):
         return {**inputs, "decoder_input_ids": follows}
     return {**_longer(inputs, text), "input_ids": follows, **_uncached(model)}
+
+
+def _required(model: nn.Module) -> set[str]:
+    """The inputs that a model's forward does not go without."""
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters.values()
+    named = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name != "self"]
+    return {one.name for one in named if one.default is one.empty}
 
 
 def _uncached(model: nn.Module) -> dict[str, Any]:
