@@ -35,7 +35,7 @@ import uploads
 import words_room
 
 QUESTION = "What is in the picture?"
-ANSWER = "A blue trouser, a yellow bag and an orange sneaker."
+ANSWER = "A blue trouser, an orange sneaker and a yellow bag."
 
 # Words ---------------------------------------------------------------------------------------------------------------
 
