@@ -266,13 +266,32 @@ def kept(found: Found | None, made: Made | None, judged_of: Found | None) -> lis
 # Explanations.
 
 
-def press_explain(path: str | None, model: str, target: str, *settings: Any) -> list[Any]:
-    """Explain: everything that the picture and the settings lead to; the last two are the opacity and the colours."""
-    return _explain(target, path, model, target, *settings)
+def press_explain(
+    path: str | None,
+    model: str | None,
+    target: str | None,
+    prompts: str | None,
+    method: str | None,
+    layers: str | None,
+    aug_smooth: bool,
+    eigen_smooth: bool,
+    effort: str | None,
+    alpha: float,
+    colormap: str,
+) -> list[Any]:
+    """Explain: everything that the picture and the settings lead to."""
+    asked = (model, target, prompts, method, layers, aug_smooth, eigen_smooth, effort)
+    return _explain(target, path, *asked, alpha, colormap)
 
 
 def _explain(wanted: Any, path: str | None, *settings: Any) -> list[Any]:
-    """Explain the wanted target, which may differ from the one that stands on the page."""
+    """Explain the wanted target, which may differ from the one that stands on the page.
+
+    Args:
+        wanted: The target.
+        path: The picture.
+        settings: What stands on the page, in the order of `press_explain`.
+    """
     *asked, alpha, colormap = settings
     model, _, *rest = asked
     picture, read = read_inputs(path, model, wanted, *rest)

@@ -6,6 +6,8 @@ const describe = () => {
     if (!image.alt) image.alt = "The picture and its heatmap";
   for (const image of document.querySelectorAll(".tile img"))
     if (image.getAttribute("alt") !== "") image.alt = "";
+  for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])"))
+    empty.setAttribute("role", "img");  // a name without a role is not read
 };
 new MutationObserver(describe).observe(document, {
   childList: true, subtree: true, attributes: true, attributeFilter: ["alt", "src"],

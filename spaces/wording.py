@@ -6,15 +6,14 @@ import html
 import re
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from overlays import seen_box
 from work import Found, Judgement
 
 from hf_cam import Explanation
 from hf_cam.check import VERDICTS, Check
-from hf_cam.heads.base import CONFIDENCE
-from hf_cam.images.drawing import COLORMAPS
+from hf_cam.heads.subjects import CONFIDENCE
+from hf_cam.images.colours import table_of
 from hf_cam.methods import get_method
 
 MARKS = frozenset("&<>*_`~[]()!#|\\$")
@@ -76,8 +75,7 @@ def legend(explanation: Explanation, colormap: str) -> str:
 
 def _stops(colormap: str) -> str:
     """The colours of the bar, from the weakest to the strongest."""
-    levels = np.linspace(0, 255, STOPS + 1).astype(np.uint8)[None]
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)[0]
+    colours = table_of(colormap)[np.linspace(0, 255, STOPS + 1).astype(int)]
     return ",".join(f"rgb({red} {green} {blue})" for red, green, blue in colours.tolist())
 
 

@@ -98,6 +98,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the page, started by the command without a network."""
+    from serving import serving
+
+    with serving(tmp_path_factory.mktemp("space")) as served:
+        yield served.address
+        assert served.process.poll() is None, "the server did not live through the tests"
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where they are kept: `$HF_CAM_SCREENSHOTS`, or with pytest's own files."""
+    folder = Path(os.environ.get("HF_CAM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny ViT for 64 x 96 pictures, five labels and its processor."""
     from transformers import ViTForImageClassification, ViTImageProcessor

@@ -1,10 +1,9 @@
-"""The page: what it refuses, what it computes, its API, how it is pushed, and walks through it in a real browser."""
+"""The page: what it refuses, what it computes, its API, and how it is pushed."""
 
 import gc
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ import tomllib
 import types
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,10 +23,8 @@ from PIL import Image
 import hf_cam
 import hf_cam.interfaces.space
 from hf_cam.comparison import quick_methods
-from hf_cam.interfaces.demo import PHOTOGRAPHS
 from hf_cam.interfaces.space import deploy, space_folder
 from hf_cam.methods import get_method
-from hf_cam.metrics.trial import STEPS
 from hf_cam.zoo import SCENE
 
 sys.path.insert(0, str(space_folder()))
@@ -40,35 +36,6 @@ import scratch
 import work
 
 SCENE_MODELS = ("demo:vit", "demo:swin", "demo:convnext", "demo:detr", "demo:segformer", "demo:clip")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of the page, started by the command without a network."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("space") / "log.txt"
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(log.parent / "gradio"), "OMP_NUM_THREADS": "2"}
-    with log.open("w") as out:
-        command = [sys.executable, "-m", "hf_cam", "space", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"no answer in five minutes: {log.read_text()}"
-            try:
-                urllib.request.urlopen(address, timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield address
-        assert process.poll() is None, log.read_text()
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +207,7 @@ def test_the_queue_the_uploads_and_what_is_kept_are_bounded(monkeypatch):
     assert built._queue.max_size == 32
     assert launched["max_file_size"] == limits.MAX_ARCHIVE
     assert launched["state_session_capacity"] == 64
-    assert built.delete_cache == (600, work.KEPT_SECONDS)
+    assert built.delete_cache == (600, scratch.KEPT_SECONDS)
     busy = [event for event in built.fns.values() if event.concurrency_id == "work"]
     assert {event.concurrency_limit for event in busy} == {events.VISITORS}
     assert {"explain", "compare", "metrics", "words"} <= {event.api_name for event in busy}
@@ -280,7 +247,7 @@ def test_few_models_stay_loaded_and_the_oldest_goes():
 
 def test_old_downloads_are_deleted_by_whoever_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "home", lambda: tmp_path)
-    young = work.fresh_folder()
+    young = scratch.fresh_folder()
     results = young.parent
     for _ in range(5):
         for number in range(60):
@@ -288,7 +255,7 @@ def test_old_downloads_are_deleted_by_whoever_comes_first(tmp_path, monkeypatch)
             old.mkdir()
             os.utime(old, (0, 0))
         with ThreadPoolExecutor(8) as pool:
-            fresh = list(pool.map(lambda _: work.fresh_folder(), range(8)))
+            fresh = list(pool.map(lambda _: scratch.fresh_folder(), range(8)))
         assert len(set(fresh)) == 8
         assert not any((results / str(number)).exists() for number in range(60))
     assert young.is_dir()
@@ -345,362 +312,3 @@ def test_the_front_matter_names_a_file_that_is_there():
     needed = Requirement(line)
     assert needed.name == project["name"]
     assert needed.extras <= set(project["optional-dependencies"])
-
-
-FIRST_VIEW = 3.0
-"""Seconds from the server's answer to a page with a map."""
-
-
-class Visit:
-    """A page in the browser, with what a visitor does there."""
-
-    def __init__(self, browser, server, folder, **options):
-        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 1000}, **options})
-        self.page.set_default_timeout(30_000)
-        self.outside: list[str] = []
-        self.errors: list[str] = []
-        self.folder = folder
-        self.page.on("request", lambda request: self._note(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        started = time.perf_counter()
-        self.page.goto(server)
-        self.page.wait_for_selector("#go")
-        self.page.wait_for_selector("#map img")
-        self.seconds = time.perf_counter() - started
-
-    def _note(self, url):
-        if "127.0.0.1" not in url and not url.startswith(("data:", "blob:")):
-            self.outside.append(url)
-
-    def says(self):
-        return self.page.inner_text("#says p")
-
-    def changes(self, act):
-        """What the sentence says once `act` has changed it."""
-        before = self.says()
-        act()
-        self.page.wait_for_function("b => (document.querySelector('#says p')?.innerText ?? b) !== b", arg=before)
-        return self.says()
-
-    def explain(self):
-        return self.changes(lambda: self.page.click("#go"))
-
-    def open(self, tab):
-        self.page.get_by_role("tab", name=tab, exact=True).click()
-
-    def opened(self):
-        return self.page.locator("#task button[role=tab][aria-selected=true]").inner_text()
-
-    def until_model(self, test):
-        """The tab that was opened has brought a model, and the model its layers."""
-        self.page.wait_for_function(
-            f"() => {{ const m = document.querySelector('#model input').value; return {test} }}"
-        )
-        self.page.wait_for_timeout(500)
-
-    def choose(self, menu, option):
-        self.page.click(f"{menu} input")
-        self.page.get_by_role("option", name=option, exact=True).click()
-
-    def upload(self, file):
-        self.page.click("#picture button[aria-label='Remove Image']")
-        self.page.locator("#picture input[type=file]").set_input_files(file)
-        self.page.wait_for_selector("#picture img", state="attached")
-
-    def download(self, button):
-        with self.page.expect_download() as download:
-            self.page.click(button)
-        return download.value.path()
-
-    def source(self, selector="#map img"):
-        return [image.get_attribute("src") for image in self.page.query_selector_all(selector)]
-
-    def shoot(self, name):
-        self.page.mouse.move(0, 0)
-        self.page.wait_for_timeout(400)
-        self.page.screenshot(path=self.folder / f"{name}.png", full_page=True)
-
-    def close(self):
-        """Nothing was fetched from elsewhere, no script failed, no picture is without words."""
-        assert self.outside == []
-        assert self.errors == []
-        without = "[...document.images].filter(i => i.width > 40 && !i.alt).map(i => i.outerHTML)"
-        assert self.page.evaluate(without) == []
-        self.page.close()
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    """Where they are kept: `$HF_CAM_SCREENSHOTS`, or with pytest's own files."""
-    folder = Path(os.environ.get("HF_CAM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.mark.browser
-def test_the_first_view_takes_three_seconds_at_most(browser, server, screenshots):
-    seconds = []
-    for _ in range(3):
-        visit = Visit(browser, server, screenshots)
-        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # other work on the machine slows this one as much
-        seconds.append(visit.seconds / busy)
-        visit.close()
-        if seconds[-1] < FIRST_VIEW:
-            break
-    assert min(seconds) < FIRST_VIEW, seconds
-
-
-@pytest.mark.browser
-def test_a_visitor_has_a_picture_explained_and_takes_it_home(browser, server, screenshots, tmp_path):
-    visit = Visit(browser, server, screenshots)
-    page = visit.page
-    assert visit.opened() == "Classify"
-    assert "cat" in visit.says()
-    visit.shoot("classify")
-
-    second = visit.changes(lambda: page.locator("#found button.thumbnail-item").nth(1).click())
-    assert second.split(" · ")[0] == page.locator("#found .caption-label").nth(1).inner_text().split(" · ")[0]
-
-    next(photograph for photograph in PHOTOGRAPHS if photograph.name == "coffee").image().save(tmp_path / "cup.png")
-    visit.upload(tmp_path / "cup.png")
-    assert "espresso" in visit.explain()
-
-    sentence = visit.says()
-    for control, act in (
-        ("opacity", lambda: (page.locator("#alpha input[type=number]").fill("0.9"), page.keyboard.press("Tab"))),
-        ("colours", lambda: visit.choose("#colours", "viridis")),
-    ):
-        before = visit.source()
-        act()
-        page.wait_for_function("b => document.querySelectorAll('#map img')[1].src !== b[1]", arg=before)
-        assert visit.says() == sentence, control
-
-    assert "GradCAM at timm_model.blocks.4" in visit.changes(
-        lambda: (visit.choose("#layer", "timm_model.blocks.4"), page.click("#go"))
-    )
-    visit.choose("#layer", "default for the model")
-    visit.choose("#method", "LayerCAM")
-    page.get_by_text("More", exact=True).click()
-    page.get_by_label("Average over six views").check()
-    page.get_by_label("First principal component").check()
-    assert "LayerCAM at timm_model.bn2" in visit.explain()
-    visit.shoot("smoothed")
-
-    heatmap = np.load(visit.download("#numbers-file"))
-    assert heatmap.shape == (400, 600)
-    with Image.open(visit.download("#picture-file")) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), np.rint(heatmap * 255).astype(np.uint8))
-    with Image.open(visit.download("#overlay-file")) as overlay:
-        assert overlay.size == (600, 400)
-    code = page.inner_text("#code .cm-content")
-    Image.open(tmp_path / "cup.png").save(tmp_path / "image.png")
-    made: dict = {}
-    exec(
-        code.replace('"image.png"', repr(str(tmp_path / "image.png"))).replace("overlay.png", str(tmp_path / "o.png")),
-        made,
-    )
-    np.testing.assert_allclose(made["found"][0].heatmap, heatmap, atol=2e-3)
-
-    page.get_by_label("Target").fill("no such thing")
-    page.click("#go")
-    page.get_by_text("no such thing").last.wait_for()
-    (tmp_path / "no.png").write_text("no picture at all")
-    visit.upload(tmp_path / "no.png")
-    page.click("#go")
-    page.get_by_text("The file is not a picture that this page can read").wait_for()
-    page.locator("#examples button.gallery-item, #examples .gallery-item").nth(4).click()
-    page.wait_for_selector("#picture img")
-    visit.close()
-
-
-@pytest.mark.browser
-def test_a_picture_is_pasted_and_photographed(browser, server, screenshots):
-    visit = Visit(browser, server, screenshots, permissions=["clipboard-read", "clipboard-write", "camera"])
-    page = visit.page
-    page.evaluate("""async () => {
-        const canvas = Object.assign(document.createElement('canvas'), {width: 60, height: 40});
-        canvas.getContext('2d').fillRect(0, 0, 30, 40);
-        const blob = await new Promise(done => canvas.toBlob(done, 'image/png'));
-        await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
-    }""")
-    page.click("#picture button[aria-label='Paste from clipboard']")
-    page.wait_for_function("() => document.querySelector('#picture img')?.naturalWidth === 60")
-    visit.explain()
-    page.click("#picture button[aria-label='Capture from camera']")
-    page.get_by_text("Click to Access Webcam").click()
-    page.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 60")
-    page.click("#picture button[aria-label='capture photo']")
-    page.wait_for_function("() => document.querySelector('#picture img')?.naturalWidth > 60")
-    before = visit.source()
-    page.click("#go")  # both pictures may get the same sentence, not the same map
-    page.wait_for_function("b => document.querySelectorAll('#map img')[1].src !== b[1]", arg=before)
-    visit.close()
-
-
-@pytest.mark.browser
-def test_the_tabs_choose_prompts_boxes_and_segments(browser, server, screenshots):
-    visit = Visit(browser, server, screenshots)
-    page = visit.page
-
-    visit.open("Prompt")
-    page.wait_for_selector("#prompts textarea")
-    visit.until_model("m === 'demo:clip'")
-    page.fill("#prompts textarea", "a yellow bag\nan orange sneaker\na blue trouser")
-    visit.explain()
-    labels = page.locator("#found .caption-label").all_inner_texts()
-    assert sorted(label.split(" · ")[0] for label in labels) == ["a blue trouser", "a yellow bag", "an orange sneaker"]
-    page.wait_for_function(
-        "new Set([...document.querySelectorAll('#found button.thumbnail-item')]"
-        ".map(item => Math.round(item.getBoundingClientRect().y))).size === 1"  # side by side, when all are loaded
-    )
-    visit.shoot("prompt")
-
-    visit.open("Detect")
-    visit.until_model("m === 'demo:detr'")
-    assert visit.explain().startswith("bag")
-    page.wait_for_selector("#large img")
-    visit.shoot("detect")
-    box = page.locator("#large img").bounding_box()
-    place = {"x": box["width"] * 0.68, "y": box["height"] * 0.2}  # on the sneaker
-    assert visit.changes(lambda: page.locator("#large img").click(position=place)).startswith("sneaker")
-
-    visit.open("Segment")
-    visit.until_model("m !== 'demo:detr'")
-    assert visit.explain().startswith("bag")
-    trouser = page.locator("#found button.thumbnail-item", has_text="trouser")
-    assert visit.changes(trouser.click).startswith("trouser")
-    assert visit.changes(lambda: page.locator("#large img").click(position=place)).startswith("sneaker")
-    visit.shoot("segment")
-
-    for model, tab in (("demo:vit", "Classify"), ("demo:detr", "Detect"), ("demo:segformer", "Segment")):
-        visit.choose("#model", model)
-        page.wait_for_function(
-            "t => document.querySelector('#task button[role=tab][aria-selected=true]').innerText === t", arg=tab
-        )
-    visit.close()
-
-
-@pytest.mark.browser
-def test_methods_are_compared_and_trusted_and_work_is_stopped(browser, server, screenshots):
-    visit = Visit(browser, server, screenshots)
-    page = visit.page
-    for tab, go, place in (("Compare", "#compare-go", "#grid"), ("Trust", "#trust-go", "#scores")):
-        visit.open(tab)
-        if tab == "Compare":
-            for box in page.locator("#methods input[type=checkbox]").all():
-                box.check()
-        page.click(go)
-        page.locator(f"{place} .progress-text").wait_for()
-        visit.shoot(f"working-{tab.lower()}")
-        page.click(go.replace("go", "stop"))
-        page.locator(f"{place} .progress-text").wait_for(state="hidden")
-        assert not page.get_by_text("Error", exact=True).is_visible()
-    assert not page.query_selector("#grid img")
-    assert not page.is_visible("#curves")
-
-    visit.choose("#model", "demo:vit")  # which is quick
-    visit.until_model("m === 'demo:vit'")
-    page.wait_for_function("() => document.querySelector('#picture img').src.endsWith('scene.png')")
-    assert visit.explain().startswith("trouser")
-    visit.open("Compare")
-    for box in page.locator("#methods input[type=checkbox]").all()[6:]:
-        box.uncheck()
-    page.click("#compare-go")
-    page.wait_for_selector("#grid img")
-    assert page.locator("#grid .caption-label").all_inner_texts()[:2] == ["GradCAM", "HiResCAM"]
-    assert page.locator("#grid .caption-label").count() == 6
-    visit.shoot("compare")
-
-    visit.open("Trust")
-    page.click("#trust-go")
-    page.wait_for_selector("#scores table")
-    heads = page.locator("#scores th").all_inner_texts()
-    steps = f"({STEPS} steps)"
-    names = ["map", "ROAD", f"insertion {steps}", f"deletion {steps}", "confidence drop"]
-    assert [head.rstrip(" ↑↓") for head in heads] == names
-    assert "random" in page.inner_text("#scores")
-    page.wait_for_function("() => document.querySelectorAll('#curves canvas, #curves svg.marks').length === 4")
-    visit.shoot("trust")
-    visit.changes(lambda: page.locator("#found button.thumbnail-item").nth(1).click())
-    page.locator("#curves").wait_for(state="hidden")  # they were another class's
-    visit.open("Compare")
-    assert not page.query_selector("#grid img")
-    visit.close()
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
-    visit = Visit(browser, server, screenshots, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page = visit.page
-    for tabs, names in (
-        ("#task", ["Classify", "Prompt", "Detect", "Segment", "Words", "Audit"]),
-        ("#more", ["Download", "Compare", "Trust"]),
-    ):
-        shown = [tab for tab in page.locator(f"{tabs} button[role=tab]").all() if tab.is_visible()]
-        assert [tab.inner_text() for tab in shown] == names
-        for place in [tab.bounding_box() for tab in shown]:
-            assert 0 <= place["x"] < place["x"] + place["width"] <= 390
-    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = max(int(part) for part in shade.strip("rgba()").split(",")[:3])
-    assert brightness < 60 if scheme == "dark" else brightness > 200
-    wide = "document.documentElement.scrollWidth"
-    assert page.evaluate(wide) <= 390
-    visit.shoot(f"narrow-{scheme}")
-    if scheme == "dark":
-        visit.open("Compare")
-        page.click("#compare-go")
-        page.wait_for_selector("#grid img")
-        assert page.evaluate(wide) <= 390
-        visit.shoot("narrow-compare")
-        visit.open("Trust")
-        page.click("#trust-go")
-        page.wait_for_selector("#scores table")
-        page.wait_for_function("() => document.querySelectorAll('#curves canvas, #curves svg.marks').length === 4")
-        heights = [plot.bounding_box()["height"] for plot in page.locator("#curves .plots > *").all()]
-        assert min(heights) > 200
-        assert page.evaluate(wide) <= 390
-        visit.shoot("narrow-trust")
-        visit.open("Detect")
-        visit.until_model("m === 'demo:detr'")
-        visit.explain()
-        page.wait_for_selector("#large img")
-        assert page.evaluate(wide) <= 390
-        visit.shoot("narrow-detect")
-    visit.close()
-
-
-@pytest.mark.browser
-def test_the_keyboard_is_enough(browser, server, screenshots):
-    visit = Visit(browser, server, screenshots)
-    page = visit.page
-
-    def reach(selector):
-        """With the Tab key alone."""
-        for _ in range(80):
-            page.keyboard.press("Tab")
-            if page.evaluate("s => !!document.activeElement.closest(s)", selector):
-                return
-        pytest.fail(f"the Tab key does not reach {selector}")
-
-    reach("#task button[role=tab]:nth-of-type(3)")
-    page.keyboard.press("Enter")
-    visit.until_model("m === 'demo:detr'")
-    assert visit.opened() == "Detect"
-    reach("#layer")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("Enter")
-    reach("#go")
-    assert visit.changes(lambda: page.keyboard.press("Enter")).startswith("bag")
-    assert "model.encoder.layers" in visit.says()
-    reach("#found button.thumbnail-item:nth-of-type(2), #found .gallery-item:nth-of-type(2) button")
-    assert visit.changes(lambda: page.keyboard.press("Enter")).startswith("sneaker")
-    reach("#alpha input")
-    before = visit.source()
-    page.keyboard.type("0.2")
-    page.keyboard.press("Tab")
-    page.wait_for_function("b => document.querySelectorAll('#map img')[1].src !== b[1]", arg=before)
-    reach("#more button[role=tab]")
-    reach("#overlay-file")
-    visit.close()

@@ -21,7 +21,9 @@ sys.path.insert(0, str(space_folder()))
 import events
 import limits
 import models
+import overlays
 import scratch
+import wording
 import work
 from scale import Builder
 
@@ -145,7 +147,7 @@ def test_odd_pictures_are_read_as_a_browser_shows_them(kind, tmp_path):
     read, settings = work.read_inputs(str(tmp_path / "upload.png"), "demo:vit", "", "", "auto", "", False, False)
     explained = work.explained(read, settings).current
     assert explained.heatmap.shape == (size[1], size[0])
-    assert max(work.drawn(explained, 0.5, "turbo").size) == work.SHOWN
+    assert max(overlays.drawn(explained, 0.5, "turbo").size) == overlays.SHOWN
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def test_odd_pictures_are_read_as_a_browser_shows_them(kind, tmp_path):
     "label", ["<img src=x onerror=alert(1)>", "**bold** &lt;b&gt;", "[a](javascript:b)", "$x$ `y`"]
 )
 def test_a_strangers_label_is_shown_as_text(label):
-    written = events.as_text(label)
+    written = wording.as_text(label)
     assert not set(written.replace("&#", "")) & set("<>*_`[]($")
     assert html.unescape(written) == label
 
@@ -163,7 +165,7 @@ def test_a_strangers_label_is_shown_as_text(label):
 # Controls without a value --------------------------------------------------------------------------------------------
 
 GIVEN = {"path": str(SCENE), "model": "demo:vit", "target": "", "prompts": "", "method": "auto", "layers": ""} | {
-    "aug_smooth": False, "eigen_smooth": False, "alpha": 0.5, "colormap": "turbo"
+    "aug_smooth": False, "eigen_smooth": False, "effort": "fast", "alpha": 0.5, "colormap": "turbo"
 }  # fmt: skip
 
 
