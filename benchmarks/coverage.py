@@ -297,7 +297,7 @@ PAGE = """\
 
 Written by `python -m benchmarks.coverage --timm --write docs/architectures.md` (transformers {transformers}, timm
 {timm}): what hf-cam does, given only a model and a picture, for a tiny random model of every type in transformers'
-auto mappings and for the smallest network of every module in timm.
+auto mappings and for the smallest network of every module in timm. Models of mask generation are given a point too.
 
 - **Verified** is "yes" if the model's head found something to explain; the map is as large as the picture, finite and
   not constant; disturbing a box of the picture changes the layer's grid at that place, and no other order of the cells

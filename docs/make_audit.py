@@ -19,19 +19,24 @@ PICTURE = Path(__file__).parent / "images" / "audit.jpg"
 CHROMIUM = "/usr/bin/chromium"
 
 
-def main() -> None:
-    """Audit, open the report, and keep what stands above the second finding."""
-    audit = hf_cam.audit("demo:cheater", cheater_scenes())
-    print(audit)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        report = audit.save(folder)
+def draw(report: Path, picture: Path) -> None:
+    """Open a report in a browser, and keep what stands above its second finding."""
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1040, "height": 900}, color_scheme="light")
         page.goto(report.as_uri())
         edge = page.locator(".finding").first.bounding_box()
         shot = page.screenshot(clip={"x": 0, "y": 0, "width": 1040, "height": edge["y"] + edge["height"] + 16})
         browser.close()
-    Image.open(io.BytesIO(shot)).convert("RGB").save(PICTURE, quality=88, optimize=True)
+    Image.open(io.BytesIO(shot)).convert("RGB").save(picture, quality=88, optimize=True)
+
+
+def main() -> None:
+    """Audit, and draw the report."""
+    audit = hf_cam.audit("demo:cheater", cheater_scenes())
+    print(audit)
+    with tempfile.TemporaryDirectory() as folder:
+        draw(audit.save(folder), PICTURE)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ class Explainer:
         Raises:
             TargetError, OptionError, MethodError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.words is not None:
             yield from map(self.words, images, wanted)
@@ -330,7 +330,7 @@ class Explainer:
         Raises:
             TargetError, OptionError: the request does not fit the model, before it runs.
         """
-        wanted = self.checked(request, settings).for_images(len(images))
+        wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.head.crops and any(request.input_boxes is not None for request in wanted):
             for image, request in zip(images, wanted, strict=True):
@@ -391,12 +391,13 @@ class Explainer:
         """
         return self._compared(image, methods, self.checked(request, settings), skip_undefined=True)
 
-    def checked(self, request: Request | None, settings: Mapping[str, Any]) -> Request:
+    def checked(self, request: Request | None, settings: Mapping[str, Any], images: int | None = None) -> Request:
         """A request that was checked against the model's head before the model runs.
 
         Args:
             request: What is wanted.
             settings: Fields of a `Request` in place of one.
+            images: The number of images, each of which may have marks of its own; None for the request of one image.
 
         Raises:
             TargetError: the target does not exist, a text is missing, or the model has no use for one.
@@ -405,7 +406,8 @@ class Explainer:
         if request is not None and settings:
             raise OptionError(f"the request holds all settings; put {min(settings)!r} into it")
         wanted = Request.of(**settings) if request is None else request
-        self.head.check_all(wanted)
+        for one in wanted.for_images(images) if images is not None and wanted.marking else [wanted]:
+            self.head.check_all(one)
         return wanted
 
     def _crops(self, request: Request) -> list[tuple[Explainer, Request]]:

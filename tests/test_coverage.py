@@ -26,7 +26,12 @@ from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.testing import check_adapter
 from pictures import pictures
 
-HEADS = [case for case in cases(*TASKS) if case.task != "image-feature-extraction"]
+# For mask generation, the types of video models stand for the classes of the others.
+HEADS = [
+    case
+    for case in cases(*TASKS)
+    if case.task != "image-feature-extraction" and not (case.task == "mask-generation" and "video" in case.model_type)
+]
 EXPECTED = {
     "image-classification": 42,
     "zero-shot-image-classification": 12,
@@ -38,7 +43,7 @@ EXPECTED = {
     "depth-estimation": 8,
     "video-classification": 5,
     "visual-question-answering": 3,
-    "mask-generation": 8,
+    "mask-generation": 5,
     "keypoint-detection": 1,
     "pose-estimation": 2,
     "keypoint-matching": 3,

@@ -21,6 +21,7 @@ from pages import ROOT, python_blocks
 ELSEWHERE = ("google/vit-base-patch16-224", "path/to/checkpoint")
 """Models that the pages name and that no test has."""
 NOT_RUN = {
+    "docs/guide/marks.md": "names checkpoints of the Hub; test_heads_prompted.py and _keypoints.py run the same",
     "docs/tutorials/ten-thousand-images.md": "test_ray.py runs its block for Ray, test_dataset.py the one for the Hub",
 }
 """Pages whose plain blocks run elsewhere, and where."""
