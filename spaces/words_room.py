@@ -29,8 +29,8 @@ from hf_cam.words.page import html
 from hf_cam.zoo import SCENE
 
 HINT = "Ask a model that answers in words. Point at a word, tap it or use the arrow keys to see where it comes from."
-QUESTIONS = ("What colour is the bag?", "How many items are there?", "What is in the picture?", "What is on the left?")
-"""The first is answered rightly, and its words are shown rightly: the colour is read from the bag, the rest is not."""
+QUESTIONS = ("What is in the picture?", "What colour is the bag?", "How many items are there?", "What is on the left?")
+"""The first is answered rightly, and each noun lights up its own item."""
 FAINT = "Hardly any evidence from the picture (underlined), as they follow from other words or the model was certain:"
 LONGEST_LIST = 12
 RESULT = "words-result"
