@@ -8,6 +8,8 @@ const describe = () => {
     if (image.getAttribute("alt") !== "") image.alt = "";
   for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])"))
     empty.setAttribute("role", "img");  // a name without a role is not read
+  for (const code of document.querySelectorAll(".cm-scroller[tabindex='-1']"))
+    code.tabIndex = 0;  // so that the arrow keys scroll long lines
 };
 new MutationObserver(describe).observe(document, {
   childList: true, subtree: true, attributes: true, attributeFilter: ["alt", "src"],

@@ -27,7 +27,8 @@ MEASURE = """() => {
   const outside = boxes.filter(b => (b.x1 > innerWidth + 1 || b.x0 < -1) && !scrolls(b.e)).map(b => name(b.e));
   const cut = all.filter(e => e.matches("button, a, summary") && e.scrollWidth > e.clientWidth + 2
     && /hidden|clip/.test(getComputedStyle(e).overflowX)).map(name);
-  const varying = "#found, #grid, #picture, #map, #says, #code, #curves, #findings, #scores, iframe, footer";
+  const varying = "#links, #methods, #found, #grid, #picture, #map, #says, #code, #curves, #findings, #scores, iframe,"
+    + " footer";
   const parts = all.filter(e => !e.closest(varying)).map(e => `${name(e)} (${place(e)})`);
   return {
     overlaps, outside, cut, parts,
