@@ -137,10 +137,12 @@ def compare(
         methods: Ids from `hf_cam.list_methods()`; by default all methods that are defined here and within the budget.
         budget: The number of forwards up to which a method is taken by default (Score-CAM takes one per channel);
             see `hf_cam.methods.Method.cost`. A method that is named in `methods` is taken whatever it costs.
-        target, text, input_points, input_labels, input_boxes, layers, reshape, threshold, aug_smooth, eigen_smooth,
-            signed, processor, labels, output, device, dtype: As in `hf_cam.explain`; of several prompts the first. With
-            several targets, such as `[None, "pug"]` for what the model says beside what was expected, a method that is
-            not defined for one of them is left out for all.
+        target: As in `hf_cam.explain`. With several targets, such as `[None, "pug"]` for what the model says beside
+            what was expected, a method that is not defined for one of them is left out for all.
+        text, input_points, input_labels, input_boxes, layers, reshape: As in `hf_cam.explain`; of several prompts the
+            first.
+        threshold, aug_smooth, eigen_smooth, signed: As in `hf_cam.explain`.
+        processor, labels, output, device, dtype: As in `hf_cam.explain`.
         method_options: As in `hf_cam.explain`; each option is passed to the methods that have it.
 
     Raises:

@@ -48,8 +48,8 @@ def normalize_signed(maps: Tensor, sides: int = 2) -> Tensor:
         maps: `[..., h, w]`, finite.
         sides: Number of spatial axes, which come last.
 
-    >>> normalize_signed(torch.tensor([[-4.0, 0.0, 2.0]]))
-    tensor([[-1.0000, 0.0000, 0.5000]])
+    >>> normalize_signed(torch.tensor([[-4.0, 0.0, 2.0]])).tolist()
+    [[-1.0, 0.0, 0.5]]
     """
     peak = maps.abs().amax(tuple(range(-sides, 0)), keepdim=True)
     return maps / torch.where(peak > 0, peak, torch.ones_like(peak))

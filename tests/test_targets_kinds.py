@@ -131,9 +131,7 @@ def test_another_number_of_targets_than_images_is_refused(
             ask()
 
 
-def test_methods_are_compared_and_measured_on_one_target(vit_folder: Path, picture: Image.Image) -> None:
-    with pytest.raises(TargetError, match="methods are compared on one target"):
-        hf_cam.compare(picture, vit_folder, methods=["gradcam"], target=[0, 1])
+def test_methods_are_measured_on_one_target(vit_folder: Path, picture: Image.Image) -> None:
     with pytest.raises(TargetError, match="one target is measured per image"):
         hf_cam.evaluate(vit_folder, [picture], methods=["gradcam"], target=[0, 1], progress=False)
 

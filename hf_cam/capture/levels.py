@@ -104,7 +104,10 @@ def _listed_in(output: Any) -> str | int | None:
         return None
     parts = (parts_of(output) or {}).items()
     name, value = next(((name, value) for name, value in parts if value is not None), ("", None))
-    return name if isinstance(value, list | tuple) and is_pyramid(value) else None
+    if not isinstance(value, list | tuple):
+        return None
+    # What a record or dict names is no map with what is left over from it, so its channels may differ.
+    return name if is_pyramid(list(value) if isinstance(output, Mapping) else value) else None
 
 
 def _entries(output: Any) -> Mapping[Any, Any]:
