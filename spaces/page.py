@@ -43,7 +43,7 @@ from events import (
 from gradio.blocks import Block
 from limits import MAX_ARCHIVE
 from models import BUILDER, offered, online, writers
-from parts import PICTURES, go_and_stop
+from parts import PICTURES, go_and_stop, started_at
 from scores import MAPS, direction
 from scratch import KEPT_SECONDS
 from starts import PROMPTS, Start, examples, starts
@@ -289,7 +289,7 @@ def result_column() -> ResultColumn:
             alt_text="The picture with outlines around what was found; click to choose",
         )
     with gr.Row():
-        alpha = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", elem_id="alpha")
+        alpha = started_at(gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", elem_id="alpha"))
         colormap = gr.Dropdown(list(COLORMAPS), value=COLORMAP, label="Colours", elem_id="colours")
     return ResultColumn(note, says, slider, legend, effort, gallery, large, alpha, colormap)
 
@@ -358,7 +358,9 @@ class CompareTab:
 
 def compare_tab() -> CompareTab:
     """The methods to choose from, and their maps."""
-    methods = gr.CheckboxGroup(method_choices()[1:], value=list(COMPARED), label="Methods", elem_id="methods")
+    methods = started_at(
+        gr.CheckboxGroup(method_choices()[1:], value=list(COMPARED), label="Methods", elem_id="methods")
+    )
     go, stop = go_and_stop("Compare", "compare-")
     grid = gr.Gallery(label="The same target, explained by each method", columns=5, elem_id="grid", **GALLERY)
     note = gr.Markdown(elem_id="grid-note")

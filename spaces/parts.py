@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from PIL import Image
@@ -25,6 +25,16 @@ def go_and_stop(label: str, prefix: str = "") -> tuple[gr.Button, gr.Button]:
         go = gr.Button(label, variant="primary", elem_id=f"{prefix}go", scale=3)
         stop = gr.Button("Stop", elem_id=f"{prefix}stop", scale=1, min_width=70)
     return go, stop
+
+
+Component = TypeVar("Component", bound=Any)
+
+
+def started_at(component: Component) -> Component:
+    """The component, where no value counts as the one that it starts with: gradio's own fails on none."""
+    preprocess, first = component.preprocess, component.value
+    component.preprocess = lambda payload: preprocess(first if payload is None else payload)
+    return component
 
 
 def figures(pictures: Sequence[tuple[Image.Image, str]], alt: str) -> str:

@@ -30,6 +30,8 @@ from hf_cam.zoo import SCENE
 
 HINT = "Ask a model that answers in words. Point at a word, tap it or use the arrow keys to see where it comes from."
 QUESTIONS = ("What is in the picture?", "What colour is the bag?", "How many items are there?", "What is on the left?")
+"""The first is answered rightly, and each noun lights up its own item."""
+FAINT = "Hardly any evidence from the picture (underlined), as they follow from other words or the model was certain:"
 LONGEST_LIST = 12
 RESULT = "words-result"
 STALE = "The picture or a setting was changed since. Press Ask."
@@ -131,11 +133,11 @@ def files(answer: Answer) -> tuple[str, str, str]:
 
 
 def says(answer: Answer) -> str:
-    """The answer, the method, and the words that hardly depend on the picture, in sentences."""
+    """The answer, the method, and the words to which the picture contributed hardly anything, in sentences."""
     faint = [one.label for one in answer if {NO_EVIDENCE, WITHOUT_PICTURE} & set(one.flags)]
     listed = ", ".join(as_text(word) for word in faint[:LONGEST_LIST])
     more = f" and {len(faint) - LONGEST_LIST} more" if len(faint) > LONGEST_LIST else ""
-    warning = f"\n\nHardly dependent on the picture (underlined): {listed}{more}." if faint else ""
+    warning = f"\n\n{FAINT} {listed}{more}." if faint else ""
     return f"**{as_text(answer.answer)}** · {answer[0].method} at `{answer[0].layers[0]}`{warning}"
 
 
