@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ SHOWN = 640
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
     """The overlay as the page shows it: a small picture is enlarged before the colours are laid over it."""
-    return _larger(explanation, longest).overlay(alpha, colormap)
+    return _scaled(explanation, max(1.0, _factor(explanation.image, longest))).overlay(alpha, colormap)
 
 
 def framed(explanation: Explanation, alpha: float, colormap: str) -> Image.Image:
@@ -40,50 +42,65 @@ def seen_box(explanation: Explanation) -> tuple[int, int, int, int] | None:
 def marked(found: Found) -> Image.Image:
     """The picture with what was found outlined, as the page shows it."""
     picture = enlarged(found.current.image)
+    factor = picture.width / found.current.image.width
     for one in found.explanations:
-        larger = _larger(one, SHOWN)
-        picture = outlined(picture, larger.outlines, larger.mask)
+        picture = outlined(picture, _boxes(one.outlines, factor), _mask(one, picture))
     return picture
 
 
-def _larger(explanation: Explanation, longest: int) -> Explanation:
-    """The explanation on an enlarged picture, with its heatmap, box and mask."""
-    factor = longest / max(explanation.image.size)
-    if factor <= 1:
+def _scaled(explanation: Explanation, factor: float) -> Explanation:
+    """The explanation on a larger or smaller picture, with its heatmap, boxes and mask."""
+    if factor == 1:
         return explanation
-    image, box, mask = enlarged(explanation.image, longest), explanation.box, explanation.mask
-    if mask is not None:
-        mask = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    image = _resized(explanation.image, factor)
+    way = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+    heatmap = cv2.resize(explanation.heatmap, image.size, interpolation=way)
     return dataclasses.replace(
         explanation,
         image=image,
-        heatmap=np.clip(cv2.resize(explanation.heatmap, image.size, interpolation=cv2.INTER_CUBIC), 0, 1),
-        box=None if box is None else tuple(factor * value for value in box),
-        boxes=tuple(tuple(factor * value for value in one) for one in explanation.boxes),
-        mask=mask,
+        heatmap=np.clip(heatmap, -1 if explanation.signed else 0, 1),
+        box=None if explanation.box is None else _boxes([explanation.box], factor)[0],
+        boxes=tuple(_boxes(explanation.boxes, factor)),
+        mask=_mask(explanation, image),
     )
+
+
+def _boxes(boxes: Sequence[Sequence[float]], factor: float) -> list[Any]:
+    return [tuple(factor * side for side in box) for box in boxes]
+
+
+def _mask(explanation: Explanation, image: Image.Image) -> np.ndarray | None:
+    """The mask, as large as the picture."""
+    if explanation.mask is None:
+        return None
+    return cv2.resize(explanation.mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _factor(image: Image.Image, longest: int) -> float:
+    return longest / max(image.size)
 
 
 def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
     """The picture with its longer side at least this long."""
-    factor = longest / max(image.size)
-    if factor <= 1:
-        return image
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    return _resized(image, max(1.0, _factor(image, longest)))
+
+
+def _resized(image: Image.Image, factor: float) -> Image.Image:
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
     """A small overlay."""
-    small = drawn(explanation, alpha, colormap, longest)
-    small.thumbnail((longest, longest))
-    return small
+    return _scaled(explanation, _factor(explanation.image, longest)).overlay(alpha, colormap)
 
 
 def saved(explanation: Explanation, alpha: float, colormap: str) -> tuple[str, str, str]:
-    """The overlay, the heatmap as a picture, and the heatmap as numbers."""
+    """The overlay, the heatmap as a picture, and the heatmap as numbers; written quickly rather than small."""
     folder = fresh_folder()
-    overlay = explanation.save(folder / "overlay.png", alpha, colormap)
-    numbers = explanation.save(folder / "heatmap.npy")
-    picture = folder / "heatmap.png"
-    Image.fromarray(np.rint(explanation.heatmap * 255).astype(np.uint8)).save(picture)
+    heatmap = explanation.heatmap
+    overlay, picture, numbers = folder / "overlay.png", folder / "heatmap.png", folder / "heatmap.npy"
+    explanation.overlay(alpha, colormap).save(overlay, compress_level=1)
+    Image.fromarray(np.rint(heatmap * 255).astype(np.uint8)).save(picture, compress_level=1)
+    np.save(numbers, heatmap)
     return str(overlay), str(picture), str(numbers)
