@@ -166,9 +166,9 @@ def begin(model: str, file: str, alpha: float, colormap: str) -> list[Any]:
 
 
 def arrive(alpha: float, colormap: str) -> list[Any]:
-    """The first view of all."""
+    """The first view of all; a visitor who has opened another tab meanwhile stays there."""
     first = next(iter(starts().values()))
-    return begin(first.model, first.file, alpha, colormap)
+    return [gr.skip(), *begin(first.model, first.file, alpha, colormap)[1:]]
 
 
 def portraits() -> list[Any]:
@@ -199,10 +199,14 @@ def turn(model: str, picture: str | None, alpha: float, colormap: str) -> list[A
 
 
 def enter(tab: str, model: str, picture: str | None, alpha: float, colormap: str) -> list[Any]:
-    """A tab was opened: its first model is taken, unless the current one belongs to it."""
+    """A tab was opened: its first model is taken, unless the current one belongs to it.
+
+    A tab that the page itself opens causes the same event, which must not end the work that opened it.
+    """
     with contextlib.suppress(HFCamError):  # a model that cannot be had belongs nowhere
         if tab_of_model(checked(model)) == tab:
             return [gr.skip()] * (3 + len(DEFAULTS)) + untouched()
+    jobs.supersede()
     return turn(starts()[tab].model, picture, alpha, colormap)
 
 

@@ -90,6 +90,15 @@ def end(visit: str) -> None:
         job.set()
 
 
+def supersede() -> None:
+    """End the other work of this visit, whose results would be out of date."""
+    own = _JOB.get()
+    for visit in [jobs for jobs in tuple(_running.values()) if own in jobs]:
+        for job in tuple(visit):
+            if job is not own:
+                job.set()
+
+
 def check() -> None:
     """Stop here where the visitor has asked for it.
 

@@ -466,7 +466,7 @@ class Wiring:
         self.run(inputs.model.input, turn, [inputs.model, picture, *colours], self.begun, shows=False)
         for tab, item in self.tasks.items.items():
             given = [inputs.model, picture, *colours]
-            self.run(item.select, functools.partial(enter, tab), given, self.begun, shows=False)
+            self.run(item.select, functools.partial(enter, tab), given, self.begun, shows=False, alone=False)
 
     def attach_explanations(self) -> None:
         """Explain is pressed, something found is chosen, or what was asked for changes."""
@@ -522,9 +522,16 @@ class Wiring:
         return {"fn": settle, "inputs": given, "outputs": [self.result.note, *closed], "queue": False, **AT_ONCE}
 
     def run(
-        self, listen: Any, work: Callable[..., Any], given: list[Block], filled: list[Block], *, shows: bool = True
+        self,
+        listen: Any,
+        work: Callable[..., Any],
+        given: list[Block],
+        filled: list[Block],
+        *,
+        shows: bool = True,
+        alone: bool = True,
     ) -> Any:
-        """Attach work that leads to another explanation, which ends all other work of the visit.
+        """Attach work that leads to another explanation.
 
         Args:
             listen: The event, such as `button.click`.
@@ -532,12 +539,13 @@ class Wiring:
             given: The components whose values it takes.
             filled: The components that it fills.
             shows: Whether the result is brought into view.
+            alone: Whether it always ends all other work of the visit.
 
         Returns:
             What further events can follow.
         """
         options = {**QUEUE, "api_visibility": "private", "show_progress_on": [self.result.slider]}
-        done = listen(as_event(work, alone=True), given, filled, **options)
+        done = listen(as_event(work, alone=alone), given, filled, **options)
         done.then(**self.settling)
         if shows:
             done.success(None, js=TO_RESULT, **AT_ONCE)

@@ -6,7 +6,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from abc import ABCMeta
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -58,12 +59,8 @@ class Labelled:
 
 
 def as_uploaded(component: Component) -> Component:
-    """The component that passes on the uploaded file itself: nothing opens it before it has been checked.
-
-    A subclass would do the same, but gradio writes a stub file beside the module of each.
-    """
-    component.preprocess = lambda payload: payload and payload.path  # type: ignore[attr-defined]
-    return component
+    """The component that passes on the uploaded file itself: nothing opens it before it has been checked."""
+    return _passing(component, lambda payload: payload and payload.path)
 
 
 def as_uploads(component: Component) -> Component:
@@ -74,7 +71,18 @@ def as_uploads(component: Component) -> Component:
         files = files if isinstance(files, list) else [files]
         return [Upload(one.path, one.orig_name or Path(one.path).name) for one in files]
 
-    component.preprocess = uploads  # type: ignore[attr-defined]
+    return _passing(component, uploads)
+
+
+def _passing(component: Component, pass_on: Callable[[Any], Any]) -> Component:
+    """The component with another `preprocess`, also in the copies that gradio makes of it when an event updates it.
+
+    A subclass, since those copies are made from the class; its metaclass is passed over, which would write a stub file
+    beside the module.
+    """
+    base = type(component)
+    body = {"preprocess": lambda self, payload: pass_on(payload), "__module__": base.__module__}
+    component.__class__ = ABCMeta.__new__(type(base), base.__name__, (base,), body)
     return component
 
 

@@ -4,6 +4,9 @@ import asyncio
 import dataclasses
 import shutil
 import sys
+import threading
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ import models
 import overlays
 import scores
 import starts
+import uploads
 import wording
 import work
 
@@ -242,6 +246,17 @@ def test_maps_that_look_the_same_and_methods_that_are_missing_are_named(found):
     assert "FinerCAM is missing: it contrasts classes." in said
 
 
+@pytest.mark.parametrize("kind", [gr.Image, gr.File])
+def test_a_component_that_an_event_has_updated_still_passes_on_the_file_unopened(kind):
+    component = uploads.as_uploaded(kind(label="a picture"))
+    updated = component.__class__(**component.constructor_args)  # as gradio does
+    payload = types.SimpleNamespace(path="/no/such/file.png")
+    assert component.preprocess(payload) == updated.preprocess(payload) == payload.path
+    assert updated.preprocess(None) is None
+    assert updated.get_block_name() == kind.__name__.lower()
+    assert uploads.as_uploaded(kind()).__class__.__mro__[1] is kind
+
+
 # What is computed ----------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +336,29 @@ def test_a_stream_ends_where_its_visit_does_and_passes_errors_on():
     with pytest.raises(limits.Refused, match="no"):
         asyncio.run(parts(fails))
     assert jobs._running == {}
+
+
+def test_a_tab_that_the_page_opens_itself_ends_no_work_but_one_with_another_model_does(monkeypatch):
+    reached = threading.Event()
+
+    def wait():
+        reached.set()
+        for _ in range(200):
+            jobs.check()
+            time.sleep(0.01)
+        return "done"
+
+    async def ends(model):
+        working = asyncio.ensure_future(jobs.run(wait, visit="a visit"))
+        await asyncio.to_thread(reached.wait)
+        await jobs.run(events.enter, "classify", model, str(SCENE), 0.5, "turbo", visit="a visit")
+        try:
+            return await working
+        except jobs.Stopped:
+            return "ended"
+
+    assert asyncio.run(ends("demo:vit")) == "done"
+    assert asyncio.run(ends("demo:detr")) == "ended"
 
 
 @pytest.mark.slow
