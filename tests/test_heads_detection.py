@@ -19,19 +19,8 @@ from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, QueryBox, QueryLogit
 from hf_cam.zoo import SCENE
-from nets import LONGEST, SQUARE, THINGS, detr, explained
+from nets import LONGEST, SQUARE, THINGS, detr, explained, sure_detr
 from pictures import noise, to_tensor
-
-
-def sure_detr():
-    """The tiny DETR, made sure of its random findings."""
-    loaded = detr()
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in loaded.model.named_parameters():
-        if "query_position" in name or "decoder" in name or "bbox" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-    loaded.model.class_labels_classifier.weight.data *= 20
-    return loaded
 
 
 def test_every_kept_detection_gets_a_map_of_its_own(photo):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torchvision
 import transformers as hf
 
 import hf_cam
@@ -21,6 +19,8 @@ from pages import ROOT, python_blocks
 ELSEWHERE = ("google/vit-base-patch16-224", "path/to/checkpoint")
 """Models that the pages name and that no test has."""
 NOT_RUN = {
+    "docs/migration/others.md": "test_migration.py runs it",
+    "docs/migration/pytorch-grad-cam.md": "test_migration.py runs it",
     "docs/guide/marks.md": "names checkpoints of the Hub; test_heads_prompted.py and _keypoints.py run the same",
     "docs/tutorials/ten-thousand-images.md": "test_ray.py runs its block for Ray, test_dataset.py the one for the Hub",
 }
@@ -48,31 +48,12 @@ def own_module() -> dict[str, Any]:
     return {"model": network.eval(), "preprocess": processor}
 
 
-def script(scene: Any) -> dict[str, Any]:
-    """What a script of another library has at hand: a ResNet with random weights, a ViT, and their inputs."""
-    torch.manual_seed(0)
-    processor = hf.AutoImageProcessor.from_pretrained(resolve_name("demo:vit"))
-    pixels = processor(images=[scene, scene.transpose(0)], return_tensors="pt").pixel_values
-    return {
-        "torch": torch,
-        "picture": scene,
-        "rgb_img": np.float32(scene.resize((pixels.shape[3], pixels.shape[2]))) / 255,
-        "model": torchvision.models.resnet18().eval(),
-        "input_tensor": pixels[:1],
-        "vit": hf.ViTForImageClassification.from_pretrained(resolve_name("demo:vit")).eval(),
-        "vit_pixels": pixels,
-        "processor": processor,
-    }
-
-
 def given(page: Path) -> dict[str, Any]:
     """The names that a page takes for granted."""
     scene = SCENE if page.stem == "gallery" else load_image(SCENE)
     names = {"hf_cam": hf_cam, "image": scene, "images": [scene]}
     if page.stem == "outputs":
         return names | own_module()
-    if page.parent.name == "migration":
-        return names | script(scene)
     return names | {"model": hf.AutoModelForImageClassification.from_pretrained(resolve_name("demo:vit"))}
 
 

@@ -11,7 +11,20 @@ from benchmarks.tiny_models import case_of
 from hf_cam.errors import MethodError, OptionError, TargetError
 from hf_cam.explanation import Explanation
 from hf_cam.targets import BoxSide, ClassLogit, ListedBox, PromptSimilarity, QueryBox, SumOf
-from nets import THINGS, blip, classifier, clip, depth, detr, embedder, explained, maskformer, owl, segformer, vilt
+from nets import (
+    THINGS,
+    blip,
+    classifier,
+    clip,
+    depth,
+    embedder,
+    explained,
+    maskformer,
+    owl,
+    segformer,
+    sure_detr,
+    vilt,
+)
 from pictures import noise, pictures, to_tensor
 from unchanged import unchanged
 
@@ -19,15 +32,8 @@ PROMPTS = ("a cat", "a red cup", "a dog")
 
 
 @pytest.fixture(scope="module")
-def sure_detr():
-    """The tiny DETR, made sure of several random findings."""
-    loaded = detr()
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in loaded.model.named_parameters():
-        if "query_position" in name or "decoder" in name or "bbox" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-    loaded.model.class_labels_classifier.weight.data *= 20
-    return loaded
+def sure():
+    return sure_detr()
 
 
 def same(first: Explanation, second: Explanation) -> None:
@@ -61,13 +67,13 @@ def test_a_sum_nests_and_repeats(photo):
     assert len(found) == 3
 
 
-def test_all_objects_of_a_class_have_one_map_with_all_their_boxes(photo, sure_detr):
-    label = explained(sure_detr, photo)[0].label
-    objects = explained(sure_detr, photo, target=label)
+def test_all_objects_of_a_class_have_one_map_with_all_their_boxes(photo, sure):
+    label = explained(sure, photo)[0].label
+    objects = explained(sure, photo, target=label)
     assert len(objects) > 1
-    with unchanged(sure_detr.model):
-        [together] = explained(sure_detr, photo, target=SumOf(label))
-    same(together, explained(sure_detr, photo, target=the_sum(*(one.origin.target for one in objects)))[0])
+    with unchanged(sure.model):
+        [together] = explained(sure, photo, target=SumOf(label))
+    same(together, explained(sure, photo, target=the_sum(*(one.origin.target for one in objects)))[0])
     assert together.label == f"{len(objects)} x {label}"
     assert together.boxes == together.outlines == tuple(one.box for one in objects)
     assert together.box is None
@@ -77,12 +83,12 @@ def test_all_objects_of_a_class_have_one_map_with_all_their_boxes(photo, sure_de
         assert (drawn[edge] != bare[edge]).any()
 
 
-def test_several_boxes_have_one_map(photo, sure_detr):
-    first, second, *_ = explained(sure_detr, photo)
-    [together] = explained(sure_detr, photo, target=SumOf([first.box, second.box]))
-    same(together, explained(sure_detr, photo, target=the_sum(first.origin.target, second.origin.target))[0])
-    [every] = explained(sure_detr, photo, target=SumOf(None))
-    assert len(every.boxes) == len(explained(sure_detr, photo))
+def test_several_boxes_have_one_map(photo, sure):
+    first, second, *_ = explained(sure, photo)
+    [together] = explained(sure, photo, target=SumOf([first.box, second.box]))
+    same(together, explained(sure, photo, target=the_sum(first.origin.target, second.origin.target))[0])
+    [every] = explained(sure, photo, target=SumOf(None))
+    assert len(every.boxes) == len(explained(sure, photo))
 
 
 def test_a_sum_works_with_prompts_segments_depth_answers_and_images(photo):
@@ -156,22 +162,22 @@ def test_methods_that_contrast_classes_refuse_a_sum(photo):
 
 
 @pytest.mark.parametrize("side", ["left", "y0", "xmax", "bottom"])
-def test_a_side_of_a_box_is_explained_by_its_coordinate(photo, sure_detr, side):
-    best = explained(sure_detr, photo)[0]
+def test_a_side_of_a_box_is_explained_by_its_coordinate(photo, sure, side):
+    best = explained(sure, photo)[0]
     place = {"left": 0, "y0": 1, "xmax": 2, "bottom": 3}[side]
     name = ("left", "top", "right", "bottom")[place]
-    [found] = explained(sure_detr, photo, target=BoxSide(best.box, side))
-    same(found, explained(sure_detr, photo, target=QueryBox(best.origin.target.query, name))[0])
+    [found] = explained(sure, photo, target=BoxSide(best.box, side))
+    same(found, explained(sure, photo, target=QueryBox(best.origin.target.query, name))[0])
     assert found.label == f"{name} side of {best.label}"
     assert found.score == pytest.approx(best.box[place])
     assert found.score_kind == f"pixels from the {'top' if place % 2 else 'left'}"
 
 
-def test_the_sides_of_all_objects_of_a_class_come_one_by_one_or_as_a_sum(photo, sure_detr):
-    label = explained(sure_detr, photo)[0].label
-    count = len(explained(sure_detr, photo, target=label))
-    assert len(explained(sure_detr, photo, target=BoxSide(label, "left"))) == count
-    [both] = explained(sure_detr, photo, target=SumOf([BoxSide(label, "left"), BoxSide(label, "right")]))
+def test_the_sides_of_all_objects_of_a_class_come_one_by_one_or_as_a_sum(photo, sure):
+    label = explained(sure, photo)[0].label
+    count = len(explained(sure, photo, target=label))
+    assert len(explained(sure, photo, target=BoxSide(label, "left"))) == count
+    [both] = explained(sure, photo, target=SumOf([BoxSide(label, "left"), BoxSide(label, "right")]))
     assert len(both.boxes) == 2 * count
 
 
@@ -197,7 +203,7 @@ def test_a_side_of_a_listed_box_is_explained_too(photo):
     assert float(far({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)})) == 1
 
 
-def test_a_side_is_refused_where_there_are_no_boxes_or_no_such_side(photo, sure_detr):
+def test_a_side_is_refused_where_there_are_no_boxes_or_no_such_side(photo, sure):
     for loaded, settings in ((classifier(), {}), (segformer(), {}), (clip(), {"text": PROMPTS})):
         with pytest.raises(TargetError, match="predicts no boxes"):
             explained(loaded, photo, target=BoxSide(0, "left"), **settings)
@@ -208,18 +214,18 @@ def test_a_side_is_refused_where_there_are_no_boxes_or_no_such_side(photo, sure_
         with pytest.raises(TargetError, match="BoxSide takes one target"):
             BoxSide(several, "left")
     with pytest.raises(TargetError, match="no class is called"):
-        explained(sure_detr, photo, target=BoxSide("zebra crossing", "left"))
+        explained(sure, photo, target=BoxSide("zebra crossing", "left"))
     with pytest.raises(TargetError, match="left, top, right, bottom"):
-        explained(sure_detr, photo, target=QueryBox(0, "middle"))
+        explained(sure, photo, target=QueryBox(0, "middle"))
 
 
 # Boxes stretched for themselves --------------------------------------------------------------------------------------
 
 
-def test_each_box_is_stretched_for_itself_and_the_rest_is_empty(photo, sure_detr):
+def test_each_box_is_stretched_for_itself_and_the_rest_is_empty(photo, sure):
     for settings in ({}, {"target": SumOf(None)}):
-        plain = explained(sure_detr, photo, **settings)
-        for one, stretched in zip(plain, explained(sure_detr, photo, renormalize="box", **settings), strict=True):
+        plain = explained(sure, photo, **settings)
+        for one, stretched in zip(plain, explained(sure, photo, renormalize="box", **settings), strict=True):
             inside = np.zeros_like(one.heatmap, bool)
             for x0, y0, x1, y1 in one.outlines:
                 box = np.s_[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
@@ -232,24 +238,24 @@ def test_each_box_is_stretched_for_itself_and_the_rest_is_empty(photo, sure_detr
             np.testing.assert_array_equal(one.overlay(renormalize="box"), stretched.overlay())
 
 
-def test_a_box_alone_is_stretched_by_its_own_extremes(photo, sure_detr):
-    [one] = explained(sure_detr, photo, target=3)
+def test_a_box_alone_is_stretched_by_its_own_extremes(photo, sure):
+    [one] = explained(sure, photo, target=3)
     x0, y0, x1, y1 = one.box
     box = np.s_[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
     inside = one.heatmap[box]
     np.testing.assert_allclose(one.renormalized().heatmap[box], (inside - inside.min()) / np.ptp(inside), atol=1e-5)
 
 
-def test_stretching_is_refused_without_boxes_and_in_another_way(photo, sure_detr):
+def test_stretching_is_refused_without_boxes_and_in_another_way(photo, sure):
     with pytest.raises(OptionError, match="needs the boxes of a detector"):
         explained(classifier(), photo, renormalize="box")
     with pytest.raises(OptionError, match="needs the boxes of a detector"):
-        explained(sure_detr, photo, renormalize="box", target=lambda output: output["logits"].sum())
+        explained(sure, photo, renormalize="box", target=lambda output: output["logits"].sum())
     with pytest.raises(OptionError, match="has none"):
         explained(classifier(), photo)[0].renormalized()
     for wrong in ("boxes", True, 1, ["box"]):
         with pytest.raises(OptionError, match="renormalize must be 'box'"):
-            explained(sure_detr, photo, renormalize=wrong)
+            explained(sure, photo, renormalize=wrong)
     with pytest.raises(OptionError, match="load_explanations"):
         hf_cam.Explain("demo:detr", renormalize="box")
 

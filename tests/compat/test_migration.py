@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,10 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_cam
+from pages import ROOT, python_blocks
 from pictures import noise
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "migration").glob("*.md"))
+PAGES = sorted((ROOT / "docs" / "migration").glob("*.md"))
 
 
 class Net(nn.Module):
@@ -51,16 +50,11 @@ def given() -> dict[str, Any]:
     }
 
 
-def snippets(page: Path) -> list[str]:
-    blocks = re.findall(r"^ *```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [dedent(code) for code in blocks]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_snippets_of_a_migration_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = given()
-    found = snippets(page)
+    found = python_blocks(page)
     assert len(found) >= 2
     for code in found:
         exec(compile(code, page.name, "exec"), names)
