@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.auditing.cases import Case, Opened
-from hf_cam.auditing.recognition import LOCATING, Question, Recognized, marked, recognizer_of
+from hf_cam.auditing.cases import Case
+from hf_cam.auditing.recognition import LOCATING, Recognized, Shown, marked, recognizer_of
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.explainer import Explainer
-from hf_cam.images.geometry import Geometry
 from hf_cam.images.patches import are_cut
 from hf_cam.images.videos import Video
 from hf_cam.metrics.replacement import Replacement, by_mean, by_neighbours, by_others
@@ -27,38 +25,6 @@ from hf_cam.request import Request
 CERTAIN = 1e-6
 AT_ONCE = 32
 """Changed images per forward."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """An image as the model gets it.
-
-    Args:
-        case: Where it comes from.
-        opened: The image, with what marks its object.
-        pixels: `[1, C, h, w]`, on the model's device.
-        geometry: Where the image lies in them.
-        label: Its class.
-        right: Whether the model gives it this class, or finds the object of this class in it.
-    """
-
-    case: Case
-    opened: Opened
-    pixels: Tensor
-    geometry: Geometry
-    label: int
-    right: bool = True
-
-    def mask(self, region: np.ndarray) -> Tensor:
-        """A region `[H, W]` of the image in the model's pixels, `[h, w]` booleans."""
-        height, width = self.geometry.model_size
-        return self.geometry.mask_to_grid(region, (height, width)) if region.any() else torch.zeros(height, width) > 0
-
-    @property
-    def object(self) -> np.ndarray:
-        """The marked object, `[H, W]` booleans; nothing where none is marked."""
-        height, width = self.opened.image.height, self.opened.image.width
-        return np.zeros((height, width), bool) if self.opened.inside is None else self.opened.inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +81,14 @@ class Asker:
             Scores `[N]` in [0, 1], and booleans `[N]`.
         """
         loaded, head = self.explainer.loaded, self.explainer.head
-        recognize, asked = recognizer_of(head), Question(one.label, one.opened, one.geometry, self.request)
+        recognize = recognizer_of(head)
         full = dict(head.inputs(self.request))
         found: list[Recognized] = []
         with borrowed(unwrap(loaded.model)) as module, torch.no_grad():
             for some in pixels.split(AT_ONCE):
                 output = call(module, model_inputs_of(loaded.model, some, full))
-                found += [recognize(head, sample_of(output, index, len(some)), asked) for index in range(len(some))]
+                samples = [sample_of(output, index, len(some)) for index in range(len(some))]
+                found += [recognize(head, sample, one, self.request) for sample in samples]
         scores = torch.tensor([answer.score for answer in found], dtype=torch.float64)
         return scores, torch.tensor([answer.right for answer in found])
 

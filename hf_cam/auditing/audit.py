@@ -13,10 +13,10 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from hf_cam.auditing.asking import Asker, Shown, shown
+from hf_cam.auditing.asking import Asker, shown
 from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, labels_in
 from hf_cam.auditing.findings import HELD_OUT, SEARCHED, ClassImages, Finding, Suspicion, suspicions
-from hf_cam.auditing.recognition import target_of
+from hf_cam.auditing.recognition import Shown, target_of
 from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
 from hf_cam.auditing.trials import corrected

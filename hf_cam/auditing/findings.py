@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import wilcoxon
 
-from hf_cam.auditing.asking import Asker, Shown, falls
+from hf_cam.auditing.asking import Asker, falls
 from hf_cam.auditing.cases import WHOLE, Box
+from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, grown, inside_share
 from hf_cam.auditing.suspects import Scan, Shrinking, distinct, places, scan
 from hf_cam.auditing.trials import Regions, Trial, Verdict, tried

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.auditing.cases import Box, Opened
+from hf_cam.auditing.cases import Box, Case, Opened
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.heads import Head
 from hf_cam.heads.classification import ClassificationHead
@@ -37,24 +37,39 @@ class Recognized:
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """What is asked of one image.
+class Shown:
+    """An image as the model gets it.
 
     Args:
-        index: The class.
+        case: Where it comes from.
         opened: The image, with what marks its object.
-        geometry: Where it lies in the model's input.
-        request: With the prompts, if the model takes any.
+        pixels: `[1, C, h, w]`, on the model's device.
+        geometry: Where the image lies in them.
+        label: Its class.
+        right: Whether the model gives it this class, or finds the object of this class in it.
     """
 
-    index: int
+    case: Case
     opened: Opened
+    pixels: Tensor
     geometry: Geometry
-    request: Request
+    label: int
+    right: bool = True
+
+    def mask(self, region: np.ndarray) -> Tensor:
+        """A region `[H, W]` of the image in the model's pixels, `[h, w]` booleans."""
+        height, width = self.geometry.model_size
+        return self.geometry.mask_to_grid(region, (height, width)) if region.any() else torch.zeros(height, width) > 0
+
+    @property
+    def object(self) -> np.ndarray:
+        """The marked object, `[H, W]` booleans; nothing where none is marked."""
+        height, width = self.opened.image.height, self.opened.image.width
+        return np.zeros((height, width), bool) if self.opened.inside is None else self.opened.inside
 
 
-Recognizer = Callable[[Any, Any, Question], Recognized]
-"""`(head, output of one image, question) -> what the model says`."""
+Recognizer = Callable[[Any, Any, Shown, Request], Recognized]
+"""`(head, output for the image or a variant of it, the image, request) -> what the model says`."""
 
 
 def class_scores(head: Head, output: Any) -> Tensor:
@@ -65,45 +80,45 @@ def class_scores(head: Head, output: Any) -> Tensor:
     return torch.stack([1 - scores[0], scores[0]]) if len(scores) == 1 else scores
 
 
-def by_class(head: ClassificationHead, output: Any, asked: Question) -> Recognized:
+def by_class(head: ClassificationHead, output: Any, one: Shown, request: Request) -> Recognized:
     """The probability of the class, of a classifier."""
     scores = class_scores(head, output)
-    return Recognized(float(scores[asked.index]), int(scores.argmax()) == asked.index)
+    return Recognized(float(scores[one.label]), int(scores.argmax()) == one.label)
 
 
-def by_prompt(head: PromptHead, output: Any, asked: Question) -> Recognized:
+def by_prompt(head: PromptHead, output: Any, one: Shown, request: Request) -> Recognized:
     """The share of the class's prompt."""
     shares = class_scores(head, output)
-    return Recognized(float(shares[asked.index]), int(shares.argmax()) == asked.index)
+    return Recognized(float(shares[one.label]), int(shares.argmax()) == one.label)
 
 
-def by_box(head: DetectionHead, output: Any, asked: Question) -> Recognized:
+def by_box(head: DetectionHead, output: Any, one: Shown, request: Request) -> Recognized:
     """The score of the surest box of the class on the object, which is found from the detector's threshold on."""
     try:
-        found = head.detections(output, asked.request, asked.geometry)
+        found = head.detections(output, request, one.geometry)
     except TargetError:  # the detector lists nothing
         return Recognized(0.0, False)
-    score = found.score_at(box_in_pixels(asked.opened), asked.index)
-    return Recognized(score, score >= head.kept_from(asked.request))
+    score = found.score_at(box_in_pixels(one.opened), one.label)
+    return Recognized(score, score >= head.kept_from(request))
 
 
-def by_region(head: SemanticHead, output: Any, asked: Question) -> Recognized:
+def by_region(head: SemanticHead, output: Any, one: Shown, request: Request) -> Recognized:
     """The mean probability of the class over the object, which is found if no other class has a higher mean logit."""
     found = head.class_maps(output)
-    region = asked.geometry.mask_to_grid(marked(asked.opened), found.grid)
+    region = one.geometry.mask_to_grid(marked(one.opened), found.grid)
     index = int(found.logits[:, region].mean(1).argmax()) if region.any() else -1
-    return Recognized(float(found.scores[asked.index][region].mean()) if region.any() else 0.0, index == asked.index)
+    return Recognized(float(found.scores[one.label][region].mean()) if region.any() else 0.0, index == one.label)
 
 
-def by_segment(head: MaskHead, output: Any, asked: Question) -> Recognized:
+def by_segment(head: MaskHead, output: Any, one: Shown, request: Request) -> Recognized:
     """The score of the surest segment of the class on the object (an IoU of 0.5 or more)."""
-    found = head.segments(output, asked.request)
-    region = asked.geometry.mask_to_grid(marked(asked.opened), (found.shares.shape[1], found.shares.shape[2]))
+    found = head.segments(output, request)
+    region = one.geometry.mask_to_grid(marked(one.opened), (found.shares.shape[1], found.shares.shape[2]))
     covered = found.shares >= 0.5
     joint = (covered & region).sum((1, 2)) / (covered | region).sum((1, 2)).clamp_min(1)
-    there = (joint >= ON_OBJECT) & (torch.tensor(found.classes) == asked.index)
+    there = (joint >= ON_OBJECT) & (torch.tensor(found.classes) == one.label)
     score = max((score for score, on in zip(found.scores, there.tolist(), strict=True) if on), default=0.0)
-    return Recognized(score, score >= head.kept_from(asked.request))
+    return Recognized(score, score >= head.kept_from(request))
 
 
 BY_HEAD: dict[type[Head], Recognizer] = {

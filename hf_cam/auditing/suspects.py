@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.auditing.asking import Asker, Shown, falls
+from hf_cam.auditing.asking import Asker, falls
 from hf_cam.auditing.cases import Box, box_of
+from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, grown, overlap, peak_blob, to_frame
 from hf_cam.layouts import Size
 from hf_cam.methods.masking import Window, windows

@@ -11,7 +11,8 @@ import torch
 from scipy.stats import binomtest, false_discovery_control
 from torch import Tensor
 
-from hf_cam.auditing.asking import Asker, Shown, replacements
+from hf_cam.auditing.asking import Asker, replacements
+from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import elsewhere
 
 Verdict = Literal["reads it", "does not", "undecided"]
