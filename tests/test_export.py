@@ -65,11 +65,12 @@ def differences(model: nn.Module, method: str, exported: Any, *, target_input: b
 # Closed forms --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", CLOSED)
-@pytest.mark.parametrize("name", POOLED)
+# CAM is not defined for ConvNeXt, where a layer norm lies between the mean and the linear layer.
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in POOLED for method in CLOSED if method != "cam" or "convnext" not in name],
+)
 def test_the_closed_form_of_a_method_gives_hf_cams_own_map(name: str, method: str) -> None:
-    if method == "cam" and "convnext" in name:
-        pytest.skip("the layer norm lies between the mean and the linear layer")
     model, pixels = NETWORKS[name](), pictures(3)
     cam = CAM(model, method)
     expected = cam(pixels, [3, 0, 6])
