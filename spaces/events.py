@@ -162,12 +162,14 @@ def begin(model: str, file: str, alpha: float, colormap: str) -> list[Any]:
     found = first_view(model, file)
     target, prompts, method, _, aug_smooth, eigen_smooth, effort = DEFAULTS
     settings = [target, prompts_box(model, prompts), method, layer_menu(model), aug_smooth, eigen_smooth, effort]
-    return [tabs_at(model), file, model, *settings, *opened(found, alpha, colormap)]
+    return [*tabs_at(model), file, model, *settings, *opened(found, alpha, colormap)]
 
 
-def arrive(alpha: float, colormap: str) -> list[Any]:
+def arrive(at: str, alpha: float, colormap: str) -> list[Any]:
     """The first view of all; a visitor who has opened another tab meanwhile stays there."""
-    first = next(iter(starts().values()))
+    tab, first = next(iter(starts().items()))
+    if at != tab:
+        return untouched_view()
     return [gr.skip(), *begin(first.model, first.file, alpha, colormap)[1:]]
 
 
@@ -195,24 +197,30 @@ def turn(model: str, picture: str | None, alpha: float, colormap: str) -> list[A
     if is_example(picture):
         return begin(name, example_for(name), alpha, colormap)
     settings = [gr.skip(), prompts_box(name), gr.skip(), layer_menu(name), *[gr.skip()] * 3]
-    return [tabs_at(name), gr.skip(), name, *settings, *untouched()]
+    return [*tabs_at(name), gr.skip(), name, *settings, *untouched()]
 
 
-def enter(tab: str, model: str, picture: str | None, alpha: float, colormap: str) -> list[Any]:
-    """A tab was opened: its first model is taken, unless the current one belongs to it.
+def enter(tab: str, at: str, picture: str | None, alpha: float, colormap: str) -> list[Any]:
+    """A tab was opened: its first model is taken, unless the page is at this tab already.
 
     A tab that the page itself opens causes the same event, which must not end the work that opened it.
+
+    Args:
+        tab: The tab.
+        at: The tab of what the page was last filled with, which the server keeps: what the browser would send as the
+            model may be older than that.
+        picture, alpha, colormap: What is on the page.
     """
-    with contextlib.suppress(HFCamError):  # a model that cannot be had belongs nowhere
-        if tab_of_model(checked(model)) == tab:
-            return [gr.skip()] * (3 + len(DEFAULTS)) + untouched()
+    if at == tab:
+        return untouched_view()
     jobs.supersede()
     return turn(starts()[tab].model, picture, alpha, colormap)
 
 
-def tabs_at(model: str) -> gr.Tabs:
-    """The tabs, with the model's opened."""
-    return gr.Tabs(selected=tab_of_model(model))
+def tabs_at(model: str) -> list[Any]:
+    """The tabs, with the model's opened, and its name for the server."""
+    tab = tab_of_model(model)
+    return [gr.Tabs(selected=tab), tab]
 
 
 def prompts_box(model: str, prompts: Any = None) -> gr.Textbox:
@@ -251,6 +259,11 @@ def emptied(picture: str | None) -> list[Any]:
         return untouched()
     shown = [None, wording.CHOOSE, "", gr.HTML("", visible=False), "", None, None, None]
     return [None, [], gr.Image(None, visible=False), *shown, *cleared()]
+
+
+def untouched_view() -> list[Any]:
+    """What a first view fills stays as it is."""
+    return [gr.skip()] * (4 + len(DEFAULTS)) + untouched()
 
 
 def untouched() -> list[Any]:

@@ -83,7 +83,8 @@ QUICK: dict[str, Any] = {**AT_ONCE, "concurrency_limit": 8}
 def build() -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="What the model looked at", delete_cache=(600, KEPT_SECONDS)) as page:
-        state = State(*(gr.State(None, time_to_live=KEPT_SECONDS) for _ in range(3)))
+        tab = gr.State(next(iter(starts())), time_to_live=KEPT_SECONDS)
+        state = State(tab, *(gr.State(None, time_to_live=KEPT_SECONDS) for _ in range(3)))
         with gr.Row(elem_id="head"):
             gr.Markdown(HEADLINE, elem_id="title")
             gr.Markdown(links(), elem_id="links")
@@ -128,8 +129,9 @@ def tile(name: str, file: str, kind: str) -> gr.Button:
 
 @dataclass(frozen=True)
 class State:
-    """What the server keeps of a visit: what is shown, the comparison, and what was measured."""
+    """What the server keeps of a visit: its tab, what is shown, the comparison, and what was measured."""
 
+    tab: gr.State
     found: gr.State
     made: gr.State
     judged: gr.State
@@ -443,7 +445,7 @@ class Wiring:
         """What `events.begin` fills, in its order."""
         inputs = self.inputs
         others = [inputs.target, inputs.prompts, *inputs.settings[3:]]
-        return [self.tasks.tabs, inputs.picture, inputs.model, *others, *self.opened]
+        return [self.tasks.tabs, self.state.tab, inputs.picture, inputs.model, *others, *self.opened]
 
     def all(self, begins: dict[Start, gr.Button]) -> None:
         """Attach every event of the page."""
@@ -457,7 +459,7 @@ class Wiring:
     def attach_first_views(self, begins: dict[Start, gr.Button]) -> None:
         """The page opens, or a tab, a model or an example is chosen."""
         inputs, colours, picture = self.inputs, self.result.colours, self.inputs.picture
-        arrived = self.run(self.page.load, arrive, colours, self.begun, shows=False)
+        arrived = self.run(self.page.load, arrive, [self.state.tab, *colours], self.begun, shows=False, alone=False)
         arrived.then(as_event(portraits, visit="portraits"), None, list(begins.values()), **QUEUE, **AT_ONCE)
         for start, button in begins.items():
             self.run(button.click, functools.partial(begin, start.model, start.file), colours, self.begun)
@@ -465,7 +467,7 @@ class Wiring:
             self.run(button.click, functools.partial(take, file), [inputs.model, *colours], self.begun)
         self.run(inputs.model.input, turn, [inputs.model, picture, *colours], self.begun, shows=False)
         for tab, item in self.tasks.items.items():
-            given = [inputs.model, picture, *colours]
+            given = [self.state.tab, picture, *colours]
             self.run(item.select, functools.partial(enter, tab), given, self.begun, shows=False, alone=False)
 
     def attach_explanations(self) -> None:

@@ -142,18 +142,27 @@ def test_an_example_is_explained_by_a_model_that_knows_its_kind():
 def test_a_tab_changes_the_model_but_not_the_visitors_own_picture(tmp_path):
     own = tmp_path / "own.png"
     Image.open(SCENE).rotate(180).save(own)
-    tabs, picture, model, *rest = events.enter("detect", "demo:vit", str(own), 0.5, "turbo")
-    assert (tabs.selected, model) == ("detect", "demo:detr")
+    tabs, at, picture, model, *rest = events.enter("detect", "classify", str(own), 0.5, "turbo")
+    assert (tabs.selected, at, model) == ("detect", "detect", "demo:detr")
     assert is_skip(picture)
     assert all(is_skip(update) for update in rest[len(events.DEFAULTS) :])  # the map stays, and is greyed
-    here = events.enter("classify", "demo:vit", str(own), 0.5, "turbo")
+    here = events.enter("detect", at, str(own), 0.5, "turbo")
     assert all(is_skip(update) for update in here)
-    assert len(here) == 3 + len(rest)
+    assert len(here) == 4 + len(rest)
+
+
+def test_the_first_view_of_all_changes_nothing_where_the_visitor_has_moved_on():
+    first = next(iter(starts.starts()))
+    tabs, at, *rest = events.arrive(first, 0.5, "turbo")
+    assert (is_skip(tabs), at) == (True, first)
+    late = events.arrive("detect", 0.5, "turbo")
+    assert all(is_skip(update) for update in late)
+    assert len(late) == 2 + len(rest)
 
 
 def test_a_tab_of_an_example_opens_with_its_map():
-    tabs, picture, model, *rest = events.enter("segment", "demo:vit", str(SCENE), 0.5, "turbo")
-    assert (tabs.selected, picture, model) == ("segment", str(SCENE), "demo:segformer")
+    tabs, at, picture, model, *rest = events.enter("segment", "classify", str(SCENE), 0.5, "turbo")
+    assert (tabs.selected, at, picture, model) == ("segment", "segment", str(SCENE), "demo:segformer")
     shown = rest[len(events.DEFAULTS)]
     assert shown.settings.model == "demo:segformer"
     assert visible(events.settle(shown, str(SCENE), model, *events.DEFAULTS)) == (False, True)
@@ -348,17 +357,17 @@ def test_a_tab_that_the_page_opens_itself_ends_no_work_but_one_with_another_mode
             time.sleep(0.01)
         return "done"
 
-    async def ends(model):
+    async def ends(at):
         working = asyncio.ensure_future(jobs.run(wait, visit="a visit"))
         await asyncio.to_thread(reached.wait)
-        await jobs.run(events.enter, "classify", model, str(SCENE), 0.5, "turbo", visit="a visit")
+        await jobs.run(events.enter, "classify", at, str(SCENE), 0.5, "turbo", visit="a visit")
         try:
             return await working
         except jobs.Stopped:
             return "ended"
 
-    assert asyncio.run(ends("demo:vit")) == "done"
-    assert asyncio.run(ends("demo:detr")) == "ended"
+    assert asyncio.run(ends("classify")) == "done"
+    assert asyncio.run(ends("detect")) == "ended"
 
 
 @pytest.mark.slow
