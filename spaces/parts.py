@@ -13,7 +13,8 @@ from PIL import Image
 
 PICTURES: dict[str, Any] = {"show_label": False, "format": "jpeg"}
 FITTED = (
-    "const fit = () => { this.style.height = this.contentDocument.documentElement.scrollHeight + 'px' };"
+    "const fit = () => { const border = this.offsetHeight - this.clientHeight;"
+    " this.style.height = this.contentDocument.documentElement.offsetHeight + border + 'px' };"
     "fit(); new ResizeObserver(fit).observe(this.contentDocument.body)"
 )
 """What gives a frame the height of its content, as long as it is shown."""

@@ -227,8 +227,8 @@ def test_a_repo_of_the_hub_is_refused_before_its_weights_are_fetched(hub, kind, 
 
 @pytest.fixture(scope="module")
 def builder():
-    """The process that builds, with two seconds for each network; the first one has died."""
-    found = Builder(seconds=2)
+    """The process that builds; the first one has died."""
+    found = Builder()
     dead = found.start()
     dead.kill()
     dead.wait()
