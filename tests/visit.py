@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+ANOTHER = """b => {
+    const shown = [...document.querySelectorAll('#map img')].map(i => i.getAttribute('src'));
+    const said = document.querySelector('#says .prose')?.innerText;
+    return said && shown.length && JSON.stringify([...shown, said]) !== JSON.stringify(b)
+}"""
 EXPLAINED = "b => { const s = document.querySelector('#says .prose')?.innerText; return s && s !== b }"
 
 
@@ -50,8 +55,10 @@ class Visit:
         self.page.wait_for_function("b => document.querySelectorAll('#map img')[1]?.src !== b[1]", arg=before)
 
     def explain(self) -> str:
-        """Press Explain; the map changes, and with it perhaps the sentence."""
-        self.redraws(lambda: self.page.click("#go"))
+        """Press Explain; the map changes, or the sentence alone where other prompts leave the map as it was."""
+        before = [*self.source(), self.says()]
+        self.page.click("#go")
+        self.page.wait_for_function(ANOTHER, arg=before)
         self.current()
         return self.says()
 
