@@ -606,7 +606,7 @@ def test_the_keyboard_is_enough_in_both_rooms(page):
     opened.keyboard.press("ArrowRight")
     assert lit(opened.frame_locator("#words-page iframe"))[0] == "blue"
     opened.focus("#words-tab-button")
-    opened.keyboard.press("ArrowRight")
+    reach(opened, "#audit-tab-button")
     opened.keyboard.press("Enter")
     opened.wait_for_selector("#audit-go")
     reach(opened, "#audit-model")
