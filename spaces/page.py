@@ -575,7 +575,11 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_active_dark="*primary_300",
+        link_text_color_visited_dark="*primary_300",
     )
     if online():
         BUILDER.start()

@@ -490,7 +490,7 @@ def page(browser, server):
 
 
 def is_outside(url):
-    return "127.0.0.1" not in url and not url.startswith(("data:", "blob:", "about:"))
+    return "127.0.0.1" not in url and not url.startswith(("data:", "blob:", "about:", "file:"))
 
 
 def violations(page, frame=None):
@@ -641,7 +641,10 @@ def test_a_folder_is_audited_and_the_report_is_taken_home(page, screen, screensh
     width, scheme = screen["viewport"]["width"], screen["color_scheme"]
     opened.screenshot(path=screenshots / f"audit-{width}-{scheme}.png", full_page=True)
     assert violations(opened) == []
-    assert violations(opened, inner(opened)) == []
     with opened.expect_download() as download:
         opened.click("#audit-zip-file")
-    assert "index.html" in zipfile.ZipFile(download.value.path()).namelist()
+    zipfile.ZipFile(download.value.path()).extractall(tmp_path / "report")
+    opened.goto((tmp_path / "report" / "index.html").as_uri())  # in its frame, where no script runs, axe would not end
+    assert opened.locator("article.finding").count()
+    assert fits(opened)
+    assert violations(opened) == []
