@@ -10,6 +10,9 @@ precision, each with its standard error over the words.
 Deletion: as many cells of the picture as the item touches are painted over in the colour of the background, and the
 model reads the same answer again up to the word. How often is another word its first choice? The item's own cells and
 random cells elsewhere frame what a map can reach with its strongest cells.
+
+Evidence: each description is read before three other scenes. How much of a word's probability is lost there, and what
+does its evidence, which never saw them, say?
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from transformers.utils import logging
 from benchmarks.dialogues import DESCRIBE, Dialogue, Kind, Mention, from_left, in_clear_order, named_tokens
 from benchmarks.scenes import COLORS, LABELS, Scene, scenes
 from hf_cam.explainer import Explainer
+from hf_cam.explanation import WITHOUT_PICTURE
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.words.answer import Answer
@@ -38,6 +42,10 @@ MODEL = "demo:llava"
 GRID = (12, 12)
 """Rows and columns of the model's cells."""
 FEWEST = 2
+OTHERS = 3
+"""Scenes before which each description is read again."""
+HALF, LITTLE = 0.5, 0.05
+"""Shares of a word's probability."""
 KINDS: tuple[Kind, ...] = ("noun", "colour")
 SECTION = re.compile(r"(<!-- quality -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -84,16 +92,15 @@ def right_mentions(scene: Scene, answer: str) -> list[Mention]:
 
 @dataclass(frozen=True)
 class Judged:
-    """The right words of all descriptions, how many words there were to get right, and the evidence of each kind."""
+    """The right words of all descriptions, and how many words there were to get right."""
 
     cases: list[Case]
     asked: dict[Kind, int]
-    evidence: dict[str, list[float]]
 
 
 def judged(loaded: LoadedModel, drawn: Sequence[Scene], methods: Sequence[str]) -> Judged:
     """Describe every scene, and explain each right word by each method."""
-    found = Judged([], dict.fromkeys(KINDS, 0), {"nouns and colours": [], "all other words": []})
+    found = Judged([], dict.fromkeys(KINDS, 0))
     explainers = {method: Explainer(loaded, method) for method in methods}
     for number, scene in enumerate(drawn):
         answers = {name: described(explainer, scene) for name, explainer in explainers.items()}
@@ -104,11 +111,6 @@ def judged(loaded: LoadedModel, drawn: Sequence[Scene], methods: Sequence[str]) 
         for mention in mentions:
             maps = {name: map_of(answer, mention) for name, answer in answers.items()}
             found.cases.append(Case(scene, first.answer, mention, maps | baselines(scene, number)))
-        naming = {mention.start for mention in mentions}
-        for word in first:
-            names = any(word.span[0] <= start < word.span[1] for start in naming)
-            if names or word.label.lower() in ("a", "an", "and"):
-                found.evidence["nouns and colours" if names else "all other words"].append(word.evidence)
     return found
 
 
@@ -171,6 +173,50 @@ def changes(loaded: LoadedModel, case: Case, rng: np.random.Generator) -> dict[s
     return {name: not all(row[len(row) - back] for back in backs) for name, row in zip(deleted, same, strict=True)}
 
 
+# Evidence.
+
+
+@dataclass(frozen=True)
+class Depending:
+    """All words of the descriptions, by how far they depend on the picture.
+
+    Args:
+        lost: `[N]` the share of each word's probability that is lost before other scenes, at least 0.
+        evidence: `[N]` what its explanation says.
+        flagged: `[N]` whether it is flagged as said without the picture.
+    """
+
+    lost: np.ndarray
+    evidence: np.ndarray
+    flagged: np.ndarray
+
+
+def depending(loaded: LoadedModel, drawn: Sequence[Scene]) -> Depending:
+    """Describe every scene, and read each description before `OTHERS` other scenes."""
+    explainer = Explainer(loaded)
+    pictures = [Image.fromarray(scene.image) for scene in drawn]
+    found: list[tuple[float, float, bool]] = []
+    for number, picture in enumerate(pictures):
+        [answer] = explainer([picture], text=DESCRIBE[0])
+        others = [pictures[(number + 1 + step) % len(pictures)] for step in range(OTHERS)]
+        readings = [next(iter(explainer([other], text=DESCRIBE[0], answer=answer.answer))) for other in others]
+        for word, *read in zip(answer, *readings, strict=True):
+            kept = float(np.mean([one.score for one in read])) / max(word.score, 1e-12)
+            found.append((max(0.0, 1 - kept), word.evidence or 0.0, WITHOUT_PICTURE in word.flags))
+    lost, evidence, flagged = (np.array(column) for column in zip(*found, strict=True))
+    return Depending(lost, evidence, flagged)
+
+
+def evidence_lines(found: Depending) -> Iterator[str]:
+    """What the evidence says of words that depend on the picture, and of words that do not."""
+    for name, chosen in {"more than half": found.lost > HALF, "at most 5%": found.lost <= LITTLE}.items():
+        yield (
+            f"- {chosen.sum()} of {len(chosen)} words lose {name} of their probability before other scenes. Their mean "
+            f"evidence is {found.evidence[chosen].mean():.2f}, and {found.flagged[chosen].mean():.0%} are flagged as "
+            "said without the picture."
+        )
+
+
 # Tables.
 
 
@@ -181,8 +227,7 @@ def report(loaded: LoadedModel, drawn: Sequence[Scene], methods: Sequence[str], 
     right = " and ".join(f"{len(counts[kind])} of {found.asked[kind]} {kind}s" for kind in KINDS)
     yield f"{len(drawn)} scenes, seed {seed}: {right} are right and judged."
     yield ""
-    for name, values in found.evidence.items():
-        yield f"- Mean evidence of {name}: {np.mean(values or [np.nan]):.2f}."
+    yield from evidence_lines(depending(loaded, drawn))
     if min(map(len, counts.values())) < FEWEST:
         yield f"\nFewer than {FEWEST} words of a kind are right, too few for a table."
         return

@@ -36,6 +36,7 @@ MAY_MISLEAD = "may mislead"
 FLAGS: Mapping[Evidence, tuple[str, ...]] = {"image": (), "outside": (OUTSIDE_IMAGE,), "none": (NO_EVIDENCE,)}
 """What is wrong with a map, by where it has evidence."""
 WITHOUT_PICTURE = "said without the picture"
+AGAINST_PICTURE = "the picture speaks against it"
 THUMBNAIL = 240
 """The longest side of the pictures that a notebook shows of a list, in pixels."""
 
@@ -95,8 +96,8 @@ class Explanation:
         effort: With `effort="checked"`, the methods that were tried and the verdict on the map; `str(effort)` says it
             in words.
         span: `(start, end)` of a word in the text that the model wrote; None for everything else.
-        evidence: How much the picture contributed to a word, in [0, 1], relative to the word of the answer to which it
-            contributed most; None for everything else.
+        evidence: The share of a word's probability that is owed to the picture, in [0, 1]: 0 if the model writes the
+            word as readily while the picture is hidden from it; None for everything else.
         map: The map on the model's grid and its place in the image. An explanation holds this, and `heatmap` is drawn
             from it each time it is read.
         boxes: The boxes of several objects, if the map is that of their sum (`hf_cam.targets.SumOf`); empty for one.

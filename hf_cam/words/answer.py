@@ -19,7 +19,7 @@ class Answer(list[Explanation]):
     """What a model wrote about a picture; a list with one `Explanation` per word.
 
     Each member has the word as `label`, its probability as `score`, its place in the text as `span`, its map as
-    `heatmap` and, as `evidence`, how much the picture contributed to it.
+    `heatmap` and, as `evidence`, the share of its probability that is owed to the picture.
 
     Args:
         words: The explanations, in the order of the text.

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.errors import TargetError, brief
-from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
+from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 from hf_cam.heads.subjects import PROBABILITY
 from hf_cam.images.videos import Video
 from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 from hf_cam.targets import entries_of
 from hf_cam.words.answer import Answer
-from hf_cam.words.footprints import Footprints
+from hf_cam.words.footprints import Footprints, disturbed
 from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
+from hf_cam.words.removal import evidence_of, logits_without
 from hf_cam.words.scores import Score
 from hf_cam.words.tokens import Text, Word, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
@@ -35,7 +36,7 @@ Pictures = Image.Image | Video | tuple[Image.Image, ...]
 
 CUT_OFF = "the answer was cut off"
 FAINT = 0.05
-"""Evidence below which a word hardly depends on the picture: its map is not stretched to [0, 1]."""
+"""Share of a probability below which a word hardly depends on the picture: its map is not stretched to [0, 1]."""
 SHARE = "share of the two words"
 
 
@@ -94,9 +95,10 @@ class WordExplainer:
             text = written(replica, inputs, _settings(request.generate), forced)
             asked = _asked(text, request.target, tokenizer)
             places = located(self._known, replica, prepare, shown, inputs)
-            found = _weighed(self.method, replica, inputs, text, asked, places)
+            question = _question(replica, prepare, shown, inputs, text, asked, places)
+            found, without = weighed(self.method, question), logits_without(self._known, question)
         return Answer(
-            _explanations(asked, text, found, places, pictures),
+            _explanations(asked, text, found, without, places, pictures),
             answer=asked.text.text,
             image=shown[0],
             model=self.loaded.traits.name_or_path or self.loaded.traits.class_name,
@@ -177,55 +179,66 @@ def _asked(text: Written, target: Any, tokenizer: Any) -> Asked:
     return Asked(said, tuple(dict.fromkeys(named)), score)
 
 
-def _weighed(
-    method: str, replica: nn.Module, inputs: Mapping[str, Any], text: Written, asked: Asked, places: Sequence[Located]
-) -> Weighed:
-    """The weights of all words of the answer, or of the one contrast, over the cells of all pictures in turn."""
+def _question(
+    replica: nn.Module,
+    prepare: _Prepare,
+    shown: Sequence[Image.Image],
+    inputs: Mapping[str, Any],
+    text: Written,
+    asked: Asked,
+    places: Sequence[Located],
+) -> Question:
+    """All words of the answer, or the one contrast, over the cells of all pictures in turn."""
     place = replace(places[0].place, cells=torch.cat([one.place.cells for one in places]))
     words = asked.words if asked.contrast else asked.text.words
     if not words:
         raise TargetError(f"the answer {brief(asked.text.text)} has no word to explain; ask another question")
-    question = Question(
+    return Question(
         replica, place, asked.score, [word.tokens for word in words], answer_rows(len(text.tokens)),
         length=text.prompt.shape[1] + len(text.tokens) - 1,
         whole=partial(whole_inputs, replica, inputs, text),
+        noisy=lambda: whole_inputs(replica, prepare([disturbed(one) for one in shown]), text),
         cached=partial(cached_inputs, replica, inputs, text),
         known=text.logits,
     )  # fmt: skip
-    return weighed(method, question)
 
 
 def _explanations(
-    asked: Asked, text: Written, found: Weighed, places: Sequence[Located], pictures: Pictures
+    asked: Asked, text: Written, found: Weighed, without: Tensor, places: Sequence[Located], pictures: Pictures
 ) -> list[Explanation]:
     """Word by word; of several pictures one after the other."""
-    sums = found.weights.sum(1)
-    evidence = sums / sums.max().clamp_min(torch.finfo(sums.dtype).tiny)
     parts = found.weights.split([one.footprints.cells for one in places], 1)
     cells = [(one.footprints, part) for one, part in zip(places, parts, strict=True)]
     rows = list(range(len(found.weights)))
     if not asked.contrast:
         rows = [asked.text.words.index(word) for word in asked.words]
-    probabilities = asked.score.probabilities(found.logits)
+    likely, unseen = (
+        [_probability(word, asked, asked.score.probabilities(logits), logits) for word in asked.words]
+        for logits in (found.logits, without)
+    )
+    evidence = evidence_of(torch.tensor(likely), torch.tensor(unseen)).tolist()
     last = asked.text.words[-1]
     return [
         Explanation(
             label=word.label,
-            score=_probability(word, asked, probabilities, found.logits),
+            score=likely[at],
             heatmap=heatmap,
             raw=raw,
             method=found.method,
             layers=(places[0].place.module,),
             image=picture,
-            flags=_flags(float(evidence[row]), cut=not text.finished and word is last),
+            flags=flags,
             frames=frames,
             score_kind=SHARE if asked.contrast else PROBABILITY,
             span=word.span,
-            evidence=float(evidence[row]),
+            evidence=evidence[at],
         )
-        for row, word in zip(rows, asked.words, strict=True)
+        for at, (row, word) in enumerate(zip(rows, asked.words, strict=True))
+        for flags in [_flags(likely[at], unseen[at], found.weights[row], cut=not text.finished and word is last)]
         for picture, frames, heatmap, raw in _drawn(
-            [(footprints, part[row]) for footprints, part in cells], float(evidence[row]), pictures
+            [(footprints, part[row]) for footprints, part in cells],
+            evidence[at] if WITHOUT_PICTURE in flags else 1.0,
+            pictures,
         )
     ]
 
@@ -234,11 +247,16 @@ Drawing = tuple[Image.Image, tuple[Image.Image, ...], Any, np.ndarray]
 """A picture, its frames, what draws the heatmap, and the map on its own grid."""
 
 
-def _drawn(cells: Sequence[tuple[Footprints, Tensor]], evidence: float, pictures: Pictures) -> list[Drawing]:
-    """Each picture with its frames, the heatmap, drawn when it is read, and the map on its grid; on one scale."""
+def _drawn(cells: Sequence[tuple[Footprints, Tensor]], height: float, pictures: Pictures) -> list[Drawing]:
+    """Each picture with its frames, the heatmap, drawn when it is read, and the map on its grid; on one scale.
+
+    Args:
+        cells: Where the cells of each picture lie, and their weights.
+        height: Of the peak of all heatmaps.
+        pictures: What the question was about.
+    """
     raw = [footprints.on_grid(weights[None])[0].numpy() for footprints, weights in cells]
     peak = max(float(one.max()) for one in raw)
-    height = 1.0 if evidence >= FAINT else evidence
     draw = [
         partial(footprints.heatmap, weights.clone(), height * float(one.max()) / peak if peak > 0 else 0.0)
         for (footprints, weights), one in zip(cells, raw, strict=True)
@@ -261,6 +279,12 @@ def _probability(word: Word, asked: Asked, probabilities: Tensor, logits: Tensor
     return float(torch.sigmoid(logits[at, mine].float() - logits[at, theirs].float()))
 
 
-def _flags(evidence: float, *, cut: bool) -> tuple[str, ...]:
-    faint = NO_EVIDENCE if evidence == 0 else WITHOUT_PICTURE if evidence < FAINT else ""
-    return tuple(filter(None, (faint, CUT_OFF if cut else "")))
+def _flags(likely: float, unseen: float, weights: Tensor, *, cut: bool) -> tuple[str, ...]:
+    """What is to be said of a word, from its probability with the picture and without it."""
+    if not weights.any():
+        depends = NO_EVIDENCE
+    elif unseen * (1 - FAINT) > likely:
+        depends = AGAINST_PICTURE
+    else:
+        depends = "" if unseen < likely * (1 - FAINT) else WITHOUT_PICTURE
+    return tuple(filter(None, (depends, CUT_OFF if cut else "")))

@@ -66,11 +66,13 @@ class Known:
         located: By the sizes of the pictures and the shapes of the inputs, with the ids of the text.
         rasters: What was found where a raster agreed with a measurement, at different sizes.
         geometries: How the processor puts pictures on a canvas.
+        removal: How the picture is removed; None where that was not needed yet.
     """
 
     located: dict[Any, tuple[list[Located], Tensor | None]] = field(default_factory=dict)
     rasters: dict[Any, Located] = field(default_factory=dict)
     geometries: Geometries = field(default_factory=Geometries)
+    removal: str | None = None
 
     @property
     def rule(self) -> Place | None:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE, Explanation
+from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 
 if TYPE_CHECKING:
     from hf_cam.words.answer import Answer
@@ -44,8 +44,9 @@ class Word:
         text: The word.
         span: Its start and end in the answer.
         score: Its probability.
-        evidence: How much the picture contributed to it, in [0, 1].
+        evidence: The share of that which is owed to the picture, in [0, 1].
         needs_picture: False if it is flagged as said without the picture.
+        source: What is said of the evidence.
         views: Each picture, or frame of a video, with the word's map `[H, W]` on it.
     """
 
@@ -54,6 +55,7 @@ class Word:
     score: float
     evidence: float
     needs_picture: bool
+    source: str
     views: tuple[tuple[Image.Image, np.ndarray], ...]
 
 
@@ -68,10 +70,13 @@ def _span(explanation: Explanation) -> tuple[int, int]:
 
 
 def _word(found: Sequence[Explanation]) -> Word:
-    evidence = max(one.evidence or 0.0 for one in found)
+    first, flags = found[0], found[0].flags
+    evidence = float(np.clip(max(one.evidence or 0.0 for one in found), 0, 1))
     views = tuple(view for one in found for view in _views(one))
-    needs_picture = not {NO_EVIDENCE, WITHOUT_PICTURE} & set(found[0].flags)
-    return Word(found[0].label, _span(found[0]), found[0].score, float(np.clip(evidence, 0, 1)), needs_picture, views)
+    needs_picture = not {NO_EVIDENCE, WITHOUT_PICTURE} & set(flags)
+    source = f"evidence from the picture {evidence:.2f}" if needs_picture else WITHOUT_PICTURE
+    source = AGAINST_PICTURE if AGAINST_PICTURE in flags else source
+    return Word(first.label, _span(first), first.score, evidence, needs_picture, source, views)
 
 
 def _views(explanation: Explanation) -> Iterator[tuple[Image.Image, np.ndarray]]:
@@ -142,8 +147,7 @@ def _button(index: int, word: Word, text: str) -> str:
 
 
 def _note(word: Word) -> str:
-    source = f"evidence from the picture {word.evidence:.2f}" if word.needs_picture else WITHOUT_PICTURE
-    return f"probability {word.score:.2f}, {source}"
+    return f"probability {word.score:.2f}, {word.source}"
 
 
 def _mask(index: int, word: Word, number: int) -> str:

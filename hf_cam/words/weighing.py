@@ -54,7 +54,9 @@ class Question:
         rows: `[T]` the rows that predict the tokens in a forward over the whole text, counted from its last position.
         length: Of the whole text.
         whole: The inputs of a forward over the whole text.
-        cached: Those of a forward over the rows alone, on a cache; made when it is called, and used once; or None.
+        noisy: Those of the same with noise in place of the picture.
+        cached: Those of a forward over the rows alone, or over all from a position on, on a cache, which the next call
+            cuts; or None.
         known: `[t, V]` logits that the first t tokens were written with; None if they are not known.
     """
 
@@ -65,7 +67,8 @@ class Question:
     rows: Tensor
     length: int
     whole: Callable[[], Mapping[str, Any]]
-    cached: Callable[[], Mapping[str, Any] | None] = field(default=lambda: None)
+    noisy: Callable[[], Mapping[str, Any]]
+    cached: Callable[..., Mapping[str, Any] | None] = field(default=lambda before=None: None)
     known: Tensor | None = field(default=None, repr=False)
 
     @property

@@ -16,9 +16,11 @@ from hf_cam.doors import callers_own, door
 from hf_cam.errors import OptionError, TargetError, brief
 from hf_cam.images.reading import load_image
 from hf_cam.models.traits import traits_of
+from hf_cam.words.footprints import disturbed
 from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.place import text_lengths
+from hf_cam.words.removal import evidence_of, logits_without
 from hf_cam.words.scores import Score
 from hf_cam.words.weighing import Question, weighed
 
@@ -53,7 +55,7 @@ class WordCAM:
             WORD_METHODS.get(method)
         self.model, self.prepare, self.method = model, prepare, method
         self.evidence: Tensor = torch.zeros(0)
-        """`[T]` in [0, 1]: how much the picture contributed to each token of the last call, relative to the most."""
+        """`[T]` in [0, 1]: the share of each token's probability that is owed to the picture, of the last call."""
 
     @door()
     def __call__(self, picture: Any, answer: Sequence[int] | Tensor) -> Tensor:
@@ -77,11 +79,12 @@ class WordCAM:
             question = Question(
                 replica, found.place, Score(ids[0, positions]), [[t] for t in range(len(positions))],
                 positions - 1 - ids.shape[1], length=ids.shape[1], whole=lambda: {**clean, **_settings(replica)},
+                noisy=lambda: {**self._inputs([disturbed(shown)]), **_settings(replica)},
             )  # fmt: skip
-            weights = weighed(self.method, question).weights
-        sums = weights.sum(1)
-        self.evidence = sums / sums.max().clamp_min(torch.finfo(sums.dtype).tiny)
-        maps = found.footprints.painted(weights)
+            weighed_cells, without = weighed(self.method, question), logits_without(self._known, question)
+        probabilities = question.score.probabilities
+        self.evidence = evidence_of(probabilities(weighed_cells.logits), probabilities(without))
+        maps = found.footprints.painted(weighed_cells.weights)
         return maps / maps.max().clamp_min(torch.finfo(maps.dtype).tiny)
 
     @door()

@@ -87,13 +87,22 @@ def answer_rows(count: int) -> Tensor:
     return torch.arange(-count, 0)
 
 
-def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any] | None:
+def cached_inputs(
+    model: nn.Module, inputs: Mapping[str, Any], text: Written, before: int | None = None
+) -> dict[str, Any] | None:
     """The inputs of a forward over the T rows that predict the tokens, on the generation's cache before them.
 
-    The cache is cut, not copied, so it serves once. None if the model has no cache that can be cut, or its forward does
-    not go without the picture, as that of a model which generates by its language model alone.
+    The cache is cut, not copied, so that a later call cuts off what this one's forward adds. None if the model has no
+    cache that can be cut, or its forward does not go without the picture, as that of a model which generates by its
+    language model alone.
+
+    Args:
+        model: A replica.
+        inputs: The prompt and the picture.
+        text: What was written.
+        before: The number of positions to keep; None for all before the T rows.
     """
-    cache, before = text.cache, text.prompt.shape[1] - 1
+    cache, before = text.cache, text.prompt.shape[1] - 1 if before is None else before
     if before < 1 or not _is_cut(cache, before):
         return None
     ids = torch.cat([text.prompt, text.tokens[None, :-1]], 1)
@@ -101,7 +110,7 @@ def cached_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) ->
     name = "cache" if accepts(model, "cache") else "past_key_values"
     with blaming("the model's prepare_inputs_for_generation()", ModelError):
         prepared: dict[str, Any] = model.prepare_inputs_for_generation(  # type: ignore[operator]
-            ids, next_sequence_length=len(text.tokens), use_cache=True, **{**others, "cache": cache}
+            ids, next_sequence_length=ids.shape[1] - before, use_cache=True, **{**others, "cache": cache}
         )
     if "cache" in prepared and name != "cache":
         prepared[name] = prepared.pop("cache")

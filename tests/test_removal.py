@@ -1,0 +1,139 @@
+"""How far a word depends on the picture: against attention masked by hand, other pictures, and models that leak it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import hf_cam
+from benchmarks.dialogues import DESCRIBE
+from benchmarks.scenes import scenes
+from hf_cam.explanation import AGAINST_PICTURE, WITHOUT_PICTURE
+from hf_cam.words.answer import Answer
+from hf_cam.words.locate import known_of
+from tests.writers import QUESTION, llava_processor, photograph, tiny_llava
+
+ANSWER = "a red cup and a kettle"
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return llava_processor()
+
+
+def explained(model: nn.Module, processor: Any, **settings: Any) -> Answer:
+    return hf_cam.explain(photograph(), model, processor=processor, **{"text": QUESTION, "answer": ANSWER} | settings)
+
+
+def masked_by_hand(model: Any, processor: Any) -> tuple[Tensor, Tensor]:
+    """The probabilities `[6]` of the answer's words with the picture, and with a mask over its cells, in float64."""
+    model = model.double()
+    model.set_attn_implementation("eager")
+    prompt = processor(text=[f"<image>{QUESTION}"], images=[photograph()], return_tensors="pt")
+    tokens = processor.tokenizer(ANSWER, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.cat([prompt["input_ids"], tokens], 1)
+    cells = ids[0] == 4
+    states = model.get_input_embeddings()(ids)
+    states[0, cells] = model.model.get_image_features(prompt["pixel_values"].double()).pooler_output[0]
+    at = torch.arange(ids.shape[1])
+    causal = at <= at[:, None]
+    behind = at > int(cells.nonzero().max())
+    found = []
+    for seen in (causal, causal & ~(behind[:, None] & cells)):
+        mask = torch.zeros(1, 1, *seen.shape, dtype=torch.double).masked_fill(~seen, float("-inf"))
+        hidden = model.model.language_model(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        rows = model.lm_head(hidden)[0, -1 - tokens.shape[1] : -1].softmax(-1)
+        found.append(rows.gather(1, tokens[0, :, None])[:, 0])
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def test_the_evidence_is_the_share_of_the_probability_that_is_lost_behind_a_mask(processor: Any) -> None:
+    likely, without = masked_by_hand(tiny_llava(), processor)
+    for attention in ("sdpa", "eager"):
+        model = tiny_llava()
+        model.set_attn_implementation(attention)
+        words = explained(model, processor)
+        assert known_of(model, processor).removal == "cache"
+        assert [word.score for word in words] == pytest.approx(likely.tolist(), rel=1e-3)
+        assert [word.evidence for word in words] == pytest.approx((1 - without / likely).clamp(0).tolist(), abs=1e-3)
+
+
+def test_the_flags_say_whether_the_picture_speaks_for_a_word_against_it_or_not_at_all(processor: Any) -> None:
+    likely, without = masked_by_hand(tiny_llava(), processor)
+    words = explained(tiny_llava(), processor)
+    ratios = (without / likely).tolist()
+    assert min(ratios) < 0.95
+    assert max(ratios) > 1 / 0.95
+    for word, ratio in zip(words, ratios, strict=True):
+        expected = AGAINST_PICTURE if ratio > 1 / 0.95 else WITHOUT_PICTURE if ratio > 0.95 else None
+        assert word.flags == ((expected,) if expected else ())
+        assert word.heatmap.max() == pytest.approx(word.evidence if expected == WITHOUT_PICTURE else 1, abs=1e-3)
+
+
+class Leaks(nn.Module):
+    """A last layer that adds something of the picture to every position."""
+
+    def __init__(self, head: nn.Module, model: Any) -> None:
+        super().__init__()
+        self.head = head
+        self.mean = torch.zeros(())
+        model.model.multi_modal_projector.register_forward_hook(self.keep)
+
+    def keep(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        self.mean = output.mean()
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.head(states) * (1 + self.mean)
+
+
+def test_where_the_picture_gets_past_the_attention_noise_takes_its_place(processor: Any) -> None:
+    model: Any = tiny_llava()
+    model.lm_head = Leaks(model.lm_head, model)
+    words = explained(model, processor)
+    assert known_of(model, processor).removal == "noise"
+    assert all(0 <= word.evidence <= 1 for word in words)
+
+
+def test_a_forward_over_the_whole_text_gives_the_evidence_from_the_cache(
+    processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = [word.evidence for word in explained(tiny_llava(), processor)]
+    monkeypatch.setattr("hf_cam.words.explaining.cached_inputs", lambda *_, **__: None)
+    model = tiny_llava()
+    assert [word.evidence for word in explained(model, processor)] == pytest.approx(cached, abs=1e-3)
+    assert known_of(model, processor).removal == "text"
+
+
+def test_a_words_evidence_does_not_hang_on_the_other_words(processor: Any) -> None:
+    model = tiny_llava()
+    among = explained(model, processor)
+    [alone] = explained(model, processor, target="kettle")
+    assert alone.evidence == among[5].evidence
+
+
+@pytest.mark.slow
+def test_words_that_change_with_the_picture_have_evidence_and_no_others() -> None:
+    """On a trained model: against the probability of the same words before three other scenes."""
+    drawn = [Image.fromarray(scene.image) for scene in scenes("test", 32, 21)]
+    model = hf_cam.load("demo:llava")
+    owed, found, flagged = [], [], []
+    for number, image in enumerate(drawn):
+        answer = hf_cam.explain(image, model, text=DESCRIBE[0])
+        others = [
+            [one.score for one in hf_cam.explain(other, model, text=DESCRIBE[0], answer=answer.answer)]
+            for other in (drawn[(number + step) % len(drawn)] for step in (1, 2, 3))
+        ]
+        for at, word in enumerate(answer):
+            owed.append(1 - min(1, np.mean([one[at] for one in others]) / word.score))
+            found.append(word.evidence)
+            flagged.append(WITHOUT_PICTURE in word.flags)
+    much, little = np.array(owed) > 0.5, np.array(owed) < 0.05
+    assert np.mean(np.array(flagged)[much]) < 0.15  # what the model guesses with its eyes shut may be right
+    assert np.mean(np.array(flagged)[little]) > 0.6
+    assert np.mean(np.array(found)[much]) > 0.85
