@@ -1,7 +1,7 @@
 """What a model would write without the picture: the check of how far a word depends on it.
 
-Gradients do not tell: where the model is certain, they vanish, however much its certainty is owed to the picture. So the
-answer is read once more while the picture is hidden from everything behind it.
+Gradients do not tell: where the model is certain, they vanish, however much its certainty is owed to the picture. So
+the answer is read once more while the picture is hidden from everything behind it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAME = 1e-3
 
 
 class Hidden(TorchFunctionMode):
-    """Hide the positions from the first to the last cell of the picture from all that follow, in every call of attention.
+    """Hide all positions from the first to the last cell of the picture from those behind, in all calls of attention.
 
     What lies between the cells, as the ends of rows or other text, is hidden too: it has seen them.
 
@@ -85,7 +85,7 @@ def logits_without(known: Known, question: Question) -> Tensor:
 
     The picture is hidden from the attention of what follows, in a forward over that alone on the generation's cache, or
     over the whole text. Whether that hides it is checked once per model: another picture must then lead to the same
-    logits. Where it does not, as through states that are attended to or recurrent ones, noise takes the picture's place.
+    logits. Where it does not, as through recurrent states or states that are attended to, noise takes its place.
 
     Args:
         known: What was measured on the model; the way that holds is added.
