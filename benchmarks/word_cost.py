@@ -4,8 +4,9 @@
 
 Times are those of the processor in one thread, as medians of paired repetitions over one teacher-forced forward of
 prompt and answer, after the generation that the weights of all words are taken from: warm (the place and the footprints
-are known), at a new picture size on a known model, and cold. Drawing all words' maps in the picture's pixels, which
-`hf_cam.explain` does word by word when a heatmap is read, has a column of its own. `long` is a random Qwen2-VL with
+are known), at a new picture size on a known model, and cold, with the check of how the picture is removed. The evidence
+of all words, and drawing their maps in the picture's pixels, which
+`hf_cam.explain` does word by word when a heatmap is read, have columns of their own. `long` is a random Qwen2-VL with
 1,200 picture tokens and four layers of the width of the 0.5B language model; one repetition takes minutes of a core.
 Memory is the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a
 process of its own.
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
+from hf_cam.words.footprints import disturbed
 from hf_cam.words.locate import Known, Located, located
+from hf_cam.words.removal import logits_without
 from hf_cam.words.scores import Score
 from hf_cam.words.weighing import Question, weighed
 from hf_cam.words.writing import Written, answer_rows, cached_inputs, whole_inputs, written
@@ -42,7 +46,7 @@ SIZES = ((480, 640), (640, 480), (512, 640), (600, 480), (448, 672))
 """Pictures of the demo model: those that a raster is confirmed at, and others."""
 LONG = ((840, 1120), (1120, 840), (980, 980), (784, 1204))
 SECTION = re.compile(r"(<!-- cost -->\n).*?(<!-- end cost -->)", re.DOTALL)
-COLUMNS = ("warm", "new size", "cold", "drawing", "memory")
+COLUMNS = ("warm", "evidence", "new size", "cold", "drawing", "memory")
 LIMITS = {"warm": 0.6, "new size": 2.0, "cold": 6.0, "memory": 1.15}
 
 
@@ -109,19 +113,21 @@ def text_of(replica: nn.Module, inputs: dict[str, Tensor]) -> Written:
     return written(replica, inputs, {}, [forced])
 
 
-def weights(replica: nn.Module, inputs: dict[str, Tensor], text: Written, place: Located) -> Tensor:
-    """The cells' weights for each token, `[T, n]`, from the generation's cache."""
-    question = Question(
+def asked(
+    subject: Subject, replica: nn.Module, inputs: dict[str, Tensor], text: Written, shown: Image.Image, place: Located
+) -> Question:
+    """Each token for itself, from the generation's cache."""
+    return Question(
         replica, place.place, Score(text.tokens), [[t] for t in range(WORDS)], answer_rows(WORDS),
         length=text.prompt.shape[1] + WORDS - 1, whole=lambda: whole_inputs(replica, inputs, text),
-        cached=lambda: cached_inputs(replica, inputs, text), known=text.logits,
+        noisy=lambda: whole_inputs(replica, subject.prepare([disturbed(shown)]), text),
+        cached=partial(cached_inputs, replica, inputs, text), known=text.logits,
     )  # fmt: skip
-    return weighed("word-relevance", question).weights
 
 
 def times(subject: Subject, repeats: int) -> dict[str, float]:
     """Each kind of explanation, and the drawing, over one forward, as the median of paired repetitions."""
-    ratios: dict[str, list[float]] = {"warm": [], "new size": [], "cold": [], "drawing": []}
+    ratios: dict[str, list[float]] = {"warm": [], "evidence": [], "new size": [], "cold": [], "drawing": []}
     first, second, *others = subject.sizes
     with borrowed(subject.model) as replica:
         for number in range(repeats):
@@ -131,20 +137,23 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
                 inputs = subject.prepare([shown])
                 text = text_of(replica, inputs)
                 forward, _ = timed(run, replica, whole_inputs(replica, inputs, text))
-                taken, (place, found) = timed(explain, subject, replica, known, inputs, text, shown)
+                taken, (place, found, question) = timed(explain, subject, replica, known, inputs, text, shown)
+                checking, _ = timed(logits_without, known, question)
                 if kind in ratios:
-                    ratios[kind].append(taken / forward)
+                    ratios[kind].append((taken + (checking if kind == "cold" else 0)) / forward)
                 if kind == "warm":
+                    ratios["evidence"].append(checking / forward)
                     ratios["drawing"].append(timed(place.footprints.painted, found)[0] / forward)
     return {kind: statistics.median(found) for kind, found in ratios.items()}
 
 
 def explain(
     subject: Subject, replica: nn.Module, known: Known, inputs: dict[str, Tensor], text: Written, shown: Image.Image
-) -> tuple[Located, Tensor]:
+) -> tuple[Located, Tensor, Question]:
     """The weights of all words, after the place and the footprints where these are not known yet."""
     [place] = located(known, replica, subject.prepare, [shown], inputs)
-    return place, weights(replica, inputs, text, place)
+    question = asked(subject, replica, inputs, text, shown, place)
+    return place, weighed("word-relevance", question).weights, question
 
 
 def run(replica: nn.Module, inputs: Any) -> None:
@@ -171,7 +180,9 @@ def peak(subject: Subject, *, explained: bool) -> float:
         text = text_of(replica, inputs)
         if explained:
             [place] = located(known, replica, subject.prepare, [shown], inputs)
-            place.footprints.painted(weights(replica, inputs, text, place))
+            question = asked(subject, replica, inputs, text, shown, place)
+            place.footprints.painted(weighed("word-relevance", question).weights)
+            logits_without(known, question)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
 
@@ -195,8 +206,8 @@ def memory(name: str) -> float:
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:
     """As Markdown."""
     lines = [
-        "| model | warm | new picture size | cold | drawing | peak memory over `generate` |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| model | warm | evidence | new picture size | cold | drawing | peak memory over `generate` |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [f"| {name} | " + " | ".join(f"{found[kind]:.2f}" for kind in COLUMNS) + " |" for name, found in rows]
     return "\n".join(lines)
