@@ -517,13 +517,18 @@ def top_classes(count: int) -> Selector:
     return select
 
 
-def checked_pixels(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
+def checked_pixels(pixel_values: Any, others: Mapping[str, Any], name: str = "pixel_values") -> Tensor:
     """The pictures of a call, checked.
+
+    Args:
+        pixel_values: What was given.
+        others: The other inputs of the call.
+        name: What the caller calls the pictures.
 
     Raises:
         OptionError: they are no floating tensor `[B, C, H, W]` with values, or there are none.
     """
-    expected = "pixel_values must be a floating tensor [B, C, H, W]"
+    expected = f"{name} must be a floating tensor [B, C, H, W]"
     if not isinstance(pixel_values, Tensor):
         raise OptionError(f"{expected}, got {type(pixel_values).__name__}; hf_cam.explain takes images")
     if problem := unreadable(pixel_values):
@@ -536,7 +541,7 @@ def checked_pixels(pixel_values: Any, others: Mapping[str, Any]) -> Tensor:
     if pixel_values.ndim < (3 if are_cut(others) else 4):  # pictures that come cut into patches are [B, N, patch]
         raise OptionError(f"{expected}, got {tuple(pixel_values.shape)}; add the axis of the batch with [None]")
     if len(pixel_values) == 0:
-        raise OptionError("pixel_values holds no image")
+        raise OptionError(f"{name} holds no image")
     return pixel_values
 
 

@@ -60,7 +60,7 @@ class MethodError(HFCamError, ValueError):
     """The method does not exist, or is not defined for this model."""
 
 
-class OptionError(HFCamError, TypeError):
+class OptionError(HFCamError, TypeError, ValueError):
     """An argument is unknown, or has the wrong type or value."""
 
 

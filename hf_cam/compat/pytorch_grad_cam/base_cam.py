@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_cam.cam import CAM, Saliency
+from hf_cam.cam import CAM, Saliency, checked_pixels
 from hf_cam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from hf_cam.compat.pytorch_grad_cam.levels import Reshaping, levels_of, saliency_of_levels
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
@@ -124,8 +124,10 @@ class BaseCAM:
             eigen_smooth: First principal component of the channels' contributions in place of their sum.
 
         Raises:
+            OptionError: `input_tensor` is no batch of floating images.
             TargetError: the number of targets is not the number of images.
         """
+        input_tensor = checked_pixels(input_tensor, {}, "input_tensor")
         smooth = self.forward_augmentation_smoothing if aug_smooth else self.forward
         return smooth(input_tensor, targets, eigen_smooth)
 
@@ -203,7 +205,7 @@ class BaseCAM:
         self, input_tensor: Tensor, targets: Targets | Callable[[Any], Sequence[Target]], eigen_smooth: bool
     ) -> tuple[Tensor, Sequence[Target]]:
         """Run the model, keep what `compute_cam_per_layer` reads, and return the input and one target per image."""
-        input_tensor = input_tensor.detach().to(self.device)
+        input_tensor = checked_pixels(input_tensor, {}, "input_tensor").detach().to(self.device)
         if self._engine_batch != self.batch_size:  # it was set after the engine was made
             self._engine, self._engine_batch = self._made_engine(), self.batch_size
         kept: list[Mapping[str, Any]] = []

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_cam.cam import checked_pixels
 from hf_cam.guided import GuidedBackprop
 
 
@@ -39,7 +40,11 @@ class GuidedBackpropReLUModel:
         Args:
             input_img: `[B, C, H, W]`.
             target_category: The class; None for the image's top class.
+
+        Raises:
+            OptionError: `input_img` is no batch of floating images.
         """
+        input_img = checked_pixels(input_img, {}, "input_img")
         targets = None if target_category is None else _logit(int(target_category))
         found = GuidedBackprop(self.model)(input_img[:1].detach().to(self.device), targets)
         return found[0].permute(1, 2, 0).cpu().numpy()

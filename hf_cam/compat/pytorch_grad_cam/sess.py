@@ -46,10 +46,6 @@ class Window:
         return found
 
 
-class OptionValueError(OptionError, ValueError):
-    """A setting of `SESS` is out of range, which grad-cam reports with a `ValueError`."""
-
-
 class SESS(OfOtherMaps):
     """A method applied to windows of the picture at several scales; each counts as its window's score.
 
@@ -93,11 +89,11 @@ class SESS(OfOtherMaps):
         **kwargs: Any,
     ) -> None:
         if pool not in ("mean", "max"):
-            raise OptionValueError(f"pool must be 'mean' or 'max', got {pool!r}")
+            raise OptionError(f"pool must be 'mean' or 'max', got {pool!r}")
         if not 0 <= pre_filter_ratio < 1:
-            raise OptionValueError(f"pre_filter_ratio must lie in [0, 1), got {pre_filter_ratio}")
+            raise OptionError(f"pre_filter_ratio must lie in [0, 1), got {pre_filter_ratio}")
         if num_scales < 1:
-            raise OptionValueError(f"num_scales must be at least 1, got {num_scales}")
+            raise OptionError(f"num_scales must be at least 1, got {num_scales}")
         self.base_cam = base_method(model, target_layers, reshape_transform, **kwargs)
         self.model, self.scales, self.num_scales, self.scale_step_ratio = model, scales, num_scales, scale_step_ratio
         self.window_size, self.step_size, self.pre_filter_ratio = window_size, step_size, pre_filter_ratio
@@ -109,7 +105,7 @@ class SESS(OfOtherMaps):
 
         Raises:
             TargetError: the number of targets is not the number of images.
-            OptionValueError: a scale is smaller than the window.
+            OptionError: a scale is smaller than the window.
         """
         pixels = input_tensor.detach().to(self.base_cam.device)
         column = [None] * len(pixels) if targets is None else list(targets)
@@ -146,7 +142,7 @@ class SESS(OfOtherMaps):
         step = round(length * self.scale_step_ratio)
         for scale in self.scales or [length + step * i for i in range(self.num_scales)]:
             if scale < length:
-                raise OptionValueError(f"a scale of {scale} is smaller than the window, which has {length} pixels")
+                raise OptionError(f"a scale of {scale} is smaller than the window, which has {length} pixels")
             scaled = resize(pixels, scale)
             height, width = scaled.shape[-2:]
             for left, top in sliding_window(height, width, self.step_size or length, length):
