@@ -107,6 +107,10 @@ class ForkSafeLock:
 _locks: WeakSet[ForkSafeLock] = WeakSet()
 """The locks to renew after a fork, by one callback for them all: nothing unregisters a callback."""
 
+BUILDING = ForkSafeLock()
+"""Held while transformers builds a model. Meanwhile it replaces functions of its own for the whole process, such as the
+one that ties weights; of two threads, one would take the other's replacement for the original and leave it in place."""
+
 
 def _renew() -> None:
     for lock in list(_locks):

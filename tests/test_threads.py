@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from types import FrameType
@@ -31,8 +32,10 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError, MethodError
 from hf_cam.methods import list_methods
+from hf_cam.models.checkpoints import load_pretrained
 from hf_cam.testing import check_model_untouched
 from hf_cam.threads import HERE, ForkSafeLock
+from hf_cam.zoo import demo_model
 from nets import spread, tiny
 from pictures import SIZE, pictures
 from unchanged import half_frozen
@@ -610,3 +613,17 @@ def test_every_error_of_a_call_leaves_the_model_untouched() -> None:
             hf_cam.GradCAM(model)(pictures(), 99)
 
     check_model_untouched(model, fail)
+
+
+def test_models_that_are_loaded_at_once_have_all_their_weights() -> None:
+    """transformers replaces functions for the whole process while it builds; a replacement must not outlive that."""
+    from transformers import PreTrainedModel
+
+    own = PreTrainedModel.tie_weights
+    names = [str(demo_model(name)) for name in ("llava", "clip", "vit", "llava")]
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(load_pretrained, names * 6))
+    assert len(loaded) == 24
+    assert PreTrainedModel.tie_weights is own
+    for model in loaded[::4]:
+        assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -14,6 +14,7 @@ from hf_cam.errors import HFCamError, ModelError, brief, reason
 from hf_cam.models.bounds import Bounded, check_bounds
 from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
 from hf_cam.models.traits import architectures, architectures_of_pictures, takes_pictures, transformers_classes
+from hf_cam.threads import BUILDING
 
 Read = TypeVar("Read")
 
@@ -112,7 +113,7 @@ def load_pretrained(
     options["use_safetensors"] = True
     if adapter:  # which may bring its own classifier; a revision is that of the adapter
         options = {**options, "ignore_mismatched_sizes": True, "revision": None}
-    with nullcontext() if trust_config else Bounded(name):
+    with BUILDING, nullcontext() if trust_config else Bounded(name):
         loaded, report = explained(source, lambda: loader.from_pretrained(source, **options))
     untrained = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])} - weights.keys()
     if untrained:

@@ -30,6 +30,7 @@ from hf_cam.target_layers.adapter import Adapter, find_cam_config, read_cam_conf
 from hf_cam.target_layers.catalogue import from_catalogue
 from hf_cam.target_layers.named import Layers, named_adapter, settled
 from hf_cam.target_layers.probe import MIN_COVERAGE, probe
+from hf_cam.threads import BUILDING
 
 Result = TypeVar("Result")
 
@@ -132,7 +133,7 @@ def module_tree(config: Any, device: str = "meta") -> nn.Module:
     failures = []
     for loader in _classes_of(config):
         try:
-            with torch.device(device):
+            with BUILDING, torch.device(device):
                 return loader(config)  # type: ignore[no-any-return]
         except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
             failures.append(f"{loader.__name__}: {error}")
