@@ -338,7 +338,7 @@ def endpoint() -> None:
 
 
 def findings_of(
-    images: list[Upload], model: str | None, names: str | None, classes: list[str] | None
+    images: list[Upload], model: str | None, names: str | None, classes: list[str] | None = None
 ) -> tuple[Mapping[str, Any], str, str]:
     """The findings, the report as one page, and the report with its tables as a zip."""
     with read_task(images, model, names, classes) as task:
