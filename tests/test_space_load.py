@@ -144,8 +144,9 @@ def _thirds(values):
 
 def _a_visit(visit: Visit, chance: random.Random, model: str) -> dict:
     """A picture is uploaded and explained, in the API or on the page, or a question is asked about it."""
-    image = visit.upload(picture(chance.randrange(10**6)))
     kind = chance.choice(["explain", "page", "compare", "words"])
+    noise = picture(chance.randrange(10**6))  # about which the writer has no words
+    image = visit.upload(SCENE.read_bytes() if kind == "words" else noise)
     if kind == "page":
         event = visit.pressed("go")
         answer = visit.send(event, visit.values(event, picture=image, model=model))
