@@ -5,11 +5,10 @@
 Times are those of the processor in one thread, as medians of paired repetitions over one teacher-forced forward of
 prompt and answer, after the generation that the weights of all words are taken from: warm (the place and the footprints
 are known), at a new picture size on a known model, and cold, with the check of how the picture is removed. The evidence
-of all words, and drawing their maps in the picture's pixels, which
-`hf_cam.explain` does word by word when a heatmap is read, have columns of their own. `long` is a random Qwen2-VL with
-1,200 picture tokens and four layers of the width of the 0.5B language model; one repetition takes minutes of a core.
-Memory is the peak of the process above what it held with the loaded weights, over that of `generate` alone; each in a
-process of its own.
+of all words has a column of its own, and so has drawing their maps in the picture's pixels, which `hf_cam.explain` does
+word by word when a heatmap is read. `long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width
+of the 0.5B language model; one repetition takes minutes of a core. Memory is the peak of the process above what it held
+with the loaded weights, over that of `generate` alone; each in a process of its own.
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ def depending(loaded: LoadedModel, drawn: Sequence[Scene]) -> Depending:
     explainer = Explainer(loaded)
     pictures = [Image.fromarray(scene.image) for scene in drawn]
     found: list[tuple[float, float, bool]] = []
-    for number, picture in enumerate(pictures):
-        [answer] = explainer([picture], text=DESCRIBE[0])
+    for number in range(len(pictures)):
+        answer = described(explainer, drawn[number])
         others = [pictures[(number + 1 + step) % len(pictures)] for step in range(OTHERS)]
         readings = [next(iter(explainer([other], text=DESCRIBE[0], answer=answer.answer))) for other in others]
         for word, *read in zip(answer, *readings, strict=True):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import hf_cam
-from benchmarks.dialogues import DESCRIBE
 from benchmarks.scenes import scenes
+from benchmarks.words import depending
 from hf_cam.explanation import AGAINST_PICTURE, WITHOUT_PICTURE
+from hf_cam.models.loading import load
 from hf_cam.words.answer import Answer
 from hf_cam.words.locate import known_of
 from tests.writers import QUESTION, llava_processor, photograph, tiny_llava
@@ -120,20 +119,8 @@ def test_a_words_evidence_does_not_hang_on_the_other_words(processor: Any) -> No
 @pytest.mark.slow
 def test_words_that_change_with_the_picture_have_evidence_and_no_others() -> None:
     """On a trained model: against the probability of the same words before three other scenes."""
-    drawn = [Image.fromarray(scene.image) for scene in scenes("test", 32, 21)]
-    model = hf_cam.load("demo:llava")
-    owed, found, flagged = [], [], []
-    for number, image in enumerate(drawn):
-        answer = hf_cam.explain(image, model, text=DESCRIBE[0])
-        others = [
-            [one.score for one in hf_cam.explain(other, model, text=DESCRIBE[0], answer=answer.answer)]
-            for other in (drawn[(number + step) % len(drawn)] for step in (1, 2, 3))
-        ]
-        for at, word in enumerate(answer):
-            owed.append(1 - min(1, np.mean([one[at] for one in others]) / word.score))
-            found.append(word.evidence)
-            flagged.append(WITHOUT_PICTURE in word.flags)
-    much, little = np.array(owed) > 0.5, np.array(owed) < 0.05
-    assert np.mean(np.array(flagged)[much]) < 0.15  # what the model guesses with its eyes shut may be right
-    assert np.mean(np.array(flagged)[little]) > 0.6
-    assert np.mean(np.array(found)[much]) > 0.85
+    found = depending(load("demo:llava"), scenes("test", 32, 21))
+    much, little = found.lost > 0.5, found.lost < 0.05
+    assert found.flagged[much].mean() < 0.15  # what the model guesses with its eyes shut may be right
+    assert found.flagged[little].mean() > 0.6
+    assert found.evidence[much].mean() > 0.85

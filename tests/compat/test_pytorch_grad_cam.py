@@ -320,15 +320,21 @@ def test_sess_fuses_windows_as_there(settings: dict[str, Any], net: Net, picture
     np.testing.assert_allclose(*maps, atol=1e-4)
 
 
-def test_settings_out_of_range_and_malformed_inputs_are_value_errors_as_there(net: Net) -> None:
+def test_settings_out_of_range_are_value_errors_as_there(net: Net) -> None:
     with pytest.raises(ValueError, match="pool must be"):
         ours.SESS(net, [net.late], pool="median")
-    for malformed in (torch.zeros(3, 8), "cat.jpg", None):
-        for method in (ours.GradCAM, ours.ScoreCAM, ours.EigenCAM, ours.GradCAMElementWise, ours.FullGrad):
-            with pytest.raises(ValueError, match="input_tensor must be a floating tensor"):
-                method(net, [net.late])(malformed, aug_smooth=method is ours.EigenCAM)
-        with pytest.raises(ValueError, match="input_img must be a floating tensor"):
-            ours.GuidedBackpropReLUModel(net)(malformed)
+
+
+@pytest.mark.parametrize("malformed", [torch.zeros(3, 8), np.zeros((1, 3, 8, 8)), "cat.jpg", None])
+def test_what_is_no_batch_of_images_is_a_value_error(malformed: Any, net: Net) -> None:
+    direct = (ours.GradCAM, ours.ScoreCAM, ours.EigenCAM, ours.GradCAMElementWise, ours.FullGrad)
+    for method in (*direct, ours.SESS, ours.FinerCAM, ours.RefineCAM):
+        with pytest.raises(ValueError, match="input_tensor must be a floating tensor"):
+            method(net, [net.late])(malformed)
+    with pytest.raises(ValueError, match="input_tensor must be a floating tensor"):
+        ours.EigenCAM(net, [net.late])(malformed, aug_smooth=True)
+    with pytest.raises(ValueError, match="input_img must be a floating tensor"):
+        ours.GuidedBackpropReLUModel(net)(malformed)
 
 
 @pytest.mark.parametrize("settings", [{"pool": "median"}, {"pre_filter_ratio": 1.0}, {"num_scales": 0}])

@@ -127,7 +127,6 @@ class BaseCAM:
             OptionError: `input_tensor` is no batch of floating images.
             TargetError: the number of targets is not the number of images.
         """
-        input_tensor = checked_pixels(input_tensor, {}, "input_tensor")
         smooth = self.forward_augmentation_smoothing if aug_smooth else self.forward
         return smooth(input_tensor, targets, eigen_smooth)
 
@@ -142,7 +141,7 @@ class BaseCAM:
         """The mean of the maps of several views, each turned back."""
         maps = [
             back(torch.from_numpy(self.forward(view, targets, eigen_smooth))[:, None])[:, 0]
-            for view, back in self._views(input_tensor)
+            for view, back in self._views(checked_pixels(input_tensor, {}, "input_tensor"))
         ]
         return torch.stack(maps).mean(0).float().numpy()
 

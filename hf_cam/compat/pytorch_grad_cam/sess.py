@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
+from hf_cam.cam import checked_pixels
 from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets
 from hf_cam.compat.pytorch_grad_cam.methods import GradCAM
 from hf_cam.compat.pytorch_grad_cam.metrics.perturbation_confidence import values_of
@@ -105,9 +106,9 @@ class SESS(OfOtherMaps):
 
         Raises:
             TargetError: the number of targets is not the number of images.
-            OptionError: a scale is smaller than the window.
+            OptionError: a scale is smaller than the window, or `input_tensor` is no batch of floating images.
         """
-        pixels = input_tensor.detach().to(self.base_cam.device)
+        pixels = checked_pixels(input_tensor, {}, "input_tensor").detach().to(self.base_cam.device)
         column = [None] * len(pixels) if targets is None else list(targets)
         if len(column) != len(pixels):
             raise TargetError(f"{len(column)} targets for {len(pixels)} images: targets= takes one per image")
