@@ -97,7 +97,7 @@ class Explanation:
             in words.
         span: `(start, end)` of a word in the text that the model wrote; None for everything else.
         evidence: The share of a word's probability that is owed to the picture, in [0, 1]: 0 if the model writes the
-            word as readily while the picture is hidden from it; None for everything else.
+            word just as readily while the picture is hidden from it; None for everything else.
         map: The map on the model's grid and its place in the image. An explanation holds this, and `heatmap` is drawn
             from it each time it is read.
         boxes: The boxes of several objects, if the map is that of their sum (`hf_cam.targets.SumOf`); empty for one.

@@ -31,7 +31,7 @@ from hf_cam.zoo import SCENE
 HINT = "Ask a model that answers in words. Point at a word, tap it or use the arrow keys to see where it comes from."
 QUESTIONS = ("What is in the picture?", "What colour is the bag?", "How many items are there?", "What is on the left?")
 """The first is answered rightly, and each noun lights up its own item."""
-FAINT = "Written as readily while the picture is hidden (underlined):"
+FAINT = "Just as likely with the picture hidden (underlined):"
 LONGEST_LIST = 12
 RESULT = "words-result"
 STALE = "The picture or a setting was changed since. Press Ask."
