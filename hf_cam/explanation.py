@@ -223,7 +223,7 @@ class Explanation:
 
     @property
     def outlines(self) -> tuple[Box, ...]:
-        """All boxes: of one object, or of the several whose sum is explained."""
+        """The box of the object, or the boxes of the several objects whose sum is explained."""
         return self.boxes or (() if self.box is None else (self.box,))
 
     @door()

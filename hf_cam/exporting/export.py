@@ -85,8 +85,9 @@ def export(
         processor, labels, output, dtype, trust_config: As in `hf_cam.explain`.
 
     Returns:
-        The file. Inputs: `pixel_values [B, C, H, W]` as the processor makes them, and `target`. Outputs:
-        `logits [B, K]`, and `map [B, H, W]` in [0, 1]. It also holds JSON under "hf_cam": method, layers, size, labels.
+        The file. The model in it takes `pixel_values [B, C, H, W]` as the processor makes them, and `target`, and gives
+        `logits [B, K]` and `map [B, H, W]` in [0, 1]. Beside it, under "hf_cam", are method, layers, size and labels
+        as JSON.
 
     Raises:
         OptionError: the format, path or size is invalid, or a library is missing.
