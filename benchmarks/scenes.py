@@ -179,13 +179,14 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class SceneBlocks(Dataset[SceneBatch]):
-    """An endless sequence of `SceneBatch`es of 64 scenes, as a map-style dataset that loader workers can share.
+    """An endless sequence of `SceneBatch`es, as a map-style dataset that loader workers can share.
 
     Args:
         split: the pictures to draw from; the two splits have none in common.
         seed: the same seed gives the same scenes.
         size: height and width of the scenes in pixels, at least 48 each.
         max_items: a scene has 1 to this many items, or fewer if there is no free place for one.
+        block: scenes in a batch.
         root: the folder of the raw dataset.
     """
 
@@ -193,19 +194,20 @@ class SceneBlocks(Dataset[SceneBatch]):
     seed: int = 0
     size: Size = SIZE
     max_items: int = MAX_ITEMS
+    block: int = BLOCK
     root: Path = ROOT
 
-    def __getitem__(self, block: int) -> SceneBatch:
-        """Draw block number `block`."""
-        rng = np.random.default_rng([list(PREFIXES).index(self.split), self.seed, block])
-        return draw(load_items(self.split, self.root), BLOCK, self.size, self.max_items, rng)
+    def __getitem__(self, number: int) -> SceneBatch:
+        """Draw the batch with this number."""
+        rng = np.random.default_rng([list(PREFIXES).index(self.split), self.seed, number])
+        return draw(load_items(self.split, self.root), self.block, self.size, self.max_items, rng)
 
 
 def scenes(
     split: Split, count: int, seed: int = 0, *, size: Size = SIZE, max_items: int = MAX_ITEMS, root: Path = ROOT
 ) -> list[Scene]:
     """The first `count` scenes of the sequence with this seed; see `SceneBlocks` for the arguments."""
-    blocks = SceneBlocks(split, seed, size, max_items, root)
+    blocks = SceneBlocks(split, seed, size, max_items, root=root)
     return [batch.scene(i) for block in range(-(-count // BLOCK)) for batch in (blocks[block],) for i in range(BLOCK)][
         :count
     ]

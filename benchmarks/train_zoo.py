@@ -11,17 +11,18 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.scenes import LABELS, SceneBatch, SceneBlocks
+from benchmarks.scenes import BLOCK, LABELS, SceneBlocks
 from benchmarks.zoo_quality import FLOORS, SCENES, ZOO
 from benchmarks.zoo_recipes import RECIPES, Recipe, Stage, normalize, resize_positions
 
@@ -116,10 +117,10 @@ def train_stage(
     if recipe.compiled:
         getattr(model, recipe.compiled).compile(dynamic=False)
     began = time.perf_counter()
-    blocks = SceneBlocks("train", seed, stage.size, stage.max_items)
+    batches = Batches(recipe, SceneBlocks("train", seed, stage.size, stage.max_items, max(BLOCK, recipe.batch)))
     steps = range(schedule.first, schedule.last)
-    for step, batch in zip(steps, load(blocks, len(steps), device), strict=True):
-        batch = batch.sample(range(recipe.batch)).to(device)
+    for step, batch in zip(steps, load(batches, len(steps), device), strict=True):
+        batch = batch.to(device)
         with torch.autocast(device.type, recipe.precision, enabled=recipe.precision != torch.float32):
             loss = recipe.loss(model, head, batch, normalize(batch.images))
         loss.backward()
@@ -134,10 +135,23 @@ def train_stage(
             print(f"step {step} loss {loss.item():.4f} scenes/s {rate:.0f}", flush=True)
 
 
-def load(blocks: SceneBlocks, count: int, device: torch.device) -> Iterator[SceneBatch]:
-    """Blocks 0 to `count`, drawn by worker processes if an accelerator would otherwise wait for them."""
+@dataclass(frozen=True)
+class Batches(Dataset[Any]):
+    """What a recipe's loss takes, one batch per block of scenes."""
+
+    recipe: Recipe
+    blocks: SceneBlocks
+
+    def __getitem__(self, step: int) -> Any:
+        """Draw the batch of one step."""
+        rng = np.random.default_rng([self.blocks.seed, step])
+        return self.recipe.prepare(self.blocks[step].sample(range(self.recipe.batch)), rng)
+
+
+def load(batches: Batches, count: int, device: torch.device) -> Iterator[Any]:
+    """Batches 0 to `count`, made by worker processes if an accelerator would otherwise wait for them."""
     workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 1)
-    return iter(DataLoader(blocks, batch_size=None, sampler=range(count), num_workers=workers))
+    return iter(DataLoader(batches, batch_size=None, sampler=range(count), num_workers=workers))
 
 
 def build_optimizers(model: hf.PreTrainedModel, head: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -255,10 +269,12 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="run the last stage again, from the weights in the zoo")
     parser.add_argument("--rate", type=float, help="peak learning rate of a resumed run (default: half the recipe's)")
     parser.add_argument("--freeze", metavar="PART", help="a part that a resumed run leaves as it is")
+    parser.add_argument("--batch", type=int, help="scenes per step (default: as in the recipe)")
     parser.add_argument("--until", type=int, help="step before which a resumed run stops, ahead of its schedule")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder that holds the zoo (default: %(default)s)")
     options = parser.parse_args()
     recipe, folder = RECIPES[options.model], options.out / options.model
+    recipe = replace(recipe, batch=options.batch or recipe.batch)
     before = folder if options.resume else options.out / recipe.start if recipe.start else None
     commands = commands_of(before) if before else []
     if options.resume:
@@ -267,7 +283,7 @@ def main() -> None:
     else:
         model = train(recipe, options.device, options.steps, options.out)
     save(model, recipe, folder)
-    given = {name: getattr(options, name) for name in ("resume", "steps", "rate", "freeze", "until")}
+    given = {name: getattr(options, name) for name in ("resume", "steps", "batch", "rate", "freeze", "until")}
     written = "".join(f" --{name}{'' if value is True else f' {value}'}" for name, value in given.items() if value)
     commands.append(f"{COMMAND} {options.model}{written}")
     write_card(options.model, commands, folder, options.device)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,8 +39,15 @@ from benchmarks.scenes import BLOCK, COLORS, LABELS, MAX_ITEMS, PROMPTS, SIZE, S
 SMALL: Size = (48, 64)
 """Size of single-item scenes, at a quarter of the cost, on which models learn what clothes look like."""
 
-Loss = Callable[[hf.PreTrainedModel, nn.Module, SceneBatch, torch.Tensor], torch.Tensor]
-"""`(model, dense head, batch, pixel_values) -> scalar`."""
+Loss = Callable[[hf.PreTrainedModel, nn.Module, Any, torch.Tensor], torch.Tensor]
+"""`(model, dense head, batch, pixel_values) -> scalar`; the batch is what the recipe's `prepare` returned."""
+Prepare = Callable[[SceneBatch, np.random.Generator], Any]
+"""`(batch, rng) -> batch`, with `images` and `to(device)` as a `SceneBatch` has them."""
+
+
+def as_drawn(batch: SceneBatch, rng: np.random.Generator) -> SceneBatch:
+    """The scenes as they are."""
+    return batch
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,12 @@ class Recipe:
         start: the model of the zoo that provides the initial weights.
         compiled: the part worth compiling, since a narrow transformer spends most of its time between matrix products.
         learning_rate: the peak learning rate of the schedule.
-        batch: scenes per step, at most a block.
+        batch: scenes per step.
         precision: of the matrix products; bfloat16 is slow on a processor without instructions for it.
         optimizer: of the matrices inside the network. Muon takes fewer steps; its own work per step is the same for a
             batch of any size, so AdamW suits small batches.
         gentle: the part that has been trained already, which learns at a quarter of the rate.
+        prepare: what the loss needs beside the scenes, made where the scenes are drawn.
         about: what the model card adds on the data.
     """
 
@@ -87,6 +95,7 @@ class Recipe:
     precision: torch.dtype = torch.bfloat16
     optimizer: Literal["muon", "adamw"] = "muon"
     gentle: str | None = None
+    prepare: Prepare = as_drawn
     about: str = ""
 
 
@@ -301,21 +310,39 @@ def embed_text(model: hf.PreTrainedModel, texts: list[str]) -> torch.Tensor:
     return F.normalize(model.text_projection(model.text_model(**tokens).pooler_output).float(), dim=-1)
 
 
-def llava_loss(
-    model: hf.PreTrainedModel, head: nn.Module, batch: SceneBatch, pixel_values: torch.Tensor
-) -> torch.Tensor:
-    """Cross-entropy of the answers to one question of each kind, and of class and colour from each cell."""
+@dataclass(frozen=True)
+class Asked:
+    """Scenes with a clear order from left to right, and one question of each kind about each of them."""
+
+    scenes: SceneBatch
+    packed: Packed
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The pictures, uint8 `(B, 3, H, W)`."""
+        return self.scenes.images
+
+    def to(self, device: torch.device | str) -> Asked:
+        """The same batch on another device."""
+        return Asked(self.scenes.to(device), self.packed.to(device))
+
+
+def ask(batch: SceneBatch, rng: np.random.Generator) -> Asked:
+    """Draw the questions."""
     drawn = [batch.scene(i) for i in range(len(batch))]
     clear = [i for i, scene in enumerate(drawn) if in_clear_order(scene)]
-    batch, pixel_values = batch.sample(clear), to_square(pixel_values[clear], model.config.vision_config.image_size)
-    rng = np.random.default_rng(int(torch.randint(2**31, ())))
-    packed = Packed.of([dialogues(drawn[i], rng) for i in clear], pixel_values.device)
+    return Asked(batch.sample(clear), Packed.of([dialogues(drawn[i], rng) for i in clear]))
+
+
+def llava_loss(model: hf.PreTrainedModel, head: nn.Module, batch: Asked, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the answers to one question of each kind, and of class and colour from each cell."""
+    pixel_values = to_square(pixel_values, model.config.vision_config.image_size)
     cells = model.model.get_image_features(pixel_values).pooler_output
     cells = torch.stack(list(cells)) if not isinstance(cells, torch.Tensor) else cells
-    logits = packed.logits(model, cells)
+    logits = batch.packed.logits(model, cells)
     classes, colors = head(lay_out(cells, pixel_values)).split([len(LABELS) + 1, len(COLORS) + 1], 1)
-    dense = cell_loss(classes, batch.classes) + cell_loss(colors, color_mask(batch))
-    return F.cross_entropy(logits.float(), packed.answers) + dense / 2
+    dense = cell_loss(classes, batch.scenes.classes) + cell_loss(colors, color_mask(batch.scenes))
+    return F.cross_entropy(logits.float(), batch.packed.answers) + dense / 2
 
 
 def to_square(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
@@ -347,7 +374,7 @@ class Packed:
     answers: torch.Tensor
 
     @classmethod
-    def of(cls, asked: Sequence[Sequence[Dialogue]], device: torch.device) -> Packed:
+    def of(cls, asked: Sequence[Sequence[Dialogue]]) -> Packed:
         """Pack the dialogues about each picture; every picture has as many."""
         tokenizer = word_tokenizer()
         columns = list(zip(*asked, strict=True))
@@ -368,7 +395,11 @@ class Packed:
             place += range(length)
         goal = torch.cat(goals, 1)
         parts = (torch.tensor(before), torch.cat(texts, 1), torch.tensor(block), torch.tensor(place), goal != -100)
-        return cls(*(part.to(device) for part in (*parts, goal[goal != -100])))
+        return cls(*parts, goal[goal != -100])
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on another device."""
+        return Packed(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def logits(self, model: hf.PreTrainedModel, cells: torch.Tensor) -> torch.Tensor:
         """The logits `(n, vocabulary)` at the marked tokens, from the projected cells `(B, N, C)` of the pictures."""
@@ -828,6 +859,7 @@ RECIPES = {
         precision=torch.float32,
         optimizer="adamw",
         gentle="model.vision_tower",
+        prepare=ask,
         about="Each scene comes with four questions and their answers in LLaVA 1.5's format: what is in the picture, "
         "what colour an item is, what is on the left or right, and how many items there are "
         "(`benchmarks/dialogues.py`). Scenes whose items have no clear order from left to right are left out.",

@@ -128,7 +128,7 @@ def test_packed_dialogues_give_the_logits_of_separate_ones() -> None:
             pixels, length = inputs["pixel_values"], len(answer_ids(processor.tokenizer, one.answer))
             alone.append(model(**inputs).logits[0, -length - 1 : -1])
             answers.append(inputs["input_ids"][0, -length:])
-        packed = Packed.of([asked], torch.device("cpu"))
+        packed = Packed.of([asked])
         together = packed.logits(model, torch.stack([*model.model.get_image_features(pixels).pooler_output]))
     assert torch.equal(packed.answers, torch.cat(answers))
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
