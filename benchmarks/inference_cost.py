@@ -1,13 +1,15 @@
 """What Grad-CAM costs compared with a plain forward pass: hf-cam, grad-cam and torchcam, on the same layer.
 
     python benchmarks/inference_cost.py [--models ViT-B/16 ...] [--batches 1 8] [--repeats 9] [--quick] [--cpu-time]
+                                        [--device cuda]
 
 Models have their real size and random weights. Time: each library alternates with the plain `no_grad` forward pass, and
 the median of the ratios of adjacent calls is printed, so that other load affects both sides alike. `--cpu-time`
 measures the processor time of one thread instead of wall-clock time, which is reliable on a busy machine too. Memory
 (Linux): each case runs in a fresh process; printed is the peak of its resident memory (the kernel's high-water mark,
-reset before the call) above what was resident just before the call, such as weights and libraries. Prints Markdown; the
-exit code is 1 if a target is missed.
+reset before the call) above what was resident just before the call, such as weights and libraries. On a GPU, the clock
+waits for the device, and memory is that of torch's allocator. Prints Markdown; the exit code is 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -129,15 +131,15 @@ def target_layer(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor
     return model.get_submodule(adapter.layers[0]), lambda tensor: adapter.to_spatial(tensor, (SIDE, SIDE))
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, device: str = "cpu") -> nn.Module:
     """The model in evaluation mode, with trainable parameters as after `from_pretrained`."""
     torch.manual_seed(0)
-    return MODELS[name]().eval()
+    return MODELS[name]().eval().to(device)
 
 
-def pictures(batch: int) -> Tensor:
+def pictures(batch: int, device: torch.device | str = "cpu") -> Tensor:
     """Noise, the same for every case."""
-    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
@@ -167,6 +169,12 @@ def paired(first: Run, second: Run, pixels: Tensor, repeats: int, clock: Clock) 
     return pairs[1:]
 
 
+def after_the_device() -> float:
+    """Seconds since an arbitrary moment, once the GPU has done all that it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def median_ratio(pairs: Iterable[tuple[float, float]]) -> float:
     """The median of `second / first`."""
     return statistics.median(second / first for first, second in pairs)
@@ -174,7 +182,7 @@ def median_ratio(pairs: Iterable[tuple[float, float]]) -> float:
 
 def time_ratios(model: nn.Module, batch: int, repeats: int, clock: Clock) -> tuple[float, dict[str, float]]:
     """Seconds of the forward pass, and each library's ratio to it."""
-    pixels = pictures(batch)
+    pixels = pictures(batch, next(model.parameters()).device)
     pairs = {}
     with forward(model) as plain:
         for name in LIBRARIES:
@@ -200,8 +208,10 @@ def adapter_milliseconds(repeats: int, clock: Clock) -> tuple[float, float]:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def extra_memory(model: str, case: str, batch: int) -> float | None:
-    """Peak MB above the weights, measured in a separate process; None on other systems than Linux."""
+def extra_memory(model: str, case: str, batch: int, device: str) -> float | None:
+    """Peak MB above the weights, on the CPU measured in a separate process; None there on other systems than Linux."""
+    if device != "cpu":
+        return measure_memory(model, case, batch, device)
     if not sys.platform.startswith("linux"):
         return None
     return float(in_fresh_process([str(Path(__file__)), "--memory-of", model, case, str(batch)]).split()[-1])
@@ -216,16 +226,25 @@ def in_fresh_process(arguments: Sequence[str]) -> str:
     ).stdout
 
 
-def measure_memory(model_name: str, case: str, batch: int) -> float:
+def measure_memory(model_name: str, case: str, batch: int, device: str) -> float:
     """Peak resident MB of one call in this process, above what was resident before it.
 
     A call on one picture comes first, so that one-time costs (threads, kernels) do not count.
     """
-    model, pixels = build(model_name), pictures(batch)
+    model, pixels = build(model_name, device), pictures(batch, device)
     with CASES[case](model) as run:
-        run(pictures(1))
+        run(pictures(1, device))
     with CASES[case](model) as run:
-        return peak_memory(lambda: run(pixels))
+        return (peak_memory if device == "cpu" else peak_allocation)(lambda: run(pixels))
+
+
+def peak_allocation(call: Callable[[], object]) -> float:
+    """Peak MB that torch allocated on the GPU during one call, above what it held before."""
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def peak_memory(call: Callable[[], object]) -> float:
@@ -272,7 +291,13 @@ def time_row(name: str, batch: int, alone: float, ratios: dict[str, float]) -> l
     """One row of the table of times."""
     bound = TIME_BOUNDS.get(batch)
     judged = verdict(ratios["hf-cam"], bound) if bound else "-"
-    return [name, str(batch), f"{1000 * alone:.0f} ms", *(f"{ratios[library]:.2f}" for library in LIBRARIES), judged]
+    return [
+        name,
+        str(batch),
+        f"{1000 * alone:{'.0f' if alone > 0.03 else '.1f'}} ms",
+        *(f"{ratios[library]:.2f}" for library in LIBRARIES),
+        judged,
+    ]
 
 
 def memory_row(name: str, peaks: dict[str, float]) -> list[str]:
@@ -283,11 +308,13 @@ def memory_row(name: str, peaks: dict[str, float]) -> list[str]:
     return [name, *(f"{peaks[case]:.0f} MB" for case in CASES), *judged]
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """The machine and the versions on which the figures were measured."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    gpu = "" if device == "cpu" else f"{torch.cuda.get_device_name(device)}, "
     return (
-        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, "
+        f"{gpu}{names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
+        f"threads: {torch.get_num_threads()}, "
         f"torch {torch.__version__}, transformers {hf.__version__}, grad-cam {version('grad-cam')}, "
         f"torchcam {version('torchcam')}, float32, {SIDE} x {SIDE}, random weights"
     )
@@ -298,9 +325,9 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: Clock) -> Iterator[str]:
+def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: Clock, device: str) -> Iterator[str]:
     """The parts of the report, each as soon as it has been measured."""
-    yield f"{machine()}\n"
+    yield f"{machine(device)}\n"
     # This comes first: only the first call of a process includes the cost of reading the catalogue.
     first, median = adapter_milliseconds(repeats, clock)
     yield (
@@ -309,11 +336,11 @@ def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: C
     )
     rows = []
     for name in models:
-        model = build(name)
+        model = build(name, device)
         for batch in batches:
             rows.append(time_row(name, batch, *time_ratios(model, batch, repeats, clock)))
             print("#", *rows[-1], file=sys.stderr)
-    measure = "wall clock" if clock is time.perf_counter else "processor time of one thread"
+    measure = "processor time of one thread" if clock is time.process_time else "wall clock"
     yield (
         f"Time of Grad-CAM divided by that of one plain `no_grad` forward pass; "
         f"median of {repeats} paired ratios, {measure}:\n"
@@ -321,12 +348,13 @@ def report(models: Sequence[str], batches: Sequence[int], repeats: int, clock: C
     yield table(["model", "batch", "forward", *LIBRARIES, "target of hf-cam"], rows) + "\n"
     rows = []
     for name in models:
-        peaks = {case: extra_memory(name, case, MEMORY_BATCH) for case in CASES}
+        peaks = {case: extra_memory(name, case, MEMORY_BATCH, device) for case in CASES}
         known = {case: peak for case, peak in peaks.items() if peak is not None}
         if len(known) == len(CASES):
             rows.append(memory_row(name, known))
             print("#", *rows[-1], file=sys.stderr)
-    yield f"Peak memory above that of the weights at batch {MEMORY_BATCH}, each case in a fresh process:\n"
+    fresh = ", each case in a fresh process" if device == "cpu" else ", as torch's allocator counts it"
+    yield f"Peak memory above that of the weights at batch {MEMORY_BATCH}{fresh}:\n"
     yield table(["model", *CASES, *(f"hf-cam / {case}" for case in CASES if case != "hf-cam")], rows) + "\n"
 
 
@@ -340,17 +368,19 @@ def main() -> int:
     parser.add_argument(
         "--cpu-time", action="store_true", help="measure processor time of one thread, for a busy machine"
     )
+    parser.add_argument("--device", default="cpu", help='"cpu" or "cuda" (default: %(default)s)')
     parser.add_argument("--memory-of", nargs=3, metavar=("MODEL", "CASE", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         model, case, batch = options.memory_of
-        print(measure_memory(model, case, int(batch)))
+        print(measure_memory(model, case, int(batch), "cpu"))
         return 0
     if options.cpu_time:
         torch.set_num_threads(1)
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    wall = time.perf_counter if options.device == "cpu" else after_the_device
+    clock = time.process_time if options.cpu_time else wall
     missed = False
-    for part in report(options.models, options.batches, 3 if options.quick else options.repeats, clock):
+    for part in report(options.models, options.batches, 3 if options.quick else options.repeats, clock, options.device):
         print(part, flush=True)
         missed = missed or "NOT MET" in part
     return int(missed)

@@ -19,7 +19,7 @@ def check_model_untouched(model: nn.Module, call: Callable[[], Result]) -> Resul
     """Run a function and check that it leaves a model unchanged.
 
     The check compares the identity, values, version, `requires_grad` and `.grad` of every parameter and buffer, each
-    module's mode, hooks, attributes and forward, the random state and the grad mode.
+    module's mode, hooks, attributes and forward, the random states (of GPUs too) and the grad mode.
 
     Args:
         model: Any module.
@@ -48,6 +48,8 @@ def check_model_untouched(model: nn.Module, call: Callable[[], Result]) -> Resul
 
 def _state(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {"the random state": torch.get_rng_state(), "the grad mode": torch.is_grad_enabled()}
+    if torch.cuda.is_initialized():
+        found |= {f"the random state of GPU {i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         found[f"the identity of {name!r}"] = id(tensor)
         found[f"requires_grad of {name!r}"] = tensor.requires_grad
