@@ -29,8 +29,8 @@ OPTIONS = {
     "rise": {"samples": 64},
     "d-rise": {"samples": 64},
     "smoothgrad": {"samples": 4},
-    "sscam": {"samples": 1},
-    "iscam": {"samples": 2},
+    "sscam": {"draws": 2},
+    "iscam": {"steps": 3},
 }
 """Fewer samples where the published number takes minutes."""
 
