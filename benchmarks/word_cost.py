@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from hf_cam.capture.guard import borrowed
 from hf_cam.words.footprints import disturbed
 from hf_cam.words.locate import Known, Located, located
-from hf_cam.words.removal import logits_without
+from hf_cam.words.removal import readings_without
 from hf_cam.words.scores import Score
 from hf_cam.words.weighing import Question, weighed
 from hf_cam.words.writing import Written, answer_rows, cached_inputs, whole_inputs, written
@@ -137,7 +137,7 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
                 text = text_of(replica, inputs)
                 forward, _ = timed(run, replica, whole_inputs(replica, inputs, text))
                 taken, (place, found, question) = timed(explain, subject, replica, known, inputs, text, shown)
-                checking, _ = timed(logits_without, known, question)
+                checking, _ = timed(readings_without, known, question)
                 if kind in ratios:
                     ratios[kind].append((taken + (checking if kind == "cold" else 0)) / forward)
                 if kind == "warm":
@@ -181,7 +181,7 @@ def peak(subject: Subject, *, explained: bool) -> float:
             [place] = located(known, replica, subject.prepare, [shown], inputs)
             question = asked(subject, replica, inputs, text, shown, place)
             place.footprints.painted(weighed("word-relevance", question).weights)
-            logits_without(known, question)
+            readings_without(known, question)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
 

@@ -12,7 +12,7 @@ model reads the same answer again up to the word. How often is another word its 
 random cells elsewhere frame what a map can reach with its strongest cells.
 
 Evidence: each description is read before three other scenes. How much of a word's probability is lost there, and what
-does its evidence, which never saw them, say?
+does its evidence, which never saw them, say? Also printed is what either reading without the picture would say alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
 from transformers.utils import logging
 
 from benchmarks.dialogues import DESCRIBE, Dialogue, Kind, Mention, from_left, in_clear_order, named_tokens
@@ -36,7 +40,10 @@ from hf_cam.explanation import WITHOUT_PICTURE
 from hf_cam.metrics import average_precision, centred_gaussian, energy_inside, noise, peak_inside
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.words.answer import Answer
+from hf_cam.words.locate import Known
 from hf_cam.words.methods import list_word_methods
+from hf_cam.words.removal import readings_without
+from hf_cam.words.weighing import Question
 
 MODEL = "demo:llava"
 GRID = (12, 12)
@@ -46,6 +53,7 @@ OTHERS = 3
 """Scenes before which each description is read again."""
 HALF, LITTLE = 0.5, 0.05
 """Shares of a word's probability."""
+READINGS = ("the picture hidden", "a blank picture")
 KINDS: tuple[Kind, ...] = ("noun", "colour")
 SECTION = re.compile(r"(<!-- quality -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -184,11 +192,13 @@ class Depending:
         lost: `[N]` the share of each word's probability that is lost before other scenes, at least 0.
         evidence: `[N]` what its explanation says.
         flagged: `[N]` whether it is flagged as said without the picture.
+        readings: `[N]` the evidence by each reading without the picture alone.
     """
 
     lost: np.ndarray
     evidence: np.ndarray
     flagged: np.ndarray
+    readings: Mapping[str, np.ndarray]
 
 
 def depending(loaded: LoadedModel, drawn: Sequence[Scene]) -> Depending:
@@ -196,6 +206,7 @@ def depending(loaded: LoadedModel, drawn: Sequence[Scene]) -> Depending:
     explainer = Explainer(loaded)
     pictures = [Image.fromarray(scene.image) for scene in drawn]
     found: list[tuple[float, float, bool]] = []
+    alone: dict[str, list[float]] = {name: [] for name in READINGS}
     for number in range(len(pictures)):
         answer = described(explainer, drawn[number])
         others = [pictures[(number + 1 + step) % len(pictures)] for step in range(OTHERS)]
@@ -203,8 +214,22 @@ def depending(loaded: LoadedModel, drawn: Sequence[Scene]) -> Depending:
         for word, *read in zip(answer, *readings, strict=True):
             kept = float(np.mean([one.score for one in read])) / max(word.score, 1e-12)
             found.append((max(0.0, 1 - kept), word.evidence or 0.0, WITHOUT_PICTURE in word.flags))
+        for at, name in enumerate(READINGS):
+            with one_reading(at):
+                alone[name] += [word.evidence or 0.0 for word in described(explainer, drawn[number])]
     lost, evidence, flagged = (np.array(column) for column in zip(*found, strict=True))
-    return Depending(lost, evidence, flagged)
+    return Depending(lost, evidence, flagged, {name: np.array(values) for name, values in alone.items()})
+
+
+@contextmanager
+def one_reading(at: int) -> Iterator[None]:
+    """Take the evidence from one of the readings without the picture."""
+
+    def readings(known: Known, question: Question) -> tuple[Tensor, ...]:
+        return (readings_without(known, question)[at],)
+
+    with patch("hf_cam.words.explaining.readings_without", readings):
+        yield
 
 
 def evidence_lines(found: Depending) -> Iterator[str]:
@@ -215,6 +240,13 @@ def evidence_lines(found: Depending) -> Iterator[str]:
             f"evidence is {found.evidence[chosen].mean():.2f}, and {found.flagged[chosen].mean():.0%} are flagged as "
             "said without the picture."
         )
+    told = {name: roc_auc_score(found.lost > HALF, values) for name, values in found.readings.items()}
+    yield (
+        f"- The area under the ROC curve, by which evidence tells words that lose more than half, is "
+        f"{roc_auc_score(found.lost > HALF, found.evidence):.2f}; "
+        + " and ".join(f"{value:.2f} with {name} alone" for name, value in told.items())
+        + "."
+    )
 
 
 # Tables.

@@ -21,11 +21,11 @@ from hf_cam.models.loading import LoadedModel
 from hf_cam.request import Request
 from hf_cam.targets import entries_of
 from hf_cam.words.answer import Answer
-from hf_cam.words.footprints import Footprints, disturbed
+from hf_cam.words.footprints import Footprints, blank, disturbed
 from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
-from hf_cam.words.removal import evidence_of, logits_without
+from hf_cam.words.removal import evidence_of, readings_without
 from hf_cam.words.scores import Score
 from hf_cam.words.tokens import Text, Word, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
@@ -96,7 +96,7 @@ class WordExplainer:
             asked = _asked(text, request.target, tokenizer)
             places = located(self._known, replica, prepare, shown, inputs)
             question = _question(replica, prepare, shown, inputs, text, asked, places)
-            found, without = weighed(self.method, question), logits_without(self._known, question)
+            found, without = weighed(self.method, question), readings_without(self._known, question)
         return Answer(
             _explanations(asked, text, found, without, places, pictures),
             answer=asked.text.text,
@@ -198,13 +198,19 @@ def _question(
         length=text.prompt.shape[1] + len(text.tokens) - 1,
         whole=partial(whole_inputs, replica, inputs, text),
         noisy=lambda: whole_inputs(replica, prepare([disturbed(one) for one in shown]), text),
+        blank=lambda: whole_inputs(replica, prepare([blank(one) for one in shown]), text),
         cached=partial(cached_inputs, replica, inputs, text),
         known=text.logits,
     )  # fmt: skip
 
 
 def _explanations(
-    asked: Asked, text: Written, found: Weighed, without: Tensor, places: Sequence[Located], pictures: Pictures
+    asked: Asked,
+    text: Written,
+    found: Weighed,
+    without: Sequence[Tensor],
+    places: Sequence[Located],
+    pictures: Pictures,
 ) -> list[Explanation]:
     """Word by word; of several pictures one after the other."""
     parts = found.weights.split([one.footprints.cells for one in places], 1)
@@ -212,16 +218,16 @@ def _explanations(
     rows = list(range(len(found.weights)))
     if not asked.contrast:
         rows = [asked.text.words.index(word) for word in asked.words]
-    likely, unseen = (
-        [_probability(word, asked, asked.score.probabilities(logits), logits) for word in asked.words]
-        for logits in (found.logits, without)
+    likely, *unseen = (
+        torch.tensor([_probability(word, asked, asked.score.probabilities(logits), logits) for word in asked.words])
+        for logits in (found.logits, *without)
     )
-    evidence = evidence_of(torch.tensor(likely), torch.tensor(unseen)).tolist()
+    evidence = evidence_of(likely, unseen).tolist()
     last = asked.text.words[-1]
     return [
         Explanation(
             label=word.label,
-            score=likely[at],
+            score=float(likely[at]),
             heatmap=heatmap,
             raw=raw,
             method=found.method,
@@ -234,7 +240,14 @@ def _explanations(
             evidence=evidence[at],
         )
         for at, (row, word) in enumerate(zip(rows, asked.words, strict=True))
-        for flags in [_flags(likely[at], unseen[at], found.weights[row], cut=not text.finished and word is last)]
+        for flags in [
+            _flags(
+                float(likely[at]),
+                [float(one[at]) for one in unseen],
+                found.weights[row],
+                cut=not text.finished and word is last,
+            )
+        ]
         for picture, frames, heatmap, raw in _drawn(
             [(footprints, part[row]) for footprints, part in cells],
             evidence[at] if WITHOUT_PICTURE in flags else 1.0,
@@ -279,12 +292,12 @@ def _probability(word: Word, asked: Asked, probabilities: Tensor, logits: Tensor
     return float(torch.sigmoid(logits[at, mine].float() - logits[at, theirs].float()))
 
 
-def _flags(likely: float, unseen: float, weights: Tensor, *, cut: bool) -> tuple[str, ...]:
-    """What is to be said of a word, from its probability with the picture and without it."""
+def _flags(likely: float, unseen: Sequence[float], weights: Tensor, *, cut: bool) -> tuple[str, ...]:
+    """What is to be said of a word, from its probability with the picture and in the readings without it."""
     if not weights.any():
         depends = NO_EVIDENCE
-    elif unseen * (1 - FAINT) > likely:
+    elif min(unseen) * (1 - FAINT) > likely:
         depends = AGAINST_PICTURE
     else:
-        depends = "" if unseen < likely * (1 - FAINT) else WITHOUT_PICTURE
+        depends = "" if max(unseen) < likely * (1 - FAINT) else WITHOUT_PICTURE
     return tuple(filter(None, (depends, CUT_OFF if cut else "")))

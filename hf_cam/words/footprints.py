@@ -217,6 +217,12 @@ def bars_along(picture: Image.Image, axis: int, count: int) -> list[tuple[slice,
     return [(part, slice(None)) if axis == 0 else (slice(None), part) for part in parts]
 
 
+def blank(picture: Image.Image) -> Image.Image:
+    """A picture of the same size, all in the mean colour."""
+    mean = np.array(picture.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
+    return Image.new("RGB", picture.size, tuple(mean.tolist()))
+
+
 def disturbed(picture: Image.Image, part: tuple[slice, slice] | None = None, seed: int = 0) -> Image.Image:
     """The picture with a part of it, or all, replaced by blocks of noise."""
     pixels = np.array(picture)

@@ -1,12 +1,13 @@
 """What a model would write without the picture: the check of how far a word depends on it.
 
 Gradients do not tell: where the model is certain, they vanish, however much its certainty is owed to the picture. So
-the answer is read once more while the picture is hidden from everything behind it.
+the answer is read twice more: while the picture is hidden from everything behind it, and with a blank picture. Few
+models have seen either in training, and some lose any word there; a word is owed to the picture if both lose it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,22 +81,23 @@ class Hidden(TorchFunctionMode):
         return found
 
 
-def logits_without(known: Known, question: Question) -> Tensor:
-    """The logits `[T, V]` at the rows that predict the tokens, where the text sees nothing of the picture.
+def readings_without(known: Known, question: Question) -> tuple[Tensor, ...]:
+    """The logits `[T, V]` at the rows that predict the tokens, with the picture hidden and with a blank one.
 
     The picture is hidden from the attention of what follows, in a forward over that alone on the generation's cache, or
     over the whole text. Whether that hides it is checked once per model: another picture must then lead to the same
-    logits. Where it does not, as through recurrent states or states that are attended to, noise takes its place.
+    logits. Where it does not, as through recurrent states or states that are attended to, noise takes its place. An
+    answer with placeholders of pictures is read with the picture hidden alone.
 
     Args:
         known: What was measured on the model; the way that holds is added.
         question: What is explained.
     """
+    if _writes_placeholders(question):  # no forward over the whole text takes them
+        return (_from_cache(question),)
     if known.removal is None:
-        if _writes_placeholders(question):  # no forward over the whole text takes them, so that nothing can be checked
-            return _from_cache(question)
         known.removal = _way(question)
-    return WAYS[known.removal](question)
+    return WAYS[known.removal](question), _replaced(question, question.blank())
 
 
 def _way(question: Question) -> str:
@@ -149,27 +151,28 @@ def _cached(question: Question) -> Tensor:
 
 
 @torch.no_grad()
-def _noisy(question: Question) -> Tensor:
-    logits: Tensor = call(question.model, question.noisy())["logits"]
+def _replaced(question: Question, inputs: Mapping[str, Any]) -> Tensor:
+    logits: Tensor = call(question.model, inputs)["logits"]
     return logits[0, question.rows]
 
 
 WAYS: Mapping[str, Callable[[Question], Tensor]] = {
     "cache": _cached,
     "text": lambda question: _hidden(question, question.whole()),
-    "noise": _noisy,
+    "noise": lambda question: _replaced(question, question.noisy()),
 }
-"""How the picture is removed."""
+"""How the picture is hidden."""
 
 
-def evidence_of(likely: Tensor, without: Tensor) -> Tensor:
-    """The share of a word's probability that is owed to the picture, in [0, 1].
+def evidence_of(likely: Tensor, without: Sequence[Tensor]) -> Tensor:
+    """The share of a word's probability that is owed to the picture, in [0, 1]: what every reading without it loses.
 
     Args:
         likely: Probabilities of words.
-        without: The same without the picture.
+        without: The same in each reading without the picture.
 
-    >>> evidence_of(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.6]))
-    tensor([0.7500, 0.0000])
+    >>> evidence_of(torch.tensor([0.8, 0.5, 0.8]), [torch.tensor([0.2, 0.6, 0.1]), torch.tensor([0.1, 0.0, 0.8])])
+    tensor([0.7500, 0.0000, 0.0000])
     """
-    return (1 - without / likely.clamp_min(torch.finfo(likely.dtype).tiny)).clamp(0, 1)
+    kept = torch.stack([*without]).amax(0)
+    return (1 - kept / likely.clamp_min(torch.finfo(likely.dtype).tiny)).clamp(0, 1)

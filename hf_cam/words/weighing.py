@@ -55,6 +55,7 @@ class Question:
         length: Of the whole text.
         whole: The inputs of a forward over the whole text.
         noisy: Those of the same with noise in place of the picture.
+        blank: Those of the same with its mean colour in place of the picture.
         cached: Those of a forward over the rows alone, or over all from a position on, on a cache, which the next call
             cuts; or None.
         known: `[t, V]` logits that the first t tokens were written with; None if they are not known.
@@ -68,6 +69,7 @@ class Question:
     length: int
     whole: Callable[[], Mapping[str, Any]]
     noisy: Callable[[], Mapping[str, Any]]
+    blank: Callable[[], Mapping[str, Any]]
     cached: Callable[..., Mapping[str, Any] | None] = field(default=lambda before=None: None)
     known: Tensor | None = field(default=None, repr=False)
 

@@ -16,11 +16,11 @@ from hf_cam.doors import callers_own, door
 from hf_cam.errors import OptionError, TargetError, brief
 from hf_cam.images.reading import load_image
 from hf_cam.models.traits import traits_of
-from hf_cam.words.footprints import disturbed
+from hf_cam.words.footprints import blank, disturbed
 from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.place import text_lengths
-from hf_cam.words.removal import evidence_of, logits_without
+from hf_cam.words.removal import evidence_of, readings_without
 from hf_cam.words.scores import Score
 from hf_cam.words.weighing import Question, weighed
 
@@ -80,10 +80,11 @@ class WordCAM:
                 replica, found.place, Score(ids[0, positions]), [[t] for t in range(len(positions))],
                 positions - 1 - ids.shape[1], length=ids.shape[1], whole=lambda: {**clean, **_settings(replica)},
                 noisy=lambda: {**self._inputs([disturbed(shown)]), **_settings(replica)},
+                blank=lambda: {**self._inputs([blank(shown)]), **_settings(replica)},
             )  # fmt: skip
-            weighed_cells, without = weighed(self.method, question), logits_without(self._known, question)
+            weighed_cells, without = weighed(self.method, question), readings_without(self._known, question)
         probabilities = question.score.probabilities
-        self.evidence = evidence_of(probabilities(weighed_cells.logits), probabilities(without))
+        self.evidence = evidence_of(probabilities(weighed_cells.logits), [*map(probabilities, without)])
         maps = found.footprints.painted(weighed_cells.weights)
         return maps / maps.max().clamp_min(torch.finfo(maps.dtype).tiny)
 
