@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
-from hf_cam.words.footprints import disturbed
+from hf_cam.words.footprints import blank, disturbed
 from hf_cam.words.locate import Known, Located, located
 from hf_cam.words.removal import readings_without
 from hf_cam.words.scores import Score
@@ -120,6 +120,7 @@ def asked(
         replica, place.place, Score(text.tokens), [[t] for t in range(WORDS)], answer_rows(WORDS),
         length=text.prompt.shape[1] + WORDS - 1, whole=lambda: whole_inputs(replica, inputs, text),
         noisy=lambda: whole_inputs(replica, subject.prepare([disturbed(shown)]), text),
+        blank=lambda: whole_inputs(replica, subject.prepare([blank(shown)]), text),
         cached=partial(cached_inputs, replica, inputs, text), known=text.logits,
     )  # fmt: skip
 

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 import hf_cam
 from benchmarks import word_places
+from benchmarks.tiny_writers import ANSWER as LAST
+from benchmarks.tiny_writers import writers
+from benchmarks.writer_inputs import prepare_of
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.explanation import WITHOUT_PICTURE
 from hf_cam.words.answer import Answer
 from hf_cam.words.footprints import Bars, Footprints, halved, on_raster, shares_of
+from hf_cam.words.locate import known_of
 from hf_cam.words.tokens import text_of, words_named
+from hf_cam.words.writing import cache_holds
 from tests.unchanged import half_frozen, unchanged
-from tests.writers import QUESTION, llava_processor, photograph, tiny_llava, tokenizer
+from tests.writers import QUESTION, llava_processor, photograph, qwen2_vl, tiny_llava, tokenizer
 
 ANSWER = "a red cup and a kettle"
 
@@ -106,6 +111,43 @@ def test_a_map_that_is_mirrored_does_not_pass_that_check(monkeypatch: pytest.Mon
     monkeypatch.setattr(Footprints, "painted", lambda self, weights: painted(self, weights).flip(2))
     [row] = word_places.rows(["qwen2_vl"])
     assert row.result == "undecided"
+
+
+def test_a_model_whose_positions_have_three_axes_is_explained_on_its_cache() -> None:
+    model, processor = qwen2_vl()
+    words = hf_cam.explain(photograph(), model, processor=processor, text=QUESTION, answer=ANSWER)
+    prompt = processor(text=[processor.apply_chat_template(chat(QUESTION))], images=[photograph()], return_tensors="pt")
+    tokens = processor.tokenizer(ANSWER, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.cat([prompt["input_ids"], tokens], 1)
+    more = {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == model.config.image_token_id).long()}
+    with torch.no_grad():
+        logits = model(**{**prompt, "input_ids": ids, **more}).logits[0, -1 - tokens.shape[1] : -1]
+    expected = logits.softmax(1).gather(1, tokens[0, :, None])[:, 0]
+    assert [word.score for word in words] == pytest.approx(expected.tolist(), rel=1e-3)
+    assert known_of(model, processor).cache_holds
+    assert known_of(model, processor).removal == "cache"
+
+
+# GIT predicts other words in one forward on its cache, and Kosmos-2's forward does not go without a picture.
+# PaliGemma's prompt is read in both directions, and so would the answer be in one forward over both.
+@pytest.mark.parametrize(
+    ("model_type", "holds"),
+    [("llava", True), ("qwen3_vl", True), ("glm4v", True), ("paligemma", True), ("git", False), ("kosmos-2", False)],
+)
+def test_the_cache_is_used_where_it_predicts_what_the_generation_does(model_type: str, holds: bool) -> None:
+    [writer] = (one for one in writers() if one.model_type == model_type)
+    model = writer.build()
+    inputs = prepare_of(writer, model)(word_places.smooth(0))
+    length = inputs["input_ids"].shape[1]
+    prompt = {
+        name: value[:, : -len(LAST)] if value.ndim == 2 and value.shape[1] == length else value
+        for name, value in inputs.items()
+    }
+    assert cache_holds(model, prompt) == holds
+
+
+def chat(question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
 def test_a_target_picks_the_words_that_were_said(llava: Any) -> None:

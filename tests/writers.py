@@ -54,6 +54,31 @@ def llava_processor() -> hf.LlavaProcessor:
     )
 
 
+def qwen2_vl() -> tuple[hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLProcessor]:
+    """Qwen2-VL, whose positions have three axes, with its whole processor."""
+    torch.manual_seed(0)
+    marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    words = tokenizer((*WORDS, *marks))
+    words.add_special_tokens({"additional_special_tokens": list(marks)})
+    picture, video, start, end = words.convert_tokens_to_ids(list(marks))
+    text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 64, "vocab_size": len(words), "initializer_range": 0.3, "bos_token_id": 2,
+            "eos_token_id": 3, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}  # fmt: skip
+    vision = {"depth": 2, "embed_dim": 64, "num_heads": 4, "hidden_size": 64}
+    ids = {"image_token_id": picture, "video_token_id": video, "vision_start_token_id": start}
+    config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, vision_end_token_id=end, **ids)
+    pixels = {"size": {"shortest_edge": 28 * 28, "longest_edge": 64 * 28 * 28}}
+    template = (
+        "{% for message in messages %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    processor = hf.Qwen2VLProcessor(
+        hf.Qwen2VLImageProcessor(**pixels), words, hf.Qwen2VLVideoProcessor(**pixels), chat_template=template
+    )
+    return hf.Qwen2VLForConditionalGeneration(config).eval(), processor
+
+
 def photograph(seed: int = 0) -> Image.Image:
     """Noise, 60 high and 90 wide."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 90, 3), np.uint8))

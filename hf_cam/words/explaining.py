@@ -29,7 +29,7 @@ from hf_cam.words.removal import evidence_of, readings_without
 from hf_cam.words.scores import Score
 from hf_cam.words.tokens import Text, Word, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
-from hf_cam.words.writing import LONGEST, Written, answer_rows, cached_inputs, whole_inputs, written
+from hf_cam.words.writing import LONGEST, Written, answer_rows, cache_holds, cached_inputs, whole_inputs, written
 
 Pictures = Image.Image | Video | tuple[Image.Image, ...]
 """What one question is about: a picture, several, or the frames of a video."""
@@ -95,7 +95,7 @@ class WordExplainer:
             text = written(replica, inputs, _settings(request.generate), forced)
             asked = _asked(text, request.target, tokenizer)
             places = located(self._known, replica, prepare, shown, inputs)
-            question = _question(replica, prepare, shown, inputs, text, asked, places)
+            question = _question(self._known, replica, prepare, shown, inputs, text, asked, places)
             found, without = weighed(self.method, question), readings_without(self._known, question)
         return Answer(
             _explanations(asked, text, found, without, places, pictures),
@@ -180,6 +180,7 @@ def _asked(text: Written, target: Any, tokenizer: Any) -> Asked:
 
 
 def _question(
+    known: Known,
     replica: nn.Module,
     prepare: _Prepare,
     shown: Sequence[Image.Image],
@@ -198,10 +199,25 @@ def _question(
         length=text.prompt.shape[1] + len(text.tokens) - 1,
         whole=partial(whole_inputs, replica, inputs, text),
         noisy=lambda: whole_inputs(replica, prepare([disturbed(one) for one in shown]), text),
-        blank=lambda: whole_inputs(replica, prepare([blank(one) for one in shown]), text),
-        cached=partial(cached_inputs, replica, inputs, text),
+        blank=lambda: _as_written(known, replica, prepare([blank(one) for one in shown]), text),
+        cached=_cut(known, replica, inputs, text),
         known=text.logits,
     )  # fmt: skip
+
+
+def _cut(
+    known: Known, replica: nn.Module, inputs: Mapping[str, Any], text: Written
+) -> Callable[..., Mapping[str, Any] | None]:
+    """The inputs of forwards on the generation's cache, or None where these predict other words than the generation."""
+    if known.cache_holds is None:
+        known.cache_holds = cache_holds(replica, inputs)
+    return partial(cached_inputs, replica, inputs, text) if known.cache_holds else lambda before=None: None
+
+
+def _as_written(known: Known, replica: nn.Module, inputs: Mapping[str, Any], text: Written) -> Mapping[str, Any]:
+    """The inputs of a forward that reads the text behind another picture, in the way in which it was written."""
+    again = written(replica, inputs, {}, [text.tokens]) if known.cache_holds else text
+    return _cut(known, replica, inputs, again)() or whole_inputs(replica, inputs, text)
 
 
 def _explanations(

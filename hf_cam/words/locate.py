@@ -67,12 +67,14 @@ class Known:
         rasters: What was found where a raster agreed with a measurement, at different sizes.
         geometries: How the processor puts pictures on a canvas.
         removal: How the picture is removed; None where that was not needed yet.
+        cache_holds: Whether a forward on the generation's cache predicts what the generation does; None likewise.
     """
 
     located: dict[Any, tuple[list[Located], Tensor | None]] = field(default_factory=dict)
     rasters: dict[Any, Located] = field(default_factory=dict)
     geometries: Geometries = field(default_factory=Geometries)
     removal: str | None = None
+    cache_holds: bool | None = None
 
     @property
     def rule(self) -> Place | None:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from hf_cam.capture.inputs import call
 from hf_cam.errors import ModelError
 from hf_cam.words.locate import Known
-from hf_cam.words.weighing import Question
+from hf_cam.words.weighing import Question, agree
 
 SAME = 1e-3
 """Largest difference of the log-probabilities of two forwards that see the same."""
@@ -108,9 +108,15 @@ def _way(question: Question) -> str:
     if not _same(whole, _hidden(question, question.noisy()), question):
         return "noise"
     try:
-        return "cache" if _same(whole, _from_cache(question), question) else "text"
+        cached = _from_cache(question)
     except ModelError:
         return "text"
+    # Where they differ, as where a prompt is read in both directions, the words were written on the cache.
+    return "cache" if _same(whole, cached, question) or not _reads_as_written(question) else "text"
+
+
+def _reads_as_written(question: Question) -> bool:
+    return agree(_replaced(question, question.whole()), question)
 
 
 def _writes_placeholders(question: Question) -> bool:

@@ -18,13 +18,11 @@ from hf_cam.words.place import Place
 from hf_cam.words.readout import readout_of
 from hf_cam.words.rows import Rows, recorded_rows
 from hf_cam.words.scores import Score
-from hf_cam.words.writing import answer_rows, decodes
+from hf_cam.words.writing import alike, answer_rows, decodes
 
 DEFAULT = "word-relevance"
 ELSEWHERE = "word-gradient-x-input"
 """The default where the picture's cells are not in the language model's own sequence, or its attention is not seen."""
-ALIKE = 0.02
-"""Largest difference of probabilities at which two forwards count as the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +129,7 @@ def _rows(question: Question, *, differentiate: bool) -> Rows:
 
     if (cached := question.cached()) is not None:
         found = recorded(cached, answer_rows(count), count)
-        if found.calls and _agree(found.logits, question):
+        if found.calls and agree(found.logits, question):
             return found
     found = recorded(question.whole(), question.rows, question.length)
     _check(found.logits, question)
@@ -143,15 +141,9 @@ def _rows(question: Question, *, differentiate: bool) -> Rows:
     return found
 
 
-def _agree(logits: Tensor, question: Question) -> bool:
+def agree(logits: Tensor, question: Question) -> bool:
     """Whether logits `[T, V]` predict the tokens as they were written."""
-    if question.known is None:
-        return True
-    count = min(len(question.known), len(logits))
-    tokens = question.score.tokens[:count, None].to(logits.device)
-    one, other = (given[:count].to(logits.device).float().softmax(1) for given in (logits, question.known))
-    one, other = one.gather(1, tokens), other.gather(1, tokens)
-    return bool(((one - other).abs() <= ALIKE + ALIKE * other).all())
+    return question.known is None or alike(logits, question.known, question.score.tokens)
 
 
 def _check(logits: Tensor, question: Question) -> None:
@@ -162,7 +154,7 @@ def _check(logits: Tensor, question: Question) -> None:
     """
     if not torch.isfinite(logits).all():
         raise ModelError("the model's logits are not finite; run it in a wider dtype")
-    if not _agree(logits, question):
+    if not agree(logits, question):
         raise ModelError(
             "the model predicts other words in one forward over prompt and answer than it wrote, so no gradient of "
             "what it wrote can be taken"

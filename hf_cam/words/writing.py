@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.capture.draws import own_draws
+from hf_cam.capture.inputs import call
 from hf_cam.doors import blaming
 from hf_cam.errors import ModelError, TargetError
+from hf_cam.heads.establish import REFUSALS
 from hf_cam.models.traits import accepts
 
 LONGEST = 64
 """Tokens of an answer where the caller does not say."""
+STEPS = 3
+"""Tokens of the generation that a forward on its cache is compared with."""
+VARIATION = 0.05
+"""Largest total variation between the words that the two predict, more than rounding in bfloat16 causes."""
+ALIKE = 0.02
+"""Largest difference of probabilities at which two forwards count as the same."""
 TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Inputs that go on with their last value."""
 
@@ -108,7 +116,11 @@ def cached_inputs(
     ids = torch.cat([text.prompt, text.tokens[None, :-1]], 1)
     others = {name: value for name, value in _longer(inputs, text).items() if name != "input_ids"}
     name = "cache" if accepts(model, "cache") else "past_key_values"
+    # As generate() does: a picture's positions may have several axes, which no model finds behind its cache.
+    place = getattr(model, "_prepare_position_ids_for_generation", None)
     with blaming("the model's prepare_inputs_for_generation()", ModelError):
+        if place is not None and accepts(model, "position_ids"):
+            others = {"position_ids": place(ids, {**others, "cache": cache}), **others}
         prepared: dict[str, Any] = model.prepare_inputs_for_generation(  # type: ignore[operator]
             ids, next_sequence_length=ids.shape[1] - before, use_cache=True, **{**others, "cache": cache}
         )
@@ -116,6 +128,34 @@ def cached_inputs(
         prepared[name] = prepared.pop("cache")
     found = {name: value for name, value in prepared.items() if value is not None and not name.startswith("logits_to")}
     return None if _required(model) - set(found) else found
+
+
+def cache_holds(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether one forward on the generation's cache predicts what the generation does step by step.
+
+    Args:
+        model: A replica.
+        inputs: The prompt and the picture.
+    """
+    try:
+        own = written(model, inputs, {**dict.fromkeys(("max_new_tokens", "min_new_tokens"), STEPS), "do_sample": False})
+        cached = cached_inputs(model, inputs, own)
+        if cached is None:
+            return False
+        with torch.no_grad():
+            found = call(model, cached)["logits"][0, answer_rows(len(own.tokens))]
+    except REFUSALS:
+        return False
+    one, other = (given.to(found.device).float().softmax(1) for given in (found, own.logits))
+    return bool(((one - other).abs().sum(1) / 2 <= VARIATION).all())
+
+
+def alike(logits: Tensor, others: Tensor, tokens: Tensor) -> bool:
+    """Whether two logits `[T, V]` give tokens `[T]` the same probabilities; of the longer ones, the first count."""
+    count = min(len(logits), len(others))
+    tokens = tokens[:count, None].to(logits.device)
+    one, other = (given[:count].to(logits.device).float().softmax(1).gather(1, tokens) for given in (logits, others))
+    return bool(((one - other).abs() <= ALIKE + ALIKE * other).all())
 
 
 def whole_inputs(model: nn.Module, inputs: Mapping[str, Any], text: Written) -> dict[str, Any]:
