@@ -32,6 +32,7 @@ import transformers as hf
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.scenes import scenes
 from hf_cam.capture.guard import borrowed
 from hf_cam.words.footprints import blank, disturbed
 from hf_cam.words.locate import Known, Located, located
@@ -58,12 +59,25 @@ class Subject:
         model: Itself.
         prepare: From pictures to the inputs of a prompt.
         sizes: Heights and widths of pictures that it takes.
+        picture: From a size and a number to a picture of the kind that it knows.
     """
 
     name: str
     model: nn.Module
     prepare: Callable[[Any], dict[str, Tensor]]
     sizes: tuple[tuple[int, int], ...]
+    picture: Callable[[tuple[int, int], int], Image.Image]
+
+
+def scene(size: tuple[int, int], number: int) -> Image.Image:
+    """One of the scenes that the demo model describes."""
+    [*_, found] = scenes("test", number + 1, seed=7)
+    return Image.fromarray(found.image).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def noise(size: tuple[int, int], number: int) -> Image.Image:
+    """What a random model knows no less than any other picture."""
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8))
 
 
 def demo() -> Subject:
@@ -73,7 +87,7 @@ def demo() -> Subject:
     from hf_cam.words.prompts import prompt_of
 
     loaded = load("demo:llava")
-    return Subject("demo:llava", loaded.model, prompt_of(loaded.processor, DESCRIBE, 1), SIZES)
+    return Subject("demo:llava", loaded.model, prompt_of(loaded.processor, DESCRIBE, 1), SIZES, scene)
 
 
 def long() -> Subject:
@@ -95,15 +109,10 @@ def long() -> Subject:
         types = (ids == 990).long()
         return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
 
-    return Subject("random Qwen2-VL, 1,200 picture tokens", model, prepare, LONG)
+    return Subject("random Qwen2-VL, 1,200 picture tokens", model, prepare, LONG, noise)
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {"demo:llava": demo, "long": long}
-
-
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Noise."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
 
 
 def text_of(replica: nn.Module, inputs: dict[str, Tensor]) -> Written:
@@ -133,7 +142,7 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
         for number in range(repeats):
             known = Known()
             for kind, size in (("cold", first), ("confirming", second), ("new size", others[0]), ("warm", first)):
-                shown = picture(size, number)
+                shown = subject.picture(size, number)
                 inputs = subject.prepare([shown])
                 text = text_of(replica, inputs)
                 forward, _ = timed(run, replica, whole_inputs(replica, inputs, text))
@@ -171,7 +180,7 @@ def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
 
 def peak(subject: Subject, *, explained: bool) -> float:
     """The peak of the process in MB above the loaded weights, of a generation alone or with its maps."""
-    shown, known = picture(subject.sizes[0]), Known()
+    shown, known = subject.picture(subject.sizes[0], 0), Known()
     with borrowed(subject.model) as replica:
         inputs = subject.prepare([shown])
         if explained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,9 +118,12 @@ def door(kind: type[HFCamError] = UnexpectedError) -> Callable[[Function], Funct
 
 @contextmanager
 def _guarding(name: str, kind: type[HFCamError]) -> Iterator[None]:
+    handled = sys.exception()
     try:
         yield
     except Exception as error:
+        if (interrupt := _interrupt_behind(error, handled)) is not None:
+            raise interrupt from None
         if (own := _own_error(error, name, kind)) is None:
             raise
         raise own from error
@@ -215,6 +219,16 @@ def _check_arguments(signature: inspect.Signature, name: str, args: Any, kwargs:
         strange = next((one for one in kwargs if one not in known), "")
         hint = strange and (renamed(strange, known) or f"; nearest to {strange}=: {nearest(strange, known)}")
         raise OptionError(f"{name}() {error}{hint}") from None
+
+
+def _interrupt_behind(error: BaseException, handled: BaseException | None) -> BaseException | None:
+    """The interrupt that an error hides which was raised on its way out; not one that the caller handles already."""
+    behind: BaseException | None = error
+    while behind is not None and behind is not handled:
+        if not isinstance(behind, Exception):
+            return behind
+        behind = behind.__context__
+    return None
 
 
 def _own_error(error: Exception, name: str, kind: type[HFCamError]) -> HFCamError | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from traceback import walk_tb
 from types import TracebackType
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 from weakref import WeakSet
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class KeptThread:
         self._torch: Any = sys.modules.get("torch")
         if self._torch is not None:
             self._grad = self._torch.is_grad_enabled()
-            self._depths = [depth() for depth, _ in _stacks(self._torch)]
+            self._modes = [stack.modes() for stack in _stacks(self._torch)]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None and not isinstance(error, Exception):
@@ -63,9 +63,8 @@ class KeptThread:
         if self._torch is None:
             return
         self._torch._C._set_grad_enabled(self._grad)  # noqa: SLF001 - the public one goes through modes
-        for (depth, pop), before in zip(_stacks(self._torch), self._depths, strict=True):
-            while depth() > before:
-                pop()
+        for stack, before in zip(_stacks(self._torch), self._modes, strict=True):
+            stack.restore(before)
 
 
 def _free_locals(at: TracebackType | None) -> None:
@@ -76,12 +75,39 @@ def _free_locals(at: TracebackType | None) -> None:
                 frame.clear()
 
 
-def _stacks(torch: Any) -> list[tuple[Any, Any]]:
-    """The depth of each of the thread's stacks of modes, and how to pop its top."""
+class _Stack(NamedTuple):
+    """One of the thread's stacks of modes, by the functions that act on it."""
+
+    depth: Callable[[], int]
+    at: Callable[[int], Any]
+    pop: Callable[[], Any]
+    push: Callable[[Any], None]
+
+    def modes(self) -> list[Any]:
+        """The modes, from the bottom up."""
+        return [self.at(place) for place in range(self.depth())]
+
+    def restore(self, before: list[Any]) -> None:
+        """Leave these modes alone on it; an interrupt can lose one that was off the stack for a moment."""
+        same = 0
+        for one, other in zip(self.modes(), before, strict=False):
+            if one is not other:
+                break
+            same += 1
+        while self.depth() > same:
+            self.pop()
+        for mode in before[same:]:
+            self.push(mode)
+
+
+def _stacks(torch: Any) -> list[_Stack]:
     c = torch._C  # noqa: SLF001
+    function = (c._get_function_stack_at, c._pop_torch_function_stack, c._push_on_torch_function_stack)  # noqa: SLF001
+    push = c._push_on_torch_dispatch_stack  # noqa: SLF001
+    dispatch = (c._get_dispatch_stack_at, lambda: c._pop_torch_dispatch_stack(None), push)  # noqa: SLF001
     return [
-        (c._len_torch_function_stack, c._pop_torch_function_stack),  # noqa: SLF001
-        (c._len_torch_dispatch_stack, lambda: c._pop_torch_dispatch_stack(None)),  # noqa: SLF001
+        _Stack(c._len_torch_function_stack, *function),  # noqa: SLF001
+        _Stack(c._len_torch_dispatch_stack, *dispatch),  # noqa: SLF001
     ]
 
 

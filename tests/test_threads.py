@@ -422,6 +422,45 @@ def test_an_interrupt_while_something_is_undone_leaves_the_thread_as_it_was(
     assert cam(pictures(1), 1).any()
 
 
+@pytest.mark.parametrize("method", ["libragrad", "libracam", "attnlrp"])
+def test_an_interrupt_while_a_mode_is_off_its_stack_loses_neither_it_nor_itself(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cam, calls, push = CAM(vit(), method), [0], torch.overrides._push_mode
+
+    def interrupted(mode: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 20:  # a mode that acts is off the stack; what leaves it next takes off the one below
+            raise KeyboardInterrupt
+        push(mode)
+
+    with Theirs() as theirs:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.overrides, "_push_mode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                cam(pictures(1), 1)
+        assert torch._C._len_torch_function_stack() == 1
+        assert torch._C._get_function_stack_at(0) is theirs
+    assert calls[0] >= 20
+    assert torch._C._len_torch_function_stack() == 0
+
+
+class Theirs(torch.overrides.TorchFunctionMode):
+    """A mode of the caller's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_interrupt_that_is_handled_already_does_not_replace_an_error() -> None:
+    cam = CAM(vit(), "eigencam")
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(HFCamError):
+            cam(torch.zeros(1, 3, 5, 5), 10**6)
+
+
 def test_an_interrupt_while_a_block_is_entered_or_left_changes_nothing_later() -> None:
     cam, x, state, counter = CAM(vit(), "eigencam"), pictures(1), thread_state(), InterrupterOfBlocks()
     cam(x, 1)
