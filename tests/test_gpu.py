@@ -161,6 +161,7 @@ def test_autocast_around_the_call_is_respected() -> None:
     assert correlation(found.float().cpu().numpy(), expected.cpu().numpy()) > 0.9
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
 def test_a_compiled_model_gives_the_same_map() -> None:
     model = hf.AutoModelForImageClassification.from_pretrained(demo_model("convnext")).cuda()
     pixels = torch.randn(1, 3, 96, 128, device="cuda")
@@ -195,8 +196,7 @@ def test_a_model_that_is_half_on_the_gpu_and_half_offloaded() -> None:
     place = {"vit.embeddings": 0, **layers, "vit.layernorm": "cpu", "classifier": "cpu"}
     model = hf.AutoModelForImageClassification.from_pretrained(demo_model("vit"), device_map=place)
     processor = hf.AutoImageProcessor.from_pretrained(demo_model("vit"))
-    [expected] = hf_cam.explain(PICTURES[0], "demo:vit", device="cpu")
-    for method in ("gradcam", "chefer", "fullgrad"):
+    for method in ("gradcam", "chefer", "attnlrp"):
         [found] = hf_cam.explain(PICTURES[0], model, processor=processor, method=method)
         [expected] = hf_cam.explain(PICTURES[0], "demo:vit", device="cpu", method=method)
         assert correlation(found.heatmap, expected.heatmap) > 0.99, method

@@ -14,10 +14,12 @@ from transformers import SwinForImageClassification
 
 import hf_cam
 from benchmarks.grad_cam import CLASSES, OF_EITHER_SIGN, OF_SEVERAL_RUNS, Logits, class_targets, let_go, package
+from benchmarks.scenes import scenes
 from hf_cam.cam import CAM
 from hf_cam.capture.biases import full_gradients
 from hf_cam.capture.capture import capture
 from hf_cam.errors import MethodError
+from hf_cam.explanation import NO_EVIDENCE
 from hf_cam.maps import normalize, resize
 from hf_cam.methods import Method, get_method, list_methods, register
 from hf_cam.methods.concepts import Concepts
@@ -236,6 +238,14 @@ def test_a_sum_within_its_own_rounding_error_is_no_evidence() -> None:
     cancelled = CAM(net, "hirescam", layers="features")(x, [0, 1])
     assert kept.any()
     assert not cancelled.any()
+
+
+def test_a_map_that_cancels_in_a_layer_norm_of_a_trained_model_is_no_evidence() -> None:
+    # The errors of the layer norm's own sums are common to all channels, and larger than independent ones.
+    for scene in scenes("test", 3, seed=5):
+        [found] = hf_cam.explain(scene.image, "demo:dinov2", method="hirescam")
+        assert NO_EVIDENCE in found.flags
+        assert not found.raw.any()
 
 
 class _NormNet(nn.Module):

@@ -293,8 +293,10 @@ def without_rounding(reduced: Tensor, contributions: Tensor, dtype: torch.dtype)
         contributions: The terms.
         dtype: In which they were computed.
     """
-    # Independent rounding errors, one per term, add up like the Euclidean norm of the terms.
-    error = _rounding(dtype) * contributions.norm(dim=1)
+    # The errors of rounding each gradient to 16 bits are independent and add up like the Euclidean norm of the terms.
+    # Those of sums over all channels, as in a layer norm's backward pass, are common to the terms.
+    order = 2 if torch.finfo(dtype).bits == 16 else 1
+    error = _rounding(dtype) * torch.linalg.vector_norm(contributions, order, dim=1)
     return torch.where(reduced.abs() <= error, torch.zeros_like(reduced), reduced)
 
 
