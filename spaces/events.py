@@ -349,15 +349,15 @@ def recolour(found: Found | None, made: Made | None, alpha: float, colormap: str
     """All maps on screen in other colours; no model runs."""
     if found is None:
         return [gr.skip()] * 10
-    gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=found.shown)
+    gallery = gr.update(value=thumbnails(found, alpha, colormap), selected_index=found.shown)
     return [*show(found, alpha, colormap), gallery, grid_of(made, alpha, colormap) if made else gr.skip()]
 
 
 def opened(found: Found, alpha: float, colormap: str) -> list[Any]:
     """Everything that a new explanation fills."""
-    gallery = gr.Gallery(thumbnails(found, alpha, colormap), selected_index=found.shown)
+    gallery = gr.update(value=thumbnails(found, alpha, colormap), selected_index=found.shown)
     clickable = tab_of(MODELS.kind(found.settings.model)) in ("detect", "segment")
-    large = gr.Image(marked(found) if clickable else None, visible=clickable)
+    large = gr.update(value=marked(found) if clickable else None, visible=clickable)
     return [found, gallery, large, *show(found, alpha, colormap), *cleared()]
 
 
