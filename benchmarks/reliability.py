@@ -421,6 +421,11 @@ PROMISES: dict[str, Promise] = {
         "test_threads.py",
         command="HF_CAM_INTERRUPTS=N pytest -m slow tests/test_threads.py -k any_instant",
     ),
+    "drawn-inputs": Promise(
+        "Images, targets, options and config files that hypothesis draws end in maps or in one sentence",
+        "test_fuzz.py",
+        command="pytest -m slow tests/test_fuzz.py",
+    ),
     "guided-fuzzing": Promise(
         "Pictures, files and targets, changed for half an hour as coverage guides, end in maps or in one sentence",
         "test_fuzz.py",
