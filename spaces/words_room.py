@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from work import check_methods, on_gpu
 
 from hf_cam import list_word_methods
 from hf_cam.explainer import Explainer
-from hf_cam.explanation import NO_EVIDENCE, WITHOUT_PICTURE
+from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE
 from hf_cam.heads import head_kind
 from hf_cam.words.answer import Answer
 from hf_cam.words.page import html
@@ -31,7 +32,8 @@ from hf_cam.zoo import SCENE
 HINT = "Ask a model that answers in words. Point at a word, tap it or use the arrow keys to see where it comes from."
 QUESTIONS = ("What is in the picture?", "What colour is the bag?", "How many items are there?", "What is on the left?")
 """The first is answered rightly, and each noun lights up its own item."""
-FAINT = "Just as likely with the picture hidden (underlined):"
+FAINT = "Just as likely without the picture (underlined):"
+AGAINST = "The picture speaks against:"
 LONGEST_LIST = 12
 RESULT = "words-result"
 STALE = "The picture or a setting was changed since. Press Ask."
@@ -133,12 +135,18 @@ def files(answer: Answer) -> tuple[str, str, str]:
 
 
 def says(answer: Answer) -> str:
-    """The answer, the method, and the words to which the picture contributed hardly anything, in sentences."""
-    faint = [one.label for one in answer if {NO_EVIDENCE, WITHOUT_PICTURE} & set(one.flags)]
-    listed = ", ".join(as_text(word) for word in faint[:LONGEST_LIST])
-    more = f" and {len(faint) - LONGEST_LIST} more" if len(faint) > LONGEST_LIST else ""
-    warning = f"\n\n{FAINT} {listed}{more}." if faint else ""
-    return f"**{as_text(answer.answer)}** · {answer[0].method} at `{answer[0].layers[0]}`{warning}"
+    """The answer, the method, and the words that the picture hardly contributed to or speaks against, in sentences."""
+    warnings = [
+        f"\n\n{sentence} {_listed(words)}."
+        for sentence, flags in ((FAINT, {NO_EVIDENCE, WITHOUT_PICTURE}), (AGAINST, {AGAINST_PICTURE}))
+        if (words := [one.label for one in answer if flags & set(one.flags)])
+    ]
+    return f"**{as_text(answer.answer)}** · {answer[0].method} at `{answer[0].layers[0]}`{''.join(warnings)}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - LONGEST_LIST} more" if len(words) > LONGEST_LIST else ""
+    return ", ".join(as_text(word) for word in words[:LONGEST_LIST]) + more
 
 
 def snippet(question: Question) -> str:

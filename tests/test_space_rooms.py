@@ -18,7 +18,7 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.errors import HFCamError
-from hf_cam.explanation import WITHOUT_PICTURE, Explanation
+from hf_cam.explanation import AGAINST_PICTURE, WITHOUT_PICTURE, Explanation
 from hf_cam.interfaces.space import space_folder
 from hf_cam.words.answer import Answer
 from hf_cam.words.page import html
@@ -104,6 +104,14 @@ def test_words_with_hardly_any_evidence_are_named():
     assert said.endswith(f"{words_room.FAINT} {', '.join(flagged)}.")
     rest = [one for one in answer if WITHOUT_PICTURE not in one.flags]
     assert words_room.FAINT not in words_room.says(Answer(rest, answer=answer.answer, image=answer.image))
+
+
+def test_words_that_the_picture_speaks_against_are_named():
+    _, answer = words_room.welcome()
+    against = [one.changed(flags=(AGAINST_PICTURE,)) if n in (1, 2) else one for n, one in enumerate(answer)]
+    said = words_room.says(Answer(against, answer=answer.answer, image=answer.image))
+    assert said.endswith(f"{words_room.AGAINST} {against[1].label}, {against[2].label}.")
+    assert words_room.AGAINST not in words_room.says(answer)
 
 
 def test_a_contrast_is_typed_as_it_is_shown():
