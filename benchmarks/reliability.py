@@ -417,9 +417,9 @@ PROMISES: dict[str, Promise] = {
     "wrapped": Promise("A wrapped model gets the right map, or is refused", "test_wrapped.py", right_or_refused),
     "inputs": Promise("Odd pixels give a finite map, or are refused", "test_fuzz.py", inputs),
     "every-method": Promise(
-        "Ctrl-C at random lines leaves nothing behind: 300 for each of 15 methods, 10 for each of 23",
+        "Ctrl-C at random lines leaves nothing behind: 300 for each of 38 methods",
         "test_threads.py",
-        command="HF_CAM_INTERRUPTS=N pytest -m slow tests/test_threads.py -k any_instant",
+        command="HF_CAM_INTERRUPTS=150 pytest -m slow tests/test_threads.py -k any_instant",
     ),
     "drawn-inputs": Promise(
         "Images, targets, options and config files that hypothesis draws end in maps or in one sentence",
