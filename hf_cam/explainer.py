@@ -509,7 +509,7 @@ class Explainer:
                     skip_undefined=skip_undefined,
                 )
             skipped |= saliencies.skipped
-            for saliency in saliencies:
+            for saliency in map(_on_host, saliencies):
                 for i, image in enumerate(images):
                     shown = tuple(saliency.maps.shape[2:])
                     recipe = _Recipe(self.loaded, self.head, image, own[i], saliency.method, shown)
@@ -537,6 +537,11 @@ class _Recipe:
         fused = self.method.fused([torch.from_numpy(layer) for layer in raw], self.size)
         shown = fused.to(inputs["pixel_values"].device)
         return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
+
+
+def _on_host(saliency: Saliency) -> Saliency:
+    """The record with the raw maps and scores of all images on the CPU, from where each image takes its own."""
+    return replace(saliency, raw=tuple(layer.cpu() for layer in saliency.raw), scores=saliency.scores.cpu())
 
 
 def _explanations(

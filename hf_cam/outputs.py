@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_cam.errors import TargetError
+from hf_cam.transfer import on_host, pieces
 
 Path = tuple[str | int, ...]
 """Where a tensor stands in an output: names and positions, from the outside in; `()` is the output itself."""
@@ -78,7 +81,7 @@ def with_parts(output: Any, parts: Mapping[str | int, Any]) -> Any:
     """A copy of a structured output with other parts under the same names."""
     if isinstance(output, Mapping):
         if hasattr(output, "to_tuple"):
-            return type(output)(**{str(name): part for name, part in parts.items()})
+            return _record_with(output, parts)
         try:
             return type(output)(parts)  # type: ignore[call-arg]
         except TypeError:  # a mapping of a class that is made otherwise
@@ -91,6 +94,22 @@ def with_parts(output: Any, parts: Mapping[str | int, Any]) -> Any:
     for name, value in parts.items():
         object.__setattr__(copied, str(name), value)  # a frozen dataclass has no other way
     return copied
+
+
+def _record_with(output: Any, parts: Mapping[Any, Any]) -> Any:
+    """One of transformers' records with other values in the fields that it has.
+
+    Its initializer looks through all fields once for every field, which would take longer than all else that is done
+    with a sample.
+    """
+    if not isinstance(output, OrderedDict):
+        return type(output)(**{str(name): part for name, part in parts.items()})
+    made: Any = type(output).__new__(type(output))
+    made.__dict__.update(output.__dict__)
+    made.__dict__.update(parts)
+    for name, part in parts.items():
+        OrderedDict.__setitem__(made, name, part)
+    return made
 
 
 def tensors_of(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
@@ -166,6 +185,27 @@ def sample_of(output: Any, index: int | slice, batch: int) -> Any:
         return tensor[index] if tensor.ndim and len(tensor) == batch else tensor
 
     return _changed(output, cut, lambda items: items[index] if _is_listed(items, batch) else items)
+
+
+def samples_of(output: Any, batch: int) -> list[Any]:
+    """Every sample of a batched output, as `sample_of` returns it; `on_host` reads a tensor of all of them at once.
+
+    >>> [sample["logits"].shape for sample in samples_of({"logits": torch.zeros(2, 10)}, batch=2)]
+    [torch.Size([10]), torch.Size([10])]
+    """
+    entries: dict[int, tuple[Tensor, ...]] = {}
+
+    def cut(index: int, tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != batch:
+            return tensor
+        if id(tensor) not in entries:
+            entries[id(tensor)] = pieces(tensor)  # which keep the tensor, and with it the id
+        return entries[id(tensor)][index]
+
+    def pick(index: int, items: Any) -> Any:
+        return items[index] if _is_listed(items, batch) else items
+
+    return [_changed(output, partial(cut, index), partial(pick, index)) for index in range(batch)]
 
 
 def _is_listed(items: Any, batch: int) -> bool:
@@ -256,7 +296,7 @@ def _source(pair: Sequence[tuple[Path, Tensor]]) -> Path | None:
     if one.shape != other.shape or one.ndim == 0:
         return None
     for source, raw, made in ((path, one, other), (other_path, other, one)):
-        raw, made = raw.detach().float(), made.detach().float()
+        raw, made = on_host(raw).float(), on_host(made).float()
         known = [raw.sigmoid(), *(squash(axis) for squash in (raw.softmax, raw.log_softmax) for axis in (0, -1))]
         if any(torch.allclose(made, squashed, atol=1e-5) for squashed in known):
             return source

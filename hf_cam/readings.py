@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
-from hf_cam.outputs import Path, is_map, is_row, part_at, scores_path
+from hf_cam.outputs import Path, is_map, is_row, part_at, parts_of, scores_path
+from hf_cam.transfer import on_host
 
 Scale = Literal["logits", "probabilities", "log-probabilities", "values"]
 
@@ -41,8 +42,7 @@ class Reading:
         Raises:
             TargetError: there are none, or several candidates.
         """
-        path = scores_path(output, is_map if self.maps else is_row) if self.path is None else self.path
-        found: Tensor = part_at(output, path)
+        found: Tensor = part_at(output, self._place(output))
         return found.flatten() if is_row(found) and not self.maps else found
 
     def logits(self, output: Any) -> Tensor:
@@ -55,9 +55,33 @@ class Reading:
         values = self.values(output)
         return probabilities_of(values, self.scale, exclusive=self.exclusive and len(values) > 1)
 
+    def on_host(self, output: Any) -> tuple[Tensor, Tensor]:
+        """`logits` and `scores` on the CPU, detached, in float32 or better."""
+        found = on_host(part_at(output, self._place(output)))
+        found, here = found if found.dtype == torch.float64 else found.float(), replace(self, path=())
+        return here.logits(found), here.scores(found)
+
+    def rows(self, outputs: Any, batch: int) -> Tensor | None:
+        """`logits` of every sample of a batch, `[B, K]`; None where they do not stand in one tensor for sure."""
+        path = self.path
+        if path is None:
+            path = () if isinstance(outputs, Tensor) else ("logits",)
+        found = outputs if not path else (parts_of(outputs) or {}).get(path[0])
+        if self.maps or len(path) > 1 or isinstance(outputs, list) or not are_rows(found, batch):
+            return None
+        return log_scores(found, self.scale, exclusive=self.exclusive)
+
+    def _place(self, output: Any) -> Path:
+        return scores_path(output, is_map if self.maps else is_row) if self.path is None else self.path
+
 
 AS_LOGITS, AS_MAPS = Reading(), Reading(maps=True)
 """Of logits that are found by `scores_path`, one per class, or one per class and cell."""
+
+
+def are_rows(found: Any, batch: int) -> TypeGuard[Tensor]:
+    """Whether something is a plain tensor with two numbers or more for each sample of a batch."""
+    return type(found) is Tensor and found.ndim == 2 and len(found) == batch and found.shape[1] > 1
 
 
 def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
@@ -76,8 +100,8 @@ def log_scores(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
     return values if exclusive else values - torch.log(-torch.expm1(values.clamp_max(-limits.eps / 2)))
 
 
-def probabilities_of(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor:
-    """Scores in [0, 1] from logits, probabilities or log-probabilities; the classes are the first axis.
+def probabilities_of(values: Tensor, scale: Scale, *, exclusive: bool, axis: int = 0) -> Tensor:
+    """Scores in [0, 1] from logits, probabilities or log-probabilities; the classes are the first axis, or another.
 
     Values are returned unchanged.
     """
@@ -86,4 +110,4 @@ def probabilities_of(values: Tensor, scale: Scale, *, exclusive: bool) -> Tensor
         return values
     if scale == "log-probabilities":
         return values.exp()
-    return values.softmax(0) if exclusive else values.sigmoid()
+    return values.softmax(axis) if exclusive else values.sigmoid()

@@ -314,7 +314,7 @@ def _check_numbers(target: Any) -> None:
     elif isinstance(target, Tensor):
         if problem := unreadable(target):
             raise TargetError(f"the tensor that is the target {problem}")
-        finite = target.ndim > 2 or bool(target.detach().isfinite().all())
+        finite = target.ndim > 2 or not target.is_floating_point() or bool(target.detach().isfinite().all())
     elif isinstance(target, np.ndarray):
         finite = target.ndim > 2 or target.dtype.kind not in "fc" or bool(np.isfinite(target).all())
     elif isinstance(target, float | complex):

@@ -25,11 +25,13 @@ from hf_cam.outputs import (
     detections_of,
     embedding_of,
     field_of,
+    parts_of,
     sample_of,
     similarities_of,
     upright,
 )
-from hf_cam.readings import AS_LOGITS, AS_MAPS, Reading
+from hf_cam.readings import AS_LOGITS, AS_MAPS, Reading, are_rows
+from hf_cam.transfer import on_host, sent
 
 Target = Callable[[Any], Tensor]
 
@@ -543,9 +545,10 @@ def _cells(values: Tensor, region: Tensor | None) -> Tensor:
         return values
     if region.shape != values.shape:
         raise TargetError(f"the region is {tuple(region.shape)}, but the output's grid is {tuple(values.shape)}")
-    if not region.any():
+    cells = on_host(region).flatten().nonzero().flatten()
+    if not len(cells):
         raise TargetError("the region is empty")
-    return values[region.to(values.device)]
+    return values.flatten()[sent(cells, values.device)]
 
 
 def confidence(target: Target, problem_type: str | None = None, prompts: int = 1) -> Target:
@@ -591,7 +594,30 @@ def target_values(outputs: Any, targets: Sequence[Target]) -> Tensor:
     Raises:
         TargetError: a target does not fit the output, or is no scalar.
     """
+    rows = _rows_of(outputs, targets)
+    if rows is not None:
+        return _entries(rows, [target.index for target in targets])  # type: ignore[attr-defined]
     return torch.stack([_value(target, sample_of(outputs, i, len(targets))) for i, target in enumerate(targets)])
+
+
+def _rows_of(outputs: Any, targets: Sequence[Target]) -> Tensor | None:
+    """The numbers `[B, K]` of which every target takes the one at its `index`; None if they differ in anything else."""
+    first, rows = targets[0], None
+    if type(first) is ClassLogit and all(type(one) is ClassLogit and one.reading == first.reading for one in targets):
+        rows = first.reading.rows(outputs, len(targets))
+    elif all(type(one) is PromptSimilarity and not one.contrast for one in targets):
+        parts = {} if isinstance(outputs, Tensor) else parts_of(outputs) or {}
+        found = None if "video_embeds" in parts else parts.get(SIMILARITIES[0])
+        rows = found if are_rows(found, len(targets)) else None
+    fits = rows is not None and all(0 <= one.index < rows.shape[1] for one in targets)  # type: ignore[attr-defined]
+    return rows if fits and rows is not None and not unreadable(rows) and not rows.is_complex() else None
+
+
+def _entries(rows: Tensor, indices: Sequence[int]) -> Tensor:
+    """One number of each row of `[B, K]`."""
+    if len(set(indices)) == 1:
+        return rows[:, indices[0]]
+    return rows.gather(1, sent(torch.tensor(indices), rows.device)[:, None]).squeeze(1)
 
 
 def _value(target: Target, output: Any) -> Tensor:
@@ -623,6 +649,7 @@ def entries_of(target: Any) -> list[Any] | None:
     """
     if isinstance(target, list):
         return list(target)
+    target = on_host(target) if isinstance(target, Tensor) and target.ndim == 1 else target
     if getattr(target, "ndim", None) == 1 and all(index_of(entry) is not None for entry in target):
         return [index_of(entry) for entry in target]
     return None

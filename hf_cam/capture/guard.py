@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -83,25 +83,18 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # which switches gradients on, too
-        if any(parameter.is_inference() for parameter in model.parameters()):
-            raise ModelError(
-                "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
-                "them; load the model outside that block"
-            )
-        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # a DTensor
-            raise ModelError(
-                "the model's parameters are sharded over processes (FSDP or tensor parallelism), which a map cannot be "
-                "made of; load the whole model in one process"
-            )
         weights = _weights.get()
         replica = Replica(model, weights.values if weights else {}, frozen=not _connected.get())
+        _check_usable(replica.parameters)
         if weights:
             weights.borrowers.append(model)
         for module in replica.modules():
             table = module.__dict__
             table["training"] = False  # bypasses nn.Module's setter, which is slow
             table["_compiled_call_impl"] = None
-            table.update({name: False for name in SWITCHES if name in table})
+            for name in SWITCHES:
+                if name in table:
+                    table[name] = False
         for original, wrap in _wrapped.get().items():
             if (module_ := replica.of(original)) is not None:
                 module_.__dict__["forward"] = wrap(module_.forward)
@@ -109,6 +102,24 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
         stack.enter_context(uncheckpointed())
         stack.enter_context(eager())
         yield replica.module
+
+
+def _check_usable(parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters through which no gradient passes, or of which this process has a part only.
+
+    Raises:
+        ModelError: see `borrowed`.
+    """
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ModelError(
+            "the model's parameters were created under torch.inference_mode(), so no gradient can pass through "
+            "them; load the model outside that block"
+        )
+    if any(hasattr(parameter, "full_tensor") for parameter in parameters):  # a DTensor
+        raise ModelError(
+            "the model's parameters are sharded over processes (FSDP or tensor parallelism), which a map cannot be "
+            "made of; load the whole model in one process"
+        )
 
 
 @contextmanager

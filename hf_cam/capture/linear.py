@@ -52,6 +52,8 @@ def by_tokens(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """
     if functional.linear is not torch._C._nn.linear:  # noqa: SLF001 - another function stands in for it
         return {}
+    if next((parameter.device.type for parameter in model.parameters()), "cpu") not in ("cpu", "meta"):
+        return {}  # without a look at each of its layers
     return {
         module: partial(_linear, module)
         for module in model.modules()

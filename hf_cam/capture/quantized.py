@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ NAMED = re.compile(r"quant(?!izable)|[48]bit|int[48]|fp[48]", re.IGNORECASE)
 """Names of classes that may quantize what plain weights compute."""
 STUBS = "torch.ao.quantization.stubs"
 """Where torch keeps modules that do nothing until a model is converted."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STEP = 0.1
 """How far the input of a part moves for a difference quotient, in its standard deviations."""
 TRUE_ENOUGH = (0.5, 2.0)
@@ -49,6 +51,8 @@ def gradient_stop(model: nn.Module, inputs: Mapping[str, Any]) -> str:
         inputs: Its named inputs, of which the first image is used.
     """
     module = unwrap(model)
+    if all(map(_is_plain, module.modules())):
+        return ""
     doubtful: dict[tuple[Any, ...], tuple[str, nn.Module]] = {}
     for name, part in module.named_modules():
         if _computes_with_integers(part):
@@ -64,6 +68,25 @@ def gradient_stop(model: nn.Module, inputs: Mapping[str, Any]) -> str:
             if part in seen and not passes_gradient(part, seen[part].args, seen[part].kwargs):
                 return f"{name!r} ({type(part).__name__})"
     return ""
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether a part has plain floating weights and a class of which nothing else is known, as nearly all have.
+
+    This looks at every part in each call; only where it is False is the part looked at more closely.
+    """
+    for own in (part._parameters, part._buffers, part.__dict__):  # noqa: SLF001
+        for one in own.values():
+            if isinstance(one, Tensor) and not (type(one) in (nn.Parameter, Tensor) and one.dtype in FLOATS):
+                return False
+    kind: Any = type(part)
+    return _has_plain_class(kind)
+
+
+@lru_cache(1024)
+def _has_plain_class(kind: type[nn.Module]) -> bool:
+    named = NAMED.search(kind.__name__) and kind.__module__ != STUBS
+    return not (named or issubclass(kind, fx.GraphModule) or kind.__module__.startswith(INTEGER))
 
 
 def _computes_with_integers(part: nn.Module) -> bool:

@@ -19,6 +19,7 @@ SHARED = frozenset(
 )
 """Types of attributes that a replica has in common with its model."""
 TABLES = (dict, OrderedDict)
+_view = torch.Tensor._make_subclass  # noqa: SLF001
 LATE = (types.FunctionType, types.MethodType, partial, weakref.ReferenceType)
 """Types of attributes that may hold modules out of sight; they are bound to the replica after all modules are made."""
 TORCH = "torch.nn."
@@ -51,6 +52,8 @@ class Replica:
     ) -> None:
         self._weights, self._frozen = weights, frozen
         self._known: dict[int, Any] = {}
+        self.parameters: list[Tensor] = []
+        """The model's own parameters that the copies have views of, or have themselves."""
         self._late: list[tuple[Any, Any, Any]] = []  # a container, a key in it, and the original value
         with torch.no_grad():
             self.module: nn.Module = self._module(model)
@@ -72,6 +75,7 @@ class Replica:
             return found  # type: ignore[no-any-return]
         if isinstance(own, torch.jit.ScriptModule):
             known[id(own)] = scripted = copy.deepcopy(own).eval() if own.training else own
+            self.parameters += own.parameters()
             return scripted
         made: nn.Module = object.__new__(type(own))
         known[id(own)] = made
@@ -134,18 +138,21 @@ class Replica:
     def _parameter(self, own: nn.Parameter) -> nn.Parameter:
         if (found := self._known.get(id(own))) is not None:
             return found  # type: ignore[no-any-return]
+        self.parameters.append(own)
         if not self._frozen and own not in self._weights:
             return own
         # Of its data, so that a thread that trains the model meanwhile does not invalidate the graph.
-        data = self._weights.get(own, own).data
-        made: nn.Parameter = torch.Tensor._make_subclass(nn.Parameter, data, False)  # noqa: SLF001
-        if own.__dict__:
-            made.__dict__.update(own.__dict__)
+        data = (self._weights.get(own, own) if self._weights else own).data  # a tensor's hash is slow
+        made: nn.Parameter = _view(nn.Parameter, data)
+        if attributes := own.__dict__:
+            made.__dict__.update(attributes)
         self._known[id(own)] = made
         return made
 
     def _object(self, own: Any) -> Any:
         """Frozen, if it is a tensor of its own class; a copy, if one of its attributes is a module; else itself."""
+        if isinstance(own, nn.Parameter):
+            self.parameters.append(own)
         if isinstance(own, Tensor) and not self._frozen:
             return own
         if isinstance(own, Tensor):

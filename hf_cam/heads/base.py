@@ -18,6 +18,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import ModelTraits
+from hf_cam.outputs import samples_of
 from hf_cam.request import Request
 from hf_cam.targets import BoxSide, SumOf, Target, entries_of, find_label, index_of
 
@@ -135,7 +136,7 @@ class Head(ABC):
         """What to explain in one image, best first; never empty.
 
         Args:
-            output: One sample of the model's output.
+            output: One sample of the model's output; `hf_cam.transfer.on_host` reads its tensors.
             request: The caller's request.
             geometry: The mapping between this image and the model's input.
         """
@@ -150,6 +151,18 @@ class Head(ABC):
             TargetError: the model cannot be asked so.
         """
         return Request(top_k=1), inputs
+
+    def subjects_of_batch(
+        self, outputs: Any, requests: Sequence[Request], geometries: Sequence[Geometry]
+    ) -> list[list[Subject]]:
+        """What to explain in each image of a batch.
+
+        Args:
+            outputs: The model's output for B images.
+            requests, geometries: One per image.
+        """
+        samples = samples_of(outputs, len(requests))
+        return [self.subjects_of_all(*one) for one in zip(samples, requests, geometries, strict=True)]
 
     def subjects_of_all(self, output: Any, request: Request, geometry: Geometry) -> list[Subject]:
         """What to explain in one image, for every target of the request."""

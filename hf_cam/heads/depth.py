@@ -15,6 +15,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
 from hf_cam.request import Request
 from hf_cam.targets import RegionDepth, entries_of
+from hf_cam.transfer import on_host
 
 DISTANCE, NEARNESS = "mean distance, negated", "mean relative nearness"
 
@@ -39,7 +40,7 @@ class DepthHead(PlaceHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        depth = field_of(output, DEPTH).detach().float().cpu().squeeze(0)
+        depth = on_host(field_of(output, DEPTH)).float().squeeze(0)
         grid = (depth.shape[0], depth.shape[1])
         nearer, kind = (-1, DISTANCE) if self._metric() else (1, NEARNESS)
         if (pixel := numbers_of(target, 2)) is not None:

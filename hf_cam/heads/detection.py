@@ -20,6 +20,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, detections_of, field_of, upright
 from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, ListedBox, QueryBox, QueryLogit, Target, index_of, side_of
+from hf_cam.transfer import on_host
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7
@@ -112,7 +113,7 @@ class DetectionHead(Head):
 
         Softmax heads (DETR) have a class "no object" after the labels; sigmoid heads (Deformable DETR, ...) do not.
         """
-        logits = field_of(output, LOGITS).detach().float().cpu()
+        logits = on_host(field_of(output, LOGITS)).float()
         classes, count = self.classes(request), logits.shape[-1]
         if not classes and not self.loaded.traits.is_transformers:
             raise TargetError(
@@ -141,7 +142,7 @@ class DetectionHead(Head):
     def _boxes(self, output: Any, geometry: Geometry) -> list[Box]:
         # Models that take a mask of the padding give boxes as shares of the rest.
         of_seen = self.loaded.traits.accepts("pixel_mask")
-        boxes = upright(field_of(output, BOXES).detach().float().cpu()).tolist()
+        boxes = upright(on_host(field_of(output, BOXES)).float()).tolist()
         return [geometry.box_to_image(box, of_seen=of_seen) for box in boxes]
 
     def _kept(self, found: Detections, request: Request) -> list[tuple[int, int]]:
@@ -215,7 +216,7 @@ class ListedDetectionHead(DetectionHead):
         """The kept detections, most confident first."""
         if callable(request.target) and not isinstance(request.target, QueryLogit):
             return [custom(request.target)]
-        listed = self.listed(output)
+        listed = {name: on_host(one) for name, one in self.listed(output).items()}
         if not len(listed["scores"]):
             raise TargetError(f"{self.model_name} finds nothing in this image")
         found = []
@@ -233,7 +234,7 @@ class ListedDetectionHead(DetectionHead):
     def target_of(self, output: Any, listed: dict[str, Tensor], position: int, label: int) -> Target:
         """The scalar for one entry of the list."""
         del output
-        x0, y0, x1, y1 = listed["boxes"][position].detach().tolist()
+        x0, y0, x1, y1 = listed["boxes"][position].tolist()
         return BoxLogit((x0, y0, x1, y1), label)
 
     def listed(self, output: Any) -> dict[str, Tensor]:
@@ -249,7 +250,7 @@ class ListedDetectionHead(DetectionHead):
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """Each detection's score in the column of its class, `[N, K]`."""
-        scores, labels = output["scores"].detach().float().cpu(), output["labels"].cpu().long()
+        scores, labels = on_host(output["scores"]).float(), on_host(output["labels"]).long()
         count = max(int(labels.max()), *self.classes(request), 0) + 1
         return torch.zeros(len(scores), count).scatter_(1, labels[:, None], scores[:, None])
 
@@ -266,7 +267,7 @@ class ListedDetectionHead(DetectionHead):
             geometry.box_to_image(
                 ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height), of_seen=False
             )
-            for x0, y0, x1, y1 in output["boxes"].detach().float().cpu().tolist()
+            for x0, y0, x1, y1 in on_host(output["boxes"]).float().tolist()
         ]
 
 
@@ -302,7 +303,7 @@ class PromptDetectionHead(DetectionHead):
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """The scores of all candidates, `[Q, P]`."""
-        return field_of(output, LOGITS).detach().float().cpu()[:, : len(request.text)].sigmoid()
+        return on_host(field_of(output, LOGITS)).float()[:, : len(request.text)].sigmoid()
 
 
 @register_head(
@@ -324,7 +325,7 @@ class PhraseDetectionHead(PromptDetectionHead):
 
     def scores(self, output: Any, request: Request) -> Tensor:
         """The scores of all queries, `[Q, P]`: the highest score among the tokens of each prompt."""
-        tokens = field_of(output, LOGITS).detach().float().cpu().sigmoid()
+        tokens = on_host(field_of(output, LOGITS)).float().sigmoid()
         return torch.stack([tokens[:, list(span)].amax(-1) for span in self._spans(request)], -1)
 
     def target(self, query: int, index: int, request: Request) -> Target:

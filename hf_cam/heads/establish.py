@@ -14,6 +14,7 @@ from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.heads.endings import Ending, ending_of
+from hf_cam.maps import at_least_float32
 from hf_cam.models.loading import LoadedModel
 from hf_cam.outputs import (
     Path,
@@ -29,7 +30,8 @@ from hf_cam.outputs import (
     scores_path,
     tensors_of,
 )
-from hf_cam.readings import Reading, Scale
+from hf_cam.readings import Reading, Scale, are_rows
+from hf_cam.transfer import on_host
 
 REFUSALS = (HFCamError, ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
             ValueError)  # fmt: skip
@@ -56,7 +58,7 @@ class Examination:
     """One run on one image.
 
     Args:
-        output: The model's output for it, detached.
+        output: The model's output for it, detached, on the CPU.
         endings: What the network ends in, for each tensor of the output.
         last: The class of the last module without children that ran; empty if there is none.
     """
@@ -84,7 +86,7 @@ def _examine(loaded: LoadedModel) -> Examination:
         output = sample_of(call(module, {**inputs, "pixel_values": pixels}), 0, 1)
         name, made = last[-1] if last else ("", None)
         endings = {path: ending_of(tensor) or _by_class(name, made, tensor) for path, tensor in tensors_of(output)}
-    return Examination(map_tensors(output, Tensor.detach), endings, name)
+    return Examination(map_tensors(output, on_host), endings, name)
 
 
 def example_of(loaded: LoadedModel) -> dict[str, Any]:
@@ -225,13 +227,46 @@ def reading_of(loaded: LoadedModel, output: Any, *, maps: bool = False) -> Readi
         TargetError: the scores are not found, or are not what the caller declares.
     """
     path = scores_path(output, is_map if maps else is_row, _count(loaded))
-    values = Reading(path, maps=maps).values(output)
-    scale, exclusive = _scale(loaded, path, values.detach().float(), part_at(output, path), output)
+    found = part_at(output, path)
+    values = Reading((), maps=maps).values(on_host(found)).float()
+    scale, exclusive = _scale(loaded, path, values, found, output)
     return Reading(None if path in ((), ("logits",)) else path, scale, exclusive, maps)
 
 
+def plain_rows(loaded: LoadedModel, outputs: Any, batch: int) -> tuple[Reading, Tensor] | None:
+    """The logits `[B, K]` of a batch on the CPU, and how they are read, which `reading_of` gives each of the samples.
+
+    None where the samples have to be looked at one by one: the numbers could be something else than logits.
+    """
+    path: Path = () if isinstance(outputs, Tensor) else ("logits",)
+    found = outputs if not path else (parts_of(outputs) or {}).get("logits")
+    if not are_rows(found, batch) or "regression" in (loaded.output, loaded.traits.problem_type):
+        return None
+    values, separate = at_least_float32(on_host(found)), _is_separate(loaded)
+    if loaded.output not in ("auto", "logits", "multi-label"):
+        return None
+    if loaded.output != "logits":
+        low, high = values.aminmax(dim=1)
+        squashed = (low >= -ROUNDING) & (high <= 1 + ROUNDING)
+        if not loaded.traits.is_transformers:
+            squashed |= high <= 0
+        alike = {values.numel(), values.shape[1]}
+        if squashed.any() or any(other != path and one.numel() in alike for other, one in tensors_of(outputs)):
+            return None
+        if not separate:
+            ending = ending_of(found) or _ending_at(loaded, path)
+            if ending in ("softmax", "sigmoid"):
+                return None
+    return Reading(exclusive=not separate), values
+
+
+def _is_separate(loaded: LoadedModel) -> bool:
+    """Whether it is declared that each class has a probability of its own."""
+    return loaded.output == "multi-label" or loaded.traits.problem_type == "multi_label_classification"
+
+
 def _scale(loaded: LoadedModel, path: Path, values: Tensor, raw: Tensor, output: Any) -> tuple[Scale, bool]:
-    separate = loaded.output == "multi-label" or loaded.traits.problem_type == "multi_label_classification"
+    separate = _is_separate(loaded)
     if loaded.output == "logits" or not values.numel():
         return "logits", not separate
     if loaded.output == "regression" or loaded.traits.problem_type == "regression":
@@ -307,5 +342,5 @@ def _has_sigmoid(output: Any, path: Path, values: Tensor) -> bool:
     others = [tensor for other, tensor in tensors_of(output) if other != path and tensor.numel() == values.numel()]
     made = values.sigmoid().flatten()
     return len(values) > 1 and any(
-        torch.allclose(other.detach().float().flatten(), made, atol=1e-5) for other in others
+        torch.allclose(on_host(other).float().flatten(), made, atol=1e-5) for other in others
     )

@@ -21,6 +21,7 @@ from hf_cam.layouts import Size
 from hf_cam.outputs import HEATMAPS, field_of
 from hf_cam.request import Request
 from hf_cam.targets import HeatmapPeak, KeypointLogit, index_of
+from hf_cam.transfer import on_host
 
 PEAK = "peak of the heatmap"
 RADIUS = 4
@@ -73,7 +74,7 @@ class HeatmapHead(KeypointHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        heatmaps = field_of(output, HEATMAPS).detach().float().cpu()
+        heatmaps = on_host(field_of(output, HEATMAPS)).float()
         grid = (heatmaps.shape[1], heatmaps.shape[2])
         peaks, places = heatmaps.where(in_view(grid, geometry), -torch.inf).flatten(1).max(1)
         cells = [divmod(place, grid[1]) for place in places.tolist()]
@@ -127,8 +128,8 @@ class ListedKeypointHead(KeypointHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        kept = output["mask"].bool().cpu()
-        places, scores = output["keypoints"].detach().float().cpu()[kept], output["scores"].detach().float().cpu()[kept]
+        kept = on_host(output["mask"]).bool()
+        places, scores = (on_host(output[name]).float()[kept] for name in ("keypoints", "scores"))
         if not len(scores):
             raise TargetError(f"{self.model_name} finds no keypoint in this image")
         order = scores.argsort(descending=True).tolist()

@@ -17,6 +17,7 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import MASKS, OVERLAPS, field_of
 from hf_cam.request import Request
 from hf_cam.targets import PromptedMask
+from hf_cam.transfer import on_host
 
 PREDICTED_OVERLAP = "predicted overlap (IoU)"
 
@@ -68,8 +69,8 @@ class PromptedMaskHead(Head):
         """The best mask of each prompt, or the masks at the target or within `top_k`, prompt by prompt."""
         if callable(request.target):
             return [custom(request.target)]
-        masks = field_of(output, MASKS).detach().float().cpu()
-        overlaps = field_of(output, OVERLAPS).detach().float().cpu()
+        masks = on_host(field_of(output, MASKS)).float()
+        overlaps = on_host(field_of(output, OVERLAPS)).float()
         prompts = [prompt.to_image(geometry) for prompt in prompts_of(request)] or [Prompt()] * len(masks)
         found = []
         for number, prompt in enumerate(prompts):

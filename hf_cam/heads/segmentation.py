@@ -33,6 +33,7 @@ from hf_cam.readings import Reading
 from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 from hf_cam.threads import cached_property
+from hf_cam.transfer import on_host
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"
@@ -101,7 +102,7 @@ class SemanticHead(PlaceHead):
             TargetError: its output holds no map per class.
         """
         reading = reading_of(self.loaded, output, maps=True)
-        logits, scores = reading.logits(output).detach().float().cpu(), reading.scores(output).detach().float().cpu()
+        logits, scores = (values.float() for values in reading.on_host(output))
         if logits.ndim != 3:
             raise TargetError(f"a segmenter must return logits [classes, h, w] for an image, not {tuple(logits.shape)}")
         return ClassMaps(reading, logits, scores)
@@ -216,7 +217,7 @@ class TextHead(PlaceHead):
         target = request.target
         if callable(target):
             return [custom(target)]
-        shares = field_of(output, TEXT).detach().float().cpu().squeeze(0)
+        shares = on_host(field_of(output, TEXT)).float().squeeze(0)
         grid = (shares.shape[0], shares.shape[1])
         if (mask := mask_of(target)) is not None:
             return [self._subject(shares, mask_to_grid(mask, grid, geometry), request, geometry)]
@@ -290,8 +291,8 @@ class MaskHead(PlaceHead):
 
     def segments(self, output: Any, request: Request) -> Segments:
         """All queries as segments, most confident first; a cell goes to the most confident mask that covers it."""
-        logits = field_of(output, LOGITS).detach().float().cpu()
-        masks = field_of(output, MASKS).detach().float().cpu().sigmoid()
+        logits = on_host(field_of(output, LOGITS)).float()
+        masks = on_host(field_of(output, MASKS)).float().sigmoid()
         classes = self.classes(request)
         sigmoid = bool(classes) and logits.shape[-1] == len(classes)
         scores, indices = (logits.sigmoid() if sigmoid else logits.softmax(-1)[:, :-1]).max(-1)

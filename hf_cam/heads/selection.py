@@ -17,7 +17,6 @@ from hf_cam.images.geometry import Axis, Geometry
 from hf_cam.layouts import Size
 from hf_cam.models.loading import LoadedModel
 from hf_cam.models.traits import traits_of
-from hf_cam.outputs import sample_of
 from hf_cam.request import Request
 from hf_cam.targets import Target, entries_of, index_of, is_ready
 
@@ -42,11 +41,7 @@ class Chosen:
 
     def __call__(self, outputs: Any) -> list[list[Target]]:
         """Columns of targets; images with fewer subjects than others repeat their first."""
-        batch = len(self.geometries)
-        self.subjects = [
-            self.head.subjects_of_all(sample_of(outputs, i, batch), request, geometry)
-            for i, (request, geometry) in enumerate(zip(self.requests, self.geometries, strict=True))
-        ]
+        self.subjects = self.head.subjects_of_batch(outputs, self.requests, self.geometries)
         longest = max(map(len, self.subjects))
         return [[own[k if k < len(own) else 0].target for own in self.subjects] for k in range(longest)]
 

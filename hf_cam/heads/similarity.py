@@ -24,6 +24,7 @@ from hf_cam.images.videos import Video, may_be_video
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
 from hf_cam.request import Request
 from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity, Target, index_of
+from hf_cam.transfer import on_host
 
 TEMPLATE = "a photo of a {}"
 """Caption for a bare word, because the models were trained on captions."""
@@ -168,18 +169,17 @@ class PromptHead(EmbeddingHead):
         The sigmoid of each prompt if the model was trained with one (SigLIP), else the softmax over the prompts. A
         single prompt has no competitors; its score is its cosine similarity, clipped at 0.
         """
-        similarities = similarities_of(output).detach().float()
+        similarities = on_host(similarities_of(output)).float()
         if "video_embeds" in output:
             return similarities.clamp(0).tolist(), SIMILARITY
-        module = self.loaded.module
-        if any(name.endswith("logit_bias") for name, _ in module.named_parameters()):
+        if self.loaded.traits.separates_prompts:
             return similarities.sigmoid().tolist(), PROBABILITY
         if len(similarities) > 1:
             return similarities.softmax(0).tolist(), SHARE
         image, text = output.get("image_embeds"), output.get("text_embeds")
         if image is None or text is None or image.ndim != 1 or image.shape[-1] != text.shape[-1]:
             return similarities[:1].sigmoid().tolist(), PROBABILITY
-        image, text = image.detach().float(), text.detach().float().reshape(-1, len(image))
+        image, text = on_host(image).float(), on_host(text).float().reshape(-1, len(image))
         return [float(functional.cosine_similarity(image, text[0], 0).clamp(0))], COSINE
 
 

@@ -19,6 +19,7 @@ from hf_cam.registry import Registry
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
+from hf_cam.transfer import read
 
 WIDTH = 768
 """Channels of a typical target layer."""
@@ -255,17 +256,14 @@ class Method:
             MethodError: a signal is not finite.
         """
         signals = {name: given[name] for name in self.needs}
-        for name, value in signals.items():
-            if isinstance(value, Tensor):
-                _check_finite(name, value)
+        _check_finite({name: value for name, value in signals.items() if isinstance(value, Tensor)})
         tensors = {
             name: at_least_float32(value) if isinstance(value, Tensor) else value for name, value in signals.items()
         }
         reduce = first_component if eigen_smooth else self.reduce
         contributions = self.contributions(**tensors, **picked(given, self.contributions))
-        for name, value in signals.items():
-            if not isinstance(value, Tensor):  # a record or a function, known only by what was made of it
-                _check_finite(name, contributions)
+        # A record or a function is known only by what was made of it.
+        _check_finite({name: contributions for name, value in signals.items() if not isinstance(value, Tensor)})
         dtypes = [getattr(value, "dtype", contributions.dtype) for value in signals.values()]
         contributions = at_least_float32(contributions)
         reduced = reduce(contributions, **picked(given, reduce))
@@ -306,11 +304,15 @@ def _rounding(dtype: torch.dtype) -> float:
     return finfo.eps if finfo.bits == 16 else 8 * finfo.eps
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Checked on the extremes, which propagate NaN: one pass over the values instead of three."""
-    if not torch.stack(tensor.aminmax()).isfinite().all():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Checked on the extremes, which propagate NaN: one pass over the values instead of three, and one wait for all."""
+    if not tensors:
+        return
+    finite = read([torch.stack(tensor.aminmax()).isfinite().all() for tensor in tensors.values()])
+    for (name, tensor), fine in zip(tensors.items(), finite, strict=True):
+        if not fine:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise MethodError(f"the {name} are not finite in {dtype}; run the model in a wider dtype")
 
 
 def _check_signals(method: Method) -> None:

@@ -20,6 +20,7 @@ from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.pyramids import Level
 from hf_cam.targets import Target, target_values
 from hf_cam.threads import cached_property
+from hf_cam.transfer import read
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
@@ -66,13 +67,30 @@ class Run:
         Raises:
             TargetError: a target does not fit the output, or is not finite.
         """
-        values = target_values(self.captured.outputs, self.targets)
-        if not values.isfinite().all():
+        return self._if_finite(bool(self._values.isfinite().all()))
+
+    @cached_property
+    def _values(self) -> Tensor:
+        """The targets' values before it is known whether they are finite."""
+        return target_values(self.captured.outputs, self.targets)
+
+    def _if_finite(self, finite: bool) -> Tensor:
+        if not finite:
             raise TargetError(
-                f"the target's value is not finite ({values.tolist()}): the images or the weights contain such values, "
-                "or the model's dtype is too narrow"
+                f"the target's value is not finite ({self._values.tolist()}): the images or the weights contain such "
+                "values, or the model's dtype is too narrow"
             )
-        return values
+        return self._values
+
+    def is_nonzero(self, tensor: Tensor) -> bool:
+        """Whether a tensor has an entry other than zero, which is read together with whether the scores are finite.
+
+        Raises:
+            TargetError: they are not.
+        """
+        finite, found = read([self._values.isfinite().all(), tensor.any()])
+        self.__dict__.setdefault("scores", self._if_finite(finite))
+        return found
 
     def activation(self, layer: str) -> Tensor:
         """The output of a target layer in its own layout, connected to the graph if one was recorded."""
@@ -90,7 +108,9 @@ class Run:
 
     @cached_property
     def _gradients(self) -> tuple[Tensor, ...]:
-        return self.captured.gradients(self.scores.sum())
+        # Whether the values are finite is read later, together with what is made of them.
+        values = self._values if self._values.requires_grad else self.scores
+        return self.captured.gradients(values.sum())
 
     def reaches_another_level(self, layer: str) -> bool:
         """Whether another level of the same pyramid has a gradient, so that its being zero on this one is a finding."""
@@ -154,8 +174,9 @@ def vanishes_on_noise(run: Run, gradient: Callable[[Run], Tensor]) -> bool:
     for strength in NOISE:
         inputs = noise_like(run.inputs, strength)
         with capture(run.model, run.adapter.layers, inputs, watches=tuple(run.captured.watched)) as captured:
+            other = replace(run, inputs=inputs, captured=captured)
             try:
-                if gradient(replace(run, inputs=inputs, captured=captured)).any():
+                if other.is_nonzero(gradient(other)):
                     return False
             except TargetError:
                 continue  # noise gives the target nothing to differentiate

@@ -196,7 +196,7 @@ def gradients(run: Run, layer: str) -> Tensor:
             evidence alone has a gradient of zeros, and so has one level of a pyramid.
     """
     spatial = run.to_spatial(run.gradient(layer), layer)
-    if spatial.any() or run.reaches_another_level(layer):
+    if run.is_nonzero(spatial) or run.reaches_another_level(layer):
         return spatial
     if vanishes_on_noise(run, lambda other: other.to_spatial(other.gradient(layer), layer)):
         raise NoGradientError(f"the target's gradient is zero on every cell of {layer!r}: the target ignores them")

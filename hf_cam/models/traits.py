@@ -290,13 +290,18 @@ class ModelTraits:
         size: int | None = _text(self.config, "vocab_size")
         return size
 
+    @cached_property
+    def separates_prompts(self) -> bool:
+        """Whether the model was trained with a sigmoid for each prompt, as SigLIP, which has a bias for it."""
+        return any(name.endswith("logit_bias") for name, _ in self.module.named_parameters())
+
     # Parameters ------------------------------------------------------------------------------------------------------
 
     @property
     def is_empty(self) -> bool:
         """Whether the model has parameters, all of them on the meta device and not offloaded from it by accelerate."""
-        devices = {parameter.device.type for parameter in self.module.parameters()}
-        return devices == {"meta"} and not self.is_offloaded
+        devices = (parameter.device.type for parameter in self.module.parameters())
+        return next(devices, "") == "meta" and all(one == "meta" for one in devices) and not self.is_offloaded
 
     @property
     def is_offloaded(self) -> bool:
