@@ -38,7 +38,7 @@ def normalize(maps: Tensor, sides: int = 2) -> Tensor:
     span = high - low
     # If the span is within rounding error, the map is constant, and scaling it would only show noise.
     flat = span <= 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
-    return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(span), span))
+    return (maps - low) / torch.where(flat, torch.full_like(span, torch.inf), span)
 
 
 def normalize_signed(maps: Tensor, sides: int = 2) -> Tensor:
@@ -87,6 +87,8 @@ def fuse_mean(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
     Each is normalized on its own grid (so that no layer outweighs another), enlarged and averaged.
     """
+    if len(layers) == 1:
+        return normalize(resize(normalize(layers[0], len(size)), size), len(size))
     return normalize(_enlarged(layers, size).mean(0), len(size))
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_cam.devices.transfer import on_host, pieces
 from hf_cam.errors import TargetError
-from hf_cam.transfer import on_host, pieces
 
 Path = tuple[str | int, ...]
 """Where a tensor stands in an output: names and positions, from the outside in; `()` is the output itself."""

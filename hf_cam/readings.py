@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
+from hf_cam.devices.transfer import on_host
 from hf_cam.outputs import Path, is_map, is_row, part_at, parts_of, scores_path
-from hf_cam.transfer import on_host
 
 Scale = Literal["logits", "probabilities", "log-probabilities", "values"]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_cam.devices.transfer import on_host, sent
 from hf_cam.doors import blaming, unreadable
 from hf_cam.errors import TargetError, brief, nearest
 from hf_cam.outputs import (
@@ -31,7 +32,6 @@ from hf_cam.outputs import (
     upright,
 )
 from hf_cam.readings import AS_LOGITS, AS_MAPS, Reading, are_rows
-from hf_cam.transfer import on_host, sent
 
 Target = Callable[[Any], Tensor]
 

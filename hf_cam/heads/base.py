@@ -136,7 +136,7 @@ class Head(ABC):
         """What to explain in one image, best first; never empty.
 
         Args:
-            output: One sample of the model's output; `hf_cam.transfer.on_host` reads its tensors.
+            output: One sample of the model's output; `hf_cam.devices.transfer.on_host` reads its tensors.
             request: The caller's request.
             geometry: The mapping between this image and the model's input.
         """

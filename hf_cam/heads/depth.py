@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import custom, mask_of, mask_to_grid, numbers_of, pixel_to_grid, region_to_image
 from hf_cam.heads.registry import register_head
@@ -15,7 +16,6 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import DEPTH, field_of
 from hf_cam.request import Request
 from hf_cam.targets import RegionDepth, entries_of
-from hf_cam.transfer import on_host
 
 DISTANCE, NEARNESS = "mean distance, negated", "mean relative nearness"
 

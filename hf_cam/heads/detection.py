@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from hf_cam.capture.inputs import Shared
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Head, custom, numbers_of, overlaps
 from hf_cam.heads.registry import register_head
@@ -20,7 +21,6 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import BOXES, LOGITS, detections_of, field_of, upright
 from hf_cam.request import Request
 from hf_cam.targets import BoxLogit, ListedBox, QueryBox, QueryLogit, Target, index_of, side_of
-from hf_cam.transfer import on_host
 
 NOT_SURE = "below the threshold"
 SAME_OBJECT = 0.7

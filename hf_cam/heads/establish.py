@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, others_of
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import HFCamError, TargetError
 from hf_cam.heads.endings import Ending, ending_of
 from hf_cam.maps import at_least_float32
@@ -31,7 +32,6 @@ from hf_cam.outputs import (
     tensors_of,
 )
 from hf_cam.readings import Reading, Scale, are_rows
-from hf_cam.transfer import on_host
 
 REFUSALS = (HFCamError, ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
             ValueError)  # fmt: skip

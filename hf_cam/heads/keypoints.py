@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.capture.inputs import Shared
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.heads.base import Head, custom, numbers_of, pixel_to_grid
 from hf_cam.heads.detection import NOT_SURE
@@ -21,7 +22,6 @@ from hf_cam.layouts import Size
 from hf_cam.outputs import HEATMAPS, field_of
 from hf_cam.request import Request
 from hf_cam.targets import HeatmapPeak, KeypointLogit, index_of
-from hf_cam.transfer import on_host
 
 PEAK = "peak of the heatmap"
 RADIUS = 4

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import OptionError, TargetError
 from hf_cam.heads.base import Head, custom, numbers_of, region_to_image
 from hf_cam.heads.marks import Prompt, as_inputs, as_request, prompts_of
@@ -17,7 +18,6 @@ from hf_cam.images.geometry import Geometry
 from hf_cam.outputs import MASKS, OVERLAPS, field_of
 from hf_cam.request import Request
 from hf_cam.targets import PromptedMask
-from hf_cam.transfer import on_host
 
 PREDICTED_OVERLAP = "predicted overlap (IoU)"
 

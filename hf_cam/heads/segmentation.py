@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.capture.inputs import Shared
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import TargetError
 from hf_cam.heads.base import (
     Head,
@@ -33,7 +34,6 @@ from hf_cam.readings import Reading
 from hf_cam.request import Request
 from hf_cam.targets import PixelLogit, RegionLogit, RegionText, SegmentLogit
 from hf_cam.threads import cached_property
-from hf_cam.transfer import on_host
 
 BACKGROUND = ("background", "__background__", "unlabeled", "unlabelled", "other")
 NOT_PREDICTED = "not predicted anywhere"

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import Shared, call, model_inputs_of
+from hf_cam.devices.transfer import on_host
 from hf_cam.errors import TargetError, brief
 from hf_cam.heads.base import Head, behind_picture, custom
 from hf_cam.heads.registry import register_head
@@ -24,7 +25,6 @@ from hf_cam.images.videos import Video, may_be_video
 from hf_cam.outputs import embedding_of, sample_of, similarities_of
 from hf_cam.request import Request
 from hf_cam.targets import EmbeddingNorm, EmbeddingSimilarity, PromptSimilarity, Target, index_of
-from hf_cam.transfer import on_host
 
 TEMPLATE = "a photo of a {}"
 """Caption for a bare word, because the models were trained on captions."""

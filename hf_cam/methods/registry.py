@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hf_cam.devices.transfer import read
 from hf_cam.doors import meant_by
 from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import at_least_float32, fuse_mean, fuse_signed
@@ -19,7 +20,6 @@ from hf_cam.registry import Registry
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.stages import target_layers
 from hf_cam.targets import Target
-from hf_cam.transfer import read
 
 WIDTH = 768
 """Channels of a typical target layer."""

@@ -14,13 +14,13 @@ from hf_cam.capture.guard import kept
 from hf_cam.capture.inputs import noise_like
 from hf_cam.capture.replay import Prefix, PrefixOf, Tail, tail_from
 from hf_cam.capture.runs import level_of, without_level
+from hf_cam.devices.transfer import read
 from hf_cam.errors import TargetError
 from hf_cam.layouts import Size, images_axis
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.pyramids import Level
 from hf_cam.targets import Target, target_values
 from hf_cam.threads import cached_property
-from hf_cam.transfer import read
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")

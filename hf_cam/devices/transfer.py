@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_cam.threads import cached_property
-
 WHOLE = "_hf_cam_whole"
 """The attribute by which a tensor of one sample leads to that of the batch."""
 TOGETHER = 2**28
@@ -22,11 +20,14 @@ class Whole:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+        self._copy: Tensor | None = None
 
-    @cached_property
+    @property
     def copy(self) -> Tensor:
         """The same values on the CPU, detached."""
-        return self.tensor.detach().cpu()
+        if self._copy is None:
+            self._copy = self.tensor.detach().cpu()
+        return self._copy
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
