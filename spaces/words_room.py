@@ -34,7 +34,7 @@ QUESTIONS = ("What is in the picture?", "What colour is the bag?", "How many ite
 FAINT = "Just as likely with the picture hidden (underlined):"
 LONGEST_LIST = 12
 RESULT = "words-result"
-STALE = "The picture or a setting was changed since. Press Ask."
+STALE = "Out of date: the picture or a setting has changed. Press Ask."
 
 
 # What is computed.
@@ -263,7 +263,7 @@ def results() -> Got:
             gr.DownloadButton("Strip, PNG", elem_id="words-strip-file"),
             gr.DownloadButton("Heatmaps, NPY", elem_id="words-numbers-file"),
         )
-    code = gr.Code(language="python", label="Your code", interactive=False, elem_id="words-code")
+    code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="words-code")
     return Got(shown, said, page, code, files)
 
 
