@@ -42,6 +42,7 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the theme's own underlines imports, which then look like links
 html_title = "hf-cam"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -52,6 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "separated"
+autodoc_default_options = {"exclude-members": "__new__"}  # it is listed beside __init__, and takes nothing else
 napoleon_numpy_docstring = False
 napoleon_use_param = True
 

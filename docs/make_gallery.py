@@ -17,11 +17,12 @@ OTHERS = ("gradcam", "layercam", "eigencam", "randomcam")
 """What each default is shown beside."""
 HEAD = """# Gallery
 
-Every head by its default method, which comes first, and by others; each row of maps from one forward pass. Written by
-`python docs/make_gallery.py`. The photograph is explained with ImageNet weights, the scene with the small bundled
-models. RandomCAM weights the channels at random: a method that looks no better than it shows nothing. EigenCAM ignores
-the target. For the prompt and for the region, Grad-CAM also colours the background, because it averages each channel's
-gradient over the whole picture: see [when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads).
+Each head is explained with its default method, which comes first, and with others; the maps of a comparison come from
+one forward pass. `python docs/make_gallery.py` writes this page. The photograph is explained with ImageNet weights, the
+scene with the small bundled models. RandomCAM weights the channels at random: a method that looks no better than it
+shows nothing. EigenCAM ignores the target. For the prompt and for the region, Grad-CAM also colours the background,
+because it averages each channel's gradient over the whole picture: see
+[when Grad-CAM misleads](guide/reading.md#when-grad-cam-misleads).
 """
 
 
@@ -86,7 +87,7 @@ class Piece:
 SUM = """from hf_cam.targets import SumOf
 
 found = hf_cam.explain(image, "demo:detr", top_k=2)  # one map per object
-for settings in ({}, {"renormalize": "box"}):  # one map for all, and each box stretched for itself
+for settings in ({}, {"renormalize": "box"}):  # for all; each box on its own scale
     found += hf_cam.explain(image, "demo:detr", target=SumOf(None), **settings)
 drawn = hf_cam.grid(found)"""
 EXPECTED = """both = hf_cam.difference(*hf_cam.explain(image, "demo:vit", target=[None, "bag"]))

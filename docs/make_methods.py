@@ -19,11 +19,11 @@ command read. Each method is a pure function of the signals that its parameters 
 method needs it. To register a function of your own, use `@hf_cam.method(id, name=..., paper=..., summary=...)`; for a
 new signal, which is a function of the run and a layer's name, use `@hf_cam.methods.signal(meaning)`. The methods for
 transformers are defined only where attention runs over all cells of the picture: see
-[transformers.md](transformers.md). Two explanations of other kinds have their own classes:
+[which suits which family](transformers.md). Two explanations of other kinds have their own classes:
 `hf_cam.DeepFeatureFactorization` finds concepts, and `hf_cam.GuidedBackprop` returns a picture in colour.
 
-[localization.md](localization.md) compares how well the maps lie on the objects that they explain, and
-[defaults.md](defaults.md) how the model's confidence changes when the pixels that they mark are removed.
+Two comparisons: [how well the maps lie on the objects](localization.md) that they explain, and
+[how the model's confidence changes](defaults.md) when the pixels that they mark are removed.
 
 The cost is counted in forwards of the model for one image and one target: the captured forward plus the cost of the
 signals, with the options' defaults and a picture of 224 x 224. C is the number of channels of the target layer. The

@@ -241,7 +241,7 @@ class CAM:
             methods: Their records.
             pixel_values, model_inputs: As in a call.
             select: Chooses the targets from the model's output.
-            request: Smoothing and method options; what is explained is told by `select`.
+            request: Smoothing and method options; `select` determines what is explained.
             skip_undefined: Skip methods that are not defined here instead of raising the first one's error.
             differentiable: Keep the maps in the caller's graph; see a call.
 

@@ -39,10 +39,10 @@ QUEUE: dict[str, Any] = {"concurrency_id": "audit", "concurrency_limit": 1}
 """One audit at a time, so that others find a free slot."""
 RESULT = "audit-result"
 HINT = (
-    "From which regions does a classifier read each class? Suspicious ones are found in some pictures and tested on "
-    "others, by replacing them."
+    "Which regions does a classifier read for each class? Candidates are found in some pictures, and tested on others "
+    "by replacing them."
 )
-STALE = "The pictures or a setting were changed since. Press Audit."
+STALE = "Out of date: the pictures or a setting have changed. Press Audit."
 
 
 # What is computed.
@@ -251,11 +251,11 @@ def audit_room() -> None:
 def inputs() -> Given:
     """The model, the pictures and the button."""
     model = gr.Dropdown(classifiers(), value=CHEATER, label="Model", allow_custom_value=online(), elem_id="audit-model")
-    gr.Markdown(f"Six of the {SCENES} scenes of {CHEATER}. Can you see what it cheats with?", elem_classes="hint")
+    gr.Markdown(f"Six of the {SCENES} scenes of {CHEATER}. Can you see how it cheats?", elem_classes="hint")
     gr.HTML(figures(sample(), "Scene of a"), elem_id="audit-scenes")
     with gr.Accordion("Your pictures", open=False):
         gr.Markdown(
-            f"Up to {MAX_IMAGES} pictures in folders named after the model's classes; 16 that are classified rightly "
+            f"Up to {MAX_IMAGES} pictures in folders named after the model's classes; 16 that are classified correctly "
             "are needed to test a class.",
             elem_classes="hint",
         )
@@ -268,7 +268,7 @@ def inputs() -> Given:
             placeholder="folder = class",
             lines=2,
             max_length=4000,
-            info="Where a folder is named otherwise than the model's class.",
+            info="For folders whose names differ from the model's classes.",
             elem_id="audit-names",
         )
     go, stop = go_and_stop("Audit", "audit-")
@@ -296,7 +296,7 @@ def results() -> Got:
                 gr.DownloadButton("Report, HTML", elem_id="audit-page-file"),
                 gr.DownloadButton("Report and tables, ZIP", elem_id="audit-zip-file"),
             )
-        with gr.Accordion("Your code", open=False):
+        with gr.Accordion("The same in Python", open=False):
             code = gr.Code(language="python", show_label=False, interactive=False, elem_id="audit-code")
         found = gr.HTML(elem_id="audit-page")
     return Got(says, rest, files, code, found)

@@ -64,7 +64,7 @@ TABS = {
 }
 COLORMAPS = (COLORMAP, "viridis", "magma", "cividis", "turbo", "jet", "bone")
 HEADLINE = "# What the model looked at\nThe parts of your picture that a vision model's answer rests on, as a heatmap."
-TRUST = "Does the model's score depend on what the map marks? Measure, and see."
+TRUST = "Does the model's score depend on what the map marks? Press Measure to find out."
 EFFORT = (
     "checked: tries several methods, keeps the first whose marked pixels matter to the model, and judges its map. "
     "It takes 75 to 200 times as long and explains one thing."

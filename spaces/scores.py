@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ OWN = "this map"
 NAMES = {RANDOM: "random map", "sobel": "edges", "centred-gaussian": "centre"}
 """What the page calls the library's baseline maps."""
 MEANINGS = {
-    RANDOM: "noise, which knows neither the picture nor the model",
+    RANDOM: "noise, independent of the picture and of the model",
     "sobel": "the outlines in the picture, whatever the model",
     "centred-gaussian": "a spot in the middle, where most photographs have their subject",
 }
@@ -34,13 +35,19 @@ def plots_of(table: Evaluation) -> dict[str, pd.DataFrame]:
 
 
 def _frame(metric: str, records: Sequence[Record]) -> pd.DataFrame:
+    """A plot's points: numbers, and a row without numbers for each map that is yet to be measured.
+
+    The browser takes the axes' types and the legend's names from the first frame that it is given, and keeps them.
+    """
     points = [
         (round(x, 3), y, NAMES.get(record.map, OWN))
         for record in records
         if metric in record.scores
         for x, y in line_of(metric, record.curves)
     ]
-    return pd.DataFrame(points, columns=["pixels", "score", "map"])
+    missing = [(math.nan, math.nan, name) for name in MAPS if name not in {name for _, _, name in points}]
+    frame = pd.DataFrame([*points, *missing], columns=["pixels", "score", "map"])
+    return frame.astype({"pixels": float, "score": float})
 
 
 def line_of(metric: str, curves: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
@@ -94,7 +101,7 @@ def _listed(names: Sequence[str]) -> str:
 def explained_baselines() -> str:
     """What the baseline maps are, in a sentence."""
     named = "; ".join(f"**{name}**: {MEANINGS[map_]}" for map_, name in NAMES.items())
-    return f"No baseline asks the model, so a map that shows what it looked at should beat them. {named}."
+    return f"The baselines are made without the model, so a map of what the model looked at should beat them. {named}."
 
 
 def _head(metric: str, table: Evaluation) -> str:

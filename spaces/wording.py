@@ -22,7 +22,7 @@ SIGNS = {"supports": "✓", "undecided": "?", "contradicts": "✕"}
 """The sign of each verdict, for those who do not see its colour."""
 STALE = "Out of date: what is asked for has changed. Press Explain."
 PRESS = "Press **Explain**."
-CHOOSE = "Choose a picture: upload, paste or photograph one, or take an example."
+CHOOSE = "Upload, paste or photograph a picture, or choose an example."
 ALIKE = 0.98
 """The correlation from which two maps look the same."""
 STOPS = 8

@@ -36,7 +36,7 @@ FAINT = "Just as likely without the picture (underlined):"
 AGAINST = "The picture speaks against:"
 LONGEST_LIST = 12
 RESULT = "words-result"
-STALE = "The picture or a setting was changed since. Press Ask."
+STALE = "Out of date: the picture or a setting has changed. Press Ask."
 
 
 # What is computed.
@@ -271,7 +271,7 @@ def results() -> Got:
             gr.DownloadButton("Strip, PNG", elem_id="words-strip-file"),
             gr.DownloadButton("Heatmaps, NPY", elem_id="words-numbers-file"),
         )
-    code = gr.Code(language="python", label="Your code", interactive=False, elem_id="words-code")
+    code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="words-code")
     return Got(shown, said, page, code, files)
 
 

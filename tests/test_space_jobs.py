@@ -81,12 +81,22 @@ def test_the_plots_hold_all_maps_and_agree_with_the_table():
     plots = scores.plots_of(table)
     for frame in plots.values():
         assert set(frame["map"]) == set(scores.MAPS)
+        assert frame.notna().all(axis=None)
         assert frame.pixels.between(0, 1).all()
     lines = scores.table_of(table).splitlines()[2:]
     cells = {line.split("|")[1].strip(): line.split("|") for line in lines}
     road = plots["road"]
     for name, line in (("this map", "HiResCAM"), ("random map", "random map")):
         assert road[road["map"] == name].score.mean() == pytest.approx(float(cells[line][2]), abs=1e-3)
+
+
+def test_a_plot_holds_numbers_and_names_all_maps_before_they_are_measured():
+    table = work.judged(work.explained(*inputs("demo:vit")), ("deletion",)).table
+    early = dataclasses.replace(table, metrics=work.CURVES, records=table.records[:1])
+    for metric, frame in scores.plots_of(early).items():
+        assert [str(frame[column].dtype) for column in ("pixels", "score")] == ["float64", "float64"]
+        assert set(frame["map"]) == set(scores.MAPS)
+        assert set(frame.dropna()["map"]) == ({"this map"} if metric == "deletion" else set())
 
 
 def test_an_unforeseen_error_reaches_the_visitor_as_its_type_and_the_log_in_full(caplog):

@@ -320,8 +320,8 @@ def sentence(one: Suspicion, trial: Trial) -> str:
     low, high = trial.interval
     lost = "objects are no longer found" if one.located else "images are no longer recognized"
     told = (
-        f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95 % interval {low:.0%} to {high:.0%}), "
-        f"against {trial.elsewhere:.0%} without as much elsewhere"
+        f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95% interval {low:.0%} to {high:.0%}), "
+        f"against {trial.elsewhere:.0%} without an equal region elsewhere"
     )
     if one.located:
         return f"{told}."

@@ -173,7 +173,7 @@ def _page(audit: Audit, pictures: Pictures, images: str) -> str:
 def _images(audit: Audit, pictures: Pictures, folder: Path | None) -> str:
     """The sections on single images, and what lies beside the page."""
     return (
-        "<h2>Wrong predictions, the surest first</h2>\n"
+        "<h2>Wrong predictions, the most confident first</h2>\n"
         f'<div class="strip">{"".join(_wrong(audit, pictures)) or "<p>None.</p>"}</div>\n'
         f'<h2>Unusual maps</h2>\n<div class="strip">{"".join(_unusual(audit, pictures))}</div>\n'
         f"<h2>Evidence on the objects</h2>\n{_coverage(audit)}\n{'' if folder is None else _files()}"
@@ -192,10 +192,10 @@ def _files() -> str:
 def lead(audit: Audit) -> str:
     """What was found, in one sentence."""
     if audit.suspicious:
-        names = dict.fromkeys(one.label for one in audit.suspicious)
-        return f"The model reads something other than a known object for {_joined([repr(name) for name in names])}."
+        names = _joined([repr(name) for name in dict.fromkeys(one.label for one in audit.suspicious)])
+        return f"For {names}, the model reads a region that is not known to be the object."
     if any(one.verdict == "reads it" for one in audit.findings):
-        return "Nothing was found that the model reads beside the objects."
+        return "No region was found that the model reads other than the objects."
     return "No region was found that the model reads apart from others."
 
 
@@ -272,12 +272,16 @@ def _classes(audit: Audit, pictures: Pictures) -> Iterator[str]:
     for label in dict.fromkeys(one.label for one in audit.strategies):
         own = [one for one in audit.strategies if one.label == label]
         maps = [np.asarray(row.map, np.float32) for row in audit.rows if row.predicted == label and row.map is not None]
-        mean = np.mean(maps, 0)
+        drawn = f'<div class="strip">{figure(data_uri(_drawn(np.mean(maps, 0))), _of(len(maps)))}</div>'
         yield (
-            f'<section class="class"><h3>{html.escape(label)}</h3><div class="strip">'
-            f"{figure(data_uri(_drawn(mean)), f'mean map of {len(maps)} images')}</div>"
+            f'<section class="class"><h3>{html.escape(label)}</h3>{drawn if len(own) > 1 else ""}'
             f"{''.join(_strategy(number, one, pictures) for number, one in enumerate(own, 1))}</section>"
         )
+
+
+def _of(images: int) -> str:
+    """The caption of a mean map."""
+    return f"mean map of {images} image{'s' if images != 1 else ''}"
 
 
 def _drawn(values: np.ndarray) -> Image.Image:
@@ -288,11 +292,12 @@ def _drawn(values: np.ndarray) -> Image.Image:
 
 def _strategy(number: int, one: Strategy, pictures: Pictures) -> str:
     examples = "".join(
-        figure(pictures.with_map(index), Path(pictures.audit.rows[index].name).name) for index in one.nearest[:EXAMPLES]
+        figure(pictures.with_map(index), Path(pictures.audit.rows[index].name).name)
+        for index in one.nearest[: EXAMPLES - 1]
     )
     return (
         f"<h4>Strategy {number}: {one.share:.0%} of the images, accuracy {one.accuracy:.2f}</h4>"
-        f'<div class="strip">{figure(data_uri(_drawn(one.map)), "mean map")}{examples}</div>'
+        f'<div class="strip">{figure(data_uri(_drawn(one.map)), _of(len(one.members)))}{examples}</div>'
     )
 
 
@@ -300,7 +305,7 @@ def _wrong(audit: Audit, pictures: Pictures) -> Iterator[str]:
     wrong = [index for index, row in enumerate(audit.rows) if not row.error and not row.right]
     for index in sorted(wrong, key=lambda index: -audit.rows[index].score)[:WRONG]:
         row = audit.rows[index]
-        yield figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), but it is {row.label}")
+        yield figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), labelled {row.label}")
 
 
 def _unusual(audit: Audit, pictures: Pictures) -> Iterator[str]:
@@ -320,7 +325,7 @@ def _coverage(audit: Audit) -> str:
                 f"<tr><td>{html.escape(label)}</td><td>{mean:.2f} ± {error:.2f}</td><td>{len(shares)}</td></tr>"
             )
     if not rows:
-        return "<p>No masks or boxes were given.</p>"
+        return "<p>Not measured: no masks or boxes were given.</p>"
     head = "<tr><th>class</th><th>share of the map on the object</th><th>images</th></tr>"
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 

@@ -56,7 +56,7 @@ def page(concepts: Concepts) -> str:
     value = f"the score of {concepts.target!r}" if concepts.target else "what the model finds in each image"
     facts = (
         f"{len(concepts)} concepts of the layer {concepts.layer}, sampled from {concepts.images} images. Importance "
-        f"was measured on {concepts.scored} of them. {concepts.error:.0%} of the activations' norm stays unexplained."
+        f"was measured on {concepts.scored} of them. {concepts.error:.0%} of the activations' norm remains unexplained."
     )
     return PAGE.substitute(
         style=STYLE,
@@ -93,8 +93,11 @@ def _bar(one: Concept, longest: float) -> str:
 
 def _about(one: Concept) -> str:
     low, high = one.interval
-    scores = ", ".join(f"{label} by {rise:+.2f}" for label, rise in one.rises)
-    about = f"Interval {low:.2f} to {high:.2f}; {one.share:.0%} of the activations. Where it is strong: {scores}."
+    scores = ", ".join(f"{label} {round(rise, 2) + 0.0:+.2f}" for label, rise in one.rises)  # + 0.0: never "-0.00"
+    about = (
+        f"Interval {low:.2f} to {high:.2f}; {one.share:.0%} of the activations. "
+        f"Mean scores where it is strong, relative to the average: {scores}."
+    )
     if len(one.by_class) > 1:
         ranked = sorted(one.by_class.items(), key=lambda pair: -pair[1])[:CLASSES]
         about += f" Importance by class: {', '.join(f'{label} {value:.2f}' for label, value in ranked)}."

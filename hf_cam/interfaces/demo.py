@@ -226,8 +226,8 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.0
 header p { max-width: 62ch; color: var(--soft); margin: 0 0 1rem; }
 code { font-size: .9em; background: var(--card); border: 1px solid var(--line); border-radius: 4px; }
 code { padding: .05em .35em; }
-.legend { display: flex; align-items: center; gap: .6rem; color: var(--soft); font-size: .85rem; }
-.legend img { width: 160px; height: 10px; border-radius: 5px; }
+.legend { display: flex; align-items: center; gap: .6rem; color: var(--soft); font-size: .85rem; white-space: nowrap; }
+.legend img { flex: 0 1 160px; min-width: 0; height: 10px; border-radius: 5px; }
 section { margin-top: 2.75rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .75rem; }
 h2 small { font-weight: 400; font-size: .95rem; color: var(--soft); margin-left: .35rem; }
@@ -246,8 +246,9 @@ figcaption span { color: var(--soft); }
 <header>
 <h1>What the model looked at</h1>
 <p>One scene, explained with four small models that were trained on such scenes, each in its own terms; no layer was
-specified. The scene was chosen because all four models get it right; their accuracy is on their model cards.</p>
-<div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most</div>
+specified. The scene was chosen because all four models get it right; their accuracy is on their model cards.
+A map is only as fine as its model's grid, so it may spill over the edge of a small object.</p>
+<div class="legend">no evidence <img src="legend.png" alt="colour scale from none to most"> most evidence</div>
 </header>
 $scenes
 <header>

@@ -297,9 +297,9 @@ figure img.map.on { opacity: 1; }
 <div class="pictures$many">$figures</div>
 <p class="answer" role="group" aria-label="The answer; arrow keys go from word to word">$answer</p>
 <p class="note" aria-live="polite" data-idle="$idle">$idle</p>
-<div class="legend"><span>none<i></i>all owed to the picture</span>
+<div class="legend"><span>evidence from the picture: none<i></i>all</span>
 <span><u>underlined</u>: said without the picture</span>
-<span>$model</span></div>
+<span>model: $model</span></div>
 </main>
 <script>
 const words = [...document.querySelectorAll(".word")], note = document.querySelector(".note");
