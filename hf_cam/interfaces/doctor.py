@@ -150,8 +150,10 @@ def _advice(required: list[Need], *, online: bool) -> str:
     wrong = [need.requirement.name for need in required if not need.met]
     if wrong:
         return f"Install or update {', '.join(wrong)}."
-    model = "google/vit-base-patch16-224" if online else "demo:imagenet"
-    return f"Ready. Try: hf-cam explain cat.jpg --model {model}" if required else "Install hf-cam."
+    if not required:
+        return "Install hf-cam."
+    asks = "explain cat.jpg --model google/vit-base-patch16-224" if online else "audit demo:cheater demo:cheater"
+    return f"Ready. Try: hf-cam {asks}"
 
 
 def ready() -> bool:
