@@ -145,7 +145,7 @@ def explain(
     >>> flower.heatmap.shape
     (427, 640)
     """
-    chat, image = (None, image) if messages is None else _of_chat(messages, image)
+    chat, image = (None, image) if messages is None else of_chat(messages, image)
     _check_given(image, model)
     assert model is not None
     request = Request.of(
@@ -192,15 +192,20 @@ def _found(
     several = isinstance(image, list | tuple)
     if isinstance(image, tuple) and loaded.traits.answers_in_words:
         several, sources = False, [tuple(sources)]
-    images = [_of_model(loaded, source) for source in sources]
+    images = [opened_for(loaded, source) for source in sources]
     example = images[0] if images and not isinstance(images[0], tuple) else None
     asked = request if several else request.of_one_image()
     found = list(make(replace(loaded, example=example))(images, asked, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
 
-def _of_chat(messages: Any, image: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A chat with bare placeholders, and its pictures."""
+def of_chat(messages: Any, image: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A chat with bare placeholders, and its pictures.
+
+    Raises:
+        OptionError: there is an image beside it, or it is no chat.
+        ImageError: there is no picture in it.
+    """
     if image is not None:
         raise OptionError("messages= already holds the pictures; omit the image")
     chat, pictures = chat_of(messages)
@@ -231,7 +236,7 @@ def _opened(source: Any) -> Any:
     return source if may_be_video(source) else load_image(source)
 
 
-def _of_model(loaded: LoadedModel, source: Any) -> Any:
+def opened_for(loaded: LoadedModel, source: Any) -> Any:
     """A source as the model takes it: a tuple holds the pictures of one question."""
     if isinstance(source, tuple) and loaded.traits.answers_in_words:
         return tuple(map(loaded.opened, source))

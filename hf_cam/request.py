@@ -100,6 +100,8 @@ class Request:
         check_renormalize(self.renormalize)
         if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
             raise TargetError(f"answer must be a text for the model to write, not {brief(self.answer)}")
+        if self.answer is not None:
+            check_unicode("answer", self.answer)
         if not isinstance(self.generate, Mapping) or not all(isinstance(name, str) for name in self.generate):
             raise OptionError(f"generate must be a dict such as {{'max_new_tokens': 20}}, got {brief(self.generate)}")
         _check_numbers(self.target)
@@ -250,6 +252,27 @@ def check_seed(seed: Any) -> None:
         raise OptionError(f"seed must be a whole number from 0 to 2**63 - 1, got {brief(seed)}")
 
 
+def check_prompt(text: Any) -> None:
+    """Refuse a prompt that is no text, is empty or cannot be encoded.
+
+    Raises:
+        TargetError: naming it.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise TargetError(f"a prompt must be a text that is not empty, not {brief(text)}")
+    check_unicode("a prompt", text)
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse a text that holds half a character, which no tokenizer takes.
+
+    Raises:
+        TargetError: naming it.
+    """
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TargetError(f"{what} must be valid Unicode, but {brief(text)} holds half a character (a surrogate)")
+
+
 def listed_names(argument: str, given: Any) -> list[str]:
     """The names in "a,b,c" or in a list of texts, without blanks.
 
@@ -292,10 +315,7 @@ def _texts(text: str | Sequence[str] | None) -> tuple[str, ...]:
     if text is not None and not texts:
         raise TargetError("text= contains no prompt; pass a text such as 'a red bag'")
     for one in texts:
-        if not isinstance(one, str) or not one.strip():
-            raise TargetError(f"a prompt must be a text that is not empty, not {brief(one)}")
-        if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
-            raise TargetError(f"a prompt must be valid Unicode, but {brief(one)} holds half a character (a surrogate)")
+        check_prompt(one)
     return texts
 
 

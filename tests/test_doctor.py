@@ -31,8 +31,41 @@ def test_the_report_names_the_version_the_devices_and_an_unreachable_hub(capsys,
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"hf-cam {hf_cam.__version__}, Python 3.")
-    for expected in ("torch  ", "cpu  ", "cannot be reached (TimeoutError)", "Ready."):
+    for expected in ("torch  ", "cpu  ", "cannot be reached (TimeoutError)", "Ready. Try: hf-cam "):
         assert expected in printed
+    assert printed.endswith("audit demo:cheater demo:cheater\n")  # which needs neither the Hub nor an extra
+
+
+class Installed:
+    """An installed package with the record of where it came from."""
+
+    version = "0"
+
+    def __init__(self, record):
+        self.record = record
+
+    def read_text(self, name):
+        return self.record if name == "direct_url.json" else None
+
+
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        (None, 'pip install "hf-cam[space]"'),
+        ('{"url": "file:///my%20code/hf-cam", "dir_info": {}}', 'pip install "hf-cam[space]"'),
+        (
+            '{"url": "file:///my%20code/hf-cam", "dir_info": {"editable": true}}',
+            'pip install -e "/my code/hf-cam[space]"',
+        ),
+    ],
+    ids=["release", "copy", "checkout"],
+)
+def test_the_command_for_an_extra_fits_the_way_of_installation(monkeypatch, record, command):
+    monkeypatch.setattr(doctor, "_requirements", lambda: OF_PACKAGE[2:])
+    monkeypatch.setattr(doctor, "extras", lambda: ["space"])
+    monkeypatch.setattr(doctor.metadata, "distribution", lambda _: Installed(record))
+    [line] = [line for line in doctor.lines() if line.startswith("  space")]
+    assert line.endswith(command)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
@@ -48,7 +81,7 @@ def test_a_missing_package_of_an_extra_is_named_but_does_not_fail(monkeypatch):
     monkeypatch.setattr(doctor, "extras", lambda: ["space"])
     [line] = [line for line in doctor.lines() if line.startswith("  space")]
     assert "no-page" in line
-    assert 'pip install "hf-cam[space]"' in line
+    assert "[space]" in line
     assert doctor.ready()
 
 

@@ -97,6 +97,12 @@ def _add_explain(commands: Any) -> None:
     _add_marks(explain)
     explain.add_argument("--answer", help="text that a vision-language model is forced to write (default: its own)")
     explain.add_argument(
+        "--generate",
+        action="append",
+        metavar="NAME=VALUE",
+        help="setting of its generation, e.g. max_new_tokens=200; repeatable",
+    )
+    explain.add_argument(
         "--top-k", type=int, help="number of classes, objects or segments (default: a classifier's best, else all)"
     )
     explain.add_argument(
@@ -233,7 +239,7 @@ def _add_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
+def _method_options(given: Sequence[str] | None, option: str = "--option seed=3") -> dict[str, Any]:
     """`["seed=3", "base=layercam"]` as `{"seed": 3, "base": "layercam"}`; values are Python literals or else words.
 
     Raises:
@@ -243,7 +249,7 @@ def _method_options(given: Sequence[str] | None) -> dict[str, Any]:
     for one in given or ():
         name, equals, value = one.partition("=")
         if not equals or not name.strip():
-            raise OptionError(f"--option takes NAME=VALUE, e.g. seed=3, got {brief(one)}")
+            raise OptionError(f"{option.split()[0]} takes NAME=VALUE, as in {option}, got {brief(one)}")
         try:
             found[name.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -290,6 +296,7 @@ def _explain(options: argparse.Namespace) -> None:
         "signed": options.signed,
         "effort": options.effort,
         "answer": options.answer,
+        "generate": _method_options(options.generate, "--generate max_new_tokens=200"),
         **_marks(options),
     }
     if len(methods) == 1:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 
@@ -16,6 +19,8 @@ NOT_FOR_USERS = ("dev", "docs", "peers")
 """Extras for work on hf-cam itself."""
 PATIENCE = 5.0
 """Seconds to wait for the Hub."""
+REACHED = "can be reached"
+"""What the line about a Hub that answers ends in."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,10 @@ def lines() -> Iterator[str]:
     yield "\nDevices"
     yield from (f"  {device}" for device in devices())
     yield "\nHub"
-    yield f"  {hub()}"
+    yield f"  {(found := hub())}"
     yield "\nExtras"
     yield from (f"  {extra:<24}{_extra(extra)}" for extra in extras())
-    yield "\n" + _advice(required)
+    yield "\n" + _advice(required, online=found.endswith(REACHED))
 
 
 def extras() -> list[str]:
@@ -100,7 +105,7 @@ def hub() -> str:
             f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}); demo models, folders and models in "
             f"{constants.HF_HUB_CACHE} work without it"
         )
-    return f"{constants.ENDPOINT} can be reached"
+    return f"{constants.ENDPOINT} {REACHED}"
 
 
 def _requirements() -> list[str]:
@@ -127,14 +132,28 @@ def _belongs(requirement: Requirement, extra: str) -> bool:
 
 def _extra(extra: str) -> str:
     missing = [need.requirement.name for need in needs(extra) if not need.met]
-    return f'without {", ".join(missing)}: pip install "hf-cam[{extra}]"' if missing else "installed"
+    return f"without {', '.join(missing)}: {_install(extra)}" if missing else "installed"
 
 
-def _advice(required: list[Need]) -> str:
+def _install(extra: str) -> str:
+    """The command that adds an extra: to a checkout that is installed as it is, or to a release."""
+    try:
+        origin = json.loads(metadata.distribution(PACKAGE).read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        origin = {}
+    if not origin.get("dir_info", {}).get("editable"):
+        return f'pip install "{PACKAGE}[{extra}]"'
+    return f'pip install -e "{url2pathname(urlsplit(origin["url"]).path)}[{extra}]"'
+
+
+def _advice(required: list[Need], *, online: bool) -> str:
     wrong = [need.requirement.name for need in required if not need.met]
     if wrong:
         return f"Install or update {', '.join(wrong)}."
-    return "Ready. Try: hf-cam explain cat.jpg --model google/vit-base-patch16-224" if required else "Install hf-cam."
+    if not required:
+        return "Install hf-cam."
+    asks = "explain cat.jpg --model google/vit-base-patch16-224" if online else "audit demo:cheater demo:cheater"
+    return f"Ready. Try: hf-cam {asks}"
 
 
 def ready() -> bool:

@@ -85,6 +85,8 @@ def check_words(options: argparse.Namespace) -> None:
     Raises:
         OptionError: naming one.
     """
+    if Path(options.out).suffix.lower() == ".npy" and not Path(options.out).expanduser().is_dir():
+        raise OptionError(f"{brief(options.out)} holds one map, and an answer has one per word; pass .html or .png")
     for name in (*OF_SCORES, *STYLES):
         if getattr(options, name):
             raise OptionError(f"--{name} does not apply to the words of an answer")

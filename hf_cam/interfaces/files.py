@@ -13,7 +13,6 @@ from hf_cam.errors import OptionError, brief, reason
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
 
-PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 PAGES = (".html", ".htm")
 LONGEST_STEM = 100
@@ -49,15 +48,21 @@ def output_paths(images: Sequence[str], out: str, within: Mapping[str, Path]) ->
         within: Of images of a folder, their names within it, whose sub-folders are kept.
 
     Raises:
-        OptionError: a single file is requested for several images, or the file is not a picture.
+        OptionError: a single file is requested for several images, the file is not a picture, or another file is in
+            the way of a folder.
     """
     path = Path(out).expanduser()
+    if file := next((one for one in path.parents if one.exists() and not one.is_dir()), None):
+        raise OptionError(f"{brief(out)} cannot be written, as {brief(str(file))} is a file; pass another --out")
     if path.suffix.lower() in PICTURES + PAGES and not path.is_dir() and not out.endswith("/"):
         if len(images) > 1:
             raise OptionError(f"{out!r} is one file, but there are {len(images)} images; pass a folder as --out")
         return [path]
     if len(images) == 1 and path.suffix and not path.is_dir() and not out.endswith("/"):
-        raise OptionError(f"{out!r} does not end in a picture format ({', '.join(PICTURES)}); for a folder, add a /")
+        raise OptionError(
+            f"{out!r} does not end in a picture format ({', '.join(PICTURES)}), or in .html for an answer; for a "
+            "folder, add a /"
+        )
     paths, taken = list[Path](), set[Path]()
     for image in images:
         address = "" if image[:5].lower() == "data:" else image.split("?")[0].rstrip("/")

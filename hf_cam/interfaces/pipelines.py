@@ -15,7 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_cam.doors import door, renamed
 from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, nearest
-from hf_cam.explainer import Explainer
+from hf_cam.explainer import Explainer, of_chat, opened_for
 from hf_cam.explanation import Explanation
 from hf_cam.models.checkpoints import SAFELY, explained, load_pretrained, load_processor, resolve_name
 from hf_cam.models.loading import LoadedModel, check_output, names_of, processor_of
@@ -24,6 +24,7 @@ from hf_cam.models.refused import check_not_refused
 from hf_cam.models.traits import check_takes_pictures, traits_of
 from hf_cam.request import MARKS, Request, check_count
 from hf_cam.targets import entries_of
+from hf_cam.words.explaining import listed
 
 TASK, ALIAS = "image-cam", "explain"
 DEFAULT_MODEL = ("google/vit-base-patch16-224", "main")
@@ -72,7 +73,9 @@ class ImageCamPipeline(Pipeline):
     "checked". With a list, it returns a list of such lists; with a generator or dataset, it yields one list per image.
     It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `input_points`, `input_labels`,
     `input_boxes`, `top_k`, `threshold`, `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`,
-    `eigen_smooth`, `signed`, `effort`, `labels`, `output`. For a video model, it takes a file, a `hf_cam.Video` or an
+    `eigen_smooth`, `signed`, `effort`, `labels`, `output`. For a vision-language model, a tuple holds the images of one
+    question, `answer` and `generate` are as in `hf_cam.explain`, and `messages` is a chat in place of the image and
+    `text`; the dicts then also have `span` and `evidence`. For a video model, it takes a file, a `hf_cam.Video` or an
     array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
     model saw.
 
@@ -108,12 +111,14 @@ class ImageCamPipeline(Pipeline):
         self._explainer = lru_cache(maxsize=8)(self._make_explainer)
 
     @door()
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Explain one image, or all in a list, generator, `datasets.Dataset`, image column or `KeyDataset`."""
         if kwargs.get("batch_size") is not None:
             check_count("batch_size", kwargs["batch_size"])
+        if kwargs.get("messages") is not None:
+            kwargs["messages"], inputs = of_chat(kwargs["messages"], inputs)
         if isinstance(inputs, tuple):
-            inputs = list(inputs)
+            inputs = listed(inputs) if self._loaded.traits.answers_in_words else list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []
         columns = getattr(inputs, "column_names", None)
@@ -137,8 +142,8 @@ class ImageCamPipeline(Pipeline):
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """Decode the image; resizing and normalizing happen per batch, where images of one size are grouped."""
         if isinstance(image, Asked):
-            return {"image": self._loaded.opened(image.image), "own": dict(image.settings)}
-        return {"image": self._loaded.opened(image)}
+            return {"image": opened_for(self._loaded, image.image), "own": dict(image.settings)}
+        return {"image": opened_for(self._loaded, image)}
 
     @door()
     def _forward(self, inputs: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

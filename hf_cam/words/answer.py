@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_cam.doors import door
-from hf_cam.errors import ImageError
+from hf_cam.errors import ImageError, brief
 from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import save_picture
 
@@ -52,10 +52,18 @@ class Answer(list[Explanation]):
         from hf_cam.words.page import html, strip
 
         path = Path(path).expanduser()
-        if path.suffix.lower() not in PAGES:
+        kind = path.suffix.lower()
+        if path.is_dir():
+            raise ImageError(f"{brief(str(path))} is a folder; pass a file, such as {brief(str(path / 'answer.html'))}")
+        if kind not in (*PAGES, *Image.registered_extensions()):
+            raise ImageError(f"{brief(path.name)} must end in .html or in a picture format, such as .png or .jpg")
+        if kind not in PAGES:
             return save_picture(strip(self), path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html(self), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(html(self), encoding="utf-8")
+        except OSError as error:
+            raise ImageError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
         return path
 
     def _repr_html_(self) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
-from hf_cam.errors import TargetError, brief
+from hf_cam.errors import ImageError, TargetError, brief
 from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 from hf_cam.heads.subjects import PROBABILITY
 from hf_cam.images.videos import Video
@@ -27,9 +27,18 @@ from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.removal import evidence_of, readings_without
 from hf_cam.words.scores import Score
-from hf_cam.words.tokens import Text, Word, contrasted, readings_of, text_of, words_named
+from hf_cam.words.settings import settings_of
+from hf_cam.words.tokens import Text, Word, check_target, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
-from hf_cam.words.writing import LONGEST, Written, answer_rows, cache_holds, cached_inputs, whole_inputs, written
+from hf_cam.words.writing import (
+    Written,
+    answer_rows,
+    cache_holds,
+    cached_inputs,
+    check_length,
+    whole_inputs,
+    written,
+)
 
 Pictures = Image.Image | Video | tuple[Image.Image, ...]
 """What one question is about: a picture, several, or the frames of a video."""
@@ -82,17 +91,23 @@ class WordExplainer:
         """The answer about one picture, or about several together.
 
         Raises:
-            TargetError: a target was not said, or the model writes nothing.
+            TargetError: a target was not said, or the model writes nothing; or, before it runs, the target is no word,
+                there are several questions, or the text is too long.
+            ImageError: there is no picture.
+            OptionError: a setting of the generation has an invalid value.
             ModelError: the processor fails, or where the picture enters the model cannot be established.
         """
-        shown = _listed(pictures)
-        prompt = prompt_of(self.loaded.processor, " ".join(request.text), len(shown), request.messages)
+        shown = listed(pictures)
+        check_target(request.target)
+        settings = settings_of(request.generate)
+        prompt = prompt_of(self.loaded.processor, _one_question(request.text), len(shown), request.messages)
         tokenizer = self.loaded.processor.tokenizer
         forced = [] if request.answer is None else readings_of(request.answer, tokenizer, prompt.text)
         with borrowed(self.loaded.module) as replica:
             prepare = _Prepare(prompt, self.loaded)
             inputs = prepare(shown)
-            text = written(replica, inputs, _settings(request.generate), forced)
+            check_length(replica, inputs, forced)
+            text = written(replica, inputs, settings, forced)
             asked = _asked(text, request.target, tokenizer)
             places = located(self._known, replica, prepare, shown, inputs)
             question = _question(self._known, replica, prepare, shown, inputs, text, asked, places)
@@ -110,7 +125,7 @@ class WordExplainer:
         Raises:
             ModelError: the processor fails, or that cannot be established; with the reason.
         """
-        shown = _listed(pictures)
+        shown = listed(pictures)
         prepare = _Prepare(prompt_of(self.loaded.processor, question, len(shown)), self.loaded)
         with borrowed(self.loaded.module) as replica:
             return located(self._known, replica, prepare, shown, prepare(shown))
@@ -118,18 +133,6 @@ class WordExplainer:
     @property
     def _known(self) -> Known:
         return known_of(self.loaded.module, self.loaded.processor)
-
-
-GREEDY: Mapping[str, Any] = {"max_new_tokens": LONGEST, "do_sample": False, "num_beams": 1}
-"""Settings of the generation where the caller does not say."""
-
-
-def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's settings of the generation, after those that he does not say, in another way or in a config."""
-    if "generation_config" in given:
-        return dict(given)
-    own = {name: value for name, value in GREEDY.items() if name != "max_new_tokens" or "max_length" not in given}
-    return own | dict(given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +154,33 @@ class _Prepare:
         }
 
 
-def _listed(pictures: Pictures) -> tuple[Image.Image, ...]:
+def listed(pictures: Pictures) -> tuple[Image.Image, ...]:
+    """The pictures of one question.
+
+    Raises:
+        ImageError: there is none.
+    """
     if isinstance(pictures, Video):
         return tuple(pictures.frames)
-    return pictures if isinstance(pictures, tuple) else (pictures,)
+    listed = pictures if isinstance(pictures, tuple) else (pictures,)
+    if not listed:
+        raise ImageError("a question is about at least one picture; the tuple of its pictures is empty")
+    return listed
+
+
+def _one_question(texts: Sequence[str]) -> str:
+    if len(texts) > 1:
+        raise TargetError(
+            f"a vision-language model answers one question at a time, got {len(texts)}; explain each in a call of its "
+            "own, or join them into one text"
+        )
+    return "".join(texts)
 
 
 def _asked(text: Written, target: Any, tokenizer: Any) -> Asked:
     """The words to explain: all, those that the targets name, or one that is contrasted with another."""
     said, score = text_of(text.tokens, tokenizer), Score(text.tokens)
     if isinstance(target, tuple):
-        if len(target) != 2 or not all(isinstance(one, str) for one in target):
-            raise TargetError(f"a contrast takes two words, such as ('red', 'blue'), not {brief(target)}")
         word, *contrast = contrasted(said, target, text.tokens, tokenizer, finished=text.finished)
         at, mine, theirs = contrast
         other = replace(word, label=f"{target[0]}, not {target[1]}", tokens=(at,))
@@ -293,7 +311,7 @@ def _drawn(cells: Sequence[tuple[Footprints, Tensor]], height: float, pictures: 
     if isinstance(pictures, Video):
         frames = tuple(pictures.frames)
         return [(frames[0], frames, partial(_stacked, draw), np.stack(raw))]
-    return [(one, (), heatmap, grid) for one, heatmap, grid in zip(_listed(pictures), draw, raw, strict=True)]
+    return [(one, (), heatmap, grid) for one, heatmap, grid in zip(listed(pictures), draw, raw, strict=True)]
 
 
 def _stacked(draw: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:

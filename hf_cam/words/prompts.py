@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from hf_cam.doors import PASSING
-from hf_cam.errors import ImageError, ModelError, OptionError, brief, reason
+from hf_cam.errors import ImageError, ModelError, OptionError, TargetError, brief, reason
+from hf_cam.request import check_prompt
 
 Chat = list[dict[str, Any]]
 SOURCES = ("image", "url", "path", "base64")
@@ -53,7 +54,9 @@ def prompt_of(processor: Any, question: str, pictures: int, chat: Chat | None = 
     processor has one and does not add them itself, precede the question.
 
     Raises:
-        ModelError: the processor has no tokenizer, or no chat template for a chat.
+        ModelError: the processor has no tokenizer, no chat template for a chat, or one that leaves out a text.
+        OptionError: the chat is none, or has another number of placeholders.
+        TargetError: a text is empty, or holds placeholders.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
@@ -62,13 +65,11 @@ def prompt_of(processor: Any, question: str, pictures: int, chat: Chat | None = 
             "processor=AutoProcessor.from_pretrained(NAME)"
         )
     if getattr(processor, "chat_template", None):
-        turn = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-        try:
-            text = processor.apply_chat_template(
-                chat or [{"role": "user", "content": turn}], add_generation_prompt=True
-            )
-        except Exception as error:
-            raise ModelError(f"the processor's chat template fails: {reason(error)}") from error
+        if chat is None:
+            turn = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+            chat = [{"role": "user", "content": turn}]
+        _check_counts(chat, pictures, _placeholder(processor))
+        text = _templated(processor, chat)
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         return Prompt(processor, text, {"add_special_tokens": False} if begins else {})
     if chat is not None:
@@ -76,10 +77,82 @@ def prompt_of(processor: Any, question: str, pictures: int, chat: Chat | None = 
     return Prompt(processor, _with_placeholders(processor, question, pictures), {})
 
 
-def _with_placeholders(processor: Any, question: str, pictures: int) -> str:
+def _check_counts(chat: Any, pictures: int, token: str | None) -> None:
+    """Refuse a chat that has no question, or placeholders for another number of pictures."""
+    texts = _texts_of(check_chat(chat))
+    if not texts:
+        raise TargetError('the messages hold no question; add an item {"type": "text", "text": ...} to one of them')
+    if token and any(token in text for text in texts):
+        raise TargetError(
+            f"the text holds {token!r}, which stands for a picture and is added for each of them; omit it"
+        )
+    items = [item for one in chat for item in one["content"] if isinstance(item, Mapping) and item["type"] == "image"]
+    if any(item.get(name) is not None for item in items for name in SOURCES):
+        raise OptionError("a chat that holds its own pictures is passed in the call: explain(model=..., messages=...)")
+    places = len(items)
+    if places != pictures:
+        raise OptionError(
+            f'the messages have {places} items of type "image" for {pictures} picture{"s" * (pictures != 1)}; '
+            "each picture needs one"
+        )
+
+
+def _templated(processor: Any, chat: Chat) -> str:
+    """A chat as the processor's template writes it.
+
+    Raises:
+        ModelError: the template fails, or leaves out what the user or the system says.
+    """
+    try:
+        text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
+    except Exception as error:
+        raise ModelError(f"the processor's chat template fails: {reason(error)}") from error
+    plain = _plain(text)
+    for one in _texts_of([one for one in chat if one["role"] != "assistant"]):
+        if _plain(one) not in plain:
+            raise ModelError(
+                f"the processor's chat template leaves out {brief(one)}; write it as a list of items "
+                '[{"type": "text", "text": ...}] of the role "user"'
+            )
+    return text
+
+
+def _texts_of(chat: Chat) -> list[str]:
+    contents = [one["content"] for one in chat]
+    return [
+        item if isinstance(item, str) else item["text"]
+        for content in contents
+        for item in ([content] if isinstance(content, str) else content)
+        if isinstance(item, str) or item["type"] == "text"
+    ]
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split())
+
+
+def _placeholder(processor: Any) -> str | None:
+    """The token that stands for a picture in a text."""
     token = getattr(processor, "image_token", None)
     token = getattr(token, "content", token)
-    if not isinstance(token, str) or token in question:
+    return token if isinstance(token, str) else None
+
+
+def _with_placeholders(processor: Any, question: str, pictures: int) -> str:
+    """The question with its placeholders; a caller who places them himself has placed all.
+
+    Raises:
+        TargetError: he has placed another number.
+    """
+    token = _placeholder(processor)
+    if not token:
+        return question
+    if (places := question.count(token)) and places != pictures:
+        raise TargetError(
+            f"the text has {places} placeholders {token!r} for {pictures} picture{'s' * (pictures != 1)}; omit them, "
+            "or place one per picture"
+        )
+    if places:
         return question
     if _adds_placeholders(processor, question, token):
         return question
@@ -96,24 +169,55 @@ def _adds_placeholders(processor: Any, question: str, token: str) -> bool:
     return bool((ids == processor.tokenizer.convert_tokens_to_ids(token)).any())
 
 
-def chat_of(messages: Any) -> tuple[Chat, list[Any]]:
-    """A chat with bare placeholders in place of its pictures, and the pictures' sources in its order.
+def check_chat(messages: Any) -> Chat:
+    """A chat whose items are texts and pictures.
 
     Raises:
-        OptionError: it is not a list of messages as transformers takes them.
-        ImageError: there is no picture in it, or a placeholder without one.
+        OptionError: it is not a list of messages as transformers takes them, or holds something else.
+        TargetError: a text is empty, or no text.
     """
     if not isinstance(messages, list | tuple) or not all(
-        isinstance(one, Mapping) and "role" in one for one in messages
+        isinstance(one, Mapping) and isinstance(one.get("role"), str) for one in messages
     ):
         raise OptionError(
             'messages must be a list such as [{"role": "user", "content": [{"type": "image", "image": ...}, '
             f'{{"type": "text", "text": ...}}]}}], got {brief(messages)}'
         )
+    for one in messages:
+        content = one.get("content")
+        if isinstance(content, str):
+            check_prompt(content)
+        elif not isinstance(content, list | tuple):
+            raise OptionError(f"the content of a message must be a text or a list of items, got {brief(content)}")
+        else:
+            for item in content:
+                _check_item(item)
+    return list(messages)
+
+
+def _check_item(item: Any) -> None:
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text":
+        check_prompt(item.get("text"))
+    elif kind != "image":
+        raise OptionError(
+            'an item of a message must be {"type": "image", "image": ...} or {"type": "text", "text": ...}, got '
+            f"{brief(item) if kind is None else f'type {brief(kind)}'}"
+        )
+
+
+def chat_of(messages: Any) -> tuple[Chat, list[Any]]:
+    """A chat with bare placeholders in place of its pictures, and the pictures' sources in its order.
+
+    Raises:
+        OptionError: it is not a list of messages as transformers takes them.
+        TargetError: a text is empty, or no text.
+        ImageError: there is no picture in it, or a placeholder without one.
+    """
     pictures: list[Any] = []
 
     def plain(item: Any) -> Any:
-        if not isinstance(item, Mapping) or item.get("type") != "image":
+        if item["type"] != "image":
             return item
         source = next((item[name] for name in SOURCES if item.get(name) is not None), None)
         if source is None:
@@ -124,11 +228,9 @@ def chat_of(messages: Any) -> tuple[Chat, list[Any]]:
     chat = [
         {
             **one,
-            "content": list(map(plain, one["content"]))
-            if isinstance(one.get("content"), list | tuple)
-            else one.get("content"),
+            "content": one["content"] if isinstance(one["content"], str) else list(map(plain, one["content"])),
         }
-        for one in messages
+        for one in check_chat(messages)
     ]
     if not pictures:
         raise ImageError('the messages hold no picture; add an item {"type": "image", "image": ...} to one of them')

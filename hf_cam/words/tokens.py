@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_cam.errors import TargetError, brief
+from hf_cam.targets import entries_of
 
 ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Han characters, which are written without blanks between words: each counts as one."""
@@ -126,7 +128,32 @@ def _plain(text: str) -> str:
     return "".join(text.split()).casefold()
 
 
-def words_named(text: Text, target: Any, *, finished: bool = True) -> list[Word]:
+def check_target(target: Any) -> None:
+    """Refuse what names no words of an answer, before there is one.
+
+    Args:
+        target: None, a word, a phrase or a regular expression, a list of these, or a pair of words to contrast.
+
+    Raises:
+        TargetError: it is something else.
+    """
+    if isinstance(target, tuple):
+        if len(target) != 2 or not all(isinstance(one, str) and one.strip() for one in target):
+            raise TargetError(f"a contrast takes two words, such as ('red', 'blue'), not {brief(target)}")
+        if target[0].strip() == target[1].strip():
+            raise TargetError(f"a contrast takes two different words, such as ('red', 'blue'), not {brief(target)}")
+        return
+    for one in entries_of(target) or [target]:
+        if isinstance(one, tuple):
+            raise TargetError(f"a contrast is explained alone: pass target={brief(one)}, and others in further calls")
+        if one is not None and (not isinstance(one, str) or not one.strip()):
+            raise TargetError(
+                f"the target of a generated answer must be one of its words, a regular expression or a pair of words "
+                f"to contrast, not {brief(one)}"
+            )
+
+
+def words_named(text: Text, target: str, *, finished: bool = True) -> list[Word]:
     """The words of an answer that a caller's word, phrase or regular expression names.
 
     Args:
@@ -137,11 +164,6 @@ def words_named(text: Text, target: Any, *, finished: bool = True) -> list[Word]
     Raises:
         TargetError: it was not said; the message quotes the answer.
     """
-    if not isinstance(target, str) or not target.strip():
-        raise TargetError(
-            f"the target of a generated answer must be one of its words, a regular expression or a pair of words to "
-            f"contrast, not {brief(target)}"
-        )
     spans = [one.span() for one in _pattern(target).finditer(text.text)]
     named = [word for word in text.words if any(word.span[0] < end and word.span[1] > start for start, end in spans)]
     if not named and target in text.text:
@@ -152,13 +174,19 @@ def words_named(text: Text, target: Any, *, finished: bool = True) -> list[Word]
     return named
 
 
+FLAGS = re.compile(r"(?:\(\?[aimsux]+\))?")
+"""Flags at the start of a regular expression, where alone they may stand."""
+
+
 def _pattern(target: str) -> re.Pattern[str]:
-    for form in (target, re.escape(target)):
-        try:
-            return re.compile(rf"(?<!\w)(?:{form})(?!\w)", re.IGNORECASE)
-        except re.error:
-            continue
-    raise TargetError(f"{brief(target)} is neither a word nor a regular expression")
+    """The regular expression that finds whole words; a text that is none stands for itself."""
+    flags = FLAGS.match(target)[0]  # type: ignore[index]
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of forms whose meaning may change one day
+            re.compile(target)
+            return re.compile(rf"{flags}(?<!\w)(?:{target[len(flags) :]})(?!\w)", re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError):
+        return re.compile(rf"(?<!\w)(?:{re.escape(target)})(?!\w)", re.IGNORECASE)
 
 
 def contrasted(

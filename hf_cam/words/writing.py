@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from hf_cam.capture.draws import own_draws
 from hf_cam.capture.inputs import call
 from hf_cam.doors import blaming
-from hf_cam.errors import ModelError, TargetError
+from hf_cam.errors import ModelError, OptionError, TargetError
 from hf_cam.heads.establish import REFUSALS
 from hf_cam.models.traits import accepts
+from hf_cam.words.settings import blame_of
 
-LONGEST = 64
-"""Tokens of an answer where the caller does not say."""
 STEPS = 3
 """Tokens of the generation that a forward on its cache is compared with."""
 VARIATION = 0.05
@@ -62,15 +61,21 @@ def written(
 
     Raises:
         TargetError: the model writes nothing.
+        OptionError: the settings hold an input, or `generate` fails with one that is not checked beforehand.
     """
+    if taken := sorted(set(settings) & set(inputs)):
+        raise OptionError(f"generate= holds {taken[0]!r}, which the picture and the text give; omit it")
     own = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1} if forced else dict(settings)
     own |= {"return_dict_in_generate": True, "output_logits": True}
-    with blaming("the model's generate()", ModelError), own_draws(model, inputs), torch.no_grad():
+    with blaming(*blame_of({} if forced else settings)), own_draws(model, inputs), torch.no_grad():
         found = model.generate(**{**inputs, **own})  # type: ignore[operator]
-    count = len(found.logits)
+    # Of several beams, the search goes on after the best has ended.
+    beams = found.get("beam_indices", None)
+    count = len(found.logits) if beams is None else int((beams[0] >= 0).sum())
     sequence, logits = found.sequences[0], torch.cat([one[:1] for one in found.logits]).float()
     simple = found.logits[0].shape[0] == 1 and own.get("num_beams", 1) == 1
-    prompt = sequence[: len(sequence) - count][None]
+    start = len(sequence) - (len(found.logits) if beams is None else beams.shape[1])
+    prompt = sequence[:start][None]
     if len(prompt[0]) < 2 and "input_ids" in inputs and not decodes(model):
         prompt = inputs["input_ids"]  # of a model that generates from embeddings
     cache = found.get("cache", None)
@@ -79,15 +84,35 @@ def written(
         likeliest = max(forced, key=lambda ids: float(logits[0, int(ids[0])]))
         return Written(prompt, likeliest.to(sequence.device), logits, True, cache)
     ends = _ends(model, settings)
-    tokens = sequence[len(sequence) - count :]
-    finished = int(tokens[-1]) in ends
-    tokens = tokens[: next((at for at, token in enumerate(tokens.tolist()) if token in ends), count)]
+    tokens = sequence[start : start + count]
+    end = next((at for at, token in enumerate(tokens.tolist()) if token in ends), None)
+    finished, tokens = end is not None, tokens[:end]
     if not len(tokens):
         raise TargetError("the model writes nothing about this picture; ask another question, or pass answer=")
     if not simple:  # of several beams: its cache holds them all
         again = written(model, inputs, {}, [tokens])
         return Written(again.prompt, again.tokens, again.logits, finished, again.cache)
     return Written(prompt, tokens, logits[: len(tokens)], finished, cache)
+
+
+def check_length(model: nn.Module, inputs: Mapping[str, Any], forced: Sequence[Tensor] = ()) -> None:
+    """Refuse a prompt, or a prompt and an answer, that have more tokens than the model has positions.
+
+    Raises:
+        TargetError: with both numbers.
+    """
+    ids, config = inputs.get("input_ids"), getattr(model, "config", None)
+    if ids is None or config is None or decodes(model):
+        return
+    text = config.get_text_config(decoder=True)
+    scaling = getattr(text, "rope_parameters", None) or {}
+    longest = getattr(text, "max_position_embeddings", None)
+    needed = ids.shape[1] + min(map(len, forced), default=1)
+    if longest is not None and needed > longest * (scaling.get("factor") or 1):
+        raise TargetError(
+            f"the picture, the text and the answer take {needed} tokens, and the model has {longest} positions; pass "
+            "a shorter text"
+        )
 
 
 def answer_rows(count: int) -> Tensor:
