@@ -87,7 +87,7 @@ def demo() -> Subject:
     from hf_cam.words.prompts import prompt_of
 
     loaded = load("demo:llava")
-    return Subject("demo:llava", loaded.model, prompt_of(loaded.processor, DESCRIBE, 1), SIZES, scene)
+    return Subject("demo:llava", loaded.model, prompt_of(loaded.processor, DESCRIBE[0], 1), SIZES, scene)
 
 
 def long() -> Subject:
