@@ -124,6 +124,7 @@ def test_a_chat_and_a_tuple_of_pictures_give_in_the_pipeline_what_they_give_in_e
     asked = hf_cam.explain(model=model, processor=processor, messages=chat, answer=ANSWER, target="cup")
     for found in (
         cam(messages=chat, answer=ANSWER, target="cup"),
+        cam(chat, answer=ANSWER, target="cup"),
         cam((photograph(), photograph(1)), text=QUESTION, answer=ANSWER, target="cup"),
     ):
         assert len(found) == len(asked) == 2
@@ -266,6 +267,20 @@ def test_a_text_model_is_refused() -> None:
     )
     with pytest.raises(HFCamError, match=r"image|picture"):
         hf_cam.explain(photograph(), text, processor=tokenizer(), text=QUESTION)
+
+
+def test_a_model_whose_forward_lets_no_gradient_through_is_refused(processor: Any) -> None:
+    class Frozen(transformers.LlavaForConditionalGeneration):
+        @wraps(transformers.LlavaForConditionalGeneration.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                return super().forward(*args, **kwargs)
+
+    frozen = tiny_llava()
+    frozen.__class__ = Frozen
+    with unchanged(frozen), pytest.raises(HFCamError, match="gradient") as raised:
+        hf_cam.explain(photograph(), frozen, processor=processor, text=QUESTION, answer=ANSWER)
+    assert len(str(raised.value)) <= 400
 
 
 @pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 200)])

@@ -74,10 +74,10 @@ class ImageCamPipeline(Pipeline):
     It takes `batch_size` and these arguments of `hf_cam.explain`: `target`, `text`, `input_points`, `input_labels`,
     `input_boxes`, `top_k`, `threshold`, `renormalize`, `method`, `method_options`, `layers`, `reshape`, `aug_smooth`,
     `eigen_smooth`, `signed`, `effort`, `labels`, `output`. For a vision-language model, a tuple holds the images of one
-    question, `answer` and `generate` are as in `hf_cam.explain`, and `messages` is a chat in place of the image and
-    `text`; the dicts then also have `span` and `evidence`. For a video model, it takes a file, a `hf_cam.Video` or an
-    array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds the frames that the
-    model saw.
+    question, `answer` and `generate` are as in `hf_cam.explain`, and `messages` (or the first argument) is a chat in
+    place of the image and `text`; the dicts then also have `span` and `evidence`. For a video model, it takes a file, a
+    `hf_cam.Video` or an array `[T, H, W, 3]` instead of an image; the heatmap is then `[T, H, W]`, and `frames` holds
+    the frames that the model saw.
 
     >>> import hf_cam
     >>> from sklearn.datasets import load_sample_image
@@ -115,6 +115,8 @@ class ImageCamPipeline(Pipeline):
         """Explain one image, or all in a list, generator, `datasets.Dataset`, image column or `KeyDataset`."""
         if kwargs.get("batch_size") is not None:
             check_count("batch_size", kwargs["batch_size"])
+        if isinstance(inputs, list) and inputs and all(isinstance(one, Mapping) and "role" in one for one in inputs):
+            kwargs, inputs = {**kwargs, "messages": inputs}, None
         if kwargs.get("messages") is not None:
             kwargs["messages"], inputs = of_chat(kwargs["messages"], inputs)
         if isinstance(inputs, tuple):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hf_cam.capture.attention import Attention
 from hf_cam.capture.inputs import call
 from hf_cam.capture.recorder import MATMUL, Recorder, Recording
+from hf_cam.errors import NoGradientError
 from hf_cam.words.scores import Score
 
 
@@ -122,6 +123,9 @@ def recorded_rows(
         rows: `[T]` the rows that predict the tokens, counted from the forward's last position, which is -1.
         queries, keys: The number of positions of the forward, and of all with the cache.
         differentiate: Whether the gradients are wanted.
+
+    Raises:
+        NoGradientError: no gradient passes the forward.
     """
     recorder = RowRecorder(queries, keys)
     with torch.set_grad_enabled(differentiate), recorder:
@@ -129,8 +133,16 @@ def recorded_rows(
     calls = recorder.recording.calls
     gradients: Sequence[Tensor | None] = [None] * len(calls)
     if differentiate and calls:
-        outputs = [one.output for one in calls]
-        gradients = torch.autograd.grad(score.values(logits).sum(), outputs, allow_unused=True)
+        with torch.enable_grad():
+            total = score.values(logits).sum()
+        outputs = [one.output for one in calls if one.output.requires_grad]
+        if not total.requires_grad or not outputs:
+            raise NoGradientError(
+                f"no gradient of the words passes the forward of {type(model).__name__}; its kernels may be made for "
+                "inference alone, and method='attention-contrast' needs no gradient"
+            )
+        found = iter(torch.autograd.grad(total, outputs, allow_unused=True))
+        gradients = [next(found) if one.output.requires_grad else None for one in calls]
     cut = tuple(_at_rows(one, gradient, rows) for one, gradient in zip(calls, gradients, strict=True))
     return Rows(cut, cells, keys, logits.detach())
 
