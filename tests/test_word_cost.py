@@ -10,7 +10,7 @@ from benchmarks import word_cost
 
 
 @pytest.mark.parametrize("name", [*word_cost.SUBJECTS])
-def test_every_subject_explains_its_own_pictures(name: str) -> None:
+def test_every_subject_prepares_its_own_pictures(name: str) -> None:
     subject = word_cost.SUBJECTS[name]()
     shown = subject.picture(subject.sizes[-1], 1)
     assert shown.size == subject.sizes[-1][::-1]
