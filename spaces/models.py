@@ -19,7 +19,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx, tqdm
+from huggingface_hub.utils import tqdm
 from jobs import SLOTS, held, report, stoppable
 from limits import Refused
 from scale import Builder, Scale
@@ -28,6 +28,7 @@ from scratch import new_folder
 from hf_cam.errors import HFCamError, ModelError
 from hf_cam.heads import ClassificationHead, Head, head_kind, listed_kind
 from hf_cam.models.checkpoints import SHORT_NAMES
+from hf_cam.models.hub import http
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.models.traits import unwrap
 from hf_cam.zoo import SCENE, demo_model, demo_models
@@ -146,7 +147,7 @@ def safe_repo(name: str) -> Repo:
     """
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=10)
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, http().HTTPError, OSError, ValueError) as error:
         raise Refused(f"{name} cannot be found or reached on the Hub; is it public and spelt correctly?") from error
     listed = {file.rfilename: file.size for file in info.siblings or ()}
     files = {file: size for file, size in listed.items() if TAKEN.fullmatch(file)}
@@ -173,7 +174,7 @@ def fetch(repo: Repo, folder: Path) -> None:
         check_texts(repo, folder)
         check_scale(repo, BUILDER.measure(folder))
         _download(repo, sorted(repo.weights), folder, done)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, http().HTTPError, OSError) as error:
         raise Refused(f"{repo.name} could not be fetched from the Hub; try again later.") from error
 
 

@@ -125,5 +125,5 @@ def listed(task: str) -> frozenset[str]:
     """The class names in one of transformers' auto mappings."""
     from transformers.models.auto import modeling_auto
 
-    names = vars(modeling_auto)[f"MODEL_FOR_{task}_MAPPING_NAMES"].values()
+    names = vars(modeling_auto).get(f"MODEL_FOR_{task}_MAPPING_NAMES", {}).values()  # an older version lacks some
     return frozenset(name for entry in names for name in ((entry,) if isinstance(entry, str) else entry))

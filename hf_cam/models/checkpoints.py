@@ -12,7 +12,9 @@ from torch import nn
 
 from hf_cam.errors import HFCamError, ModelError, brief, reason
 from hf_cam.models.bounds import Bounded, check_bounds
+from hf_cam.models.hub import http
 from hf_cam.models.peft import ADAPTER_CONFIG, PeftAdapter, adapted, adapter_in, fitted_config
+from hf_cam.models.quiet import late_bars, no_remarks
 from hf_cam.models.traits import architectures, architectures_of_pictures, takes_pictures, transformers_classes
 from hf_cam.threads import BUILDING
 
@@ -225,10 +227,10 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
-    from huggingface_hub.utils import httpx
 
     try:
-        return load_it()
+        with late_bars(), nullcontext() if what == "model" else no_remarks():
+            return load_it()
     except HFCamError:
         raise
     except (
@@ -248,7 +250,7 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
                 f"{brief(name)} brings its own Python code, which hf-cam never runs; if you trust it, load the model "
                 "with transformers and pass the module"
             ) from error
-        unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
+        unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, http().HTTPError)
         if any(isinstance(cause, unreachable) for cause in causes):
             raise ModelError(
                 f"the Hub cannot be reached and {brief(name)} is not in the cache; {OFFLINE_HINT}"
@@ -259,11 +261,10 @@ def explained(name: str, load_it: Callable[[], Any], what: str = "model") -> Any
 def _is_out_of_reach(error: ModelError) -> bool:
     """Whether the Hub, or the repo on it, could not be reached: then no other file of it can."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RemoteEntryNotFoundError
-    from huggingface_hub.utils import httpx
 
     causes = list(_chain(error))
     answered = any(isinstance(cause, RemoteEntryNotFoundError) for cause in causes)
-    barred = (OfflineModeIsEnabled, HFValidationError, httpx.HTTPError)
+    barred = (OfflineModeIsEnabled, HFValidationError, http().HTTPError)
     return not answered and any(isinstance(cause, barred) for cause in causes)
 
 

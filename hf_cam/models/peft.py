@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_cam.errors import ModelError, brief, reason
+from hf_cam.models.hub import http
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -95,14 +96,13 @@ def _config_path(name: str, fetch: bool, hub: Mapping[str, Any]) -> Path | None:
         complete = (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file()
         return None if complete else folder / ADAPTER_CONFIG
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import httpx
 
     where = {key: value for key, value in hub.items() if key in ("revision", "cache_dir")}
     try:
         if isinstance(cached := try_to_load_from_cache(name, ADAPTER_CONFIG, **where), str):
             return Path(cached)
         return Path(hf_hub_download(name, ADAPTER_CONFIG, **hub)) if fetch else None
-    except (OSError, ValueError, httpx.HTTPError):
+    except (OSError, ValueError, http().HTTPError):
         return None
 
 

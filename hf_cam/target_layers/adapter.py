@@ -15,6 +15,7 @@ from hf_cam.capture.levels import maps_in, tensor_at
 from hf_cam.capture.runs import level_of, without_level
 from hf_cam.errors import LayerError, LayoutError, ModelError, brief, reason
 from hf_cam.layouts import Layout, Size, Spatial
+from hf_cam.models.hub import http
 from hf_cam.target_layers.pyramids import Level
 
 CONFIG_NAME = "cam_config.json"
@@ -253,7 +254,7 @@ def _hub_cam_config(repo_id: str) -> Path | None:
     """The cached file if there is one; else asks the Hub, once per repo and process, and remembers a "no"."""
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import build_hf_headers, httpx
+    from huggingface_hub.utils import build_hf_headers
 
     try:
         cached = try_to_load_from_cache(repo_id, CONFIG_NAME)
@@ -264,7 +265,7 @@ def _hub_cam_config(repo_id: str) -> Path | None:
         answer = get_session().head(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
         found = answer.status_code == 200
         return Path(hf_hub_download(repo_id, CONFIG_NAME)) if found else None
-    except (OSError, ValueError, HFValidationError, httpx.HTTPError):
+    except (OSError, ValueError, HFValidationError, http().HTTPError):
         return None  # no network, or the name is not a repo id
 
 
@@ -276,7 +277,6 @@ def _downloaded_cam_config(repo_id: str, revision: str | None) -> Path | None:
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
 
     try:
         return Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision))
@@ -284,5 +284,5 @@ def _downloaded_cam_config(repo_id: str, revision: str | None) -> Path | None:
         return None
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"{repo_id!r} is neither a folder nor a repo on the Hub") from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, http().HTTPError) as error:
         raise ModelError(f"{CONFIG_NAME} of {repo_id!r} cannot be fetched: {str(error).splitlines()[0]}") from error
