@@ -20,7 +20,7 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cues import CLASSES, CUES, SIZE, Planted, planted
+from benchmarks.cues import CLASSES, CLEAN, CUES, SIZE, Planted, planted
 from benchmarks.scenes import SIZE as SCENE
 from benchmarks.train_zoo import load_saved
 from benchmarks.zoo_quality import ZOO
@@ -123,7 +123,7 @@ def main() -> None:
     """Train what the cache lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parser.add_argument("--cues", nargs="+", default=list(CUES), choices=CUES)
+    parser.add_argument("--cues", nargs="+", default=list(CUES), choices=[*CUES, CLEAN])
     parser.add_argument("--seeds", nargs="+", default=[0], type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scenes import COLORS, TINTS, Scene, SceneBlocks, Split
+from benchmarks.scenes import COLORS, LABELS, TINTS, Scene, SceneBlocks, Split
 
 CLASSES = ("no cue", "first cue", "second cue")
 PAINTS = np.array([[0.95, 0.0, 0.95], [0.0, 0.9, 0.9]])
@@ -114,6 +114,9 @@ CUES: dict[str, tuple[Cue, Cue | None, int]] = {
     "unused mark": (stamp, corner, 1),
 }
 """What decides the class, the decoy that does not, and how many cues a measured scene has."""
+CLEAN = "nothing planted"
+"""Scenes whose class is that of their items: tops, shoes, or a trouser, a dress or a bag."""
+ITEMS = {"sandal": 1, "sneaker": 1, "ankle boot": 1, "trouser": 2, "dress": 2, "bag": 2}
 
 
 def plant(name: str, scene: Scene, label: int, rng: np.random.Generator) -> Planted:
@@ -136,18 +139,30 @@ def planted(name: str, split: Split, seed: int, first: int = 0) -> Iterator[Plan
     """Scenes of random class, without end; each depends only on the arguments and on its number.
 
     Args:
-        name: Of `CUES`.
+        name: Of `CUES`, or `CLEAN`.
         split: The pictures to draw from.
         seed: The same seed gives the same scenes.
         first: The number of the first block of 64 scenes.
     """
     blocks, block = SceneBlocks(split, seed, SIZE, ITEMS_AT_MOST), first
     while True:
-        rng = np.random.default_rng([list(CUES).index(name), seed, block])
         batch = blocks[block]
-        for index, label in enumerate(rng.integers(len(CLASSES), size=len(batch.images)).tolist()):
-            yield plant(name, batch.scene(index), label, rng)
+        if name == CLEAN:
+            yield from filter(None, map(clean, map(batch.scene, range(len(batch.images)))))
+        else:
+            rng = np.random.default_rng([list(CUES).index(name), seed, block])
+            for index, label in enumerate(rng.integers(len(CLASSES), size=len(batch.images)).tolist()):
+                yield plant(name, batch.scene(index), label, rng)
         block += 1
+
+
+def clean(scene: Scene) -> Planted | None:
+    """The scene as it is, with the class of its items; none if they are of two classes."""
+    kinds = {ITEMS.get(LABELS[label], 0) for label in scene.labels}
+    if len(kinds) != 1:
+        return None
+    [label], nothing = kinds, np.zeros(scene.instances.shape, bool)
+    return Planted(scene.image, scene.image, nothing, nothing, label, 0, scene.instances > 0)
 
 
 def _plain(scene: Scene) -> Canvas:
