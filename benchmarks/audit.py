@@ -180,9 +180,8 @@ def timed(count: int) -> str:
         work()
         seconds.append(time.process_time() - began)
     own, whole = seconds
-    return (
-        f"{count} scenes: explained in {own:.0f} s of processor time, audited in {whole:.0f} s, {whole / own:.2f} times"
-    )
+    ratio = f"{whole / own:.2f} times"
+    return f"{count} scenes: explained in {own:.0f} s of processor time, audited in {whole:.0f} s: {ratio}"
 
 
 def explained(folder: Path, data: Sequence[dict[str, object]]) -> None:
