@@ -83,8 +83,9 @@ def test_a_hook_for_bars_of_the_callers_is_asked_and_put_back(bars) -> None:
     assert asked == ["Inside", "Outside"]
 
 
-def test_errors_and_other_threads_are_heard_while_a_processor_loads(capfd) -> None:
+def test_errors_and_other_threads_are_heard_while_a_processor_loads(caplog) -> None:
     log = logging.getLogger("transformers.models.auto.image_processing_auto")
+    caplog.set_level(logging.WARNING, logger=log.name)
     heard: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]

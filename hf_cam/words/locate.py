@@ -215,11 +215,10 @@ def _checked(part: _Measurement, known: Known) -> Located | None:
     """The cells on the raster that fitted at other sizes, if two half pictures agree with it; else None."""
     if (rule := known.rule) is None:
         return None
-    other = part.inputs(disturbed(part.picture))
-    place = at_known(part.replica, rule, part.clean, other)
-    if place is None:
+    reacting = at_known(part.replica, rule, part.clean, part.inputs(disturbed(part.picture)))
+    if reacting is None:
         return None
-    clean, whole = (read(part.replica, inputs, place) for inputs in (part.clean, other))
+    place, clean, whole = reacting
     bars = halved(part.picture, part.reader(place), clean, whole)
     found = on_raster(Footprints((part.picture.height, part.picture.width), bars), part.geometry)
     return None if found is None else Located(place, found)

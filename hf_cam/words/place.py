@@ -147,8 +147,12 @@ def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
     return states.flatten(0, -2)[place.cells.to(states.device)].float()
 
 
-def at_known(model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any]) -> Place | None:
-    """The same argument with the cells that react to another picture; None if none does, or all do.
+def at_known(
+    model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[Place, Tensor, Tensor] | None:
+    """The same argument with the cells that react to another picture, and their states `[n, D]` with either.
+
+    None if no cell reacts, or all do.
 
     Args:
         model: A replica.
@@ -162,7 +166,8 @@ def at_known(model: nn.Module, place: Place, clean: Mapping[str, Any], other: Ma
     if not reacts.any() or (reacts.all() and place.kind == "in the sequence"):
         return None
     shape = (*place.shape[:-2], before.shape[0] // math.prod(place.shape[:-2]), before.shape[1])
-    return replace(place, shape=shape, cells=reacts.nonzero()[:, 0])
+    cells = reacts.nonzero()[:, 0]
+    return replace(place, shape=shape, cells=cells), before[cells].float(), after[cells].float()
 
 
 def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
