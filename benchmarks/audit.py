@@ -5,9 +5,10 @@
 
 The models and scenes are those of `benchmarks/planted.py`. In each cell (model, cue, seed) 240 scenes are audited with
 the masks of their items. A cell is right if a class with a cue has a finding "reads it" of the right kind in the right
-place: for a place, a box with an intersection over union of at least 0.3 and at most three times the cue's area; for
-other kinds, masks with a mean intersection over union of at least 0.3. Every other "reads it" that is not of the kind
-"object" is false. In the cells with nothing planted, the class is that of the items. Whether a class has a cue is also
+place: for a place, a box with an intersection over union of at least 0.3 and at most three times the cue's area, where
+one side of a border is a place too; for other kinds, masks with a mean intersection over union of at least 0.3. Every
+other "reads it" that is not of the kind "object" is false. In the cells with nothing planted, the class is that of the
+items. Whether a class has a cue is also
 ranked, over all classes of all cells: by the largest fall of accuracy of its findings, "object" aside where no item was
 painted, and as plain SpRAy does, by the number of groups of its maps; the area under each ROC curve is printed. Cells
 are kept in a file of records, so that the run can be stopped and continued. `--time` audits that many scenes and prints
@@ -29,7 +30,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.cue_readers import FAMILIES, reader
-from benchmarks.cues import CLASSES, CLEAN, Planted, planted
+from benchmarks.cues import BORDER, CLASSES, CLEAN, SIZE, Planted, planted
 from hf_cam.auditing.audit import Audit, audit
 from hf_cam.auditing.cases import box_of
 from hf_cam.auditing.findings import Finding
@@ -38,6 +39,7 @@ from hf_cam.data.dataset import explain_dataset
 from hf_cam.zoo import cache_folder
 
 SCENES, TEST_SEED = 240, 11
+ROWS, COLUMNS = BORDER / SIZE[0], BORDER / SIZE[1]
 KINDS = {
     "corner mark": "place",
     "border": "border",
@@ -48,6 +50,8 @@ KINDS = {
     "unused mark": "moving",
     CLEAN: "object",
 }
+SIDES = [(0.0, 0.0, 1.0, ROWS), (0.0, 1 - ROWS, 1.0, 1.0), (0.0, 0.0, COLUMNS, 1.0), (1 - COLUMNS, 0.0, 1.0, 1.0)]
+"""The boxes of the four sides of the border."""
 PAGE = Path(__file__).parents[1] / "docs" / "audits.md"
 RECORDS = cache_folder() / "audits.jsonl"
 CUED = CLASSES[1:]
@@ -86,12 +90,12 @@ def judged(found: Audit, scenes: Sequence[Planted], cue: str, label: str) -> Ite
 
 def is_cue(one: Finding, masks: dict[str, np.ndarray], scenes: Sequence[Planted], cue: str) -> bool:
     """Whether a finding has the kind of the cue and lies on it."""
-    if one.kind != KINDS[cue]:
+    if one.kind != KINDS[cue] and not (one.kind == "place" and KINDS[cue] == "border"):
         return False
     pairs = [(mask, scenes[int(name)].cue) for name, mask in masks.items() if scenes[int(name)].cue.any()]
     if one.region is None:
         return bool(pairs) and float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs])) >= 0.3
-    boxes = [box for _, mask in pairs for box in parts(mask)]
+    boxes = SIDES if KINDS[cue] == "border" else [box for _, mask in pairs for box in parts(mask)]
     return any(overlap(one.region, box) >= 0.3 and area(one.region) <= 3 * area(box) for box in boxes)
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 import hf_cam
 from hf_cam.auditing.audit import Audit
-from hf_cam.auditing.cases import Opened, box_of, cases_of, match
-from hf_cam.auditing.findings import carried, kind_of, place_name
+from hf_cam.auditing.cases import WHOLE, Box, Opened, box_of, cases_of, match
+from hf_cam.auditing.findings import AGREED, Suspicion, carried, kind_of, place_name
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.strategies import strategies
+from hf_cam.auditing.suspects import Scan, agreement
 from hf_cam.auditing.trials import summary
 from hf_cam.errors import HFCamError, ImageError, OptionError
 from hf_cam.interfaces.cli import main
@@ -237,6 +238,36 @@ def test_a_region_that_changes_no_more_than_another_is_not_read():
     assert carried(found) == "undecided"
     flips[1, :30] = True
     assert summary(flips, np.zeros((2, 32))).verdict != "reads it"
+
+
+def agreeing(corners: np.ndarray, side: int, box: Box) -> bool:
+    """Whether evidence in squares of a side at these corners is taken for one of a fixed place."""
+    scans = []
+    for top, left in corners:
+        effect = np.zeros((48, 72), np.float32)
+        effect[top : top + side, left : left + side] = 1
+        scans.append(Scan(None, effect))  # type: ignore[arg-type]
+    return agreement(scans, [WHOLE] * len(scans), Place(box)) >= AGREED
+
+
+def test_evidence_of_a_fixed_place_lies_at_one_position_and_that_of_objects_does_not():
+    rng = np.random.default_rng(0)
+    jitter = rng.integers(0, 3, (16, 2))
+    assert agreeing(jitter, 12, (0.0, 0.0, 0.2, 0.3))
+    assert not agreeing(rng.integers((6, 12), (28, 48), (16, 2)), 14, (0.2, 0.2, 0.8, 0.8))
+    along = np.stack([np.full(16, 42), rng.integers(0, 66, 16)], 1)
+    assert agreeing(along, 6, (0.0, 0.85, 1.0, 1.0))
+    assert not agreeing(along, 6, (0.3, 0.85, 0.6, 1.0))
+    assert not agreeing(jitter[:1], 12, (0.0, 0.0, 0.2, 0.3)), "one image shows no agreement"
+
+
+def test_a_place_where_objects_happen_to_lie_is_not_read():
+    flips = np.zeros((2, 32), bool)
+    flips[0, :20] = True
+    trial = summary(flips, np.array([[1.0] * 32, [0.0] * 32]))
+    place = Place((0.2, 0.2, 0.8, 0.8))
+    assert Suspicion("coat", "place", place, trial, 0.8, {}).verdict(trial) == "reads it"
+    assert Suspicion("coat", "place", place, trial, 0.8, {}, fixed=False).verdict(trial) == "undecided"
 
 
 def test_a_few_images_leave_it_undecided():

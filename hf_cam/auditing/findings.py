@@ -13,7 +13,7 @@ from hf_cam.auditing.asking import Asker, falls
 from hf_cam.auditing.cases import WHOLE, Box
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, grown, inside_share
-from hf_cam.auditing.suspects import Scan, Shrinking, distinct, places, scan
+from hf_cam.auditing.suspects import PEAK, Scan, Shrinking, agreement, distinct, places, scan
 from hf_cam.auditing.trials import Regions, Trial, Verdict, tried
 
 Kind = Literal["place", "border", "background", "object", "moving"]
@@ -28,6 +28,8 @@ FOLLOWS = 0.4
 """The least share of other images that take on the class with a fixed region, beyond that of another region."""
 EXPLAINED = 0.6
 """Once hiding fixed regions changes this share of the predictions, no moving evidence is searched for."""
+AGREED = 0.5
+"""The least agreement of the images on where in a place the evidence lies."""
 BROAD = 0.35
 """The share of the peak down to which the background's evidence counts."""
 LEVEL = 0.05
@@ -83,6 +85,7 @@ class Suspicion:
         masks: By the name of an image, the region in it, `[H, W]` booleans.
         objects: Whether it is known where the objects are.
         located: Whether the model finds objects at their places, so that the region is their context, or they.
+        fixed: Whether the evidence lies at one position in all images, and not wherever an object lies.
     """
 
     label: str
@@ -93,10 +96,12 @@ class Suspicion:
     masks: dict[str, np.ndarray] = field(repr=False)
     objects: bool = False
     located: bool = False
+    fixed: bool = True
 
     def verdict(self, trial: Trial) -> Verdict:
         """What follows from a trial of the region."""
-        return carried(trial) if self.kind in CARRIED and not self.located else trial.verdict
+        found = carried(trial) if self.kind in CARRIED and not self.located else trial.verdict
+        return found if self.fixed or found != "reads it" else "undecided"
 
     def finding(self, trial: Trial) -> Finding:
         """The finding, by the corrected trial."""
@@ -208,12 +213,14 @@ def _suspicion(
     trial = tried(asker, held_out, images.others, hidden, seed)
     inside = [_peak_within(one, where(one.one)) for one in scans]
     masks = {one.case.name: where(one) for one in (*images.searched, *images.held_out)}
-    return Suspicion(images.label, kind, region, trial, float(np.mean(inside)), masks, located=images.located)
+    fixed = not isinstance(region, Place) or agreement(scans, images.frames(images.searched), region) >= AGREED
+    share = float(np.mean(inside))
+    return Suspicion(images.label, kind, region, trial, share, masks, located=images.located, fixed=fixed)
 
 
 def _peak_within(one: Scan, region: np.ndarray) -> bool:
     """Whether the strongest evidence touches the region."""
-    return bool((one.region(0.9) & region).any())
+    return bool((one.region(PEAK) & region).any())
 
 
 def _moving(asker: Asker, images: ClassImages, seed: int) -> Iterator[Suspicion]:

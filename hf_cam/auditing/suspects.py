@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ FIXED = 0.25
 """The least mean effect of a place's strongest cell, as a share of the mean of the images' own strongest cells."""
 LARGEST = 0.5
 """A place covers at most this share of the frame."""
+STRIP = 0.5
+"""The share of an edge from which a place along it counts as that edge."""
+PEAK = 0.9
+"""The share of its peak from which evidence counts as the strongest."""
 PLACES = 4
 """How many places per class are tested."""
 
@@ -108,6 +113,30 @@ def places(scans: Sequence[Scan], frames: Sequence[Box]) -> list[Place]:
         if mean[marked].max() >= FIXED * own and area(box) <= LARGEST:
             found.append(Place(box))
     return found[:PLACES]
+
+
+def agreement(scans: Sequence[Scan], frames: Sequence[Box], place: Place) -> float:
+    """Whether the evidence in a place lies at one position of the frame, or wherever an object happens to lie.
+
+    The mean intersection over union of the images' evidence, over the pairs of those whose strongest evidence touches
+    the place, in [0, 1]; 0 for fewer than two. Along an edge of the frame, evidence may lie anywhere: only its distance
+    from the edge counts.
+
+    Args:
+        scans: Of the images.
+        frames: Of each.
+        place: The box.
+    """
+    framed = [to_frame(one.effect, frame) for one, frame in zip(scans, frames, strict=True)]
+    inside = place.mask((GRID, GRID))
+    marked = [peak_blob(one) for one in framed if (peak_blob(one, PEAK) & inside).any()]
+    x0, y0, x1, y1 = place.box
+    if max(x1 - x0, y1 - y0) >= STRIP:
+        lies = x1 - x0 >= y1 - y0
+        if (y0 == 0 or y1 == 1) if lies else (x0 == 0 or x1 == 1):
+            marked = [np.asarray(one.any(1 if lies else 0)) for one in marked]
+    pairs = [(one & other).sum() / (one | other).sum() for one, other in combinations(marked, 2)]
+    return float(np.mean(pairs)) if pairs else 0.0
 
 
 class Shrinking:
