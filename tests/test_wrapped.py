@@ -11,15 +11,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import transformers as hf
 from torch import Tensor, nn
 
+import hf_cam
 from hf_cam.cam import CAM
 from hf_cam.errors import LONGEST, HFCamError, ModelError
 from hf_cam.testing import check_model_untouched
+from hf_cam.zoo import SCENE, demo_model
 from nets import spread, tiny
 from pictures import SIZE, pictures
 
@@ -159,3 +162,29 @@ def test_weights_of_bitsandbytes_give_the_map_of_the_numbers_that_they_stand_for
     assert max(differences(quantized(vit(), eight), of_floats).values()) < 0.05
     of_rounded = {method: CAM(quantized(vit(), rounded), method)(pictures(1), 1) for method in METHODS}
     assert max(differences(quantized(vit(), four), of_rounded).values()) < 0.01
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_words_of_a_language_model_in_four_bits_are_those_of_the_numbers_that_they_stand_for() -> None:
+    library = import_module("bitsandbytes") if PEERS else pytest.importorskip("bitsandbytes")
+    folder = str(demo_model("llava"))
+    settings = hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    loader = hf.AutoModelForImageTextToText
+    model = loader.from_pretrained(folder, quantization_config=settings, device_map="cpu")
+    floats = loader.from_pretrained(folder)
+    replaced = 0
+    for name, part in model.named_modules():
+        if isinstance(part, library.nn.Linear4bit):
+            numbers = library.functional.dequantize_4bit(part.weight.data, part.weight.quant_state)
+            floats.get_submodule(name).weight.data = numbers.float()
+            replaced += 1
+    assert replaced > 10
+    processor = hf.AutoProcessor.from_pretrained(folder)
+    asked = {"processor": processor, "text": "Describe the picture."}
+    found = check_model_untouched(model, lambda: hf_cam.explain(SCENE, model, **asked))
+    same = hf_cam.explain(SCENE, floats, answer=found.answer, **asked)
+    assert len(found) > 3
+    for one, other in zip(found, same, strict=True):
+        assert one.evidence == pytest.approx(other.evidence, abs=0.01)
+        np.testing.assert_allclose(one.heatmap, other.heatmap, atol=0.02)
