@@ -5,7 +5,8 @@
 Needs `pip install vl-saliency`. `demo:llava` describes each scene of the test split. Both libraries explain the words
 of the same answer, and their maps are judged as in `benchmarks/words.py`: hf-cam's default, and vl-saliency's
 attention, "gradcam" and "agcam" of each token, averaged over layers and heads, on a copy of the model with "eager"
-attention, which it requires. Time is that of an answer with the maps of all its words over that of `generate` alone, as
+attention, which it requires; and the same maps of the token before, whose row of the attention is the one that predicts
+the token. Time is that of an answer with the maps of all its words over that of `generate` alone, as
 the median of the scenes; of the processor, in one thread.
 """
 
@@ -36,6 +37,8 @@ from hf_cam.words.prompts import prompt_of
 SECTION = re.compile(r"(<!-- peers -->\n).*?(<!-- end peers -->)", re.DOTALL)
 OURS, THEIRS = "word-relevance", ("attention", "gradcam", "agcam")
 TOKENS = 64
+ROWS = [(mode, 0) for mode in THEIRS] + [(mode, 1) for mode in THEIRS]
+"""Its maps, and those of the token before, whose row is the one that predicts the token."""
 
 
 class Peer:
@@ -81,10 +84,16 @@ def judged(loaded: LoadedModel, drawn: Sequence[Scene]) -> tuple[list[Case], dic
         last = ids.shape[1] - inputs["input_ids"].shape[1] - int(ids[0, -1] == loaded.processor.tokenizer.eos_token_id)
         for mention, places in tokens:
             maps = {OURS: map_of(answer, mention)}
-            for mode, drawn_maps in found.items():
-                maps[f"vl-saliency, {mode}"] = over(scene, np.mean([drawn_maps[last - one] for one in places], 0))
+            for mode, earlier in ROWS:
+                rows = [found[mode][max(0, last - one - earlier)] for one in places]
+                maps[named(mode, earlier)] = over(scene, np.mean(rows, 0))
             cases.append(Case(scene, answer.answer, mention, maps))
     return cases, {name: statistics.median(own) for name, own in ratios.items()}
+
+
+def named(mode: str, earlier: int) -> str:
+    """The row's name in the table."""
+    return f"vl-saliency, {mode}{', of the token before' if earlier else ''}"
 
 
 def over(scene: Scene, grid: np.ndarray) -> np.ndarray:
@@ -111,7 +120,7 @@ def report(loaded: LoadedModel, drawn: Sequence[Scene], seed: int) -> Iterator[s
     yield f"as long as `generate` alone with hf-cam, evidence included, and {ratios[THEIRS[1]]:.2f} times with {name}."
     for kind in KINDS:
         own = [case for case in cases if case.mention.kind == kind]
-        yield from table(kind, own, [OURS, *(f"vl-saliency, {mode}" for mode in THEIRS)])
+        yield from table(kind, own, [OURS, *(named(*row) for row in ROWS)])
 
 
 def main() -> None:
