@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_cam.auditing.cases import Case
 from hf_cam.auditing.recognition import LOCATING, Recognized, Shown, marked, recognizer_of
@@ -34,10 +35,12 @@ class Asker:
     Args:
         explainer: The model.
         request: With the prompts, if it takes any.
+        replica: Of the model, if one is borrowed for many questions; else each borrows its own.
     """
 
     explainer: Explainer
     request: Request
+    replica: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no classes.
@@ -46,6 +49,12 @@ class Asker:
             OptionError: an audit does not take such models.
         """
         recognizer_of(self.explainer.head)
+
+    @contextmanager
+    def borrowing(self) -> Iterator[Asker]:
+        """The same with one replica for all that is asked in the block."""
+        with borrowed(unwrap(self.explainer.loaded.model)) as replica:
+            yield replace(self, replica=replica)
 
     @property
     def locates(self) -> bool:
@@ -84,7 +93,8 @@ class Asker:
         recognize = recognizer_of(head)
         full = dict(head.inputs(self.request))
         found: list[Recognized] = []
-        with borrowed(unwrap(loaded.model)) as module, torch.no_grad():
+        once = borrowed(unwrap(loaded.model)) if self.replica is None else nullcontext(self.replica)
+        with once as module, torch.no_grad():
             for some in pixels.split(AT_ONCE):
                 output = call(module, model_inputs_of(loaded.model, some, full))
                 samples = [sample_of(output, index, len(some)) for index in range(len(some))]

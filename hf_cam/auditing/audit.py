@@ -211,7 +211,8 @@ def audit(
     if all(row.error for row in rows):
         raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
     groups = _strategies(rows, seed)
-    found, notes = _suspicions(asker, cases, rows, classes, frame, held_out, seed, tell)
+    with asker.borrowing() as one:
+        found, notes = _suspicions(one, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
         _name(loaded),
