@@ -7,18 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import hf_cam
+from hf_cam.auditing.asking import Asker
 from hf_cam.auditing.audit import Audit
-from hf_cam.auditing.cases import WHOLE, Box, Opened, box_of, cases_of, match
+from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
 from hf_cam.auditing.findings import AGREED, Suspicion, carried, kind_of, place_name
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.strategies import strategies
-from hf_cam.auditing.suspects import Scan, agreement
+from hf_cam.auditing.suspects import Scan, agreement, scan
 from hf_cam.auditing.trials import summary
 from hf_cam.errors import HFCamError, ImageError, OptionError
+from hf_cam.explainer import Explainer
 from hf_cam.interfaces.cli import main
+from hf_cam.models.loading import load
+from hf_cam.request import Request
 from hf_cam.zoo.scenes import CLASSES, cheater_scenes, mark_region
 
 CLASSES_OF_CHEATER = dict(enumerate(CLASSES))
@@ -259,6 +265,40 @@ def test_evidence_of_a_fixed_place_lies_at_one_position_and_that_of_objects_does
     assert agreeing(along, 6, (0.0, 0.85, 1.0, 1.0))
     assert not agreeing(along, 6, (0.3, 0.85, 0.6, 1.0))
     assert not agreeing(jitter[:1], 12, (0.0, 0.0, 0.2, 0.3)), "one image shows no agreement"
+
+
+class Anywhere(nn.Module):
+    """Red anywhere makes the second class; however little of it, as long as it is a whole cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 2)
+        with torch.no_grad():
+            self.cells.weight.zero_()
+            self.cells.bias.zero_()
+            self.cells.weight[0, 0] = 1 / 64
+            self.head.weight.copy_(torch.tensor([[0.0] * 4, [20.0, 0, 0, 0]]))
+            self.head.bias.copy_(torch.tensor([10.0, 0.0]))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cells(pixel_values).amax((2, 3)))
+
+
+def test_evidence_of_which_any_part_is_enough_is_found_where_it_lies():
+    def tensor(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+    loaded = load(Anywhere().eval(), processor=tensor, labels=["none", "red"])
+    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[32:, 40:80, 0] = 255
+    one = asker.show(Case("0", 1, lambda: {"image": picture, "label": "red"}))
+    assert one.right
+    marked = scan(asker, one).region()
+    red = picture[..., 0] > 0
+    assert (marked & red).sum() / (marked | red).sum() > 0.5
+    plain = asker.show(Case("1", 0, lambda: {"image": np.zeros_like(picture), "label": "none"}))
+    assert scan(asker, plain).effect.max() == 0, "the class of an empty picture has no evidence"
 
 
 def test_a_place_where_objects_happen_to_lie_is_not_read():

@@ -139,8 +139,22 @@ def falls(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement = 
 
     In shares of what hiding the whole image costs, clipped to [0, 1].
     """
+    clean, hidden, nothing = _log_odds(asker, one, masks, way)
+    return ((clean - hidden) / (clean - nothing).clamp_min(1.0)).clamp(0, 1)
+
+
+def stays(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement = by_mean) -> Tensor:
+    """How far each region `[h, w]` alone keeps the log-odds of the image's class above those of nothing, `[M]`.
+
+    In shares of what hiding the whole image costs, clipped to [0, 1].
+    """
+    clean, alone, nothing = _log_odds(asker, one, [~mask for mask in masks], way)
+    return ((alone - nothing) / (clean - nothing).clamp_min(1.0)).clamp(0, 1)
+
+
+def _log_odds(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-odds of the image, of it with each region hidden, `[M]`, and with all of it hidden."""
     missing = torch.stack([*masks, torch.ones_like(masks[0])]).to(one.pixels.device)
     changed = torch.cat([way(one.pixels, some) for some in missing.split(AT_ONCE)])
     scores = asker.log_odds(torch.cat([one.pixels, changed]), one)
-    whole = (scores[0] - scores[-1]).clamp_min(1.0)
-    return ((scores[0] - scores[1:-1]) / whole).clamp(0, 1)
+    return scores[0], scores[1:-1], scores[-1]

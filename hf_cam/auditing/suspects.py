@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cam.auditing.asking import Asker, falls
+from hf_cam.auditing.asking import Asker, falls, stays
 from hf_cam.auditing.cases import Box, box_of
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import GRID, Border, Place, area, blobs, grown, overlap, peak_blob, to_frame
@@ -20,6 +20,9 @@ from hf_cam.methods.masking import Window, windows
 
 NOTED = 0.5
 """The share of the strongest effect from which on a square's neighbourhood is looked at more closely."""
+TELLING = 0.5
+"""The effect of hiding its strongest square up to which the evidence of an image may lie in several places, each of
+which suffices."""
 COARSE = 4
 """The side of the squares that hide parts of an image, as a divisor of its shorter side."""
 WIDTHS = (0.25, 0.17, 0.12, 0.08, 0.05)
@@ -44,7 +47,7 @@ class Scan:
 
     Args:
         one: The image.
-        effect: `[H, W]` in [0, 1], in its pixels: the mean effect of the squares that hide each.
+        effect: `[H, W]` in [0, 1], in its pixels: the mean effect of the squares that each lies in.
     """
 
     one: Shown
@@ -61,17 +64,24 @@ class Scan:
 
 
 def scan(asker: Asker, one: Shown) -> Scan:
-    """Hide squares of an image side by side, and then those between them where that had an effect."""
+    """Hide squares of an image side by side, and then those between them where that had an effect.
+
+    Where hiding one does little, since a part of the evidence is enough for the model, what a square does alone, with
+    all else hidden, counts too.
+    """
     size = one.geometry.model_size
     patch = max(2, min(size) // COARSE)
-    coarse = windows(size, patch, patch)
+    coarse, effect_of = windows(size, patch, patch), _hidden
     effects = _hidden(asker, one, coarse)
+    if max(effects) < TELLING and not asker.locates:
+        effect_of = _hidden_or_alone
+        effects = [*map(max, effects, _alone(asker, one, coarse))]
     reached = torch.zeros(size, dtype=torch.bool)
     for at, effect in zip(coarse, effects, strict=True):
         reached[at] |= bool(effect >= NOTED * max(effects))
     between = [at for at in windows(size, patch, max(1, patch // 2)) if at not in coarse and reached[at].any()]
     if max(effects) > 0 and between:
-        coarse, effects = [*coarse, *between], [*effects, *_hidden(asker, one, between)]
+        coarse, effects = [*coarse, *between], [*effects, *effect_of(asker, one, between)]
     total, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     for at, effect in zip(coarse, effects, strict=True):
         total[at] += effect
@@ -85,6 +95,17 @@ def _hidden(asker: Asker, one: Shown, squares: Sequence[Window]) -> list[float]:
     kept = context(asker, one)
     found: list[float] = falls(asker, one, [_square(one.geometry.model_size, *at) & kept for at in squares]).tolist()
     return found
+
+
+def _alone(asker: Asker, one: Shown, squares: Sequence[Window]) -> list[float]:
+    """How much of the evidence each square is with all else hidden."""
+    found: list[float] = stays(asker, one, [_square(one.geometry.model_size, *at) for at in squares]).tolist()
+    return found
+
+
+def _hidden_or_alone(asker: Asker, one: Shown, squares: Sequence[Window]) -> list[float]:
+    """The larger of the two."""
+    return [*map(max, _hidden(asker, one, squares), _alone(asker, one, squares))]
 
 
 def context(asker: Asker, one: Shown) -> Tensor:
