@@ -204,7 +204,7 @@ def test_the_part_that_the_model_saw_is_outlined_and_named():
     assert 0 < left < right < cropped.image.width
     assert 0 < top < bottom < cropped.image.height
     plain = np.asarray(overlays.drawn(cropped, 0.5, "turbo")).astype(int)
-    outlined = np.asarray(overlays.framed(cropped, 0.5, "turbo")).astype(int)
+    outlined = np.asarray(overlays.framed(cropped, overlays.drawn(cropped, 0.5, "turbo"))).astype(int)
     changed = np.argwhere(np.abs(plain - outlined).sum(-1) > 0)
     factor = plain.shape[1] / cropped.image.width
     assert np.abs(changed.min(0) - factor * np.array([top, left])).max() <= 8
