@@ -70,7 +70,7 @@ EFFORT = (
     "It takes 75 to 200 times as long and explains one thing."
 )
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
-PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
+PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "x_axis_format": "~g", "height": 260}
 TO_RESULT = "() => window.hfCamShow()"
 """Brings the result into view where it is not; see page.js."""
 TO_WORDS = "() => document.getElementById('words-tab-button').click()"
@@ -410,10 +410,8 @@ def trust_tab() -> TrustTab:
 def line_plot(metric: str, share: str) -> gr.LinePlot:
     """The score over a share of the pixels."""
     name = "ROAD" if metric == "road" else metric.capitalize()
-    title = f"{name}: {direction(metric)}"
-    return gr.LinePlot(
-        x="pixels", y="score", title=title, x_title=f"share of the pixels {share}", y_title="score", **PLOT
-    )
+    title = f"{name} score: {direction(metric)}"
+    return gr.LinePlot(x="pixels", y="score", title=title, x_title=f"share of the pixels {share}", y_title=" ", **PLOT)
 
 
 # The events.
@@ -584,6 +582,9 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+        checkbox_border_radius="*radius_sm",
         link_text_color_dark="*primary_300",
         link_text_color_hover_dark="*primary_200",
         link_text_color_active_dark="*primary_300",

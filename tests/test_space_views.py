@@ -227,7 +227,7 @@ def test_the_verdict_is_a_sign_a_word_and_a_colour(verdict):
 
 def test_the_page_names_every_baseline_of_the_library():
     assert set(scores.NAMES) == set(scores.MEANINGS) == set(BASELINES)
-    assert set(scores.MAPS) == {scores.OWN, *scores.NAMES.values()}
+    assert set(scores.MAPS) == {scores.OWN, *scores.LINES.values()}
     assert all(name in scores.explained_baselines() for name in scores.NAMES.values())
 
 
