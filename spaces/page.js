@@ -1,6 +1,8 @@
 // What the page does in the browser, where its components have no setting for it.
 
-// Alternative text for pictures whose components take none; a picture whose caption says it needs none.
+const ROWS = { task: "What to explain", more: "What to do with the map" };
+
+// Names and alternative texts where components take none; a picture whose caption says it needs none.
 const describe = () => {
   for (const image of document.querySelectorAll("#map img"))
     if (!image.alt) image.alt = "The picture and its heatmap";
@@ -10,6 +12,8 @@ const describe = () => {
     empty.setAttribute("role", "img");  // a name without a role is not read
   for (const code of document.querySelectorAll(".cm-scroller[tabindex='-1']"))
     code.tabIndex = 0;  // so that the arrow keys scroll long lines
+  for (const [row, name] of Object.entries(ROWS))
+    document.querySelector(`#${row} [role=tablist]`)?.setAttribute("aria-label", name);
   for (const tab of document.querySelectorAll("[role=tab]"))
     tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;  // the arrow keys reach the others
 };

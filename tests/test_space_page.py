@@ -24,6 +24,19 @@ TABS = {"Classify": "tripod", "Prompt": "a blue trouser", "Detect": "bag", "Segm
 STRUCTURE = Path(__file__).with_name("space-structure.json")
 WIDTHS = {1280: 1000, 390: 844}
 
+UNREADABLE = """() => [...document.querySelectorAll('#curves svg.marks')].flatMap(plot => {
+    const edge = plot.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll('text')].filter(text => +getComputedStyle(text).opacity)
+        .map(text => [text.textContent.trim(), text.getBoundingClientRect()]).filter(([words]) => words);
+    const cut = texts.filter(([, at]) => at.left < edge.left - 1 || at.right > edge.right + 1).map(([words]) => words);
+    const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+    const pairs = texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) => over(a, b))
+        .map(([two]) => `${one}/${two}`));
+    return [...cut, ...pairs];
+})"""
+"""The words of the plots that are cut off or lie on each other."""
+BRIGHTNESS = "e => Math.max(...getComputedStyle(e).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number))"
+
 
 def busy():
     """How much other work on the machine slows this one."""
@@ -180,6 +193,7 @@ def test_a_map_is_judged_in_words_while_its_measures_come_in(browser, server, sc
     steps = f"({STEPS} steps)"
     heads = page.locator("#scores th").all_inner_texts()
     assert [head.rstrip(" ↑↓") for head in heads] == ["map", "ROAD", f"insertion {steps}", f"deletion {steps}"]
+    assert page.evaluate(UNREADABLE) == []
     visit.shoot("trust")
     visit.changes(lambda: page.locator("#found button.thumbnail-item").nth(1).click())
     page.locator("#curves").wait_for(state="hidden")  # they were another class's
@@ -375,8 +389,7 @@ def test_every_tab_is_walked_by_mouse_touch_and_keyboard(browser, server, screen
 def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
     visit = Visit(browser, server, screenshots, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = visit.page
-    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = max(int(part) for part in shade.strip("rgba()").split(",")[:3])
+    brightness = page.locator("body").evaluate(BRIGHTNESS)
     assert brightness < 60 if scheme == "dark" else brightness > 200
     visit.settings()
     visit.choose("#method", "LayerCAM")
@@ -395,6 +408,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
         visit.shoot("narrow-compare")
         visit.open("Trust")
         page.click("#trust-go")
+        assert page.locator("#verdict .pending").evaluate(BRIGHTNESS) < 100
         page.wait_for_function("() => document.querySelectorAll('#findings li').length === 3")
         lines = "plot.querySelectorAll('.mark-line path[d^=M]').length"  # one per map: this one and three baselines
         page.wait_for_function(
@@ -402,6 +416,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
         )
         heights = [plot.bounding_box()["height"] for plot in page.locator("#curves .plots > *").all()]
         assert min(heights) > 200
+        assert page.evaluate(UNREADABLE) == []
         assert page.evaluate(wide) <= 390
         visit.shoot("narrow-trust")
     visit.close()
@@ -441,6 +456,7 @@ def test_arrow_keys_home_and_end_go_from_tab_to_tab_and_the_tab_key_to_the_open_
     visit = Visit(browser, server, screenshots)
     page = visit.page
     for row in ("#task", "#more"):
+        assert page.locator(f"{row} [role=tablist]").get_attribute("aria-label")
         names = page.locator(f"{row} [role=tab]").all_inner_texts()
         visit.reach(f"{row} [role=tab]")
         first, last = names[0], names[-1]
