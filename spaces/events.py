@@ -17,7 +17,7 @@ import wording
 from gradio.context import LocalContext
 from limits import Refused
 from models import MODELS, checked, demos
-from overlays import enlarged, framed, marked, saved, thumbnail
+from overlays import drawn, enlarged, framed, marked, saved, thumbnail
 from scores import explained_baselines, findings_of, plots_of, table_of
 from scratch import new_folder
 from starts import PROMPTS, Start, digest, example_for, is_example, model_for, starts, tab_of_model
@@ -180,9 +180,13 @@ def portraits() -> list[Any]:
 
 @functools.cache
 def _portrait(start: Start) -> str:
-    found = first_view(start.model, start.file)
+    return portrait_of(first_view(start.model, start.file).current)
+
+
+def portrait_of(explanation: Explanation) -> str:
+    """A small overlay as a file."""
     file = new_folder("portrait-") / "map.jpg"
-    thumbnail(found.current, OPACITY, COLORMAP, 240).save(file, quality=90)
+    thumbnail(explanation, OPACITY, COLORMAP).save(file, quality=90)
     return str(file)
 
 
@@ -363,14 +367,17 @@ def opened(found: Found, alpha: float, colormap: str) -> list[Any]:
 
 def show(found: Found, alpha: float, colormap: str) -> list[Any]:
     """The chosen explanation in every form: the map, the words, the code and the files."""
-    current = found.current
+    current = found.current.changed(heatmap=found.current.heatmap)  # which is made anew each time that it is read
+    own = current.overlay(alpha, colormap)
+    picture = enlarged(current.image)
+    overlay = own if picture.size == own.size else drawn(current, alpha, colormap)
     return [
-        (enlarged(current.image), framed(current, alpha, colormap)),
+        (picture, framed(current, overlay)),
         wording.sentence(found),
         wording.legend(current, colormap),
         gr.HTML(done := wording.effort(found), visible=bool(done)),
         snippet(found, alpha, colormap),
-        *saved(current, alpha, colormap),
+        *saved(current, own),
     ]
 
 

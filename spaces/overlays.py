@@ -16,6 +16,7 @@ from hf_cam import Explanation
 from hf_cam.images.drawing import outlined
 
 SHOWN = 640
+THUMBNAIL = 240
 
 
 def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = SHOWN) -> Image.Image:
@@ -23,9 +24,8 @@ def drawn(explanation: Explanation, alpha: float, colormap: str, longest: int = 
     return _scaled(explanation, max(1.0, _factor(explanation.image, longest))).overlay(alpha, colormap)
 
 
-def framed(explanation: Explanation, alpha: float, colormap: str) -> Image.Image:
-    """The overlay with an outline round what the model saw, unless that is the whole picture."""
-    overlay = drawn(explanation, alpha, colormap)
+def framed(explanation: Explanation, overlay: Image.Image) -> Image.Image:
+    """The overlay, of any size, with an outline round what the model saw, unless that is the whole picture."""
     seen, factor = seen_box(explanation), overlay.width / explanation.image.width
     return overlay if seen is None else outlined(overlay, [[factor * side for side in seen]], None)
 
@@ -53,8 +53,7 @@ def _scaled(explanation: Explanation, factor: float) -> Explanation:
     if factor == 1:
         return explanation
     image = _resized(explanation.image, factor)
-    way = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
-    heatmap = cv2.resize(explanation.heatmap, image.size, interpolation=way)
+    heatmap = cv2.resize(explanation.heatmap, image.size, interpolation=_way(factor))
     return dataclasses.replace(
         explanation,
         image=image,
@@ -87,20 +86,31 @@ def enlarged(image: Image.Image, longest: int = SHOWN) -> Image.Image:
 
 def _resized(image: Image.Image, factor: float) -> Image.Image:
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+    if size == image.size:
+        return image
+    return Image.fromarray(cv2.resize(np.asarray(image), size, interpolation=_way(factor)))
 
 
-def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = 320) -> Image.Image:
+def _way(factor: float) -> int:
+    return cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+
+
+def thumbnail(explanation: Explanation, alpha: float, colormap: str, longest: int = THUMBNAIL) -> Image.Image:
     """A small overlay."""
     return _scaled(explanation, _factor(explanation.image, longest)).overlay(alpha, colormap)
 
 
-def saved(explanation: Explanation, alpha: float, colormap: str) -> tuple[str, str, str]:
-    """The overlay, the heatmap as a picture, and the heatmap as numbers; written quickly rather than small."""
+def saved(explanation: Explanation, own: Image.Image) -> tuple[str, str, str]:
+    """The overlay, the heatmap as a picture, and the heatmap as numbers; written quickly rather than small.
+
+    Args:
+        explanation: The explanation.
+        own: Its overlay, as large as the picture.
+    """
     folder = fresh_folder()
     heatmap = explanation.heatmap
     overlay, picture, numbers = folder / "overlay.png", folder / "heatmap.png", folder / "heatmap.npy"
-    explanation.overlay(alpha, colormap).save(overlay, compress_level=1)
+    own.save(overlay, compress_level=1)
     Image.fromarray(np.rint(heatmap * 255).astype(np.uint8)).save(picture, compress_level=1)
     np.save(numbers, heatmap)
     return str(overlay), str(picture), str(numbers)

@@ -48,7 +48,7 @@ from scores import MAPS, direction
 from scratch import KEPT_SECONDS
 from starts import PROMPTS, Start, examples, starts
 from uploads import as_uploaded
-from words_room import words_room
+from words_room import portrait, words_room
 from work import COMPARED, CURVES
 
 from hf_cam.comparison import quick_methods
@@ -70,7 +70,7 @@ EFFORT = (
     "It takes 75 to 200 times as long and explains one thing."
 )
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
-PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "height": 260}
+PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "x_axis_format": "~g", "height": 260}
 TO_RESULT = "() => window.hfCamShow()"
 """Brings the result into view where it is not; see page.js."""
 TO_WORDS = "() => document.getElementById('words-tab-button').click()"
@@ -90,8 +90,7 @@ def build() -> gr.Blocks:
             gr.Markdown(links(), elem_id="links")
         with gr.Row(elem_id="starts"):
             begins = {start: tile(start.name, start.file, "start") for start in starts().values()}
-            if writers():
-                tile("Words", str(SCENE), "start").click(None, js=TO_WORDS, **AT_ONCE)
+            words = words_tile() if writers() else None
         tasks = task_tabs()
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
@@ -100,7 +99,7 @@ def build() -> gr.Blocks:
                 result = result_column()
         with gr.Column(elem_id="more-row"):
             more = more_tabs()
-        Wiring(page, state, tasks, inputs, result, more).all(begins)
+        Wiring(page, state, tasks, inputs, result, more).all(begins, words)
         endpoints()
     return page
 
@@ -122,6 +121,13 @@ def links() -> str:
 def tile(name: str, file: str, kind: str) -> gr.Button:
     """A picture that can be pressed, above its name."""
     return gr.Button(name, icon=file, size="sm", min_width=60, elem_classes=["tile", kind])
+
+
+def words_tile() -> gr.Button:
+    """The picture that leads to the room of words."""
+    button = tile("Words", str(SCENE), "start")
+    button.click(None, js=TO_WORDS, **AT_ONCE)
+    return button
 
 
 # The layout. Each part returns a record of its components, so that `Wiring` can name them.
@@ -404,10 +410,8 @@ def trust_tab() -> TrustTab:
 def line_plot(metric: str, share: str) -> gr.LinePlot:
     """The score over a share of the pixels."""
     name = "ROAD" if metric == "road" else metric.capitalize()
-    title = f"{name}: {direction(metric)}"
-    return gr.LinePlot(
-        x="pixels", y="score", title=title, x_title=f"share of the pixels {share}", y_title="score", **PLOT
-    )
+    title = f"{name} score: {direction(metric)}"
+    return gr.LinePlot(x="pixels", y="score", title=title, x_title=f"share of the pixels {share}", y_title=" ", **PLOT)
 
 
 # The events.
@@ -447,20 +451,22 @@ class Wiring:
         others = [inputs.target, inputs.prompts, *inputs.settings[3:]]
         return [self.tasks.tabs, self.state.tab, inputs.picture, inputs.model, *others, *self.opened]
 
-    def all(self, begins: dict[Start, gr.Button]) -> None:
+    def all(self, begins: dict[Start, gr.Button], words: gr.Button | None) -> None:
         """Attach every event of the page."""
-        self.attach_first_views(begins)
+        self.attach_first_views(begins, words)
         self.attach_explanations()
         self.attach_more()
         for button in (self.inputs.stop, self.more.compare.stop, self.more.trust.stop):
             button.click(stopped, queue=False, **AT_ONCE)
         self.page.unload(stopped)
 
-    def attach_first_views(self, begins: dict[Start, gr.Button]) -> None:
+    def attach_first_views(self, begins: dict[Start, gr.Button], words: gr.Button | None) -> None:
         """The page opens, or a tab, a model or an example is chosen."""
         inputs, colours, picture = self.inputs, self.result.colours, self.inputs.picture
         arrived = self.run(self.page.load, arrive, [self.state.tab, *colours], self.begun, shows=False, alone=False)
-        arrived.then(as_event(portraits, visit="portraits"), None, list(begins.values()), **QUEUE, **AT_ONCE)
+        drawn = arrived.then(as_event(portraits, visit="portraits"), None, list(begins.values()), **QUEUE, **AT_ONCE)
+        if words is not None:  # last, since its model takes the longest to load
+            drawn.then(as_event(portrait, visit="portraits"), None, words, **QUEUE, **AT_ONCE)
         for start, button in begins.items():
             self.run(button.click, functools.partial(begin, start.model, start.file), colours, self.begun)
         for file, button in inputs.examples.items():
@@ -576,6 +582,9 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+        checkbox_border_radius="*radius_sm",
         link_text_color_dark="*primary_300",
         link_text_color_hover_dark="*primary_200",
         link_text_color_active_dark="*primary_300",

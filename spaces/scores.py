@@ -25,7 +25,9 @@ MEANINGS = {
     "sobel": "the outlines in the picture, whatever the model",
     "centred-gaussian": "a spot in the middle, where most photographs have their subject",
 }
-MAPS = {OWN: "#6366f1", "random map": "#8b93a1", "edges": "#e07b00", "centre": "#0f9d8a"}
+LINES = {**NAMES, RANDOM: "random"}
+"""What the plots call them: all names fit into one row on a telephone."""
+MAPS = {OWN: "#6366f1", "random": "#8b93a1", "edges": "#e07b00", "centre": "#0f9d8a"}
 """The lines of the plots and their colours, which differ for the colour-blind too."""
 
 
@@ -40,7 +42,7 @@ def _frame(metric: str, records: Sequence[Record]) -> pd.DataFrame:
     The browser takes the axes' types and the legend's names from the first frame that it is given, and keeps them.
     """
     points = [
-        (round(x, 3), y, NAMES.get(record.map, OWN))
+        (round(x, 3), y, LINES.get(record.map, OWN))
         for record in records
         if metric in record.scores
         for x, y in line_of(metric, record.curves)

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from events import QUEUE, as_event, stopped
+from events import QUEUE, as_event, portrait_of, stopped
 from gradio.blocks import Block
 from jobs import report
 from limits import MAX_SIDE, Refused, read_picture, read_question, read_words
@@ -21,7 +21,7 @@ from uploads import as_uploaded
 from wording import as_text
 from work import check_methods, on_gpu
 
-from hf_cam import list_word_methods
+from hf_cam import Explanation, list_word_methods
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE
 from hf_cam.heads import head_kind
@@ -106,6 +106,22 @@ def welcome() -> tuple[Question, Answer]:
     """What the room shows before the visitor has asked anything."""
     picture, question = read_inputs(str(SCENE), next(iter(writers())), QUESTIONS[0], "", "auto")
     return question, answered(picture, question)
+
+
+def portrait() -> gr.Button:
+    """The picture of the button that leads here, with the map of a word of the answer."""
+    return gr.Button(icon=_portrait())
+
+
+@functools.cache
+def _portrait() -> str:
+    return portrait_of(striking(welcome()[1]))
+
+
+def striking(answer: Answer) -> Explanation:
+    """The word with the most concentrated map among those that rest on the picture; among all where none does."""
+    resting = [one for one in answer if not one.flags]
+    return min(resting or answer, key=lambda one: float(one.heatmap.mean()))
 
 
 def arrive(shown: bool) -> list[Any]:

@@ -17,12 +17,25 @@ pytestmark = pytest.mark.browser
 
 FIRST_VIEW = 3.0
 """Seconds from the server's answer to a page with a map."""
-FIRST_FIGURE = 15.0
-"""Seconds from pressing Measure to the first curve, where other steps of the check run beside this one."""
+FIRST_FIGURE = 3.0
+"""Seconds from pressing Measure to the first curve."""
 TABS = {"Classify": "tripod", "Prompt": "a blue trouser", "Detect": "bag", "Segment": "bag"}
 """The tabs, and what the first view of each explains."""
 STRUCTURE = Path(__file__).with_name("space-structure.json")
 WIDTHS = {1280: 1000, 390: 844}
+
+UNREADABLE = """() => [...document.querySelectorAll('#curves svg.marks')].flatMap(plot => {
+    const edge = plot.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll('text')].filter(text => +getComputedStyle(text).opacity)
+        .map(text => [text.textContent.trim(), text.getBoundingClientRect()]).filter(([words]) => words);
+    const cut = texts.filter(([, at]) => at.left < edge.left - 1 || at.right > edge.right + 1).map(([words]) => words);
+    const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+    const pairs = texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) => over(a, b))
+        .map(([two]) => `${one}/${two}`));
+    return [...cut, ...pairs];
+})"""
+"""The words of the plots that are cut off or lie on each other."""
+BRIGHTNESS = "e => Math.max(...getComputedStyle(e).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number))"
 
 
 def busy():
@@ -166,7 +179,7 @@ def test_a_map_is_judged_in_words_while_its_measures_come_in(browser, server, sc
     visit = Visit(browser, server, screenshots)
     page = visit.page
     visit.open("Trust")
-    figures = "() => document.querySelectorAll('#curves canvas, #curves svg.marks').length"
+    figures = "() => document.querySelector('#curves svg.marks .mark-line path[d^=M]')"
     started = page.evaluate("() => performance.now()")
     page.click("#trust-go")
     page.wait_for_function(figures)
@@ -180,6 +193,7 @@ def test_a_map_is_judged_in_words_while_its_measures_come_in(browser, server, sc
     steps = f"({STEPS} steps)"
     heads = page.locator("#scores th").all_inner_texts()
     assert [head.rstrip(" ↑↓") for head in heads] == ["map", "ROAD", f"insertion {steps}", f"deletion {steps}"]
+    assert page.evaluate(UNREADABLE) == []
     visit.shoot("trust")
     visit.changes(lambda: page.locator("#found button.thumbnail-item").nth(1).click())
     page.locator("#curves").wait_for(state="hidden")  # they were another class's
@@ -316,7 +330,8 @@ def open_by(visit, how, tab):
     elif how == "touch":
         button.tap()
     else:
-        visit.reach_by_key(button)
+        visit.reach_by_key(button.locator("xpath=..").locator("[aria-selected=true]"))
+        visit.reach_by_arrows(button)
         visit.page.keyboard.press("Enter")
 
 
@@ -374,8 +389,7 @@ def test_every_tab_is_walked_by_mouse_touch_and_keyboard(browser, server, screen
 def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
     visit = Visit(browser, server, screenshots, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = visit.page
-    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = max(int(part) for part in shade.strip("rgba()").split(",")[:3])
+    brightness = page.locator("body").evaluate(BRIGHTNESS)
     assert brightness < 60 if scheme == "dark" else brightness > 200
     visit.settings()
     visit.choose("#method", "LayerCAM")
@@ -394,6 +408,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
         visit.shoot("narrow-compare")
         visit.open("Trust")
         page.click("#trust-go")
+        assert page.locator("#verdict .pending").evaluate(BRIGHTNESS) < 100
         page.wait_for_function("() => document.querySelectorAll('#findings li').length === 3")
         lines = "plot.querySelectorAll('.mark-line path[d^=M]').length"  # one per map: this one and three baselines
         page.wait_for_function(
@@ -401,6 +416,7 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
         )
         heights = [plot.bounding_box()["height"] for plot in page.locator("#curves .plots > *").all()]
         assert min(heights) > 200
+        assert page.evaluate(UNREADABLE) == []
         assert page.evaluate(wide) <= 390
         visit.shoot("narrow-trust")
     visit.close()
@@ -409,7 +425,8 @@ def test_the_page_fits_a_telephone(browser, server, screenshots, scheme):
 def test_the_keyboard_is_enough(browser, server, screenshots):
     visit = Visit(browser, server, screenshots)
     page = visit.page
-    visit.reach("#task button[role=tab]:nth-of-type(3)")
+    visit.reach("#task button[role=tab]")
+    visit.reach_by_arrows(page.get_by_role("tab", name="Detect", exact=True))
     assert visit.changes(lambda: page.keyboard.press("Enter")).startswith("bag")
     assert visit.opened() == "Detect"
     visit.reach("#settings button")
@@ -432,4 +449,36 @@ def test_the_keyboard_is_enough(browser, server, screenshots):
     visit.redraws(lambda: (page.keyboard.type("0.2"), page.keyboard.press("Tab")))
     visit.reach("#more button[role=tab]")
     visit.reach("#overlay-file")
+    visit.close()
+
+
+def test_arrow_keys_home_and_end_go_from_tab_to_tab_and_the_tab_key_to_the_open_one(browser, server, screenshots):
+    visit = Visit(browser, server, screenshots)
+    page = visit.page
+    for row in ("#task", "#more"):
+        assert page.locator(f"{row} [role=tablist]").get_attribute("aria-label")
+        names = page.locator(f"{row} [role=tab]").all_inner_texts()
+        visit.reach(f"{row} [role=tab]")
+        first, last = names[0], names[-1]
+        walk = {"ArrowLeft": last, "ArrowRight": first, "End": last, "Home": first, "ArrowDown": first}
+        for key, name in walk.items():
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.innerText") == name, (row, key)
+            opened = page.inner_text(f"{row} [role=tab][aria-selected=true]")
+            assert opened == first, (row, key)  # a tab that is passed by stays closed
+        page.keyboard.press("Tab")
+        assert not page.evaluate("document.activeElement.matches('[role=tab]')")
+    assert visit.changes(lambda: visit.open("Detect")).startswith("bag")
+    stops = "[...document.querySelectorAll('[role=tab]')].filter(tab => tab.tabIndex === 0).map(tab => tab.innerText)"
+    assert page.evaluate(stops) == ["Detect", "Download"]  # also where the page has drawn its tabs anew
+    visit.close()
+
+
+def test_every_first_view_is_announced_by_its_own_map(browser, server, screenshots):
+    visit = Visit(browser, server, screenshots)
+    page = visit.page
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.tile.start img')].every(image => image.src.endsWith('/map.jpg'))"
+    )
+    assert len(set(visit.source(".tile.start img"))) == len(TABS) + 1  # the words' too
     visit.close()

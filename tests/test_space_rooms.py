@@ -36,6 +36,8 @@ import words_room
 
 QUESTION = "What is in the picture?"
 ANSWER = "A blue trouser, a yellow bag and an orange sneaker."
+PLACES = {"trouser": (175, 235), "sneaker": (350, 85), "bag": (318, 232)}
+"""The middles of the items in the scene."""
 
 # Words ---------------------------------------------------------------------------------------------------------------
 
@@ -88,12 +90,26 @@ def test_the_room_shows_the_words_of_the_library():
 def test_the_example_is_right_and_each_noun_lights_up_its_own_item():
     question, answer = words_room.welcome()
     assert (question.text, answer.answer) == (QUESTION, ANSWER)
-    places = {"trouser": (175, 235), "sneaker": (350, 85), "bag": (318, 232)}  # the items' middles in the scene
     for word in answer:
-        if word.label in places:
-            row, column = np.unravel_index(word.heatmap.argmax(), word.heatmap.shape)
-            assert min(places, key=lambda item: np.hypot(column - places[item][0], row - places[item][1])) == word.label
+        if word.label in PLACES:
+            assert pointed_at(word) == word.label
             assert not word.flags
+
+
+def pointed_at(word):
+    """The item that is the closest to the peak of a word's map."""
+    row, column = np.unravel_index(word.heatmap.argmax(), word.heatmap.shape)
+    return min(PLACES, key=lambda item: np.hypot(column - PLACES[item][0], row - PLACES[item][1]))
+
+
+def test_the_button_of_the_room_shows_a_word_that_rests_on_the_picture_at_its_own_item():
+    _, answer = words_room.welcome()
+    word = words_room.striking(answer)
+    assert pointed_at(word) == word.label
+    narrowest = min(answer, key=lambda one: one.heatmap.mean())
+    assert WITHOUT_PICTURE in narrowest.flags  # which is why the flags count too
+    faint = [one for one in answer if one.flags]
+    assert words_room.striking(Answer(faint, answer=answer.answer, image=answer.image)) is narrowest
 
 
 def test_words_with_hardly_any_evidence_are_named():
@@ -614,7 +630,8 @@ def test_the_keyboard_is_enough_in_both_rooms(page):
     opened.keyboard.press("ArrowRight")
     assert lit(opened.frame_locator("#words-page iframe"))[0] == "blue"
     opened.focus("#words-tab-button")
-    reach(opened, "#audit-tab-button")
+    opened.keyboard.press("ArrowRight")
+    assert opened.evaluate("document.activeElement.id") == "audit-tab-button"
     opened.keyboard.press("Enter")
     opened.wait_for_selector("#audit-go")
     reach(opened, "#audit-model")

@@ -204,7 +204,7 @@ def test_the_part_that_the_model_saw_is_outlined_and_named():
     assert 0 < left < right < cropped.image.width
     assert 0 < top < bottom < cropped.image.height
     plain = np.asarray(overlays.drawn(cropped, 0.5, "turbo")).astype(int)
-    outlined = np.asarray(overlays.framed(cropped, 0.5, "turbo")).astype(int)
+    outlined = np.asarray(overlays.framed(cropped, overlays.drawn(cropped, 0.5, "turbo"))).astype(int)
     changed = np.argwhere(np.abs(plain - outlined).sum(-1) > 0)
     factor = plain.shape[1] / cropped.image.width
     assert np.abs(changed.min(0) - factor * np.array([top, left])).max() <= 8
@@ -227,7 +227,7 @@ def test_the_verdict_is_a_sign_a_word_and_a_colour(verdict):
 
 def test_the_page_names_every_baseline_of_the_library():
     assert set(scores.NAMES) == set(scores.MEANINGS) == set(BASELINES)
-    assert set(scores.MAPS) == {scores.OWN, *scores.NAMES.values()}
+    assert set(scores.MAPS) == {scores.OWN, *scores.LINES.values()}
     assert all(name in scores.explained_baselines() for name in scores.NAMES.values())
 
 

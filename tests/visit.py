@@ -127,6 +127,16 @@ class Visit:
         assert element.evaluate("e => e === document.activeElement")
         assert element.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
 
+    def reach_by_arrows(self, tab: Any) -> None:
+        """Go from another tab of its row to a tab; its focus is seen."""
+        for _ in range(tab.locator("xpath=..").locator("[role=tab]").count()):
+            if tab.evaluate("e => e === document.activeElement"):
+                break
+            self.page.keyboard.press("ArrowRight")
+        else:
+            pytest.fail("the arrow keys do not reach the tab")
+        assert tab.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
+
     def shoot(self, name: str) -> None:
         """Keep a screenshot."""
         self.page.mouse.move(0, 0)
