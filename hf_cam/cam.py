@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -198,7 +198,7 @@ class CAM:
             MethodError: the method has no signed map, or is not differentiable.
         """
         self.outputs = self.captured = None
-        check_names(self.model, model_inputs, OF_CALL)
+        check_names(self.model, model_inputs, OF_CALL, self.method.options)
         pixel_values, model_inputs = picture_of(self.model, pixel_values, model_inputs)
         checked_pixels(pixel_values, model_inputs)
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, self._known)
@@ -560,19 +560,22 @@ def _check_graph(model: nn.Module, pixel_values: Tensor) -> None:
         )
 
 
-def check_names(model: nn.Module, others: Mapping[str, Any], known: Sequence[str]) -> None:
+def check_names(model: nn.Module, others: Mapping[str, Any], known: Sequence[str], options: Iterable[str] = ()) -> None:
     """Refuse the names that other libraries give to arguments of a call, unless the model has such an input.
 
     Args:
         model: The model.
         others: What was passed beside the call's own arguments.
         known: The names of those.
+        options: Of the method, which the class takes.
 
     Raises:
         OptionError: naming the argument that is meant.
     """
     for name in others:
-        if (meant := meant_by(name, known, {"the class": OF_CLASS})) and not traits_of(model).accepts(name):
+        if (meant := meant_by(name, known, {"the class": (*OF_CLASS, *options)})) and not traits_of(model).accepts(
+            name
+        ):
             raise OptionError(f"the model takes no input {name!r}{meant}")
 
 

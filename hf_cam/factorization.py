@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from hf_cam.cam import CAM, check_names
@@ -20,6 +20,7 @@ from hf_cam.doors import door
 from hf_cam.errors import HFCamError, LayoutError, MethodError
 from hf_cam.heads import ClassificationHead, head_of
 from hf_cam.heads.establish import reading_of
+from hf_cam.images.lettering import length, write
 from hf_cam.images.reading import load_image
 from hf_cam.layouts import NCHW, AnyLayout, Layout, Size
 from hf_cam.maps import resize
@@ -29,6 +30,9 @@ from hf_cam.models.traits import traits_of
 from hf_cam.outputs import sample_of
 from hf_cam.target_layers.adapter import Adapter
 from hf_cam.target_layers.named import Layers
+
+LETTERS = 14
+"""The size of names in a legend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +192,13 @@ def concept_colour(index: int, count: int) -> tuple[int, int, int]:
 
 
 def _with_legend(picture: Image.Image, colours: np.ndarray, names: Sequence[str]) -> Image.Image:
-    font, line = ImageFont.load_default(size=14), 24
-    width = 40 + max(round(font.getlength(name)) for name in names)
+    line = 24
+    width = 40 + max(round(length(name, LETTERS)) for name in names)
     sheet = Image.new("RGB", (picture.width + width, max(picture.height, line * len(names) + 8)), "white")
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for i, (colour, name) in enumerate(zip(colours, names, strict=True)):
         top = 6 + i * line
         draw.rectangle((picture.width + 10, top + 2, picture.width + 24, top + 16), fill=tuple(int(c) for c in colour))
-        draw.text((picture.width + 31, top), name, fill="black", font=font)
+        write(draw, (picture.width + 31, top), name, LETTERS, "black")
     return sheet

@@ -15,11 +15,13 @@ import hf_cam
 from hf_cam.errors import ImageError, OptionError
 from hf_cam.explanation import Explanation
 from hf_cam.models.fingerprint import model_fingerprint
+from hf_cam.outputs import sample_of
 from hf_cam.results.bundle import FORMAT, bundles_in
 from hf_cam.results.files import write_whole
 from hf_cam.targets import SumOf
 from nets import classifier, detr, explained, maskformer
 from pictures import noise
+from tests.writers import QUESTION, llava_processor, photograph, tiny_llava
 
 FIELDS = ("label", "score", "score_kind", "method", "layers", "box", "boxes", "flags", "span", "evidence")
 
@@ -103,6 +105,30 @@ def test_an_explanation_without_its_model_has_a_bundle_that_says_so(found: Expla
     held = manifest(found.changed(origin=None).save(tmp_path / "evidence"))
     assert held["model"] is held["target"] is held["settings"] is None
     assert held["explanation"]["label"] == found.label
+
+
+@pytest.mark.parametrize("settings", [{}, {"target": ("red", "blue")}], ids=["words", "contrast"])
+def test_the_bundle_of_a_word_names_its_model_and_holds_what_its_map_explains(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model, processor = tiny_llava(), llava_processor()
+    asked = {"processor": processor, "text": QUESTION, "answer": "a red cup and a kettle", **settings}
+    words = hf_cam.explain(photograph(), model, **asked)
+    word = words[min(1, len(words) - 1)]
+    held = manifest(word.save(tmp_path / "evidence"))
+    assert held["model"]["class"] == "LlavaForConditionalGeneration"
+    assert held["model"]["fingerprint"] == model_fingerprint(model)
+    assert "pixel_values" in held["model"]["inputs"]
+    assert held["processor"]["class"] == "LlavaProcessor"
+    assert held["target"]["text"] == "a red cup and a kettle"
+    assert held["settings"]["text"] == [QUESTION]
+    origin = word.origin
+    assert origin is not None
+    with torch.no_grad():
+        value = origin.target(sample_of(origin.model(**origin.inputs), 0, 1))
+    assert float(torch.sigmoid(value) if settings else value.exp()) == pytest.approx(word.score, rel=1e-3)
+    [[loaded]] = hf_cam.load_explanations(tmp_path / "evidence").values()
+    assert (loaded.label, loaded.span, loaded.evidence) == (word.label, word.span, word.evidence)
 
 
 def test_targets_that_json_cannot_hold_are_described(tmp_path: Path) -> None:

@@ -328,6 +328,14 @@ def test_an_argument_of_the_class_in_the_call_is_said_to_belong_there(vit, pictu
         hf_cam.GradCAM(vit)(x, layers=["vit.layers.1"])
     with pytest.raises(OptionError, match=r"use_cuda=, move the model with \.to"):
         hf_cam.GradCAM(vit)(x, use_cuda=True)
+    with pytest.raises(OptionError, match="n_steps= is steps= here, an argument of the class"):
+        hf_cam.IntegratedGradients(vit)(x, targets=1, n_steps=20)
+    with pytest.raises(OptionError, match="'steps'; it is an argument of the class"):
+        hf_cam.IntegratedGradients(vit)(x, targets=1, steps=20)
+    with pytest.raises(OptionError, match="strides= is stride= here, an argument of the class"):
+        hf_cam.Occlusion(vit)(x, targets=1, strides=(3, 8, 8))
+    with pytest.raises(OptionError, match="nt_type=, the method 'smoothgrad' averages over noise"):
+        hf_cam.InputGradient(vit)(x, targets=1, nt_type="smoothgrad")
     with pytest.raises(OptionError, match="target= is targets= here"):
         hf_cam.GuidedBackprop(vit)(x, target=1)
     with pytest.raises(OptionError, match="n_components= is components= here"):

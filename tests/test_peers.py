@@ -22,7 +22,10 @@ from torchvision import transforms
 import hf_cam
 from hf_cam.errors import ModelError, TargetError
 from hf_cam.heads import head_of
+from hf_cam.heads.candidates import CandidateBox, table_of
 from hf_cam.models.libraries import letterboxed
+from hf_cam.outputs import sample_of
+from hf_cam.targets import SIDES, BoxSide, ListedBox, SumOf, side_of_box
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 PROCESSOR = transforms.Compose([transforms.Resize((64, 96)), transforms.ToTensor()])
@@ -137,6 +140,58 @@ def test_boxes_and_scores_are_yolos_own(ultralytics: Any, image: Image.Image, na
         assert one.score == pytest.approx(score, abs=1e-5)
         clipped = [min(max(side, 0), limit) for side, limit in zip(corners, (320, 256, 320, 256), strict=True)]
         assert one.box == pytest.approx(clipped, abs=0.6)
+
+
+def evidence(net: Any, image: Image.Image, layer: str, candidate: int, side: str) -> tuple[float, np.ndarray]:
+    """The coordinate of a candidate's box, and HiResCAM's map of it by a hook and autograd."""
+    kept: list[torch.Tensor] = []
+    handle = net.model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output))
+    table = table_of(sample_of(net.model(letterboxed(image, 320)[None].requires_grad_()), 0, 1))
+    handle.remove()
+    value = side_of_box(table[:4, candidate], side)
+    [gradient] = torch.autograd.grad(value, kept)
+    return float(value), (kept[0] * gradient).sum(1)[0].detach().numpy()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_map_of_a_side_of_a_yolos_box_is_that_of_its_coordinate(
+    ultralytics: Any, image: Image.Image, name: str
+) -> None:
+    net = yolo(ultralytics, name)
+    [_, found] = hf_cam.explain(image, net, threshold=0.3, top_k=2)
+    sides = [hf_cam.explain(image, net, target=BoxSide(found.box, side))[0] for side in SIDES]
+    for one, side, corner, end in zip(sides, SIDES, found.box, (320, 256, 320, 256), strict=True):
+        assert one.label == f"{side} side of {found.label}"
+        assert (one.box, one.score) == (found.box, corner)
+        target = one.origin.target
+        assert isinstance(target, CandidateBox)
+        value, raw = evidence(net, image, one.layers[0], target.candidate, side)
+        assert min(max(value, 0), end) == pytest.approx(corner, abs=1e-3)
+        np.testing.assert_allclose(one.raw, raw, atol=1e-4 * np.abs(raw).max())
+    assert len({one.raw.tobytes() for one in (found, *sides)}) == 5
+
+
+@pytest.mark.parametrize("name", ["yolov10n", "yolo26n"])
+def test_the_side_of_a_detection_in_a_yolos_own_list_is_its_coordinate(
+    ultralytics: Any, image: Image.Image, name: str
+) -> None:
+    net = yolo(ultralytics, name)
+    list(net.model.children())[-1][-1].end2end = True
+    [_, found] = hf_cam.explain(image, net, threshold=0.3, top_k=2)
+    for side, corner in zip(SIDES, found.box, strict=True):
+        [one] = hf_cam.explain(image, net, target=BoxSide(found.box, side))
+        assert isinstance(one.origin.target, ListedBox)
+        assert (one.box, one.score) == (found.box, corner)
+        assert one.heatmap.max() == 1
+
+
+def test_one_map_shows_all_of_a_yolos_objects_of_a_class(ultralytics: Any, image: Image.Image) -> None:
+    net = yolo(ultralytics, "yolov8n")
+    [best] = hf_cam.explain(image, net, top_k=1)
+    listed = hf_cam.explain(image, net, threshold=0.3, target=best.label)
+    [found] = hf_cam.explain(image, net, threshold=0.3, target=SumOf(best.label))
+    assert found.boxes == tuple(one.box for one in listed)
+    np.testing.assert_allclose(found.raw, sum(one.raw for one in listed), atol=1e-4 * np.abs(found.raw).max())
 
 
 def test_a_yolo_works_as_before_after_an_explanation(ultralytics: Any, image: Image.Image) -> None:

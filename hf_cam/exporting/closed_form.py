@@ -24,6 +24,8 @@ from hf_cam.methods.reruns import cell_weights
 from hf_cam.target_layers.pooled import before_pooling
 from hf_cam.target_layers.stages import target_layers
 
+WIDE = 256
+"""So many channels count as more than the cells, where the number of cells is open."""
 SQUARINGS, STEPS = 20, 4
 """How often the Gram matrix is squared, which leaves its largest component alone, and steps that mend the rounding."""
 
@@ -97,7 +99,8 @@ def largest_component(contributions: Tensor) -> tuple[Tensor, Tensor]:
     """
     vectors = contributions.flatten(2).mT
     centred = vectors - vectors.mean(1, keepdim=True)
-    if centred.shape[1] < centred.shape[2]:
+    cells, channels = centred.shape[1:]
+    if channels > WIDE if isinstance(cells, torch.SymInt) else cells < channels:
         gram = centred @ centred.mT
         direction = _dominant(gram)
         length = (direction.mT @ gram @ direction).clamp_min(0).sqrt()
@@ -139,8 +142,11 @@ REDUCTIONS: Mapping[Callable[..., Tensor], Callable[[Tensor], Tensor]] = {
 
 
 def is_closed(method: Method) -> bool:
-    """Whether all that a method needs has a closed form behind a pooled head."""
-    one_layer = method.layers in (target_layers, before_pooling)
+    """Whether all that a method needs has a closed form behind a pooled head.
+
+    Not a method with a seed: an exported model would draw other numbers in each run.
+    """
+    one_layer = method.layers in (target_layers, before_pooling) and "seed" not in method.options
     known = set(method.needs) <= set(SIGNALS) and method.reduce in REDUCTIONS
     return known and one_layer and method.retarget is same_target
 

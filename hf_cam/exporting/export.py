@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 import hf_cam
 from hf_cam.cam import CAM
+from hf_cam.capture.capture import capture
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of, one_image, others_of, picture_size
 from hf_cam.doors import blaming, door
 from hf_cam.errors import ImageError, MethodError, ModelError, OptionError, brief, reason
 from hf_cam.exporting.closed_form import is_closed, needs_head
-from hf_cam.exporting.graph import Plan, SelfExplaining
+from hf_cam.exporting.graph import OpenMaps, Plan, SelfExplaining
 from hf_cam.exporting.pooled_head import pooled_head
 from hf_cam.heads import ClassificationHead, head_of
 from hf_cam.heads.establish import reading_of
 from hf_cam.images.patches import are_cut
-from hf_cam.layouts import Size
+from hf_cam.layouts import NCHW, NHWC, AnyLayout, Layout, Size
 from hf_cam.methods import get_method, list_methods
 from hf_cam.methods.registry import Method
 from hf_cam.models.loading import Labels, LoadedModel, Output, load
@@ -56,6 +57,7 @@ def export(
     method_options: Mapping[str, Any] | None = None,
     target_input: bool = False,
     size: Size | None = None,
+    dynamic: bool = False,
     layers: Layers | None = None,
     reshape: Callable[[Tensor], Tensor] | None = None,
     processor: Any = None,
@@ -79,8 +81,10 @@ def export(
         method_options: Options of the method.
         target_input: Add an input `target [B]` of int64: the class of each image, or -1 for the model's top class. By
             default, the map is that of the top class.
-        size: Height and width of the input, which are fixed; those that the processor gives by default. The number of
-            images is not fixed.
+        size: Height and width of the input; those that the processor gives by default. The number of images is open.
+        dynamic: Whether height and width are open too; then `size` is the one at which the model is looked at. The
+            target layers must return maps, and the model and the method must not depend on the size: a ViT has
+            position embeddings for one, and "recipro-cam" keeps each cell in turn. This is checked at a second size.
         layers, reshape: As in `hf_cam.CAM`.
         processor, labels, output, dtype, trust_config: As in `hf_cam.explain`.
 
@@ -91,8 +95,9 @@ def export(
 
     Raises:
         OptionError: the format, path or size is invalid, or a library is missing.
-        MethodError: the method has no closed form for this model, or the exported map is not hf-cam's own.
-        ModelError: torch cannot export the model.
+        MethodError: the method has no closed form for this model, or the exported map is not hf-cam's own; or, if
+            `dynamic`, the method or the layers take one size.
+        ModelError: torch cannot export the model, or not for any size.
         ImageError: the file cannot be written.
 
     >>> from tempfile import mkdtemp
@@ -106,19 +111,23 @@ def export(
     """
     path = _checked_path(path, format)
     record = _checked_method(method, method_options or {})
+    _check_dynamic(dynamic, record)
     where: dict[str, Any] = {"device": "cpu" if isinstance(model, str | Path) else None, "dtype": dtype}
     given = processor or (_no_processor if isinstance(model, nn.Module) and size is not None else None)
     loaded = load(model, processor=given, labels=labels, output=output, **where, trust_config=trust_config)
     cam = CAM(loaded.model, method, layers, reshape, **(method_options or {}))
     examples = _examples(loaded, size)
     plan = _plan(replace(loaded, given=one_image(examples, 0)), cam, record, examples)
+    plan = _for_any_size(plan, loaded.model, examples) if dynamic else plan
     write = _write_onnx if format == "onnx" else _write_torch
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".hf-cam-export-", dir=path.parent) as folder:
-            program = _program(loaded.model, plan, examples, target_input)
-            exported = write(program, Path(folder) / path.name, _described(loaded, plan))
-            _check_same(exported, cam, examples, target_input)
+            program = _program(loaded.model, plan, examples, target_input, dynamic)
+            exported = write(program, Path(folder) / path.name, _described(loaded, plan, dynamic))
+            _check_same(exported, cam, examples, plan.size, target_input)
+            if dynamic:
+                _check_same(exported, cam, examples, (sum(plan.size), plan.size[0]), target_input)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # weights come first
                 file.replace(path.parent / file.name)
     except OSError as error:
@@ -164,6 +173,42 @@ def _checked_method(method: str, options: Mapping[str, Any]) -> Method:
         raise MethodError(f"{method!r} has no closed form, so it cannot be exported; these have one: {known}")
     record.check_options(dict(options))
     return record
+
+
+def _check_dynamic(dynamic: Any, method: Method) -> None:
+    """Refuse an open size for a method that keeps each cell in turn, and so takes one number of cells.
+
+    Raises:
+        OptionError: `dynamic` is neither True nor False.
+        MethodError: the method is one of these.
+    """
+    if not isinstance(dynamic, bool):
+        raise OptionError(f"dynamic must be True or False, got {brief(dynamic)}")
+    if dynamic and "cell_scores" in method.needs:
+        raise MethodError(
+            f"{method.id!r} keeps each cell in turn, so it is exported for one size; omit dynamic=True, or take "
+            "'hirescam'"
+        )
+
+
+def _for_any_size(plan: Plan, model: nn.Module, examples: Mapping[str, Any]) -> Plan:
+    """The plan with target layers whose maps are taken as they are, whatever their size.
+
+    Raises:
+        MethodError: a layer returns something else than maps.
+    """
+    adapter, layouts = plan.adapter, []
+    with capture(model, adapter.layers, examples, gradients=False) as captured:
+        for name, activation in zip(adapter.layers, captured.activations, strict=True):
+            layout = adapter.layout_of(name)
+            found = layout.reading(activation.shape, plan.size, 2) if isinstance(layout, AnyLayout) else layout
+            if not isinstance(found, Layout) or found.axes not in (NCHW, NHWC):
+                raise MethodError(
+                    f"{name!r} does not return maps [B, C, h, w], so its cells are known for one size of the input "
+                    "alone; omit dynamic=True"
+                )
+            layouts.append(OpenMaps(found.axes))
+    return replace(plan, adapter=replace(adapter, layouts=tuple(layouts)))
 
 
 def _examples(loaded: LoadedModel, size: Any) -> dict[str, Any]:
@@ -221,15 +266,16 @@ def _plan(loaded: LoadedModel, cam: CAM, method: Method, examples: Mapping[str, 
     )
 
 
-def _program(model: nn.Module, plan: Plan, examples: Mapping[str, Any], target_input: bool) -> Any:
-    """The program of the self-explaining model, with any number of images.
+def _program(model: nn.Module, plan: Plan, examples: Mapping[str, Any], target_input: bool, dynamic: bool) -> Any:
+    """The program of the self-explaining model, with any number of images, also of any size if `dynamic`.
 
     Raises:
         ModelError: torch cannot export the model.
     """
     batch = {0: torch.export.Dim("batch")}
     given = (examples["pixel_values"], torch.tensor([-1, 0])) if target_input else (examples["pixel_values"],)
-    shapes = (batch,) * len(given)
+    sides = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC) if dynamic else {}
+    shapes = ({**batch, **sides}, batch)[: len(given)]
     with (
         borrowed(unwrap(model)) as replica,
         torch.no_grad(),
@@ -239,7 +285,7 @@ def _program(model: nn.Module, plan: Plan, examples: Mapping[str, Any], target_i
         return torch.export.export(SelfExplaining(replica, plan).eval(), given, dynamic_shapes=shapes)
 
 
-def _described(loaded: LoadedModel, plan: Plan) -> str:
+def _described(loaded: LoadedModel, plan: Plan, dynamic: bool) -> str:
     """JSON that the exported file carries."""
     described = {
         "hf_cam": hf_cam.__version__,
@@ -247,7 +293,7 @@ def _described(loaded: LoadedModel, plan: Plan) -> str:
         "method": plan.method.id,
         "options": {name: plan.options[name] for name in plan.method.options},
         "layers": list(plan.adapter.layers),
-        "size": list(plan.size),
+        "size": None if dynamic else list(plan.size),
         "labels": [loaded.id2label[index] for index in sorted(loaded.id2label)],
     }
     return json.dumps(described, default=str)
@@ -284,25 +330,33 @@ def _session(path: Path) -> Exported:
     return run
 
 
-def _check_same(exported: Exported | None, cam: CAM, examples: Mapping[str, Any], target_input: bool) -> None:
-    """Compare the exported model with hf-cam on three other pictures.
+def _check_same(
+    exported: Exported | None, cam: CAM, examples: Mapping[str, Any], size: Size, target_input: bool
+) -> None:
+    """Compare the exported model with hf-cam on three other pictures of a size.
 
     Raises:
         MethodError: the maps differ.
+        ModelError: the model or the exported one does not run on them.
     """
     if exported is None:
         return
     like = examples["pixel_values"]
-    pixels = torch.randn(3, *like.shape[1:], generator=torch.Generator().manual_seed(1)).to(like)
+    pixels = torch.randn(3, like.shape[1], *size, generator=torch.Generator().manual_seed(1)).to(like)
     targets = [1, 0, 1] if target_input else None
-    own = cam(pixels, targets)
     given = (pixels, torch.tensor(targets)) if target_input else (pixels,)
-    with torch.no_grad():
-        _, maps = exported(*given)
+    try:
+        own = cam(pixels, targets)
+        with torch.no_grad():
+            _, maps = exported(*given)
+    except Exception as error:  # a model and a runtime may raise anything
+        raise ModelError(
+            f"the model cannot be exported for pictures of {size[0]} x {size[1]}: {reason(error)}"
+        ) from error
     half = torch.finfo(like.dtype).bits == 16
     difference = float((maps.to(own) - own).abs().max())
     if not difference <= (20 * TOLERANCE if half else TOLERANCE):
         raise MethodError(
-            f"the exported map differs from hf-cam's own by {difference:.1g} on noise, so {cam.method.id!r} cannot be "
-            "exported for this model; 'eigencam' reads the activations alone"
+            f"the exported map differs from hf-cam's own by {difference:.1g} on noise of {size[0]} x {size[1]}, so "
+            f"{cam.method.id!r} cannot be exported for this model; 'eigencam' reads the activations alone"
         )

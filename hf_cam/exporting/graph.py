@@ -13,11 +13,27 @@ from hf_cam.capture.levels import first_tensor
 from hf_cam.capture.runs import Counter, located
 from hf_cam.exporting.closed_form import Layer, raw_map
 from hf_cam.exporting.pooled_head import PooledHead
-from hf_cam.layouts import Size
+from hf_cam.layouts import NHWC, Size
 from hf_cam.methods.registry import Method
 from hf_cam.models.traits import picture_place
 from hf_cam.outputs import Path, part_at
 from hf_cam.target_layers.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class OpenMaps:
+    """The layout of a layer that returns maps for pictures of any size; sizes are not checked, which would fix them.
+
+    Args:
+        axes: "b c h w" or "b h w c".
+    """
+
+    axes: str
+
+    def to_spatial(self, activations: Tensor, image_size: Size, images: int | None = None) -> Tensor:
+        """The activation as `[B, C, h, w]`."""
+        del image_size, images
+        return activations.permute(0, 3, 1, 2) if self.axes == NHWC else activations
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Plan:
         method: The method.
         adapter: Its target layers.
         head: What follows them, for methods that need it.
-        size: Height and width of the model's input.
+        size: Height and width of the model's input, at which the layers were looked at.
         others: Inputs of the forward beside the picture.
         path: Where the logits stand in the model's output.
         exclusive: Whether exactly one class applies to an image.
@@ -67,15 +83,16 @@ class SelfExplaining(nn.Module):
         """
         plan = self.plan
         output, activations = self._run(pixel_values)
+        size = (pixel_values.shape[2], pixel_values.shape[3])
         logits: Tensor = part_at(output, plan.path)
         index = logits.argmax(1)
         if target is not None:
             index = torch.where(target < 0, index, target)
         raw = []
         for name, activation in zip(plan.adapter.layers, activations, strict=True):
-            cells = plan.adapter.spatial(activation, plan.size, name)
+            cells = plan.adapter.spatial(activation, size, name)
             raw.append(raw_map(plan.method, Layer(cells, index, plan.head, plan.exclusive), plan.options))
-        return logits, plan.method.fuse(raw, plan.size)
+        return logits, plan.method.fuse(raw, size)
 
     def _run(self, pixel_values: Tensor) -> tuple[Any, list[Tensor]]:
         """The model's output, and what the target layers returned."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from hf_cam.errors import one_line
+from hf_cam.images.lettering import length, shortened, write
 from hf_cam.images.style import Style, bar
 
 TILE, TALLEST, MARGIN = 320, 400, 12
@@ -86,20 +86,6 @@ def sheet(tiles: Sequence[Tile], columns: int, legend: Style | None = None) -> I
     return page
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """A text in one line, without its end where it is wider than `width` pixels.
-
-    >>> shortened("a very long label", ImageFont.load_default(size=16), 60)
-    'a very...'
-    """
-    text = one_line(text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}..."
-
-
 def _fitted(picture: Image.Image) -> Image.Image:
     factor = min(TILE / picture.width, TALLEST / picture.height)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
@@ -114,19 +100,17 @@ def _write(page: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
     draw, (left, top) = ImageDraw.Draw(page), corner
     below = float(top)
     for text, size, colour in tile.lines():
-        font = ImageFont.load_default(size=size)
-        draw.text((left, below), shortened(text, font, TILE), fill=colour, font=font)
+        write(draw, (left, below), shortened(text, size, TILE), size, colour)
         below += size * LEADING
 
 
 def _explain_colours(page: Image.Image, style: Style, top: int) -> None:
     """Write what the colours stand for."""
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=DETAIL)
-    low = f"{style.scale.low:g}"
-    left = MARGIN + round(font.getlength(low)) + DETAIL // 2
+    draw, low = ImageDraw.Draw(page), f"{style.scale.low:g}"
+    left = MARGIN + round(length(low, DETAIL)) + DETAIL // 2
     size = (min(BAR[0], page.width // 3), BAR[1])
     middle = top + BAR[1] / 2
-    draw.text((MARGIN, middle), low, fill=SOFT, font=font, anchor="lm")
+    write(draw, (MARGIN, middle), low, DETAIL, SOFT, "lm")
     page.paste(bar(style, size, across=True), (left, top))
     right = left + size[0] + DETAIL // 2
-    draw.text((right, middle), shortened(HIGHEST, font, page.width - right), fill=SOFT, font=font, anchor="lm")
+    write(draw, (right, middle), shortened(HIGHEST, DETAIL, page.width - right), DETAIL, SOFT, "lm")

@@ -8,10 +8,11 @@ from typing import Any, TypedDict
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hf_cam.errors import OptionError, brief, nearest
 from hf_cam.images.colours import DEFAULT_COLORMAP, DIVERGING, table_of
+from hf_cam.images.lettering import length, write
 
 QUARTERS = (0.25, 0.5, 0.75)
 """Where contour lines are drawn if no levels are given, as parts of the peak."""
@@ -165,8 +166,8 @@ def with_bar(drawn: Image.Image, style: Style) -> Image.Image:
     if not style.colorbar:
         return drawn
     size = max(8, min(18, drawn.height // 12))
-    font, width = ImageFont.load_default(size=size), NARROW if drawn.height < 200 else WIDE
-    text = max(round(font.getlength(_number(tick))) for tick in style.scale.ticks)
+    width = NARROW if drawn.height < 200 else WIDE
+    text = max(round(length(_number(tick), size)) for tick in style.scale.ticks)
     sheet = Image.new(
         "RGBA" if drawn.mode == "RGBA" else "RGB", (drawn.width + width + text + 3 * size, drawn.height), PAPER
     )
@@ -178,7 +179,7 @@ def with_bar(drawn: Image.Image, style: Style) -> Image.Image:
     ticks = style.scale.ticks if height > 3 * size else (style.scale.ticks[0], style.scale.ticks[-1])
     for tick in ticks:
         y = margin + (1 - float(style.scale.share(tick))) * (height - 1)
-        draw.text((left + width + size // 2, y), _number(tick), fill=INK, font=font, anchor="lm")
+        write(draw, (left + width + size // 2, y), _number(tick), size, INK, "lm")
     return sheet
 
 
@@ -190,8 +191,8 @@ def bar(style: Style, size: tuple[int, int], *, across: bool = False) -> Image.I
         size: Width and height.
         across: Whether the values grow from left to right instead.
     """
-    length = size[0] if across else size[1]
-    values = style.scale.low + (1 - style.scale.low) * np.linspace(0, 1, length)
+    count = size[0] if across else size[1]
+    values = style.scale.low + (1 - style.scale.low) * np.linspace(0, 1, count)
     strip = values[None] if across else values[::-1, None]
     strip = np.broadcast_to(strip, size[::-1])
     # Fully opaque at the peak, so that the colours can be told apart; where they fade over the image, they fade here.

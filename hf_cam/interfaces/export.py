@@ -29,6 +29,7 @@ def add(commands: Any, method_options: Callable[[Sequence[str] | None], Mapping[
         "--target-input", action="store_true", help="add an input for the classes (default: the top class)"
     )
     export.add_argument("--size", metavar="HxW", help="height and width of the input (default: the processor's)")
+    export.add_argument("--dynamic", action="store_true", help="leave height and width of the input open")
     export.add_argument("--layer", action="append", dest="layers", help="dotted name; repeatable (default: inferred)")
 
     def run(options: argparse.Namespace) -> None:
@@ -42,6 +43,7 @@ def add(commands: Any, method_options: Callable[[Sequence[str] | None], Mapping[
             method_options=method_options(options.option),
             target_input=options.target_input,
             size=_size(options.size),
+            dynamic=options.dynamic,
             layers=options.layers,
         )
         print(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_cam.capture.guard import borrowed
+from hf_cam.check import Origin
 from hf_cam.errors import ImageError, TargetError, brief
 from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE, Explanation
 from hf_cam.heads.subjects import PROBABILITY
@@ -26,7 +27,7 @@ from hf_cam.words.locate import Known, Located, known_of, located
 from hf_cam.words.methods import WORD_METHODS
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.removal import evidence_of, readings_without
-from hf_cam.words.scores import Score
+from hf_cam.words.scores import Score, WordScore
 from hf_cam.words.settings import settings_of
 from hf_cam.words.tokens import Text, Word, check_target, contrasted, readings_of, text_of, words_named
 from hf_cam.words.weighing import Question, Weighed, weighed
@@ -112,8 +113,9 @@ class WordExplainer:
             places = located(self._known, replica, prepare, shown, inputs)
             question = _question(self._known, replica, prepare, shown, inputs, text, asked, places)
             found, without = weighed(self.method, question), readings_without(self._known, question)
+        recipe = _Recipe(self.loaded, prompt, shown, request, asked, replace(text, logits=text.logits[:0], cache=None))
         return Answer(
-            _explanations(asked, text, found, without, places, pictures),
+            _explanations(asked, text, found, without, places, pictures, recipe),
             answer=asked.text.text,
             image=shown[0],
             model=self.loaded.traits.name_or_path or self.loaded.traits.class_name,
@@ -152,6 +154,26 @@ class _Prepare:
             for name, value in made.items()
             if not self.loaded.traits.swallows(name)
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """How to make again what the words were explained from, so that none of them holds the inputs."""
+
+    loaded: LoadedModel
+    prompt: Prompt
+    pictures: Sequence[Image.Image]
+    request: Request
+    asked: Asked
+    text: Written
+
+    def origin(self, word: Word, raw: np.ndarray) -> Origin:
+        """The origin of a word, whose inputs are those of a forward over prompt and answer."""
+        inputs = whole_inputs(self.loaded.module, _Prepare(self.prompt, self.loaded)(self.pictures), self.text)
+        other = None if self.asked.contrast is None else self.asked.contrast[2]
+        target = WordScore(self.asked.text.text, tuple(self.asked.score.tokens.tolist()), word.tokens, other)
+        shown = torch.from_numpy(raw / max(float(raw.max()), np.finfo(raw.dtype).tiny))
+        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
 
 
 def listed(pictures: Pictures) -> tuple[Image.Image, ...]:
@@ -245,6 +267,7 @@ def _explanations(
     without: Sequence[Tensor],
     places: Sequence[Located],
     pictures: Pictures,
+    recipe: _Recipe,
 ) -> list[Explanation]:
     """Word by word; of several pictures one after the other."""
     parts = found.weights.split([one.footprints.cells for one in places], 1)
@@ -270,6 +293,7 @@ def _explanations(
             flags=flags,
             frames=frames,
             score_kind=SHARE if asked.contrast else PROBABILITY,
+            origin=cast("Origin", partial(recipe.origin, word, raw)),
             span=word.span,
             evidence=evidence[at],
         )

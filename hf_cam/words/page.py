@@ -10,14 +10,14 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE, Explanation
+from hf_cam.images.lettering import shortened, wrapped, write
 
 if TYPE_CHECKING:
     from hf_cam.words.answer import Answer
@@ -199,12 +199,12 @@ def strip(answer: Answer) -> Image.Image:
     tiles += [_tile([_lit(word, *view) for view in word.views], word) for word in words]
     columns = min(len(tiles), COLUMNS)
     step_x, step_y = TILE + GAP, max(tile.height for tile in tiles) + GAP
-    lines = wrap(answer.answer, max(20, columns * step_x // 10)) or [""]
+    lines = wrapped(answer.answer, FONT + 3, columns * step_x - GAP)
     top = GAP + LINE * len(lines)
     sheet = Image.new("RGB", (columns * step_x + GAP, top + -(-len(tiles) // columns) * step_y + GAP // 2), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT + 3)
+    draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((GAP, GAP // 2 + number * LINE), line, fill=INK, font=font)
+        write(draw, (GAP, GAP // 2 + number * LINE), line, FONT + 3, INK)
     for index, tile in enumerate(tiles):
         sheet.paste(tile, (GAP + index % columns * step_x, top + index // columns * step_y))
     return sheet
@@ -219,10 +219,10 @@ def _tile(pictures: Sequence[Image.Image], word: Word | None = None) -> Image.Im
     if word is not None:
         share = word.evidence if word.needs_picture else 0.0
         shade = tuple(round(255 - share * (255 - channel)) for channel in MARK)
-        draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=FONT)
+        draw = ImageDraw.Draw(tile)
         draw.rectangle((0, sum(heights), TILE, tile.height), fill=shade)
         place = (TILE / 2, sum(heights) + LINE / 2)
-        draw.text(place, word.text, fill=INK if word.needs_picture else SOFT, font=font, anchor="mm")
+        write(draw, place, shortened(word.text, FONT, TILE), FONT, INK if word.needs_picture else SOFT, "mm")
     return tile
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,3 +45,29 @@ class Score:
         """`[T]` in [0, 1], of the tokens themselves."""
         logits = logits.detach().float()
         return logits.softmax(1).gather(1, self.tokens.to(logits.device)[:, None])[:, 0].cpu()
+
+
+@dataclass(frozen=True)
+class WordScore:
+    """The log-probability of a word of an answer, or its logit less that of the token that it is contrasted with.
+
+    Args:
+        text: The answer.
+        ids: Of its T tokens.
+        tokens: The indices of the word's tokens.
+        other: The id that the word's only token is contrasted with; None for a log-probability.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    other: int | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """The scalar, from one sample's output over prompt and answer, whose last T rows predict the answer.
+
+        >>> WordScore("a cup", (0, 1), (1,))({"logits": torch.tensor([[0.0, 9.0], [9.0, 9.0], [0.0, 0.0]])}).exp()
+        tensor(0.5000)
+        """
+        score = Score(torch.tensor(self.ids), {} if self.other is None else {self.tokens[0]: self.other})
+        return score.values(output["logits"][-len(self.ids) :])[list(self.tokens)].sum()

@@ -353,6 +353,43 @@ def test_guided_backpropagation_equals_that_of_the_package(pictures: Tensor) -> 
     np.testing.assert_allclose(found, theirs(pictures[:1].clone(), 2), atol=1e-6)
 
 
+class ByHand(ours.GradCAM):
+    """Runs the model and differentiates by itself."""
+
+    def forward(self, input_tensor: Tensor, targets: Any = None, eigen_smooth: bool = False) -> np.ndarray:
+        self.outputs = self.activations_and_grads(input_tensor)
+        sum(target(output) for target, output in zip(targets, self.outputs, strict=True)).backward()
+        return self.aggregate_multi_layers(self.compute_cam_per_layer(input_tensor, targets, eigen_smooth))
+
+
+def test_a_subclass_may_run_the_model_by_itself_also_after_another_run(net: Net, pictures: Tensor) -> None:
+    layers, targets = [net.early, net.late], targets_of(ours, 1, 2)
+    expected = ours.GradCAM(net, layers)(pictures, targets)
+    cam = ByHand(net, layers)
+    np.testing.assert_allclose(cam(pictures, targets), expected, atol=1e-6)
+    ours.GradCAM.forward(cam, pictures.flip(0), targets)
+    np.testing.assert_allclose(cam(pictures, targets), expected, atol=1e-6)
+
+
+def test_target_layers_may_be_a_module_list_and_are_needed_where_they_are_read(net: Net, pictures: Tensor) -> None:
+    listed = ours.GradCAM(net, nn.ModuleList([net.early, net.late]))(pictures)
+    np.testing.assert_array_equal(listed, ours.GradCAM(net, [net.early, net.late])(pictures))
+    np.testing.assert_array_equal(ours.FullGrad(net, [])(pictures), ours.FullGrad(net, [net.late])(pictures))
+    for name in ("GradCAM", "AblationCAM", "RandomCAM", "EigenCAM"):
+        with pytest.raises(LayerError, match="target_layers is empty"):
+            getattr(ours, name)(net, [])
+    with pytest.raises(OptionError, match=r"write \[layer\] for one"):
+        ours.GradCAM(net, net.late)
+
+
+@pytest.mark.parametrize("targets", [3, model_targets.ClassifierOutputTarget(1), torch.tensor(1)])
+@pytest.mark.parametrize("name", ["GradCAM", "FinerCAM", "RefineCAM"])
+def test_targets_are_a_list(name: str, targets: Any, net: Net, pictures: Tensor) -> None:
+    cam = getattr(ours, name)(net, [net.late])
+    with pytest.raises(TargetError, match="a list with one per image"):
+        cam(pictures[:1], targets)
+
+
 # Ablation and pyramids ----------------------------------------------------------------------------------------------
 
 
@@ -392,6 +429,33 @@ def test_layers_that_return_levels_by_name_are_explained_through_reshape_transfo
         raw = (gains[:, :, None, None] * reshape(levels).detach()).sum(1).clamp_min(0)
         expected = image.scale_cam_image(image.scale_cam_image(raw.numpy(), (48, 32)))
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_on_levels_only_the_chosen_channels_run_again(pictures: Tensor) -> None:
+    ran = []
+
+    class Counted(Pyramid):
+        def forward(self, x: Tensor) -> Tensor:
+            ran.append(len(x))
+            return super().forward(x)
+
+    class Chosen(ours.AblationLayerFasterRCNN):
+        def activations_to_be_ablated(self, activations: np.ndarray, ratio_channels_to_ablate: float = 1.0) -> Any:
+            assert activations.shape == (8, 4, 6)
+            return np.array([6, 1])
+
+    torch.manual_seed(0)
+    net, reshape = Counted().eval(), reshape_transforms.fasterrcnn_reshape_transform
+    cam = ours.AblationCAM(net, [net.backbone], reshape, Chosen(), ratio_channels_to_ablate=0.1)
+    cam(pictures[:1], targets_of(ours, 1))
+    ran.clear()
+    found = cam(pictures[:1], targets_of(ours, 1))
+    assert sum(ran) == 1 + 2
+    levels = net.backbone(pictures[:1])
+    gains = (net.head.weight[1] * torch.cat([level.mean((2, 3)) for level in levels.values()], 1)[0]).detach()
+    raw = sum(gains[channel] * reshape(levels).detach()[:, channel] for channel in (1, 6)).clamp_min(0)
+    expected = image.scale_cam_image(image.scale_cam_image(raw.numpy(), (48, 32)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_methods_of_gradients_are_refused_on_levels(pictures: Tensor) -> None:

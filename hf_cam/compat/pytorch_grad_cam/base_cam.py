@@ -19,7 +19,7 @@ from hf_cam.compat.pytorch_grad_cam.levels import Reshaping, levels_of, saliency
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from hf_cam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from hf_cam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
-from hf_cam.errors import HFCamError, LayerError, OptionError, TargetError
+from hf_cam.errors import HFCamError, LayerError, OptionError, TargetError, brief
 from hf_cam.methods import get_method
 from hf_cam.methods.registry import Method
 from hf_cam.outputs import class_logits
@@ -82,8 +82,13 @@ class BaseCAM:
                 "detach=False is not defined here: arrays carry no graph; ShapleyCAM needs none, and a method of your "
                 "own gets second derivatives as the signal `curvature` (see hf_cam.methods.method)"
             )
-        if isinstance(target_layers, nn.Module) or not isinstance(target_layers, Sequence):
-            raise OptionError(f"target_layers must be a list of modules, got {type(target_layers).__name__}")
+        if not isinstance(target_layers, Sequence | nn.ModuleList):
+            raise OptionError(
+                f"target_layers must be a list of modules, got {type(target_layers).__name__}; write [layer] for one, "
+                "or list(layers) for the modules in it"
+            )
+        if not len(target_layers) and (self.method_id is None or "activations" in get_method(self.method_id).needs):
+            raise LayerError("target_layers is empty; pass a list of modules, such as [model.layer4[-1]]")
         self.model, self.target_layers, self.reshape_transform = model, list(target_layers), reshape_transform
         self.compute_input_gradient, self.uses_gradients = compute_input_gradient, uses_gradients
         self.tta_transforms, self.detach, self.outputs = tta_transforms, detach, None
@@ -92,6 +97,7 @@ class BaseCAM:
         self._reshape = Reshaping(reshape_transform) if reshape_transform is not None else None
         self._engine, self._engine_batch, self._layered = self._made_engine(), self.batch_size, False
         self._maps: Sequence[Tensor] = ()
+        self._kept: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +138,7 @@ class BaseCAM:
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """The maps of one forward, without views."""
-        input_tensor, column = self._run(input_tensor, targets, eigen_smooth)
+        input_tensor, column = self._run(input_tensor, listed(targets), eigen_smooth)
         return self.aggregate_multi_layers(self.compute_cam_per_layer(input_tensor, column, eigen_smooth))
 
     def forward_augmentation_smoothing(
@@ -147,17 +153,22 @@ class BaseCAM:
 
     def compute_cam_per_layer(self, input_tensor: Tensor, targets: Sequence[Target], eigen_smooth: bool) -> list[Array]:
         """One array `[B, 1, H, W]` per layer, each in [0, 1]."""
-        size, maps = self.get_target_width_height(input_tensor), []
-        for index, layer in enumerate(self.target_layers):
-            if self.method_id is not None:
-                found = self._maps[index].cpu().numpy()
-            else:
-                record = self.activations_and_grads
-                activations = record.activations[index].cpu().numpy()
-                gradients = record.gradients[index].cpu().numpy() if record.gradients else None
-                found = self.get_cam_image(input_tensor, layer, targets, activations, gradients, eigen_smooth)
-            maps.append(scale_cam_image(np.maximum(found, 0), size)[:, None])
-        return maps
+        size, record = self.get_target_width_height(input_tensor), self.activations_and_grads
+        if self.method_id is not None and record.activations is self._kept:
+            found = [maps.cpu().numpy() for maps in self._maps]
+        else:
+            found = [
+                self._image(input_tensor, index, targets, eigen_smooth) for index in range(len(self.target_layers))
+            ]
+        return [scale_cam_image(np.maximum(maps, 0), size)[:, None] for maps in found]
+
+    def _image(self, input_tensor: Tensor, index: int, targets: Sequence[Target], eigen_smooth: bool) -> Array:
+        """`get_cam_image` of one layer, from what the last run kept of it."""
+        record = self.activations_and_grads
+        activations = record.activations[index].cpu().numpy()
+        gradients = record.gradients[index].cpu().numpy() if record.gradients else None
+        layer = self.target_layers[index]
+        return self.get_cam_image(input_tensor, layer, targets, activations, gradients, eigen_smooth)
 
     def aggregate_multi_layers(self, cam_per_target_layer: Sequence[Array]) -> Array:
         """The mean of the layers' maps, scaled to [0, 1]."""
@@ -238,8 +249,20 @@ class BaseCAM:
                 self._layered = True
         assert self._reshape is not None
         return saliency_of_levels(
-            self.model, self.target_layers, self._reshape, method, pixels, select, request, self.batch_size
+            self.model,
+            self.target_layers,
+            self._reshape,
+            method,
+            pixels,
+            select,
+            request,
+            self.batch_size,
+            self._ablated,
         )
+
+    def _ablated(self, activations: Array) -> Array:
+        """The channels of one image, `[C, h, w]`, that a method which ablates them runs without."""
+        return np.arange(len(activations))
 
     def _method(self) -> Method:
         """The record to run: the built-in one, or one that only asks for what a subclass of the caller's reads."""
@@ -259,7 +282,8 @@ class BaseCAM:
 
     def _keep(self, kept: Sequence[Mapping[str, Any]]) -> None:
         record = self.activations_and_grads
-        record.activations = [given["activations"] for given in kept if "activations" in given]
+        # A subclass may run the model by itself, which puts another list there: the maps are then of another run.
+        record.activations = self._kept = [given["activations"] for given in kept if "activations" in given]
         record.gradients = [given["gradients"] for given in kept if "gradients" in given]
 
     def _views(self, pixels: Tensor) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
@@ -268,6 +292,23 @@ class BaseCAM:
             return [(one.augment_image(pixels), one.deaugment_mask) for one in self.tta_transforms]
         sides = ((pixels, lambda maps: maps), (pixels.flip(-1), lambda maps: maps.flip(-1)))
         return [(side * factor, back) for side, back in sides for factor in (0.9, 1.0, 1.1)]
+
+
+def listed(targets: Any) -> list[Target] | None:
+    """A caller's targets as a list; None where none are given.
+
+    Raises:
+        TargetError: they are a single one, or no targets at all.
+    """
+    if targets is None:
+        return None
+    try:
+        found = None if callable(targets) else list(targets)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TargetError(f"targets must be a list with one per image, such as [target], got {brief(targets)}")
+    return found
 
 
 def _keeping(method: Method, kept: list[Mapping[str, Any]]) -> Method:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,8 +66,11 @@ def saliency_of_levels(
     select: Callable[[Any], list[Sequence[Target]]],
     request: Request,
     batch_size: int | None,
+    chosen: Callable[[np.ndarray], np.ndarray],
 ) -> Saliency:
     """The maps of a method without gradients, on layers that return dictionaries; see `CAM.saliencies`.
+
+    Only the channels that `chosen` names, given the activations `[C, h, w]` of an image, are ablated.
 
     Raises:
         MethodError: the method follows gradients.
@@ -87,7 +91,7 @@ def saliency_of_levels(
             inputs = model_inputs_of(model, pixels, {})
             run = Run(model, inputs, captured, adapter, column, size, batch_size)
             given: dict[str, Any] = {
-                signal.name: _ablated(run, module, layer, levels)
+                signal.name: _ablated(run, module, layer, levels, chosen)
                 if signal.name == "ablated_scores"
                 else signal.of(run, "levels", {})
                 for signal in method.signals
@@ -114,10 +118,17 @@ def _captured(
         yield module, outputs, found
 
 
-def _ablated(run: Run, module: nn.Module, layer: nn.Module, levels: Levels) -> Tensor:
+def _ablated(
+    run: Run,
+    module: nn.Module,
+    layer: nn.Module,
+    levels: Levels,
+    chosen: Callable[[np.ndarray], np.ndarray],
+) -> Tensor:
     """`[B, 1 + C]`: the targets' values with all channels, then without each channel of each level.
 
-    The layer itself does not run again: its forward returns the kept levels.
+    Without a channel that is not chosen, the value counts as unchanged. The layer itself does not run again: its
+    forward returns the kept levels.
 
     Raises:
         LayoutError: `reshape_transform` does not put the levels' channels one after the other.
@@ -132,15 +143,19 @@ def _ablated(run: Run, module: nn.Module, layer: nn.Module, levels: Levels) -> T
     [name] = [name for name, child in unwrap(run.model).named_modules() if child is layer][:1]
     place = module.get_submodule(name)
 
-    def without(sample: int, start: int, stop: int) -> Tensor:
-        count = stop - start
+    def without(sample: int, channels: Sequence[int], start: int, stop: int) -> Tensor:
+        count = len(channels[start:stop])
         kept = {key: level[sample : sample + 1].repeat(count, 1, 1, 1) for key, level in levels.items()}
-        for row, (key, channel) in enumerate(places[start:stop]):
+        for row, (key, channel) in enumerate(places[one] for one in channels[start:stop]):
             kept[key][row, channel] = 0
         given = {**run.inputs, "pixel_values": run.pixels[sample : sample + 1].expand(count, -1, -1, -1)}
         with forwards({place: lambda *_, **__: kept}):
             return target_values(call(module, given), [run.targets[sample]] * count)
 
     size = run.rerun_batch_size or SEVERAL
-    each = [in_chunks(channels, size, partial(without, sample)) for sample in range(len(run.targets))]
-    return torch.cat([run.scores[:, None], torch.stack(each)], 1)
+    found = run.scores[:, None].repeat(1, 1 + channels)
+    for sample, activations in enumerate(run.activation("levels").cpu().numpy()):
+        if ablated := chosen(activations).tolist():
+            values = in_chunks(len(ablated), size, partial(without, sample, ablated))
+            found[sample, [1 + channel for channel in ablated]] = values
+    return found

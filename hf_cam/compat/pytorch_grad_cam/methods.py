@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cam.compat.pytorch_grad_cam.ablation_layer import AblationLayer
-from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets
+from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets, listed
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from hf_cam.compat.pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 from hf_cam.methods.gradient import plusplus_weights, xgradcam_weights
@@ -138,7 +138,8 @@ class AblationCAM(BaseCAM, method="ablationcam"):
         ablation_layer: Chooses the channels that count; a channel is always set to zero, as in the paper.
         batch_size: Variants per forward; chosen for the device by default.
         ratio_channels_to_ablate: Share of the channels, taken from both ends of `activations_to_be_ablated`, that get a
-            weight. All of them run in any case, which replaying the part behind the layer makes cheap.
+            weight. All of them run in any case, which replaying the part behind the layer makes cheap, but for a layer
+            that returns a dictionary.
     """
 
     def __init__(
@@ -155,6 +156,9 @@ class AblationCAM(BaseCAM, method="ablationcam"):
         self.ratio_channels_to_ablate = ratio_channels_to_ablate
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
 
+    def _ablated(self, activations: Array) -> Array:
+        return self.ablation_layer.activations_to_be_ablated(activations, self.ratio_channels_to_ablate)
+
     def _method(self) -> Method:
         method = super()._method()
         if self.ratio_channels_to_ablate == 1.0 or self.method_id is None:
@@ -164,8 +168,7 @@ class AblationCAM(BaseCAM, method="ablationcam"):
         def contributions(activations: Tensor, ablated_scores: Tensor) -> Tensor:
             scores = ablated_scores[:, :1].expand_as(ablated_scores).clone()
             for image, channels in enumerate(activations.cpu().numpy()):
-                chosen = self.ablation_layer.activations_to_be_ablated(channels, self.ratio_channels_to_ablate)
-                columns = 1 + torch.as_tensor(chosen, dtype=torch.long, device=scores.device)
+                columns = 1 + torch.as_tensor(self._ablated(channels), dtype=torch.long, device=scores.device)
                 scores[image, columns] = ablated_scores[image, columns]
             return method.contributions(activations=activations, ablated_scores=scores)
 
@@ -216,7 +219,7 @@ class FinerCAM(OfOtherMaps):
             ranks = [rank for rank in comparison_categories or NEAREST if rank < logits.shape[1]]
             return [FinerWeightedTarget(row[0], [row[rank] for rank in ranks], alpha) for row in ranked]
 
-        maps = self.base_cam.maps_of_layers(input_tensor, targets or differences, eigen_smooth)
+        maps = self.base_cam.maps_of_layers(input_tensor, listed(targets) or differences, eigen_smooth)
         if (device := self.base_cam._htcore) is not None:  # noqa: SLF001
             device.mark_step()
         return self.base_cam.aggregate_multi_layers(maps)
@@ -243,7 +246,7 @@ class RefineCAM(OfOtherMaps):
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """Maps `[B, H, W]` in [0, 1]; see `BaseCAM.forward`."""
-        maps = self.base_cam.maps_of_layers(input_tensor, targets, eigen_smooth)
+        maps = self.base_cam.maps_of_layers(input_tensor, listed(targets), eigen_smooth)
         return scale_cam_image(np.prod([self.base_cam.aggregate_multi_layers([one]) for one in maps], axis=0))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
 from hf_cam.cam import checked_pixels
-from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets
+from hf_cam.compat.pytorch_grad_cam.base_cam import Array, BaseCAM, OfOtherMaps, Targets, listed
 from hf_cam.compat.pytorch_grad_cam.methods import GradCAM
 from hf_cam.compat.pytorch_grad_cam.metrics.perturbation_confidence import values_of
 from hf_cam.compat.pytorch_grad_cam.utils.image import scale_cam_image
@@ -109,7 +109,8 @@ class SESS(OfOtherMaps):
             OptionError: a scale is smaller than the window, or `input_tensor` is no batch of floating images.
         """
         pixels = checked_pixels(input_tensor, {}, "input_tensor").detach().to(self.base_cam.device)
-        column = [None] * len(pixels) if targets is None else list(targets)
+        given = listed(targets)
+        column: list[Any] = [None] * len(pixels) if given is None else given
         if len(column) != len(pixels):
             raise TargetError(f"{len(column)} targets for {len(pixels)} images: targets= takes one per image")
         each = [self._of_one(pixels[i : i + 1], target, eigen_smooth) for i, target in enumerate(column)]

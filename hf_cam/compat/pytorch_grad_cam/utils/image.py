@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy.ndimage import zoom
 from torch import Tensor
 
 from hf_cam.errors import OptionError
 from hf_cam.factorization import concept_colour
+from hf_cam.images.lettering import write
 
 TINY = 1e-7
 
@@ -134,9 +135,11 @@ def _legend(shape: Sequence[int], colours: np.ndarray, labels: Sequence[str]) ->
     height, width = shape[:2]
     page = Image.new("RGB", (width, height), "white")
     draw, top = ImageDraw.Draw(page), 4
-    font = ImageFont.load_default(size=max(8, min(14, height // (2 * len(labels) + 1))))
+    size = max(8, min(14, height // (2 * len(labels) + 1)))
     for colour, label in zip(colours, labels, strict=True):
         draw.rectangle((4, top + 2, 16, top + 12), fill=tuple(int(value) for value in colour))
-        draw.multiline_text((22, top), label, fill="black", font=font)
-        top += int(draw.multiline_textbbox((0, 0), label, font=font)[3]) + 6
+        for line in label.split("\n"):
+            write(draw, (22, top), line, size, "black")
+            top += size + 4
+        top += 2
     return np.asarray(page)
