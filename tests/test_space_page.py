@@ -17,8 +17,8 @@ pytestmark = pytest.mark.browser
 
 FIRST_VIEW = 3.0
 """Seconds from the server's answer to a page with a map."""
-FIRST_FIGURE = 3.0
-"""Seconds from pressing Measure to the first curve."""
+FIRST_FIGURE = 9.0
+"""Seconds from pressing Measure to the first curve: three times what it may take where nothing else runs."""
 TABS = {"Classify": "tripod", "Prompt": "a blue trouser", "Detect": "bag", "Segment": "bag"}
 """The tabs, and what the first view of each explains."""
 STRUCTURE = Path(__file__).with_name("space-structure.json")
