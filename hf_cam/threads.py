@@ -7,8 +7,9 @@ import copy
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -28,6 +29,8 @@ class Call:
     """How many blocks deep compiled code runs as plain Python."""
     seed = 0
     """The seed of the random numbers of a forward."""
+    unwarned = 0
+    """How many blocks deep warnings are not shown."""
 
 
 class Here(threading.local):
@@ -38,6 +41,45 @@ class Here(threading.local):
 
 
 HERE = Here()
+
+
+class _Unwarned:
+    """The text of every warning in a thread that is inside `unwarned`; for a filter of warnings."""
+
+    def match(self, text: str) -> bool:
+        """Whether the filter applies here."""
+        return HERE.call.unwarned > 0
+
+
+FILTER: Any = ("ignore", _Unwarned(), Warning, None, 0)
+"""Stays among the filters of warnings, where it applies to nothing outside `unwarned`."""
+
+
+def _add_filter() -> None:
+    """Put the filter in front of the others, whatever has been added or taken away since."""
+    if not warnings.filters or warnings.filters[0] is not FILTER:
+        warnings.filters.insert(0, FILTER)  # type: ignore[attr-defined]
+
+
+_add_filter()
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """No warnings in this thread.
+
+    `warnings.catch_warnings` takes the filters of all threads away and puts them back; two threads that do so at once
+    leave those of one of them behind for good.
+
+    >>> with unwarned():
+    ...     warnings.warn("not shown")
+    """
+    _add_filter()
+    HERE.call.unwarned += 1
+    try:
+        yield
+    finally:
+        HERE.call.unwarned -= 1
 
 
 class KeptThread:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,10 +34,11 @@ from hf_cam.capture import guard
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call
 from hf_cam.errors import HFCamError, MethodError
+from hf_cam.images.reading import opened
 from hf_cam.methods import list_methods
 from hf_cam.models.checkpoints import load_pretrained
 from hf_cam.testing import check_model_untouched
-from hf_cam.threads import HERE, ForkSafeLock
+from hf_cam.threads import HERE, ForkSafeLock, unwarned
 from hf_cam.zoo import demo_model
 from nets import spread, tiny
 from pictures import SIZE, pictures
@@ -666,3 +670,34 @@ def test_models_that_are_loaded_at_once_have_all_their_weights() -> None:
     assert PreTrainedModel.tie_weights is own
     for model in loaded[::4]:
         assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_filters_of_warnings_that_another_thread_puts_back_meanwhile_stay_there(monkeypatch):
+    """Pillow warns of large pictures; what hides that must not bring filters back that another thread has left."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    encoded = io.BytesIO()
+    Image.new("RGB", (12, 10)).save(encoded, "PNG")
+    with unwarned():
+        filters = warnings.filters
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with warnings.catch_warnings(action="error"):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait(10)
+    original = Image.open
+
+    def slowly(file):
+        leave.set()
+        thread.join()
+        return original(file)
+
+    monkeypatch.setattr(Image, "open", slowly)
+    assert opened(encoded, "a picture", lambda image: image.size) == (12, 10)
+    assert warnings.filters is filters
+    with pytest.raises(Image.DecompressionBombWarning):
+        original(encoded)

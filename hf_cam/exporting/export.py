@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from hf_cam.models.traits import unwrap
 from hf_cam.outputs import class_logits, sample_of, scores_path
 from hf_cam.request import check_count
 from hf_cam.target_layers.named import Layers
+from hf_cam.threads import unwarned
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -279,7 +279,7 @@ def _program(model: nn.Module, plan: Plan, examples: Mapping[str, Any], target_i
     with (
         borrowed(unwrap(model)) as replica,
         torch.no_grad(),
-        warnings.catch_warnings(action="ignore"),
+        unwarned(),
         blaming("torch.export", ModelError),
     ):
         return torch.export.export(SelfExplaining(replica, plan).eval(), given, dynamic_shapes=shapes)
@@ -308,7 +308,7 @@ def _write_torch(program: Any, path: Path, described: str) -> Exported:
 def _write_onnx(program: Any, path: Path, described: str) -> Exported | None:
     """Write the file; returns what runs it, None without onnxruntime."""
     weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
-    with warnings.catch_warnings(action="ignore"), blaming("torch.onnx.export", ModelError):
+    with unwarned(), blaming("torch.onnx.export", ModelError):
         made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["logits", "map"])
         assert made is not None
         made.model.metadata_props["hf_cam"] = described

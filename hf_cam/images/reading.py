@@ -6,7 +6,6 @@ import base64
 import io
 import re
 import urllib.request
-import warnings
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hf_cam.doors import PASSING, door, unreadable
 from hf_cam.errors import ImageError, brief, reason
+from hf_cam.threads import unwarned
 
 MAX_DOWNLOAD = 100 * 2**20
 TIMEOUT = 20.0
@@ -148,11 +148,10 @@ def opened(file: Path | io.BytesIO, name: str, read: Callable[[Image.Image], Rea
         ImageError: the file is not a picture, is damaged, or is too large to open.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns above 89 megapixels, which cameras reach, and refuses above twice that.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return read(image)
+        with unwarned():  # Pillow warns above 89 megapixels, which cameras reach, and refuses above twice that
+            image = Image.open(file)
+        with image:
+            return read(image)
     except PASSING:
         raise
     except Image.DecompressionBombError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_cam.errors import ModelError, brief, reason
 from hf_cam.models.hub import http
+from hf_cam.threads import unwarned
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -128,8 +128,7 @@ def adapted(model: nn.Module, adapter: PeftAdapter, weights: Mapping[str, Tensor
     from peft import PeftModel, get_peft_model_state_dict
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of missing weights, which are refused below
+        with unwarned():  # of missing weights, which are refused below
             wrapper = PeftModel.from_pretrained(model, adapter.name, **adapter.hub)
         needed = {name.removeprefix(PREFIX) for name in get_peft_model_state_dict(wrapper)}
     except Exception as error:  # an adapter of a new kind or of another model may raise anything

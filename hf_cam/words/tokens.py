@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from hf_cam.errors import TargetError, brief
 from hf_cam.targets import entries_of
+from hf_cam.threads import unwarned
 
 ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Han characters, which are written without blanks between words: each counts as one."""
@@ -182,7 +182,7 @@ def _pattern(target: str) -> re.Pattern[str]:
     """The regular expression that finds whole words; a text that is none stands for itself."""
     flags = FLAGS.match(target)[0]  # type: ignore[index]
     try:
-        with warnings.catch_warnings(action="ignore"):  # of forms whose meaning may change one day
+        with unwarned():  # of forms whose meaning may change one day
             re.compile(target)
             return re.compile(rf"{flags}(?<!\w)(?:{target[len(flags) :]})(?!\w)", re.IGNORECASE)
     except (re.error, OverflowError, RecursionError):
