@@ -50,6 +50,7 @@ KINDS = {
     "unused mark": "moving",
     CLEAN: "object",
 }
+BARE = (CLEAN, "unused mark")
 SIDES = [(0.0, 0.0, 1.0, ROWS), (0.0, 1 - ROWS, 1.0, 1.0), (0.0, 0.0, COLUMNS, 1.0), (1 - COLUMNS, 0.0, 1.0, 1.0)]
 """The boxes of the four sides of the border."""
 PAGE = Path(__file__).parents[1] / "docs" / "audits.md"
@@ -119,7 +120,8 @@ def wrong(found: Audit, scenes: Sequence[Planted], cue: str, one: Finding) -> bo
 def page(records: Sequence[dict[str, object]]) -> str:
     """The tables."""
     right = [value for one in records for value in dict(one["right"]).values()]
-    false = [len(one["false"]) for one in records]
+    false = [bool(one["false"]) for one in records]
+    bare = [found for found, one in zip(false, records, strict=True) if one["cue"] in BARE]
     seconds = np.median([one["seconds"] for one in records])
     seeds = ", ".join(map(str, sorted({one["seed"] for one in records})))
     lines = [
@@ -130,7 +132,12 @@ def page(records: Sequence[dict[str, object]]) -> str:
         "| goal | measured |  |",
         "|---|---|---|",
         goal("the cue is found, class and place: at least 0.95 of the classes", right, at_least=0.95),
-        goal("something else is reported as read: in at most 0.05 of the cells", [n > 0 for n in false], at_most=0.05),
+        goal(
+            "something else is reported, nothing planted or a mark unused: at most 0.05 of the cells",
+            bare,
+            at_most=0.05,
+        ),
+        goal("something else is reported, all cells", false),
         "",
         f"{len(records)} cells of {SCENES} scenes, seeds {seeds}, each in {seconds:.0f} s of processor time (median).",
         "",
@@ -196,10 +203,13 @@ def explained(folder: Path, data: Sequence[dict[str, object]]) -> None:
 
 def goal(text: str, values: Sequence[bool], at_least: float = 0.0, at_most: float = 1.0) -> str:
     """A row of the goals, with the standard error."""
+    if not values:
+        return f"| {text} | not run | |"
     share = float(np.mean(values))
     error = float(np.sqrt(share * (1 - share) / len(values)))
     met = at_least <= share <= at_most
-    return f"| {text} | {share:.2f} ± {error:.2f} ({len(values)}) | {'met' if met else '**NOT MET**'} |"
+    told = ("met" if met else "**NOT MET**") if (at_least, at_most) != (0.0, 1.0) else ""
+    return f"| {text} | {share:.2f} ± {error:.2f} ({len(values)}) | {told} |"
 
 
 def main() -> None:
