@@ -95,9 +95,15 @@ def is_cue(one: Finding, masks: dict[str, np.ndarray], scenes: Sequence[Planted]
         return False
     pairs = [(mask, scenes[int(name)].cue) for name, mask in masks.items() if scenes[int(name)].cue.any()]
     if one.region is None:
-        return bool(pairs) and float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs])) >= 0.3
+        return covers(masks, scenes)
     boxes = SIDES if KINDS[cue] == "border" else [box for _, mask in pairs for box in parts(mask)]
     return any(overlap(one.region, box) >= 0.3 and area(one.region) <= 3 * area(box) for box in boxes)
+
+
+def covers(masks: dict[str, np.ndarray], scenes: Sequence[Planted]) -> bool:
+    """Whether regions of images lie on the cue: a mean intersection over union of at least 0.3."""
+    pairs = [(mask, scenes[int(name)].cue) for name, mask in masks.items() if scenes[int(name)].cue.any()]
+    return bool(pairs) and float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs])) >= 0.3
 
 
 def parts(mask: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
@@ -112,9 +118,9 @@ def parts(mask: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
 
 
 def wrong(found: Audit, scenes: Sequence[Planted], cue: str, one: Finding) -> bool:
-    """Whether a finding says that something is read which is neither the cue nor an object."""
-    masks = found.masks[found.findings.index(one)]
-    return one.kind != "object" and not is_cue(one, dict(masks), scenes, cue)
+    """Whether a finding says that something is read which is neither the cue, of whatever kind, nor an object."""
+    masks = dict(found.masks[found.findings.index(one)])
+    return one.kind != "object" and not is_cue(one, masks, scenes, cue) and not covers(masks, scenes)
 
 
 def page(records: Sequence[dict[str, object]]) -> str:
@@ -132,11 +138,7 @@ def page(records: Sequence[dict[str, object]]) -> str:
         "| goal | measured |  |",
         "|---|---|---|",
         goal("the cue is found, class and place: at least 0.95 of the classes", right, at_least=0.95),
-        goal(
-            "something else is reported, nothing planted or a mark unused: at most 0.05 of the cells",
-            bare,
-            at_most=0.05,
-        ),
+        goal("something else is reported where nothing is planted, or a mark unused: at most 0.05", bare, at_most=0.05),
         goal("something else is reported, all cells", false),
         "",
         f"{len(records)} cells of {SCENES} scenes, seeds {seeds}, each in {seconds:.0f} s of processor time (median).",
