@@ -199,7 +199,17 @@ def test_regions_on_off_and_independent_of_the_objects_are_told_apart():
     assert kind_of(regions_on(masks, inside=True), images) == "object"
     assert kind_of(regions_on(masks, inside=False), images) == "background"
     assert kind_of(blind, images) == "moving"
+    small = [_Shown(Opened(Image.new("RGB", (32, 24)), _core(mask))) for mask in masks]
+    assert kind_of(masks, small) == "object"
     assert kind_of(blind, [_Shown(Opened(Image.new("RGB", (32, 24))))] * 24) == "moving"
+
+
+def _core(mask: np.ndarray) -> np.ndarray:
+    """The middle of an object, a quarter of its area."""
+    rows, columns = np.nonzero(mask)
+    small = np.zeros_like(mask)
+    small[rows.min() + 3 : rows.max() - 2, columns.min() + 4 : columns.max() - 3] = True
+    return small
 
 
 class _Shown:

@@ -28,6 +28,9 @@ FOLLOWS = 0.4
 """The least share of other images that take on the class with a fixed region, beyond that of another region."""
 EXPLAINED = 0.6
 """Once hiding fixed regions changes this share of the predictions, no moving evidence is searched for."""
+MOSTLY, TWICE = 0.5, 2.0
+"""The share of the evidence on the objects from which they are read: the first, or the second times what such shapes
+reach at random places, whichever is less. Squares round a small object lie off it for the most part."""
 AGREED = 0.5
 """The least agreement of the images on where in a place the evidence lies."""
 BROAD = 0.35
@@ -271,7 +274,8 @@ def kind_of(regions: Sequence[np.ndarray], images: Sequence[Shown], seed: int = 
     more = (inside - chance)[known]
     if not more.any():
         return "moving"
-    if inside[known].mean() >= 0.5 and wilcoxon(more, alternative="greater").pvalue < LEVEL:
+    enough = min(MOSTLY, TWICE * float(chance[known].mean()))
+    if inside[known].mean() >= enough and wilcoxon(more, alternative="greater").pvalue < LEVEL:
         return "object"
     return "background" if wilcoxon(more, alternative="less").pvalue < LEVEL else "moving"
 
