@@ -152,7 +152,8 @@ def page(records: Sequence[dict[str, object]]) -> str:
             own = [one for one in records if (one["family"], one["cue"]) == (family, cue)]
             hits = [value for one in own for value in dict(one["right"]).values()]
             wrongs = sum(len(one["false"]) for one in own)
-            cells.append(f"{sum(hits)} of {len(hits)}, {wrongs} false" if own else "not run")
+            found = f"{sum(hits)} of {len(hits)}, " if hits else ""
+            cells.append(f"{found}{wrongs} false" if own else "not run")
         lines.append(f"| {cue} ({kind}) | " + " | ".join(cells) + " |")
     ours, theirs = areas(records)
     lines += [
