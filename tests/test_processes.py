@@ -82,7 +82,7 @@ def test_rays_actors_explain() -> None:
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
     limits = {"num_cpus": 2, "object_store_memory": 256 * 2**20}
-    ray.init(**limits, include_dashboard=False, runtime_env=environment, log_to_driver=False)
+    ray.init("local", **limits, include_dashboard=False, runtime_env=environment, log_to_driver=False)
 
     class Explaining:
         def __init__(self, given: nn.Module) -> None:

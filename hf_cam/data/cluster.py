@@ -115,7 +115,8 @@ def _running(ray: Any, cluster: Cluster) -> Iterator[None]:
         return
     local = {} if cluster.address else {"object_store_memory": STORE, "include_dashboard": False}
     try:
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False, **local)
+        address = cluster.address or "local"  # not a cluster that runs here for others
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
     except Exception as error:  # whatever is wrong with an address
         raise OptionError(f"Ray cannot be reached or started ({reason(error)})") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
