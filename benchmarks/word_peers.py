@@ -16,9 +16,8 @@ import argparse
 import copy
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from PIL import Image
 
 from benchmarks.dialogues import DESCRIBE, Dialogue, named_tokens
 from benchmarks.scenes import Scene, scenes
+from benchmarks.word_cost import timed
 from benchmarks.words import KINDS, Case, described, map_of, right_mentions, table
 from hf_cam.explainer import Explainer
 from hf_cam.models.loading import LoadedModel, load
@@ -102,20 +102,10 @@ def over(scene: Scene, grid: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(np.float32(grid), (width, height), interpolation=cv2.INTER_LINEAR).clip(min=0))
 
 
-def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-    """Seconds of processor time, and what the call returns."""
-    began = time.process_time()
-    found = call(*args)
-    return time.process_time() - began, found
-
-
 def report(loaded: LoadedModel, drawn: Sequence[Scene], seed: int) -> Iterator[str]:
     """The section's lines."""
     cases, ratios = judged(loaded, drawn)
-    try:
-        name = f"vl-saliency {version('vl-saliency')}"
-    except PackageNotFoundError:  # from a folder
-        name = "vl-saliency"
+    name = f"vl-saliency {version('vl-saliency')}"
     yield f"{len(drawn)} scenes, seed {seed}. An answer with the maps of all its words takes {ratios[OURS]:.2f} times"
     yield f"as long as `generate` alone with hf-cam, evidence included, and {ratios[THEIRS[1]]:.2f} times with {name}."
     for kind in KINDS:
