@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from benchmarks.scenes import scenes
 from hf_cam.capture.guard import borrowed
 from hf_cam.words.footprints import blank, disturbed
-from hf_cam.words.locate import Known, Located, located
+from hf_cam.words.locate import Known, Located, expected, located
+from hf_cam.words.place import kept_at
 from hf_cam.words.removal import readings_without
 from hf_cam.words.scores import Score
 from hf_cam.words.weighing import Question, weighed
@@ -144,9 +145,10 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
             for kind, size in (("cold", first), ("confirming", second), ("new size", others[0]), ("warm", first)):
                 shown = subject.picture(size, number)
                 inputs = subject.prepare([shown])
-                text = text_of(replica, inputs)
+                with kept_at(replica, expected(known, [shown], inputs)) as entered:
+                    text = text_of(replica, inputs)
                 forward, _ = timed(run, replica, whole_inputs(replica, inputs, text))
-                taken, (place, found, question) = timed(explain, subject, replica, known, inputs, text, shown)
+                taken, (place, found, question) = timed(explain, subject, replica, known, inputs, text, shown, *entered)
                 checking, _ = timed(readings_without, known, question)
                 if kind in ratios:
                     ratios[kind].append((taken + (checking if kind == "cold" else 0)) / forward)
@@ -157,10 +159,16 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
 
 
 def explain(
-    subject: Subject, replica: nn.Module, known: Known, inputs: dict[str, Tensor], text: Written, shown: Image.Image
+    subject: Subject,
+    replica: nn.Module,
+    known: Known,
+    inputs: dict[str, Tensor],
+    text: Written,
+    shown: Image.Image,
+    entered: Tensor | None = None,
 ) -> tuple[Located, Tensor, Question]:
     """The weights of all words, after the place and the footprints where these are not known yet."""
-    [place] = located(known, replica, subject.prepare, [shown], inputs)
+    [place] = located(known, replica, subject.prepare, [shown], inputs, entered)
     question = asked(subject, replica, inputs, text, shown, place)
     return place, weighed("word-relevance", question).weights, question
 

@@ -17,8 +17,9 @@ from benchmarks.tiny_writers import writers
 from benchmarks.writer_inputs import prepare_of
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.explanation import WITHOUT_PICTURE
+from hf_cam.images.geometry import Axis, placed
 from hf_cam.words.answer import Answer
-from hf_cam.words.footprints import Bars, Footprints, halved, on_raster, shares_of
+from hf_cam.words.footprints import FIELDS, Bars, Fields, Footprints, chequered, in_fields, on_raster, shares_of
 from hf_cam.words.locate import known_of
 from hf_cam.words.tokens import text_of, words_named
 from hf_cam.words.writing import cache_holds
@@ -375,23 +376,68 @@ def test_a_size_beyond_two_known_ones_is_only_checked(monkeypatch: pytest.Monkey
         runs.clear()
         shown = photograph().resize(size)
         hf_cam.explain(shown, model, processor=processor, text=QUESTION, answer=ANSWER)
-    assert len(runs) == 4  # the picture, noise and two halves; four bars per axis take nine
+    assert len(runs) == 2  # two disturbed pictures; the picture itself passed there as the answer was written
     known = locate.known_of(model, processor)
     assert {found.footprints.grid for found in known.rasters.values()} == {(6, 6)}
 
 
-def test_the_half_that_is_left_over_is_found_for_cells_that_react_to_all_of_the_picture() -> None:
-    directions = torch.eye(4)
+def fields_seen(rows: Any, columns: Any) -> Fields:
+    """The contrasts of cells whose centres are at these shares of the picture."""
+    return Fields(
+        torch.tensor([1.0 if FIELDS[int(4 * row), int(4 * column)] else -1.0 for row in rows for column in columns])
+    )
 
-    def read(picture: Image.Image) -> Tensor:
-        changed = np.array(picture)[..., 0] > 0
-        halves = [changed[:30].any(), changed[30:].any()]
-        upper, lower = (0.6 * directions[0] * halves[0], directions[1] * halves[1])
-        return (upper + lower)[None]
 
-    black = Image.new("RGB", (90, 60))
-    clean, other = read(black), read(Image.new("RGB", (90, 60), "white"))
-    assert halved(black, read, clean, other).down[0].tolist() == pytest.approx([0.6, 1.0], abs=1e-3)
+@pytest.mark.parametrize("grid", [(6, 9), (9, 6), (4, 9), (12, 12), (24, 10), (7, 31)])
+def test_a_raster_is_told_from_all_others_by_two_pictures(grid: tuple[int, int]) -> None:
+    rows, columns = ((np.arange(side) + 0.5) / side for side in grid)
+    found = in_fields((60, 90), fields_seen(rows, columns), lambda: None)
+    assert found is not None
+    assert (found.grid, found.prefix) == (grid, 0)
+    prefixed = Fields(torch.cat([torch.zeros(1), fields_seen(rows, columns).contrasts]))
+    found = in_fields((60, 90), prefixed, lambda: None)
+    assert found is not None
+    assert (found.grid, found.prefix) == (grid, 1)
+
+
+@pytest.mark.parametrize("turn", ["rows", "columns", "both", "transposed", "shifted"])
+def test_cells_in_another_order_lie_on_no_raster_that_two_pictures_show(turn: str) -> None:
+    centres = (np.arange(12) + 0.5) / 12
+    orders = {"rows": (centres[::-1], centres), "columns": (centres, centres[::-1]), "both": (centres[::-1],) * 2}
+    rows, columns = orders.get(turn, (centres, centres))
+    contrasts = fields_seen(rows, columns).contrasts.view(12, 12)
+    if turn == "transposed":
+        contrasts = contrasts.T
+    if turn == "shifted":
+        contrasts = contrasts.roll(3, 1)
+    assert in_fields((60, 90), Fields(contrasts.flatten()), lambda: None) is None
+
+
+def test_the_canvas_is_found_that_a_raster_fills() -> None:
+    cropped = placed((60, 120), (60, 60), Axis(1.0, 0.0), Axis(1.0, -30.0))
+    rows, columns = ((np.arange(12) + 0.5) / 12, 0.25 + (np.arange(12) + 0.5) / 24)
+    found = in_fields((60, 120), fields_seen(rows, columns), lambda: cropped)
+    assert found is not None
+    assert found.geometry == cropped
+    even = (np.arange(12) + 0.5) / 12
+    found = in_fields((60, 120), fields_seen(even, even), lambda: cropped)
+    assert found is not None
+    assert found.geometry != cropped
+
+
+def test_what_is_not_clear_is_left_to_the_bars() -> None:
+    centres = (np.arange(5) + 0.5) / 5
+    assert in_fields((60, 90), fields_seen(centres, centres), lambda: None) is None  # few cells
+    smeared = Fields(0.2 * fields_seen((np.arange(12) + 0.5) / 12, (np.arange(12) + 0.5) / 12).contrasts)
+    assert in_fields((60, 90), smeared, lambda: None) is None
+
+
+def test_two_disturbed_pictures_share_no_field_and_leave_no_pixel_as_it_was() -> None:
+    picture = Image.fromarray(word_places.smooth(0))
+    given, first, second = (np.array(one).astype(int) for one in (picture, *chequered(picture)))
+    changes = [np.abs(one - given).max(-1) for one in (first, second)]
+    assert min(one.min() for one in changes) > 0
+    assert not ((changes[0] > 6) & (changes[1] > 6)).any()
 
 
 def test_another_question_about_pictures_of_one_size_needs_no_new_measurement(llava: Any) -> None:

@@ -23,8 +23,9 @@ from hf_cam.request import Request
 from hf_cam.targets import entries_of
 from hf_cam.words.answer import Answer
 from hf_cam.words.footprints import Footprints, blank, disturbed
-from hf_cam.words.locate import Known, Located, known_of, located
+from hf_cam.words.locate import Known, Located, expected, known_of, located
 from hf_cam.words.methods import WORD_METHODS
+from hf_cam.words.place import kept_at
 from hf_cam.words.prompts import Prompt, prompt_of
 from hf_cam.words.removal import evidence_of, readings_without
 from hf_cam.words.scores import Score, WordScore
@@ -108,9 +109,10 @@ class WordExplainer:
             prepare = _Prepare(prompt, self.loaded)
             inputs = prepare(shown)
             check_length(replica, inputs, forced)
-            text = written(replica, inputs, settings, forced)
+            with kept_at(replica, expected(self._known, shown, inputs)) as entered:
+                text = written(replica, inputs, settings, forced)
             asked = _asked(text, request.target, tokenizer)
-            places = located(self._known, replica, prepare, shown, inputs)
+            places = located(self._known, replica, prepare, shown, inputs, *entered)
             question = _question(self._known, replica, prepare, shown, inputs, text, asked, places)
             found, without = weighed(self.method, question), readings_without(self._known, question)
         recipe = _Recipe(self.loaded, prompt, shown, request, asked, replace(text, logits=text.logits[:0], cache=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,14 +15,12 @@ from torch import Tensor, nn
 from hf_cam.errors import ModelError
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.placing import Geometries
-from hf_cam.words.footprints import Footprints, disturbed, footprints_of, halved, on_raster
+from hf_cam.words.footprints import LOCAL, Footprints, chequered, fields_of, footprints_of
 from hf_cam.words.place import Kind, Place, at_known, find_place, read, sightings, text_lengths
 
 Prepare = Callable[[Sequence[Image.Image]], Mapping[str, Any]]
 """From the pictures of one prompt to the forward's inputs."""
 
-LOCAL = 0.6
-"""Locality from which the cells of a sequence are those of a grid."""
 SMEARED = 0.25
 """Locality up to which cells do not show a place in the picture."""
 CONFIRMED = 2
@@ -53,7 +52,7 @@ class Located:
             "argument": place.argument,
             "cells": len(place.cells),
             "grid": None if found.grid is None else list(found.grid),
-            "locality": round(found.bars.locality, 2),
+            "locality": round(found.seen.locality, 2),
             "picture": list(found.image_size),
         }
 
@@ -97,8 +96,22 @@ def known_of(model: nn.Module, owner: Any) -> Known:
     return _known.setdefault(model, {}).setdefault(id(owner), (owner, Known()))[1]
 
 
+def expected(known: Known, pictures: Sequence[Image.Image], clean: Mapping[str, Any]) -> Place | None:
+    """Where pictures of a size that is new enter if they do as others; None if no states there will be asked for.
+
+    Args:
+        known, pictures, clean: See `located`.
+    """
+    return None if _key(pictures, clean) in known.located else known.rule
+
+
 def located(
-    known: Known, replica: nn.Module, prepare: Prepare, pictures: Sequence[Image.Image], clean: Mapping[str, Any]
+    known: Known,
+    replica: nn.Module,
+    prepare: Prepare,
+    pictures: Sequence[Image.Image],
+    clean: Mapping[str, Any],
+    entered: Tensor | None = None,
 ) -> list[Located]:
     """The cells of each picture of a prompt.
 
@@ -108,6 +121,7 @@ def located(
         prepare: From the pictures to the forward's inputs.
         pictures: Of the prompt.
         clean: What `prepare` made of them.
+        entered: What a forward over them brought to the place that is expected; it is read again where it is not given.
 
     Raises:
         ModelError: no place passes the check; with the reason.
@@ -116,7 +130,7 @@ def located(
     before = _moved(*known.located[key], clean) if key in known.located else None
     if before is None:
         parts = [_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures))]
-        before = [_checked(part, known) or _located(part) for part in parts]
+        before = [_checked(part, known, entered) or _located(part) for part in parts]
         known.located[key] = before, clean.get("input_ids")
         known.rasters |= {one.footprints.image_size: one for one in before if one.footprints.grid is not None}
     return before
@@ -189,14 +203,24 @@ class _Measurement:
                 )
         return made
 
-    def footprints(self, place: Place) -> Footprints:
-        """Where the cells at a place lie."""
-        clean = read(self.replica, self.clean, place)
-        return footprints_of(self.picture, self.reader(place), clean, self.geometry)
+    @cached_property
+    def chequered(self) -> tuple[Image.Image, Image.Image]:
+        """Two pictures that differ from this one everywhere, each more so in fields of its own."""
+        return chequered(self.picture)
 
-    def reader(self, place: Place) -> Callable[[Image.Image], Tensor]:
-        """The cells' states at a place, as a function of this picture."""
-        return lambda picture: read(self.replica, self.inputs(picture), place)
+    @cached_property
+    def other(self) -> Mapping[str, Any]:
+        """With the first of these."""
+        return self.inputs(self.chequered[0])
+
+    def located(self, place: Place, clean: Tensor, other: Tensor) -> Located:
+        """Where the cells at a place lie, given their states with the picture and with the other, `[n, D]` each."""
+
+        def states(picture: Image.Image) -> Tensor:
+            return read(self.replica, self.inputs(picture), place)
+
+        fields = fields_of(other, states(self.chequered[1]), clean)
+        return Located(place, footprints_of(self.picture, states, clean, fields, self.geometry))
 
     def geometry(self) -> Geometry | None:
         """How the processor puts this picture on a canvas; None if it makes none."""
@@ -211,17 +235,13 @@ class _Measurement:
         return self.known.geometries.of(canvas, (self.picture.height, self.picture.width))
 
 
-def _checked(part: _Measurement, known: Known) -> Located | None:
-    """The cells on the raster that fitted at other sizes, if two half pictures agree with it; else None."""
+def _checked(part: _Measurement, known: Known, entered: Tensor | None) -> Located | None:
+    """The cells where they entered at other sizes, if they lie on a raster there too; else None."""
     if (rule := known.rule) is None:
         return None
-    reacting = at_known(part.replica, rule, part.clean, part.inputs(disturbed(part.picture)))
-    if reacting is None:
-        return None
-    place, clean, whole = reacting
-    bars = halved(part.picture, part.reader(place), clean, whole)
-    found = on_raster(Footprints((part.picture.height, part.picture.width), bars), part.geometry)
-    return None if found is None else Located(place, found)
+    reacting = at_known(part.replica, rule, part.clean, part.other, entered)
+    found = None if reacting is None else part.located(*reacting)
+    return None if found is None or found.footprints.grid is None else found
 
 
 def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,18 +255,19 @@ def _reworded(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _located(part: _Measurement) -> Located:
     """The first place whose cells are local, or that of states that are attended to."""
     seen = sightings(part.replica, part.clean)
-    other, lengths = part.inputs(disturbed(part.picture)), text_lengths(part.clean)
+    lengths = text_lengths(part.clean)
     if not lengths:
         raise ModelError("the model's inputs hold no tokens: input_ids or decoder_input_ids are missing")
     passed: list[tuple[float, Located]] = []
     kinds: tuple[Kind, ...] = ("in the sequence", "before the text", "attended to")
     for kind in kinds:
         reworded = sightings(part.replica, _reworded(part.clean)) if kind == "before the text" else None
-        place = find_place(part.replica, seen, other, lengths, kind, reworded)
-        if place is None:
+        place_and_states = find_place(part.replica, seen, part.other, lengths, kind, reworded)
+        if place_and_states is None:
             continue
-        found = Located(place, part.footprints(place))
-        locality = found.footprints.bars.locality
+        place, states = place_and_states
+        found = part.located(place, read(part.replica, part.clean, place), states)
+        locality = found.footprints.seen.locality
         if locality >= LOCAL:
             return found
         passed.append((locality, found))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ def text_lengths(inputs: Mapping[str, Any]) -> list[int]:
 def sightings(model: nn.Module, inputs: Mapping[str, Any]) -> list[_Seen]:
     """All arguments that may hold the picture's cells, in the order of one forward."""
     seen: list[_Seen] = []
-    with _observed(model, seen.append), torch.no_grad():
+    with _observed(model, lambda one, _: seen.append(one)), torch.no_grad():
         call(model, inputs)
     return seen
 
@@ -98,8 +99,10 @@ def find_place(
     lengths: Sequence[int],
     kind: Kind,
     reworded: Sequence[_Seen] | None = None,
-) -> Place | None:
-    """The first argument that holds the picture's cells, in the order of the forward; None if there is none.
+) -> tuple[Place, Tensor] | None:
+    """The first argument that holds the picture's cells, and their states `[n, D]` with another picture.
+
+    It is the first in the order of the forward; None if there is none.
 
     Args:
         model: A replica, whose hooks are removed again.
@@ -115,20 +118,20 @@ def find_place(
     """
     earlier = iter(zip(clean, clean if reworded is None else reworded, strict=False))
 
-    def compare(seen: _Seen) -> None:
+    def compare(seen: _Seen, value: Tensor) -> None:
         before, text = next(earlier, (None, None))
         if before is None or (before.module, before.argument) != (seen.module, seen.argument):
             raise ModelError("the model's forward takes another path for another picture of the same size")
         assert text is not None
         if (place := _place(before, seen, text, lengths, kind)) is not None:
-            raise _Found(place)
+            raise _Found((place, _cells(value, place)))
 
     try:
         with _observed(model, compare), torch.no_grad():
             call(model, other)
     except _Found as found:
-        place: Place = found.value
-        return place
+        place_and_states: tuple[Place, Tensor] = found.value
+        return place_and_states
     return None
 
 
@@ -144,11 +147,15 @@ def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
             f"a disturbed picture of the same size becomes {tuple(states.shape)} at {place.module!r} in place of "
             f"{place.shape}; the processor crops pictures by what they show"
         )
+    return _cells(states, place)
+
+
+def _cells(states: Tensor, place: Place) -> Tensor:
     return states.flatten(0, -2)[place.cells.to(states.device)].float()
 
 
 def at_known(
-    model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any]
+    model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any], entered: Tensor | None = None
 ) -> tuple[Place, Tensor, Tensor] | None:
     """The same argument with the cells that react to another picture, and their states `[n, D]` with either.
 
@@ -158,8 +165,11 @@ def at_known(
         model: A replica.
         place: Found with pictures of another size.
         clean, other: The inputs with one picture and with another.
+        entered: The whole argument with the one picture, from `kept_at`; read where it is None or has another shape.
     """
-    before, after = (states_at(model, inputs, place).flatten(0, -2) for inputs in (clean, other))
+    now = states_at(model, other, place)
+    was = states_at(model, clean, place) if entered is None or entered.shape != now.shape else entered
+    before, after = was.flatten(0, -2), now.flatten(0, -2)
     if before.shape != after.shape:
         return None
     reacts = (before != after).any(-1)
@@ -194,6 +204,30 @@ def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tens
     finally:
         handle.remove()
     raise ModelError(f"the model's forward does not reach {place.module!r} with a disturbed picture")
+
+
+@contextmanager
+def kept_at(model: nn.Module, place: Place | None) -> Iterator[list[Tensor]]:
+    """Keep the whole argument at a place in the first forward that gets there.
+
+    Yields a list that has it afterwards, and stays empty without a place or if no forward gets there.
+    """
+    kept: list[Tensor] = []
+    turns = count()
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if place is not None and next(turns) == place.turn:
+            found = dict([*enumerate(args), *kwargs.items()]).get(place.argument)
+            kept.extend([found.detach().clone()] if isinstance(found, Tensor) else [])
+
+    handle = (
+        None if place is None else model.get_submodule(place.module).register_forward_pre_hook(keep, with_kwargs=True)
+    )
+    try:
+        yield kept
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @contextmanager
@@ -266,7 +300,7 @@ def _kind(seen: _Seen, reacts: Tensor, lengths: Sequence[int]) -> Kind | None:
 
 
 @contextmanager
-def _observed(model: nn.Module, report: Callable[[_Seen], None]) -> Iterator[None]:
+def _observed(model: nn.Module, report: Callable[[_Seen, Tensor], None]) -> Iterator[None]:
     """Report every argument that may hold the picture's cells, while it is passed."""
     turns: Counter[str] = Counter()
 
@@ -282,7 +316,7 @@ def _observed(model: nn.Module, report: Callable[[_Seen], None]) -> Iterator[Non
                 if _may_hold_cells(value):
                     sums = value.detach().float().flatten(0, -2).abs().sum(-1)
                     title = key if isinstance(key, str) else called.get(key, "")
-                    report(_Seen(name, key, turn, title, tuple(value.shape), sums))
+                    report(_Seen(name, key, turn, title, tuple(value.shape), sums), value)
 
         return note
 
