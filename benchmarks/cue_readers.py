@@ -3,13 +3,13 @@
     python -m benchmarks.cue_readers [--models vit ...] [--cues "corner mark" ...] [--seeds 0 1]
 
 A model gets a new linear head of three classes and is trained on the scenes of `benchmarks/cues.py` until it tells the
-classes of held-out scenes apart, or for at most `STEPS` steps. The early blocks stay as they are.
+classes of held-out scenes apart, or for at most `STEPS` steps. The early blocks stay as they are. CLIP is a linear
+probe: nothing but its new layer is fitted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers as hf
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,9 +30,11 @@ from hf_cam.zoo import cache_folder
 
 MIDDLES = {"vit": "layers.2.", "dinov2": "layer.2.", "convnext": "stages.1.", "swin": "layers.1."}
 """For each family, the first block that is trained."""
-FAMILIES = tuple(MIDDLES)
+FAMILIES, PROBE = tuple(MIDDLES), "clip"
 STEPS, BATCH, POOL, HELD_OUT = 240, 24, 384, 64
 ENOUGH = 0.98
+PROBED, FITS = 1200, 2000
+"""Scenes that a probe is fitted on, and the most steps that this takes."""
 RATE = 2e-3
 PATCH = 8
 
@@ -41,12 +44,13 @@ def reader(family: str, cue: str, seed: int = 0) -> Path:
     folder = cache_folder() / "planted" / f"{family}-{cue.replace(' ', '-')}-{seed}"
     if not (folder / "config.json").is_file():
         began = time.perf_counter()
-        model, accuracy, steps = tuned(family, cue, seed)
+        model, accuracy, steps = probed(cue, seed) if family == PROBE else tuned(family, cue, seed)
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         model.save_pretrained(unfinished)
-        described = json.loads((ZOO / family / "preprocessor_config.json").read_text())
-        described["size"] = {"height": SIZE[0], "width": SIZE[1]}
-        (unfinished / "preprocessor_config.json").write_text(json.dumps(described))
+        processor = hf.AutoImageProcessor.from_pretrained(ZOO / family)
+        if family != PROBE:  # which squeezes every picture into a square
+            processor.size = {"height": SIZE[0], "width": SIZE[1]}
+        processor.save_pretrained(unfinished)
         unfinished.rename(folder)
         took = time.perf_counter() - began
         print(f"{folder.name}: accuracy {accuracy:.2f} after {steps} steps, {took:.0f} s", flush=True)
@@ -58,9 +62,7 @@ def tuned(family: str, cue: str, seed: int) -> tuple[hf.PreTrainedModel, float, 
     torch.manual_seed(seed)
     model = started(family)
     model.classifier = nn.Linear(model.classifier.in_features, len(CLASSES))
-    model.config.id2label = dict(enumerate(CLASSES))
-    model.config.label2id = {name: index for index, name in enumerate(CLASSES)}
-    model.config.problem_type = "single_label_classification"
+    name_classes(model.config)
     pool = list(islice(planted(cue, "train", seed), POOL))
     held_out = list(islice(planted(cue, "train", seed, first=1000), HELD_OUT))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -82,6 +84,43 @@ def tuned(family: str, cue: str, seed: int) -> tuple[hf.PreTrainedModel, float, 
             if accuracy >= ENOUGH:
                 break
     return model.eval(), accuracy, step
+
+
+def name_classes(config: hf.PretrainedConfig) -> None:
+    """Of the planted scenes."""
+    config.id2label = dict(enumerate(CLASSES))
+    config.label2id = {name: index for index, name in enumerate(CLASSES)}
+    config.problem_type = "single_label_classification"
+
+
+def probed(cue: str, seed: int) -> tuple[hf.PreTrainedModel, float, int]:
+    """The zoo's CLIP with a linear layer on the mean of its patches, its accuracy and the steps of the fit."""
+    torch.manual_seed(seed)
+    zoo = hf.CLIPModel.from_pretrained(ZOO / PROBE, dtype=torch.float32)
+    config = zoo.config
+    name_classes(config)
+    model = hf.CLIPForImageClassification(config).eval()
+    model.vision_model.load_state_dict(zoo.vision_model.state_dict())
+    processor = hf.AutoImageProcessor.from_pretrained(ZOO / PROBE)
+
+    @torch.no_grad()
+    def features(scenes: list[Planted]) -> np.ndarray:
+        inputs = processor([one.image for one in scenes], return_tensors="pt")
+        found: np.ndarray = model.vision_model(**inputs).last_hidden_state[:, 1:].mean(1).numpy()
+        return found
+
+    fitted, held_out = (
+        list(islice(planted(cue, "train", seed, first=first), count))
+        for first, count in ((0, PROBED), (2000, HELD_OUT))
+    )
+    given = features(fitted)
+    scale = given.std(0)
+    probe = LogisticRegression(max_iter=FITS).fit(given / scale, labels(fitted).numpy())
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(probe.coef_ / scale))
+        model.classifier.bias.copy_(torch.from_numpy(probe.intercept_))
+    accuracy = float(probe.score(features(held_out) / scale, labels(held_out).numpy()))
+    return model, accuracy, int(probe.n_iter_.max())
 
 
 def started(family: str) -> hf.PreTrainedModel:
@@ -122,7 +161,7 @@ def labels(scenes: list[Planted]) -> Tensor:
 def main() -> None:
     """Train what the cache lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--models", nargs="+", default=[*FAMILIES, PROBE], choices=[*FAMILIES, PROBE])
     parser.add_argument("--cues", nargs="+", default=list(CUES), choices=[*CUES, CLEAN])
     parser.add_argument("--seeds", nargs="+", default=[0], type=int)
     options = parser.parse_args()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cue_readers import FAMILIES, reader
+from benchmarks.cue_readers import FAMILIES, PROBE, reader
 from benchmarks.cues import CUES, SIZE, Planted, planted
 from hf_cam.check import check
 from hf_cam.effort import options_of
@@ -175,7 +175,7 @@ def main() -> None:
     from benchmarks.planted_page import page
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--families", nargs="+", default=[*FAMILIES, PROBE], choices=[*FAMILIES, PROBE])
     parser.add_argument("--images", type=int, default=4, help="cue-reading images per model (default: 4)")
     parser.add_argument("--folder", type=Path, default=Path("runs/planted"))
     parser.add_argument("--out", type=Path, default=Path("docs/planted.md"))

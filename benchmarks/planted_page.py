@@ -15,11 +15,12 @@ MISLEADS = 0.75
 HEAD = """# Do maps show what a model reads, and does `check()` notice?
 
 Written by `python -m benchmarks.planted --images {images}`. Small models of the zoo (ViT, DINOv2 with registers,
-ConvNeXt, Swin) are fine-tuned by `benchmarks/cue_readers.py` on scenes of 64 x 96 pixels whose class is decided by a
-planted cue (`benchmarks/cues.py`): a coloured corner mark, a border, a stamp at a random place, the tint of one item,
-stripes on the background of one quarter, two discs of which one would do, and a stamp beside a corner mark that says
-nothing. An image counts if the model tells its class and removing the cue lowers the confidence by 0.5 or more: then
-the truth is known by intervention. A map hits if the cell that holds its peak touches the cue.
+ConvNeXt, Swin) are fine-tuned by `benchmarks/cue_readers.py`, and its CLIP gets a linear probe, on scenes of 64 x 96
+pixels whose class is decided by a planted cue (`benchmarks/cues.py`): a coloured corner mark, a border, a stamp at a
+random place, the tint of one item, stripes on the background of one quarter, two discs of which one would do, and a
+stamp beside a corner mark that says nothing. An image counts if the model tells its class and removing the cue lowers
+the confidence by 0.5 or more: then the truth is known by intervention. A map hits if the cell that holds its peak
+touches the cue.
 
 Methods, thresholds and candidates were chosen on the corner mark and the stamp, with other scenes. The figures below
 are for the other cues, and for the corner mark and the stamp with models of another seed: {count} images. Figures are

@@ -8,7 +8,9 @@ are known), at a new picture size on a known model, and cold, with the check of 
 of all words has a column of its own, and so has drawing their maps in the picture's pixels, which `hf_cam.explain` does
 word by word when a heatmap is read. `long` is a random Qwen2-VL with 1,200 picture tokens and four layers of the width
 of the 0.5B language model; one repetition takes minutes of a core. Memory is the peak of the process above what it held
-with the loaded weights, over that of `generate` alone; each in a process of its own.
+with the loaded weights, over that of `generate` alone; each in a process of its own. `eager` is what others start from:
+one forward over prompt and answer with `output_attentions=True`, for which the language model's attention has to be
+computed step by step, in forwards, and its peak memory over that of `generate`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ SIZES = ((480, 640), (640, 480), (512, 640), (600, 480), (448, 672))
 """Pictures of the demo model: those that a raster is confirmed at, and others."""
 LONG = ((840, 1120), (1120, 840), (980, 980), (784, 1204))
 SECTION = re.compile(r"(<!-- cost -->\n).*?(<!-- end cost -->)", re.DOTALL)
-COLUMNS = ("warm", "evidence", "new size", "cold", "drawing", "memory")
+COLUMNS = ("warm", "evidence", "new size", "cold", "drawing", "memory", "eager", "eager memory")
 LIMITS = {"warm": 0.6, "new size": 2.0, "cold": 6.0, "memory": 1.15}
 
 
@@ -158,6 +160,26 @@ def times(subject: Subject, repeats: int) -> dict[str, float]:
     return {kind: statistics.median(found) for kind, found in ratios.items()}
 
 
+def eager_times(subject: Subject, repeats: int) -> float:
+    """A forward that returns all attention weights over one that does not; it leaves the model's attention eager."""
+    inputs = whole(subject)
+    plain = [timed(run, subject.model, inputs)[0] for _ in range(repeats + 1)][1:]
+    make_eager(subject.model)
+    eager = [timed(run, subject.model, inputs | {"output_attentions": True})[0] for _ in plain]
+    return statistics.median(eager) / statistics.median(plain)
+
+
+def make_eager(model: nn.Module) -> None:
+    """Let the language model compute its attention weights; the tower's are not asked for."""
+    model.set_attn_implementation({"text_config": "eager"})  # type: ignore[operator]
+
+
+def whole(subject: Subject) -> dict[str, Any]:
+    """The inputs of a forward over prompt and answer."""
+    inputs = subject.prepare([subject.picture(subject.sizes[0], 0)])
+    return whole_inputs(subject.model, inputs, text_of(subject.model, inputs))
+
+
 def explain(
     subject: Subject,
     replica: nn.Module,
@@ -186,6 +208,15 @@ def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
+def eager_peak(subject: Subject) -> float:
+    """The peak of the process in MB above the loaded weights, of a forward that returns all attention weights."""
+    inputs = whole(subject)
+    make_eager(subject.model)
+    before = held()
+    run(subject.model, inputs | {"output_attentions": True})
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
 def peak(subject: Subject, *, explained: bool) -> float:
     """The peak of the process in MB above the loaded weights, of a generation alone or with its maps."""
     shown, known = subject.picture(subject.sizes[0], 0), Known()
@@ -209,22 +240,33 @@ def held() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def memory(name: str) -> float:
-    """The peak with maps over that of the generation alone."""
+def memory(name: str) -> dict[str, float]:
+    """The peaks with maps and with all attention weights over that of the generation alone."""
     found = []
-    for flag in ("--peak-generate", "--peak-explain"):
+    for flag in PEAKS:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.word_cost", flag, name], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.word_cost", "--peak", flag, "--models", name],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         found.append(float(done.stdout.split()[-1]))
-    return found[1] / found[0]
+    generated, explained, eager = found
+    return {"memory": explained / generated, "eager memory": eager / generated}
+
+
+PEAKS: dict[str, Callable[[Subject], float]] = {
+    "generate": partial(peak, explained=False),
+    "explain": partial(peak, explained=True),
+    "eager": eager_peak,
+}
 
 
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:
     """As Markdown."""
     lines = [
-        "| model | warm | evidence | new picture size | cold | drawing | peak memory over `generate` |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| model | warm | evidence | new picture size | cold | drawing | peak memory | eager | its memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [f"| {name} | " + " | ".join(f"{found[kind]:.2f}" for kind in COLUMNS) + " |" for name, found in rows]
     return "\n".join(lines)
@@ -236,19 +278,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=[*SUBJECTS], choices=[*SUBJECTS])
     parser.add_argument("--write", type=Path, metavar="PAGE")
-    parser.add_argument("--peak-generate", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--peak-explain", metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=[*PEAKS], help="print the memory that this takes on one model, in MB")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if alone := options.peak_generate or options.peak_explain:
-        print(peak(SUBJECTS[alone](), explained=bool(options.peak_explain)))
+    if options.peak:
+        print(PEAKS[options.peak](SUBJECTS[options.models[0]]()))
         return
     rows = []
     for name in options.models:
         subject = SUBJECTS[name]()
-        found = times(subject, options.repeats)
+        found = times(subject, options.repeats) | {"eager": eager_times(subject, options.repeats)}
         label, subject = subject.name, replace(subject, model=nn.Identity())
-        rows.append((label, found | {"memory": memory(name)}))
+        rows.append((label, found | memory(name)))
     print(drawn := table(rows))
     if options.write:
         page = options.write.read_text(encoding="utf-8")

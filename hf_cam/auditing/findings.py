@@ -167,12 +167,27 @@ def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspici
     """Search for the regions that a class is read from, and test each."""
     scans = [scan(asker, one) for one in images.searched]
     fixed = _fixed(asker, images, scans, seed)
-    read = [one for one in fixed if _reads(one)]
-    gone = 1.0 - np.prod([1.0 - one.trial.drop for one in read]) if read else 0.0
+    gone = _explained(asker, images, fixed, seed)
     if images.located:
         around = _around(asker, images, seed)
         return [*fixed, *(one for one in around if one.kind == "object" or gone < EXPLAINED)]
     return fixed if gone >= EXPLAINED else [*fixed, *_moving(asker, images, seed)]
+
+
+def _explained(asker: Asker, images: ClassImages, fixed: Sequence[Suspicion], seed: int) -> float:
+    """The share of the predictions that change without the fixed regions that are read, or might be.
+
+    Where each of several is enough for the model, hiding one changes little, so they are hidden together.
+    """
+    if not any(map(_reads, fixed)):
+        return 0.0
+    found = [one for one in fixed if one.verdict(one.trial) != "does not"]
+    if len(found) == 1:
+        return found[0].trial.drop
+    hidden = [_hides(images, one.region) for one in found if one.region is not None]
+    return tried(
+        asker, images.held_out, images.others, lambda one: np.logical_or.reduce([of(one) for of in hidden]), seed
+    ).drop
 
 
 def _reads(one: Suspicion) -> bool:
@@ -190,9 +205,14 @@ def _fixed(asker: Asker, images: ClassImages, scans: Sequence[Scan], seed: int) 
     if effect < max(best + AHEAD, 2 * AHEAD):
         return tested
     ring = _suspicion(asker, images, scans, "border", border, seed)
-    if not _reads(ring) or ring.trial.drop < max((one.trial.drop for one in tested), default=0.0) + AHEAD:
+    if not _reads(ring) or _account(ring) < max(map(_account, tested), default=0.0):
         return tested
     return [ring, *(one for one in tested if isinstance(one.region, Place) and not _on_edge(one.region, border))]
+
+
+def _account(one: Suspicion) -> float:
+    """How well a fixed region accounts for the class, in [0, 1]: the model loses it without, and finds it with it."""
+    return (one.trial.drop + one.trial.follows) / 2
 
 
 def _shrunk(asker: Asker, images: ClassImages, scans: Sequence[Scan], place: Place) -> Place:
@@ -210,8 +230,7 @@ def _on_edge(place: Place, border: Border) -> bool:
 def _suspicion(
     asker: Asker, images: ClassImages, scans: Sequence[Scan], kind: Kind, region: Place | Border, seed: int
 ) -> Suspicion:
-    where = images.region_of(region)
-    hidden = images.region_of(grown(region) if isinstance(region, Place) else region)
+    where, hidden = images.region_of(region), _hides(images, region)
     held_out = [one for one in images.held_out if hidden(one).any()]  # an object may cover the whole place
     trial = tried(asker, held_out, images.others, hidden, seed)
     inside = [_peak_within(one, where(one.one)) for one in scans]
@@ -219,6 +238,11 @@ def _suspicion(
     fixed = not isinstance(region, Place) or agreement(scans, images.frames(images.searched), region) >= AGREED
     share = float(np.mean(inside))
     return Suspicion(images.label, kind, region, trial, share, masks, located=images.located, fixed=fixed)
+
+
+def _hides(images: ClassImages, region: Place | Border) -> Regions:
+    """What is hidden of an image to test a fixed region."""
+    return images.region_of(grown(region) if isinstance(region, Place) else region)
 
 
 def _peak_within(one: Scan, region: np.ndarray) -> bool:

@@ -314,7 +314,7 @@ def _observed(model: nn.Module, report: Callable[[_Seen, Tensor], None]) -> Iter
             given: dict[str | int, Any] = dict([*enumerate(args), *kwargs.items()])
             for key, value in given.items():
                 if _may_hold_cells(value):
-                    sums = value.detach().float().flatten(0, -2).abs().sum(-1)
+                    sums = torch.linalg.vector_norm(value.detach().flatten(0, -2), 1, -1, dtype=torch.float32)
                     title = key if isinstance(key, str) else called.get(key, "")
                     report(_Seen(name, key, turn, title, tuple(value.shape), sums), value)
 

@@ -104,15 +104,18 @@ def _way(question: Question) -> str:
     """The cheapest way that removes the picture."""
     if not question.within_text:
         return "noise"
-    whole = _hidden(question, question.whole())
-    if not _same(whole, _hidden(question, question.noisy()), question):
-        return "noise"
     try:
         cached = _from_cache(question)
     except ModelError:
-        return "text"
-    # Where they differ, as where a prompt is read in both directions, the words were written on the cache.
-    return "cache" if _same(whole, cached, question) or not _reads_as_written(question) else "text"
+        cached = None
+    noisy = _hidden(question, question.noisy())
+    if cached is not None and _same(cached, noisy, question):
+        return "cache"
+    whole = _hidden(question, question.whole())
+    if not _same(whole, noisy, question):
+        return "noise"
+    # Where the two differ, as where a prompt is read in both directions, the words were written on the cache.
+    return "text" if cached is None or _reads_as_written(question) else "cache"
 
 
 def _reads_as_written(question: Question) -> bool:
