@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import hf_cam
 from hf_cam.auditing.asking import Asker
 from hf_cam.auditing.audit import Audit
 from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
-from hf_cam.auditing.findings import AGREED, Suspicion, carried, kind_of, place_name
+from hf_cam.auditing.findings import AGREED, ClassImages, Suspicion, carried, kind_of, place_name, suspicions
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
@@ -309,6 +310,70 @@ def test_evidence_of_which_any_part_is_enough_is_found_where_it_lies():
     assert (marked & red).sum() / (marked | red).sum() > 0.5
     plain = asker.show(Case("1", 0, lambda: {"image": np.zeros_like(picture), "label": "none"}))
     assert scan(asker, plain).effect.max() == 0, "the class of an empty picture has no evidence"
+
+
+class AroundTheEdge(nn.Module):
+    """Enough red along the edge makes the second class; that at the top counts twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.Conv2d(3, 1, 8, 8)
+        weights = torch.zeros(8, 12)
+        weights[[0, -1]] = 1
+        weights[:, [0, -1]] = 1
+        weights[0] = 2
+        self.register_buffer("weights", weights / weights.sum())
+        with torch.no_grad():
+            self.cells.weight.zero_()
+            self.cells.bias.zero_()
+            self.cells.weight[0, 0] = 1 / 64
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        red = (self.cells(pixel_values)[:, 0] * self.weights).sum((1, 2))
+        return torch.stack([torch.full_like(red, 6.0), 8 * red], 1)
+
+
+def suspected(model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray) -> list[Suspicion]:
+    """What the red class of a model is suspected of, in these pictures beside plain ones."""
+
+    def tensor(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+    loaded = load(model.eval(), processor=tensor, labels=["none", "red"])
+    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+
+    def shown(label: int, number: int, picture: np.ndarray) -> Any:
+        return asker.show(Case(f"{label}-{number}", label, lambda: {"image": picture, "label": ("none", "red")[label]}))
+
+    red = [shown(1, number, one) for number, one in enumerate(pictures)]
+    assert all(one.right for one in red)
+    others = [shown(0, number, plain) for number in range(4)]
+    return suspicions(asker, ClassImages("red", red[::2], red[1::2], others))
+
+
+def test_the_border_is_read_where_its_best_part_is_needed_but_not_enough():
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[..., 0] = 255
+    picture[8:-8, 8:-8] = 0
+    found = [
+        one
+        for one in suspected(AroundTheEdge(), [picture] * 16, np.zeros_like(picture))
+        if one.verdict(one.trial) == "reads it"
+    ]
+    assert [one.kind for one in found] == ["border"]
+
+
+def test_places_of_which_one_is_enough_are_all_that_is_read():
+    left, right = (slice(24, 40), slice(0, 16)), (slice(24, 40), slice(80, 96))
+    pictures = []
+    for number in range(36):
+        picture = np.zeros((64, 96, 3), np.uint8)
+        for part in ((left, right), (left,), (right,))[number // 2 % 3]:
+            picture[(*part, 0)] = 255
+        pictures.append(picture)
+    found = suspected(Anywhere(), pictures, np.zeros((64, 96, 3), np.uint8))
+    assert {one.kind for one in found} == {"place"}
+    assert sum(one.verdict(one.trial) == "reads it" for one in found) == 2
 
 
 def test_a_place_where_objects_happen_to_lie_is_not_read():
