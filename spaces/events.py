@@ -383,8 +383,7 @@ def show(found: Found, alpha: float, colormap: str) -> list[Any]:
 
 def cleared() -> list[Any]:
     """Nothing for the comparison and the measures, which belonged to another explanation."""
-    plots = [gr.skip()] * len(CURVES)  # which are hidden; drawing nothing into them fails in the browser
-    return [None, [], "", None, "", gr.Column(visible=False), *plots, "", ""]
+    return [None, [], "", None, "", gr.Column(visible=False), "", ""]
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:

@@ -392,6 +392,11 @@ class TrustTab:
         """What `events.trusted` fills, after what it is of."""
         return [self.verdict, self.curves, *self.plots, self.findings, self.scores]
 
+    @property
+    def emptied(self) -> list[Block]:
+        """What `events.cleared` empties: not the plots, which are hidden; drawing nothing into them fails there."""
+        return [self.verdict, self.curves, self.findings, self.scores]
+
 
 def trust_tab() -> TrustTab:
     """The verdict, and below it plots, sentences and a table that are hidden until there is something to show."""
@@ -437,7 +442,7 @@ class Wiring:
     @property
     def of_another(self) -> list[Block]:
         """What `events.cleared` empties, in its order."""
-        return [self.state.made, *self.more.compare.parts, self.state.judged, *self.more.trust.parts]
+        return [self.state.made, *self.more.compare.parts, self.state.judged, *self.more.trust.emptied]
 
     @property
     def opened(self) -> list[Block]:
