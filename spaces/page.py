@@ -370,7 +370,7 @@ def compare_tab() -> CompareTab:
         gr.CheckboxGroup(method_choices()[1:], value=list(COMPARED), label="Methods", elem_id="methods")
     )
     go, stop = go_and_stop("Compare", "compare-")
-    grid = gr.Gallery(label="The same target, explained by each method", columns=5, elem_id="grid", **GALLERY)
+    grid = gr.Gallery(label="The same target, explained by each method", columns=4, elem_id="grid", **GALLERY)
     note = gr.Markdown(elem_id="grid-note")
     return CompareTab(methods, go, stop, grid, note)
 

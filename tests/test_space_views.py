@@ -16,6 +16,7 @@ from PIL import Image
 import hf_cam
 from hf_cam.check import VERDICTS, Check
 from hf_cam.evaluation.table import Record
+from hf_cam.images import drawing
 from hf_cam.interfaces.space import space_folder
 from hf_cam.metrics import BASELINES
 from hf_cam.zoo import SCENE
@@ -276,6 +277,14 @@ def test_the_methods_compared_at_first_differ(model):
     assert compared.skipped == {}
     maps = np.corrcoef([one.heatmap.ravel() for one in compared.explanations])
     assert np.triu(maps, 1).max() < 0.7
+
+
+@pytest.mark.slow
+def test_the_methods_compared_at_first_can_all_be_read_on_the_landing_photograph():
+    found = events.welcome()
+    compared = work.compared(found.current.image, found.settings, work.COMPARED)
+    bright = {one.method: (drawing.shown(one.heatmap) > 0.25).mean() for one in compared.explanations}
+    assert min(bright.values()) > 0.05, bright
 
 
 def test_a_method_that_is_not_defined_here_is_left_out_of_a_comparison():
