@@ -3,7 +3,8 @@
 The page is started by its command, and Explain is pressed over HTTP as a browser does: again and again in one visit,
 which has begun before, since the page fills itself when it is opened. The library explains the same
 picture with the same settings and draws what the page shows: the overlay, as a picture and as the file to take home.
-Medians are printed, for a photograph and for the zoo's scene, and the seconds until the page answers.
+Page and library take turns, so that whatever else the machine does falls on both. Medians are printed, of each and of
+the ratio within a round, for a photograph and for the zoo's scene, and the seconds until the page answers.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ FOUND = {"demo:imagenet": 5, "demo:vit": 5, "demo:detr": 10}
 """How many things the page explains."""
 
 
-def median(work: Callable[[], object], rounds: int) -> float:
-    """Seconds, without the first two rounds, which load and warm up."""
-    seconds = []
-    for _ in range(rounds + 2):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of both in each round, without the first two rounds, which load and warm up."""
+    return [(seconds(first), seconds(second)) for _ in range(rounds + 2)][2:]
 
 
 def explain_event(address: str) -> int:
@@ -100,11 +103,12 @@ def main() -> None:
                     for one in found:
                         one.overlay()
 
-                own = median(library, rounds)
                 picture = uploaded(served.address, files[name])
                 pressed = functools.partial(press, served.address, event, picture, model, session=f"visit-{model}")
-                page = median(pressed, rounds)
-                print(f"| {model} | {own * 1000:.0f} | {page * 1000:.0f} | {page / own:.2f} |", flush=True)
+                taken = in_turns(library, pressed, rounds)
+                own, page = (1000 * statistics.median(times) for times in zip(*taken, strict=True))
+                ratio = statistics.median(page / own for own, page in taken)
+                print(f"| {model} | {own:.0f} | {page:.0f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

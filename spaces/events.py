@@ -382,9 +382,11 @@ def show(found: Found, alpha: float, colormap: str) -> list[Any]:
 
 
 def cleared() -> list[Any]:
-    """Nothing for the comparison and the measures, which belonged to another explanation."""
-    plots = [gr.skip()] * len(CURVES)  # which are hidden; drawing nothing into them fails in the browser
-    return [None, [], "", None, "", gr.Column(visible=False), *plots, "", ""]
+    """Nothing for the comparison and the measures, which belonged to another explanation.
+
+    The plots are hidden, not taken away: gradio's go on asking for the width of an element that is gone.
+    """
+    return [None, [], "", None, "", gr.Column(visible="hidden"), "", ""]
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:

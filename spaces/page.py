@@ -370,7 +370,7 @@ def compare_tab() -> CompareTab:
         gr.CheckboxGroup(method_choices()[1:], value=list(COMPARED), label="Methods", elem_id="methods")
     )
     go, stop = go_and_stop("Compare", "compare-")
-    grid = gr.Gallery(label="The same target, explained by each method", columns=5, elem_id="grid", **GALLERY)
+    grid = gr.Gallery(label="The same target, explained by each method", columns=4, elem_id="grid", **GALLERY)
     note = gr.Markdown(elem_id="grid-note")
     return CompareTab(methods, go, stop, grid, note)
 
@@ -391,6 +391,11 @@ class TrustTab:
     def parts(self) -> list[Block]:
         """What `events.trusted` fills, after what it is of."""
         return [self.verdict, self.curves, *self.plots, self.findings, self.scores]
+
+    @property
+    def emptied(self) -> list[Block]:
+        """What `events.cleared` empties: not the plots, which are hidden; drawing nothing into them fails there."""
+        return [self.verdict, self.curves, self.findings, self.scores]
 
 
 def trust_tab() -> TrustTab:
@@ -437,7 +442,7 @@ class Wiring:
     @property
     def of_another(self) -> list[Block]:
         """What `events.cleared` empties, in its order."""
-        return [self.state.made, *self.more.compare.parts, self.state.judged, *self.more.trust.parts]
+        return [self.state.made, *self.more.compare.parts, self.state.judged, *self.more.trust.emptied]
 
     @property
     def opened(self) -> list[Block]:

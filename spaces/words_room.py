@@ -26,7 +26,7 @@ from hf_cam.explainer import Explainer
 from hf_cam.explanation import AGAINST_PICTURE, NO_EVIDENCE, WITHOUT_PICTURE
 from hf_cam.heads import head_kind
 from hf_cam.words.answer import Answer
-from hf_cam.words.page import html
+from hf_cam.words.page import html, striking, words_of
 from hf_cam.zoo import SCENE
 
 HINT = "Ask a model that answers in words. Point at a word, tap it or use the arrow keys to see where it comes from."
@@ -115,13 +115,14 @@ def portrait() -> gr.Button:
 
 @functools.cache
 def _portrait() -> str:
-    return portrait_of(striking(welcome()[1]))
+    return portrait_of(first_shown(welcome()[1]))
 
 
-def striking(answer: Answer) -> Explanation:
-    """The word with the most concentrated map among those that rest on the picture; among all where none does."""
-    resting = [one for one in answer if not one.flags]
-    return min(resting or answer, key=lambda one: float(one.heatmap.mean()))
+def first_shown(answer: Answer) -> Explanation:
+    """The word that the answer's page shows first; its first word where that shows none."""
+    words = words_of(answer)
+    span = words[striking(words) or 0].span
+    return next(one for one in answer if one.span == span)
 
 
 def arrive(shown: bool) -> list[Any]:

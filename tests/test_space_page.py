@@ -197,6 +197,7 @@ def test_a_map_is_judged_in_words_while_its_measures_come_in(browser, server, sc
     visit.shoot("trust")
     visit.changes(lambda: page.locator("#found button.thumbnail-item").nth(1).click())
     page.locator("#curves").wait_for(state="hidden")  # they were another class's
+    assert page.locator("#curves svg.marks").count() == 3  # plots that are gone fail when they are resized
     page.locator("#verdict .verdict").wait_for(state="detached")
     visit.close()
 

@@ -16,6 +16,7 @@ from PIL import Image
 import hf_cam
 from hf_cam.check import VERDICTS, Check
 from hf_cam.evaluation.table import Record
+from hf_cam.images import drawing
 from hf_cam.interfaces.space import space_folder
 from hf_cam.metrics import BASELINES
 from hf_cam.zoo import SCENE
@@ -278,6 +279,14 @@ def test_the_methods_compared_at_first_differ(model):
     assert np.triu(maps, 1).max() < 0.7
 
 
+@pytest.mark.slow
+def test_the_methods_compared_at_first_can_all_be_read_on_the_landing_photograph():
+    found = events.welcome()
+    compared = work.compared(found.current.image, found.settings, work.COMPARED)
+    bright = {one.method: (drawing.shown(one.heatmap) > 0.25).mean() for one in compared.explanations}
+    assert min(bright.values()) > 0.05, bright
+
+
 def test_a_method_that_is_not_defined_here_is_left_out_of_a_comparison():
     found = events.first_view("demo:detr", str(SCENE))
     compared = work.compared(found.current.image, found.settings, ["gradcam", "finercam"])
@@ -322,7 +331,7 @@ def test_measures_come_in_one_by_one_and_end_with_everything(found):
     assert [part.check is not None for part in came] == [False] * 4 + [True] * 9
     assert last.table.records == came[-1].table.records
     shown = events.trusted(came[0], found)
-    assert len(shown) == len(events.cleared()[3:])
+    assert len(shown) == len(events.cleared()[3:]) + len(work.CURVES)
     assert "Checking" in shown[1]
 
 

@@ -13,17 +13,18 @@ from PIL import Image
 
 from hf_cam.explanation import Explanation
 from hf_cam.words.answer import Answer
-from hf_cam.words.page import html, strip, words_of
+from hf_cam.words.page import IDLE, html, strip, words_of
 
 SIZE = (64, 40)
 TEXT = 'A red <b>"cup"</b> and\na bowl.'
 EVIDENCE = {"A": 0.0, "red": 0.5, "cup": 1.0, "and": 0.02, "bowl": 0.8}
+NARROW = {"and": 3, "bowl": 6}
 
 
 def word(label: str, place: int, image: Image.Image, **changes: object) -> Explanation:
     """A word whose map is bright in one column of the picture only."""
     heatmap = np.zeros((image.height, image.width), np.float32)
-    heatmap[:, 10 * place : 10 * place + 10] = 1
+    heatmap[:, 10 * place : 10 * place + NARROW.get(label, 10)] = 1
     start = re.search(rf"\b{label}\b", TEXT).start()
     flags = {"A": ("no evidence",), "and": ("said without the picture",)}.get(label, ())
     given = {"score": 0.9, "span": (start, start + len(label)), "evidence": EVIDENCE[label], "flags": flags} | changes
@@ -72,7 +73,7 @@ def test_text_of_the_model_is_never_markup() -> None:
     page = Page(html(answer()))
     assert TEXT in page.text
     assert "a/<model>" in page.text
-    assert "b" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("b") == 1  # the name of the chosen word
 
 
 def test_each_word_is_shaded_by_its_evidence_and_says_if_it_needs_no_picture() -> None:
@@ -80,6 +81,26 @@ def test_each_word_is_shaded_by_its_evidence_and_says_if_it_needs_no_picture() -
     assert [found["style"] for found in words] == [f"--evidence:{e:.2f}" for e in (0, 0.5, 1, 0, 0.8)]
     assert ["plain" in found["class"] for found in words] == [True, False, False, True, False]
     assert ["without the picture" in found["data-note"] for found in words] == [True, False, False, True, False]
+
+
+def test_the_most_concentrated_map_of_those_that_the_picture_gave_is_shown_at_first() -> None:
+    page = Page(html(answer(2)))
+    words = page.of("word")
+    assert [found["aria-pressed"] for found in words] == ["false"] * 4 + ["true"]
+    assert [found["tabindex"] for found in words] == ["-1"] * 4 + ["0"]
+    assert ["on" in found["class"].split() for found in words] == [False] * 4 + [True]
+    assert [found["data-word"] for found in page.of("map") if "on" in found["class"].split()] == ["4", "4"]
+    assert f"bowl: {words[4]['data-note']}" in page.text
+    assert IDLE not in page.text
+
+
+def test_no_word_is_chosen_where_none_owes_anything_to_the_picture() -> None:
+    unseen = Answer([one for one in answer() if one.label in ("A", "and")], answer=TEXT, image=answer().image)
+    page = Page(html(unseen))
+    assert [found["aria-pressed"] for found in page.of("word")] == ["false", "false"]
+    assert [found["tabindex"] for found in page.of("word")] == ["0", "-1"]
+    assert not page.of("on")
+    assert IDLE in page.text
 
 
 def test_a_map_leaves_its_own_place_bright() -> None:
@@ -152,12 +173,15 @@ def shown(page) -> list[str]:
 
 @pytest.mark.browser
 def test_a_word_under_the_mouse_shows_its_map_and_a_click_keeps_it(opened) -> None:
-    assert shown(opened) == []
-    opened.get_by_role("button", name="cup").hover()
-    assert shown(opened) == ["cup", "cup"]
-    opened.get_by_role("button", name="bowl").click()
+    assert shown(opened) == ["bowl", "bowl"]  # from the start
+    assert opened.get_by_role("button", pressed=True).all_inner_texts() == ["bowl"]
+    opened.get_by_role("button", name="red").hover()
+    assert shown(opened) == ["red", "red"]
     opened.mouse.move(1, 1)
     assert shown(opened) == ["bowl", "bowl"]
+    opened.get_by_role("button", name="cup").click()
+    opened.mouse.move(1, 1)
+    assert shown(opened) == ["cup", "cup"]
     opened.get_by_role("button", name="and").hover()
     assert "without the picture" in opened.locator(".note").inner_text()
 
@@ -165,18 +189,22 @@ def test_a_word_under_the_mouse_shows_its_map_and_a_click_keeps_it(opened) -> No
 @pytest.mark.browser
 def test_arrow_keys_go_from_word_to_word_and_escape_ends(opened) -> None:
     opened.keyboard.press("Tab")
-    assert shown(opened)[0] == "A"
-    opened.keyboard.press("ArrowRight")
-    opened.keyboard.press("ArrowRight")
+    assert shown(opened)[0] == "bowl"  # which is chosen
+    opened.keyboard.press("ArrowLeft")
+    opened.keyboard.press("ArrowLeft")
     assert shown(opened)[0] == "cup"
+    opened.keyboard.press("Home")
+    assert shown(opened)[0] == "A"
     opened.keyboard.press("End")
     opened.keyboard.press("ArrowRight")
     assert shown(opened)[0] == "bowl"
+    opened.keyboard.press("ArrowLeft")
     opened.keyboard.press("Enter")
-    assert opened.get_by_role("button", pressed=True).inner_text() == "bowl"
+    assert opened.get_by_role("button", pressed=True).inner_text() == "and"
     opened.keyboard.press("Home")
     opened.keyboard.press("Escape")
     assert shown(opened) == []
+    assert opened.locator(".note").inner_text() == IDLE
 
 
 @pytest.mark.browser

@@ -95,16 +95,17 @@ def pictures_of(answer: Answer, words: Sequence[Word]) -> list[Image.Image]:
 
 
 def html(answer: Answer) -> str:
-    """A page with the answer, its words shaded by how much the picture contributed; each shows its map on request.
+    """A page with the answer, its words shaded by how much the picture contributed; the chosen one shows its map.
 
-    A word is chosen with the mouse, a finger or the keyboard. The page is one file that loads nothing.
+    The first word to be chosen is that of `striking`; others with the mouse, a finger or the keyboard. The page is one
+    file that loads nothing.
 
     >>> from hf_cam.words.answer import Answer
     >>> "A &lt;b&gt; cup." in html(Answer([], answer="A <b> cup.", image=Image.new("RGB", (64, 48)), model="demo"))
     True
     """
     words = words_of(answer)
-    pictures = pictures_of(answer, words)
+    pictures, chosen = pictures_of(answer, words), striking(words)
     figures = [
         FIGURE.substitute(
             source=_picture_data(picture),
@@ -112,7 +113,7 @@ def html(answer: Answer) -> str:
             height=picture.height,
             ratio=f"{picture.width / picture.height:.4f}",
             alt="The picture" if len(pictures) == 1 else f"Picture {number + 1}",
-            maps="".join(_mask(index, word, number) for index, word in enumerate(words)),
+            maps="".join(_mask(index, word, number, index == chosen) for index, word in enumerate(words)),
         )
         for number, picture in enumerate(pictures)
     ]
@@ -120,27 +121,42 @@ def html(answer: Answer) -> str:
         title=escape(answer.answer),
         model=escape(Path(answer.model).name if Path(answer.model).is_absolute() else answer.model),
         idle=IDLE if words else "",
+        note=(IDLE if words else "") if chosen is None else _said(words[chosen]),
         figures="".join(figures),
         many=" many" if len(pictures) > 1 else "",
-        answer=_text(answer.answer, words),
+        answer=_text(answer.answer, words, chosen),
     )
 
 
-def _text(answer: str, words: Sequence[Word]) -> str:
+def striking(words: Sequence[Word]) -> int | None:
+    """The index of the word to look at first: the most concentrated map of those that the picture contributed to.
+
+    The strongest evidence would not do: it is close to 1 also for an "and", whose map is all over the picture.
+
+    Returns:
+        None if the picture contributed to no word.
+    """
+    owed = {index: word.views for index, word in enumerate(words) if word.needs_picture and word.evidence}
+    spread = {index: sum(float(heatmap.mean()) for _, heatmap in views) for index, views in owed.items()}
+    return min(filter(spread.get, spread), key=spread.__getitem__, default=None)
+
+
+def _text(answer: str, words: Sequence[Word], chosen: int | None) -> str:
     parts, end = [], 0
     for index, word in enumerate(words):
         start, stop = word.span
-        parts += [escape(answer[end:start]), _button(index, word, answer[start:stop])]
+        parts += [escape(answer[end:start]), _button(index, word, answer[start:stop], chosen)]
         end = stop
     return "".join([*parts, escape(answer[end:])])
 
 
-def _button(index: int, word: Word, text: str) -> str:
+def _button(index: int, word: Word, text: str, chosen: int | None) -> str:
     return BUTTON.substitute(
-        kind="" if word.needs_picture else " plain",
+        kind=("" if word.needs_picture else " plain") + _on(index == chosen),
+        pressed=str(index == chosen).lower(),
         index=index,
         evidence=f"{word.evidence if word.needs_picture else 0:.2f}",
-        reachable=-1 if index else 0,
+        reachable=0 if index == (chosen or 0) else -1,
         note=escape(_note(word)),
         text=escape(text),
     )
@@ -150,10 +166,19 @@ def _note(word: Word) -> str:
     return f"probability {word.score:.2f}, {word.source}"
 
 
-def _mask(index: int, word: Word, number: int) -> str:
+def _said(word: Word) -> str:
+    """What the page's script says of a chosen word, as HTML."""
+    return f"<b>{escape(word.text)}</b>: {escape(_note(word))}"
+
+
+def _on(chosen: bool) -> str:
+    return " on" if chosen else ""
+
+
+def _mask(index: int, word: Word, number: int, chosen: bool) -> str:
     """The shadow that leaves the word's evidence bright; a flat one for a word said without the picture."""
     heatmap = word.views[number][1] if word.needs_picture else UNSEEN
-    return MASK.substitute(index=index, source=_data(_shadow(heatmap), "PNG"))
+    return MASK.substitute(index=index, kind=_on(chosen), source=_data(_shadow(heatmap), "PNG"))
 
 
 def _shadow(heatmap: np.ndarray) -> Image.Image:
@@ -245,10 +270,10 @@ FRAME = "width:100%;height:640px;border:0"
 FIGURE = Template(
     '<figure style="--ratio:$ratio"><img src="$source" width="$width" height="$height" alt="$alt">$maps</figure>'
 )
-MASK = Template('<img class="map" data-word="$index" src="$source" alt="">')
+MASK = Template('<img class="map$kind" data-word="$index" src="$source" alt="">')
 BUTTON = Template(
     '<button type="button" class="word$kind" data-word="$index" style="--evidence:$evidence" tabindex="$reachable"'
-    ' aria-pressed="false" data-note="$note">$text</button>'
+    ' aria-pressed="$pressed" data-note="$note">$text</button>'
 )
 PAGE = Template(
     """<!doctype html>
@@ -296,14 +321,14 @@ figure img.map.on { opacity: 1; }
 <main>
 <div class="pictures$many">$figures</div>
 <p class="answer" role="group" aria-label="The answer; arrow keys go from word to word">$answer</p>
-<p class="note" aria-live="polite" data-idle="$idle">$idle</p>
+<p class="note" aria-live="polite" data-idle="$idle">$note</p>
 <div class="legend"><span>evidence from the picture: none<i></i>all</span>
 <span><u>underlined</u>: said without the picture</span>
 <span>model: $model</span></div>
 </main>
 <script>
 const words = [...document.querySelectorAll(".word")], note = document.querySelector(".note");
-let kept = null;
+let kept = words.find((one) => one.classList.contains("on")) ?? null;
 function show(word) {
   document.querySelectorAll(".on").forEach((one) => one.classList.remove("on"));
   if (!word) { note.textContent = note.dataset.idle; return; }
@@ -318,16 +343,18 @@ function keep(word) {
   show(kept);
 }
 function go(index) {
-  const word = words[Math.max(0, Math.min(words.length - 1, index))];
+  words[Math.max(0, Math.min(words.length - 1, index))].focus();
+}
+function enter(word) {
   words.forEach((one) => { one.tabIndex = one === word ? 0 : -1; });
-  word.focus();
+  show(word);
 }
 const keys = { ArrowRight: (i) => i + 1, ArrowDown: (i) => i + 1, ArrowLeft: (i) => i - 1, ArrowUp: (i) => i - 1,
   Home: () => 0, End: () => words.length - 1 };
 words.forEach((word, index) => {
   word.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") show(word); });
   word.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") show(kept); });
-  word.addEventListener("focus", () => show(word));
+  word.addEventListener("focus", () => enter(word));
   word.addEventListener("blur", () => show(kept));
   word.addEventListener("click", () => keep(kept === word ? null : word));
   word.addEventListener("keydown", (event) => {
