@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from benchmarks.cue_readers import FAMILIES, PROBE, reader
 from benchmarks.cues import CUES, SIZE, Planted, planted
-from hf_cam.check import check
+from hf_cam.check import PEAK, check
 from hf_cam.effort import options_of
 from hf_cam.explainer import Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.images.reading import load_image
+from hf_cam.metrics.verdict import strongest
 from hf_cam.models.loading import load
 
 CHOSEN = [("corner mark", 0), ("stamp", 0)]
@@ -57,6 +58,8 @@ METHODS = (
     "libracam",
 )
 Record = dict[str, Any]
+Judged = tuple[str, bool, str, float]
+"""The name of a map, whether it hits, the verdict on it, and the share of its strongest pixels on the cue."""
 
 
 def hits(raw: np.ndarray, cue: np.ndarray) -> bool:
@@ -96,16 +99,24 @@ def moved(kept: Explanation, other: Explanation) -> dict[str, tuple[Tensor, np.n
     }
 
 
-def judged(cue: np.ndarray, fast: Explanation, kept: Explanation, other: Explanation) -> list[tuple[str, bool, str]]:
-    """The verdicts on the fast map, on the one that was kept, and on those that should miss: name, hit and verdict."""
+def judged(cue: np.ndarray, fast: Explanation, kept: Explanation, other: Explanation) -> list[Judged]:
+    """The verdicts on the fast map, on the one that was kept, and on those that should miss."""
     maps = [("fast", fast), ("checked", kept)][fast.method == kept.method :]
-    verdicts = [(name, hits(one.raw, cue), one.check().verdict) for name, one in maps]
+    verdicts = [(name, hits(one.raw, cue), one.check().verdict, on_cue(one, cue)) for name, one in maps]
     if hits(kept.raw, cue):
         assert kept.origin is not None
         for name, (saliency, raw) in moved(kept, other).items():
             if not hits(raw, cue):
-                verdicts.append((name, False, check(replace(kept.origin, map=saliency), raw).verdict))
+                verdicts.append((name, False, check(replace(kept.origin, map=saliency), raw).verdict, 0.0))
     return verdicts
+
+
+def on_cue(one: Explanation, cue: np.ndarray) -> float:
+    """Which share of the pixels that a check starts from lies on the cue."""
+    assert one.origin is not None
+    peak = strongest(one.origin.map.float(), (PEAK,))
+    there = functional.interpolate(torch.from_numpy(cue)[None, None].float(), peak.shape[1:], mode="area")[0]
+    return float((there * peak).sum() / peak.sum())
 
 
 def measured(family: str, cue: str, seed: int, count: int) -> Iterator[Record]:

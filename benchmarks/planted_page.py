@@ -41,8 +41,14 @@ about the picture, and no map of that layer can show the place. Hiding parts of 
 SPREAD = """
 
 A check adds the strongest 3% of the map to random parts of the image, few and many, and compares what that adds on
-average with their share of the area. Real misses are the hard case: a peak beside the cue marks some of it.
+average with their share of the area. Real misses are the hard case: a peak beside the cue marks some of it. So are
+hits whose peak cell touches the cue while most of these 3% lie beside it: what such a map marks is not what is read.
 """
+ON_CUE = {
+    (0.0, 0.25): "less than a quarter of the 3% on the cue",
+    (0.25, 0.5): "a quarter to a half",
+    (0.5, 2.0): "more",
+}
 
 FLAGGED = f"""
 
@@ -111,11 +117,14 @@ def verdicts(records: Sequence[Record]) -> str:
         "hits of another image": lambda name, hit: name == "foreign",
     }
     for kind, belongs in kinds.items():
-        found = [verdict for one in records for name, hit, verdict in one["verdicts"] if belongs(name, hit)]
+        found = [verdict for one in records for name, hit, verdict, _ in one["verdicts"] if belongs(name, hit)]
         rows.append([kind, *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
+    for (low, high), kind in ON_CUE.items():
+        found = [v for one in records for _, hit, v, inside in one["verdicts"] if hit and low <= inside < high]
+        rows.append([f"hits, {kind}", *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
     for cue in dict.fromkeys(one["cue"] for one in records):
         own = [one for one in records if one["cue"] == cue]
-        found = [verdict for one in own for _, hit, verdict in one["verdicts"] if hit]
+        found = [verdict for one in own for _, hit, verdict, _ in one["verdicts"] if hit]
         rows.append([f"hits, {cue}", *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
     return table(rows) + SPREAD
 
@@ -143,7 +152,7 @@ def goals(records: Sequence[Record]) -> str:
         goal = f"`checked` on {family}: peak on the cue in 0.90, or in as many as plain occlusion"
         rows.append([goal, f"{share(checked)}; occlusion {share(plain)}", _met(bool(met))])
     for hit, word in ((True, "hits"), (False, "misses")):
-        found = [verdict for one in records for _, was, verdict in one["verdicts"] if was is hit]
+        found = [verdict for one in records for _, was, verdict, _ in one["verdicts"] if was is hit]
         right, wrong = ("supports", "contradicts") if hit else ("contradicts", "supports")
         for verdict, limit, enough in ((right, "at least 0.90", True), (wrong, "at most 0.05", False)):
             values = [one == verdict for one in found]
