@@ -116,6 +116,8 @@ class LocalRules(TorchFunctionMode):
         )
         if not any(_is_live(tensor) for tensor in (query, key, value)):
             return output
+        if self.attend == "frozen" and not _is_live(value):
+            return output.detach()
         if enable_gqa and key.shape[1] != query.shape[1]:
             key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
         if is_causal:

@@ -20,7 +20,7 @@ from hf_cam.words.rows import Rows, recorded_rows
 from hf_cam.words.scores import Score
 from hf_cam.words.writing import alike, answer_rows, decodes
 
-DEFAULT = "word-relevance"
+DEFAULT = "word-contribution"
 ELSEWHERE = "word-gradient-x-input"
 """The default where the picture's cells are not in the language model's own sequence, or its attention is not seen."""
 
@@ -113,8 +113,10 @@ def _weighed(method: WordMethod, question: Question) -> Weighed:
         cells, tokens = question.place.cells, question.score.tokens
         found: Any = readout_of(question.model, question.whole(), tokens, cells, question.rows)
     else:
-        found = _rows(question, differentiate=signal == "gradient_rows")
-    return Weighed(joined(method.weights(found).cpu(), question.words), found.logits, method.id)
+        with LocalRules("frozen") if signal == "linear_rows" else nullcontext():
+            found = _rows(question, differentiate=signal != "attention_rows")
+    weights = joined(method.weights(found).cpu(), question.words)
+    return Weighed(weights.clamp_min(0), found.logits, method.id)
 
 
 def _rows(question: Question, *, differentiate: bool) -> Rows:
