@@ -29,8 +29,8 @@ class WordMethod:
 
     Args:
         id: The name in `explain(method=...)`.
-        weights: Pure function of signals, to weights `[words, n]`, or `[T, n]` of tokens, which are summed for each word
-            and cut at 0 then. Its parameters without a default name the signals.
+        weights: Pure function of signals, to weights `[words, n]`, or `[T, n]` of tokens, which are summed for each
+            word and cut at 0 then. Its parameters without a default name the signals.
         paper: Authors, title or venue, and arXiv id.
         summary: One sentence.
         departure: One line on what it does otherwise than its paper; empty if nothing.
