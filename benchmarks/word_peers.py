@@ -33,9 +33,10 @@ from benchmarks.words import KINDS, Case, described, map_of, right_mentions, tab
 from hf_cam.explainer import Explainer
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.words.prompts import prompt_of
+from hf_cam.words.weighing import DEFAULT
 
 SECTION = re.compile(r"(<!-- peers -->\n).*?(<!-- end peers -->)", re.DOTALL)
-OURS, THEIRS = "word-relevance", ("attention", "gradcam", "agcam")
+OURS, THEIRS = DEFAULT, ("attention", "gradcam", "agcam")
 TOKENS = 64
 ROWS = [(mode, 0) for mode in THEIRS] + [(mode, 1) for mode in THEIRS]
 """Its maps, and those of the token before, whose row is the one that predicts the token."""

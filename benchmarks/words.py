@@ -1,6 +1,6 @@
 """How well the map of each word lies on the item that the word names, in scenes whose masks are known.
 
-    python -m benchmarks.words [--scenes 40] [--seed 6] [--methods word-relevance ...] [--write docs/words.md]
+    python -m benchmarks.words [--scenes 40] [--seed 6] [--methods word-contribution ...] [--write docs/words.md]
 
 `demo:llava` describes each scene of the test split. Only right words are judged: the answer names as many items as
 there are, and the word is the noun or colour of the item at its place from left to right. For each method: the share of

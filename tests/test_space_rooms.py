@@ -53,7 +53,7 @@ NOT_ASKED = {
     "a classifier": ({"model": "demo:vit"}, "not a model id such as owner/name or demo:llava"),
     "a path": ({"model": "../../etc/passwd"}, "not a model id"),
     "a Hub id without a network": ({"model": "someone/llava"}, "without a network; it offers demo:llava"),
-    "a method of pictures": ({"method": "gradcam"}, "not a method of this page; it offers auto, word-relevance"),
+    "a method of pictures": ({"method": "gradcam"}, "not a method of this page; it offers auto, word-contribution"),
     "no picture": ({"path": ""}, "Choose a picture first"),
 }
 

@@ -59,6 +59,9 @@ class LocalRules(TorchFunctionMode):
         self._gates: dict[int, tuple[Tensor, bool]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute, as in half of all calls
+            return func(*args)
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
@@ -67,10 +70,9 @@ class LocalRules(TorchFunctionMode):
                 return multi_head(*args, **kwargs)
         if func in SURROGATES:
             return _Instead.apply(SURROGATES[func](*args, **kwargs), func(*args, **kwargs).detach())
-        name = getattr(func, "__name__", "")
         if func in ACTIVATIONS:
             return self._activation(func, args, kwargs)
-        if name in PRODUCTS | MATMUL and len(args) == 2 and all(_is_live(arg) for arg in args):
+        if (name in PRODUCTS or name in MATMUL) and len(args) == 2 and all(_is_live(arg) for arg in args):
             return self._product(func, name, *args)
         result = func(*args, **kwargs)
         if func in ROOTS or (name in POWERS and len(args) > 1 and args[1] in (0.5, -0.5)):
@@ -111,6 +113,8 @@ class LocalRules(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if self.attend == "frozen" and not _is_live(value):
+            query, key = query.detach(), key.detach()  # constant weights of constant values
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

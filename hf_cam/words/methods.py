@@ -17,9 +17,10 @@ from hf_cam.words.readout import Readout
 from hf_cam.words.rows import Rows
 
 Weights = TypeVar("Weights", bound=Callable[..., Tensor])
-Signal = Literal["gradient_rows", "attention_rows", "entry", "relevance_entry", "readout"]
-"""What a method may need: the attention rows that predict the words, with or without gradients; the picture's cells
-where they enter with the words' gradients, plain or by AttnLRP's rules; the words' logits at the picture's cells."""
+Signal = Literal["linear_rows", "gradient_rows", "attention_rows", "entry", "relevance_entry", "readout"]
+"""What a method may need: the attention rows that predict the words, with gradients that see norms, gates and attention
+as constant, with plain ones or with none; the picture's cells where they enter with the words' gradients, plain or by
+AttnLRP's rules; the words' logits at the picture's cells."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class WordMethod:
 
     Args:
         id: The name in `explain(method=...)`.
-        weights: Pure function of signals, to weights `[words, n]`; its parameters without a default name the signals.
+        weights: Pure function of signals, to weights `[words, n]`, or `[T, n]` of tokens, which are summed for each
+            word and cut at 0 then. Its parameters without a default name the signals.
         paper: Authors, title or venue, and arXiv id.
         summary: One sentence.
         departure: One line on what it does otherwise than its paper; empty if nothing.
@@ -83,7 +85,7 @@ def list_word_methods() -> dict[str, WordMethod]:
     """All methods for words by id, the default first.
 
     >>> [*list_word_methods()][0]
-    'word-relevance'
+    'word-contribution'
     """
     return WORD_METHODS.records()
 
@@ -96,6 +98,23 @@ def joined(rows: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
             [6.]])
     """
     return torch.stack([rows[list(word)].sum(0) for word in words])
+
+
+@word_method(
+    "word-contribution",
+    paper="after Ali et al., ICML 2022, arXiv:2202.07304, and Ferrando et al., ACL 2023, arXiv:2305.12535",
+    summary="What the rows that predict a word take from each cell by attention, as shares of the word's score.",
+    departure="Shares pass later layers by gradients that see norms and gates as constant, and end at keys and values.",
+)
+def word_contribution(linear_rows: Rows) -> Tensor:
+    """`w[t, n] = sum over layers and heads of A[t, n] <v[n], ds_t/do[t]>`, `[T, n]`, of either sign.
+
+    `o[t] = sum_n A[t, n] v[n]` is what a head returns. With norms, gates and attention held constant, a logit without
+    biases is the sum of these terms over all keys and of the term of the row's own embedding. The plain gradient of a
+    norm is blind along the state, so that whatever already points to the word would count for nothing.
+    """
+    parts = ((row.weights, row.gradients) for row in linear_rows)
+    return _summed((one * other).sum(0) for one, other in parts if other is not None)
 
 
 @word_method(

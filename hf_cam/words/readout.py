@@ -45,7 +45,7 @@ def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cell
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Linear):
-        raise MethodError("'tam' needs a linear output layer, which this model has not; 'word-relevance' needs none")
+        raise MethodError("'tam' needs a linear output layer, which this model has not; 'word-contribution' needs none")
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:
@@ -54,7 +54,7 @@ def readout_of(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, cell
     finally:
         handle.remove()
     if not seen or seen[-1].shape[1] <= int(cells.max()):
-        raise MethodError("'tam' needs the last states of the whole sequence; 'word-relevance' needs none of them")
+        raise MethodError("'tam' needs the last states of the whole sequence; 'word-contribution' needs none of them")
     states = seen[-1][0]
     known = torch.nn.functional.linear(states, head.weight[tokens.to(head.weight.device)]).T
     return Readout(known[:, cells.to(known.device)], known[:, rows], tokens.to(known.device), logits[0, rows])

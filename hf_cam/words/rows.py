@@ -7,6 +7,7 @@ the gradient of its own token alone, so that the sum of all scores is differenti
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +77,8 @@ class RowRecorder(Recorder):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute, as in half of all calls
+            return func(*args)
         if name in MATMUL and len(args) == 2 and all(isinstance(one, Tensor) and one.ndim == 4 for one in args):
             args = (args[0], args[1].detach())  # keys or values of attention that is computed step by step
         return super().__torch_function__(func, types, args, kwargs)
@@ -111,6 +114,7 @@ def recorded_rows(
     rows: Tensor,
     queries: int,
     keys: int,
+    rules: AbstractContextManager[Any],
     differentiate: bool = True,
 ) -> Rows:
     """The attention rows that predict the tokens of an answer in a forward, and their gradients.
@@ -122,13 +126,14 @@ def recorded_rows(
         cells: `[n]` positions of the picture's cells among the keys.
         rows: `[T]` the rows that predict the tokens, counted from the forward's last position, which is -1.
         queries, keys: The number of positions of the forward, and of all with the cache.
+        rules: By which gradients flow, such as `LocalRules`; those of autograd under a `nullcontext`.
         differentiate: Whether the gradients are wanted.
 
     Raises:
         NoGradientError: no gradient passes the forward.
     """
     recorder = RowRecorder(queries, keys)
-    with torch.set_grad_enabled(differentiate), recorder:
+    with torch.set_grad_enabled(differentiate), rules, recorder:
         logits = call(model, inputs)["logits"][0, rows]
     calls = recorder.recording.calls
     gradients: Sequence[Tensor | None] = [None] * len(calls)

@@ -20,7 +20,7 @@ from hf_cam.words.rows import Rows, recorded_rows
 from hf_cam.words.scores import Score
 from hf_cam.words.writing import alike, answer_rows, decodes
 
-DEFAULT = "word-relevance"
+DEFAULT = "word-contribution"
 ELSEWHERE = "word-gradient-x-input"
 """The default where the picture's cells are not in the language model's own sequence, or its attention is not seen."""
 
@@ -113,19 +113,21 @@ def _weighed(method: WordMethod, question: Question) -> Weighed:
         cells, tokens = question.place.cells, question.score.tokens
         found: Any = readout_of(question.model, question.whole(), tokens, cells, question.rows)
     else:
-        found = _rows(question, differentiate=signal == "gradient_rows")
-    return Weighed(joined(method.weights(found).cpu(), question.words), found.logits, method.id)
+        found = _rows(question, signal)
+    weights = joined(method.weights(found).cpu(), question.words)
+    return Weighed(weights.clamp_min(0), found.logits, method.id)
 
 
-def _rows(question: Question, *, differentiate: bool) -> Rows:
+def _rows(question: Question, signal: str) -> Rows:
     """The rows from the generation's cache, if they predict what the model wrote; else from one forward over it all."""
     cells, count = question.place.cells, question.score.count
 
     def recorded(inputs: Mapping[str, Any], rows: Tensor, queries: int) -> Rows:
-        sizes = {"queries": queries, "keys": question.length}
         return recorded_rows(
-            question.model, inputs, question.score, cells, rows=rows, differentiate=differentiate, **sizes
-        )
+            question.model, inputs, question.score, cells, rows=rows, queries=queries, keys=question.length,
+            rules=LocalRules("frozen") if signal == "linear_rows" else nullcontext(),
+            differentiate=signal != "attention_rows",
+        )  # fmt: skip
 
     if (cached := question.cached()) is not None:
         found = recorded(cached, answer_rows(count), count)

@@ -34,8 +34,8 @@ class WordCAM:
         model: A generative vision-language model; it is left unchanged.
         prepare: From a picture, uint8 `[H, W, 3]`, to the forward's named inputs with the ids of prompt and answer. It
             is also called with disturbed pictures, and must always make the same of the same one.
-        method: An id of `hf_cam.list_word_methods()`; "auto" takes attention times its gradient where the picture's
-            cells are in the language model's sequence, and gradient times input elsewhere.
+        method: An id of `hf_cam.list_word_methods()`; "auto" takes "word-contribution" where the picture's cells
+            are in the language model's sequence, and gradient times input elsewhere.
 
     Raises:
         MethodError: there is no such method.
