@@ -41,7 +41,7 @@ from hf_cam.words.locate import Known, Located, expected, located
 from hf_cam.words.place import kept_at
 from hf_cam.words.removal import readings_without
 from hf_cam.words.scores import Score
-from hf_cam.words.weighing import Question, weighed
+from hf_cam.words.weighing import DEFAULT, Question, weighed
 from hf_cam.words.writing import Written, answer_rows, cached_inputs, whole_inputs, written
 
 WORDS = 20
@@ -192,7 +192,7 @@ def explain(
     """The weights of all words, after the place and the footprints where these are not known yet."""
     [place] = located(known, replica, subject.prepare, [shown], inputs, entered)
     question = asked(subject, replica, inputs, text, shown, place)
-    return place, weighed("word-relevance", question).weights, question
+    return place, weighed(DEFAULT, question).weights, question
 
 
 def run(replica: nn.Module, inputs: Any) -> None:
@@ -229,7 +229,7 @@ def peak(subject: Subject, *, explained: bool) -> float:
         if explained:
             [place] = located(known, replica, subject.prepare, [shown], inputs)
             question = asked(subject, replica, inputs, text, shown, place)
-            place.footprints.painted(weighed("word-relevance", question).weights)
+            place.footprints.painted(weighed(DEFAULT, question).weights)
             readings_without(known, question)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
