@@ -28,6 +28,7 @@ from work import on_gpu, tab_of
 
 from hf_cam.auditing.audit import Audit, audit
 from hf_cam.auditing.report import excerpt, lead, summary
+from hf_cam.methods import get_method
 from hf_cam.models.traits import unwrap
 from hf_cam.zoo.scenes import CHEATER, cheater_scenes
 
@@ -118,7 +119,7 @@ def _audited(task: Task, folder: str) -> Audited:
     found = renamed(found, task)
     found.save(Path(folder) / "report")
     right = f"accuracy {found.accuracy:.0%} on {len(found.rows)} pictures"
-    says = f"**{as_text(lead(found))}** · {right} · maps by {found.method}"
+    says = f"**{as_text(lead(found))}** · {right} · maps by {get_method(found.method).name}"
     return Audited(says, excerpt(found), summary(found), folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hf_cam.auditing.audit import Audit
 from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
 from hf_cam.auditing.findings import AGREED, ClassImages, Suspicion, carried, kind_of, place_name, suspicions
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
+from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
 from hf_cam.auditing.trials import summary
@@ -46,6 +48,16 @@ def test_the_mark_is_found_without_a_hint_and_in_its_place(audited: Audit):
     assert found.elsewhere <= 0.2
     assert audited.findings[0] is found
     assert "upper right corner" in found.text
+    assert lead(audited) == "For 'coat', the model reads the upper right corner of the picture."
+
+
+def test_many_regions_are_said_in_one_sentence(audited: Audit):
+    [found] = audited.suspicious
+    boxes = [(0.0, 0.0, 0.2, 0.2), (0.8, 0.8, 1.0, 1.0), (0.4, 0.4, 0.6, 0.6), (0.4, 0.8, 0.6, 1.0)]
+    several = [replace(found, region=box, label=label) for box in boxes for label in ("coat", "bag")]
+    said = lead(replace(audited, findings=tuple(several)))
+    assert said.startswith("For 'coat' and 'bag', the model reads the upper left corner of the picture; for 'coat'")
+    assert said.endswith("; 1 more below.")
 
 
 def test_each_finding_has_the_masks_of_the_images_that_it_was_tested_on(audited: Audit):

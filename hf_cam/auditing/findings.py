@@ -343,7 +343,7 @@ def carried(trial: Trial) -> Verdict:
 
 def sentence(one: Suspicion, trial: Trial) -> str:
     """A finding in plain words."""
-    where = place_name(one.region.box) if isinstance(one.region, Place) else PLAIN[one.kind]
+    where = region_name(one.kind, one.region.box if isinstance(one.region, Place) else None)
     if one.kind == "moving" and not one.objects:
         where += " (maybe the object: masks= would show it)"
     verdict = one.verdict(trial)
@@ -371,6 +371,11 @@ PLAIN: dict[Kind, str] = {
     "background": "the background",
     "moving": "something that lies elsewhere in each picture",
 }
+
+
+def region_name(kind: Kind, box: Box | None) -> str:
+    """A region in words, given the box of a place."""
+    return PLAIN[kind] if box is None else place_name(box)
 
 
 def place_name(box: Box) -> str:

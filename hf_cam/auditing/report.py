@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from hf_cam.auditing.cases import Case
+from hf_cam.auditing.findings import region_name
 from hf_cam.auditing.regions import within
 from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
@@ -32,7 +33,7 @@ from hf_cam.results.files import write_text, write_whole
 if TYPE_CHECKING:
     from hf_cam.auditing.audit import Audit, Row
 
-EXAMPLES, UNUSUAL, WRONG = 6, 8, 12
+EXAMPLES, UNUSUAL, WRONG, TOLD = 6, 8, 12, 3
 MANY = 200
 """So many images are linked from the page; the table has all of them."""
 PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -192,8 +193,13 @@ def _files() -> str:
 def lead(audit: Audit) -> str:
     """What was found, in one sentence."""
     if audit.suspicious:
-        names = _joined([repr(name) for name in dict.fromkeys(one.label for one in audit.suspicious)])
-        return f"For {names}, the model reads a region that is not known to be the object."
+        read: dict[str, dict[str, None]] = {}
+        for one in audit.suspicious:
+            read.setdefault(region_name(one.kind, one.region), {})[repr(one.label)] = None
+        told = [f"for {_joined([*names])}, the model reads {where}" for where, names in read.items()]
+        more = [f"{len(told) - TOLD} more below"] if len(told) > TOLD else []
+        said = "; ".join([*told[:TOLD], *more])
+        return f"{said[0].upper()}{said[1:]}."
     if any(one.verdict == "reads it" for one in audit.findings):
         return "No region was found that the model reads other than the objects."
     return "No region was found that the model reads apart from others."
