@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_cam.capture.inputs import call
 from hf_cam.errors import ModelError
+from hf_cam.maps import at_least_float32
 
 Kind = Literal["in the sequence", "before the text", "attended to"]
 
@@ -314,7 +315,7 @@ def _observed(model: nn.Module, report: Callable[[_Seen, Tensor], None]) -> Iter
             given: dict[str | int, Any] = dict([*enumerate(args), *kwargs.items()])
             for key, value in given.items():
                 if _may_hold_cells(value):
-                    sums = torch.linalg.vector_norm(value.detach().flatten(0, -2), 1, -1, dtype=torch.float32)
+                    sums = torch.linalg.vector_norm(at_least_float32(value.detach().flatten(0, -2)), 1, -1)
                     title = key if isinstance(key, str) else called.get(key, "")
                     report(_Seen(name, key, turn, title, tuple(value.shape), sums), value)
 
