@@ -114,7 +114,7 @@ def probed(cue: str, seed: int) -> tuple[hf.PreTrainedModel, float, int]:
         for first, count in ((0, PROBED), (2000, HELD_OUT))
     )
     given = features(fitted)
-    scale = given.std(0)
+    scale = given.std(0).clip(1e-6)
     probe = LogisticRegression(max_iter=FITS).fit(given / scale, labels(fitted).numpy())
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(probe.coef_ / scale))

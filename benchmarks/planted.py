@@ -57,7 +57,7 @@ METHODS = (
     "libragrad",
     "libracam",
 )
-Record = dict[str, Any]
+Record, FORM = dict[str, Any], 2
 Judged = tuple[str, bool, str, float]
 """The name of a map, whether it hits, the verdict on it, and the share of its strongest pixels on the cue."""
 
@@ -170,14 +170,14 @@ def own_cell_share(loaded: Any, one: Planted) -> float:
 
 
 def kept_records(path: Path, measure: Callable[[], Iterator[Record]], count: int) -> list[Record]:
-    """The records in a file, measured and written if there are none or if fewer images were asked for then."""
+    """The records in a file, measured and written if there are none, of fewer images or in another form."""
     if path.is_file():
         stored = json.loads(path.read_text())
-        if stored["images"] >= count:
+        if stored["images"] >= count and stored.get("form") == FORM:
             return list(stored["records"][:count])
     records = list(measure())
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": count, "records": records}))
+    path.write_text(json.dumps({"images": count, "form": FORM, "records": records}))
     return records
 
 

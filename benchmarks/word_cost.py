@@ -210,9 +210,9 @@ def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
 
 def eager_peak(subject: Subject) -> float:
     """The peak of the process in MB above the loaded weights, of a forward that returns all attention weights."""
+    before = held()
     inputs = whole(subject)
     make_eager(subject.model)
-    before = held()
     run(subject.model, inputs | {"output_attentions": True})
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 

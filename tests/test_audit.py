@@ -17,7 +17,7 @@ import hf_cam
 from hf_cam.auditing.asking import Asker
 from hf_cam.auditing.audit import Audit
 from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
-from hf_cam.auditing.findings import AGREED, ClassImages, Suspicion, carried, kind_of, place_name, suspicions
+from hf_cam.auditing.findings import AGREED, ClassImages, Suspicion, carried, kind_of, region_name, suspicions
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
@@ -418,7 +418,8 @@ def test_maps_that_are_alike_are_one_strategy():
 
 
 def test_every_place_has_a_name():
-    assert place_name((0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
+    assert region_name("place", (0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
+    assert region_name("place", (0.0, 0.0, 0.2, 0.2), "object") == "the upper left corner of the object"
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from hf_cam.images.geometry import Axis, placed
 from hf_cam.words.answer import Answer
 from hf_cam.words.footprints import FIELDS, Bars, Fields, Footprints, chequered, in_fields, on_raster, shares_of
 from hf_cam.words.locate import known_of
+from hf_cam.words.place import Place, reacting
 from hf_cam.words.tokens import text_of, words_named
 from hf_cam.words.writing import cache_holds
 from tests.unchanged import half_frozen, unchanged
@@ -337,7 +338,8 @@ def test_a_size_beyond_two_known_ones_is_only_checked(monkeypatch: pytest.Monkey
     from hf_cam.words import locate, place
 
     states = place.states_at
-    monkeypatch.setattr(place, "states_at", lambda *args: runs.append(1) or states(*args))
+    for module in (place, locate):
+        monkeypatch.setattr(module, "states_at", lambda *args: runs.append(1) or states(*args))
     for size in ((90, 60), (60, 90), (80, 60)):
         runs.clear()
         shown = photograph().resize(size)
@@ -396,6 +398,29 @@ def test_what_is_not_clear_is_left_to_the_bars() -> None:
     assert in_fields((60, 90), fields_seen(centres, centres), lambda: None) is None  # few cells
     smeared = Fields(0.2 * fields_seen((np.arange(12) + 0.5) / 12, (np.arange(12) + 0.5) / 12).contrasts)
     assert in_fields((60, 90), smeared, lambda: None) is None
+
+
+def test_cells_that_notice_one_of_both_pictures_are_cells() -> None:
+    """As of a model that turns pictures into codes, which faint changes leave as they are."""
+    place = Place("", 0, 0, "in the sequence", (1, 6, 2), torch.arange(0))
+    clean = torch.zeros(1, 6, 2)
+    first, second = clean.clone(), clean.clone()
+    first[0, 1:3] = 1
+    second[0, 3:5] = 1
+    found = reacting(place, clean, [first, second])
+    assert found is not None
+    assert found[0].cells.tolist() == [1, 2, 3, 4]
+    assert [states.sum().item() for states in found[1]] == [0, 4, 4]
+    assert reacting(place, clean, [clean, clean]) is None
+    assert reacting(place, clean, [clean + 1]) is None, "the text reacts too"
+    with pytest.raises(ModelError, match="crops pictures by what they show"):
+        reacting(place, clean, [first[:, 1:]])
+
+
+def test_what_is_no_number_agrees_with_no_raster() -> None:
+    assert in_fields((60, 90), Fields(torch.full((36,), float("nan"))), lambda: None) is None
+    bars = Bars(torch.full((36, 4), float("nan")), torch.full((36, 4), float("nan")))
+    assert on_raster(Footprints((60, 90), bars), lambda: None) is None
 
 
 def test_two_disturbed_pictures_share_no_field_and_leave_no_pixel_as_it_was() -> None:

@@ -89,6 +89,7 @@ class Suspicion:
         objects: Whether it is known where the objects are.
         located: Whether the model finds objects at their places, so that the region is their context, or they.
         fixed: Whether the evidence lies at one position in all images, and not wherever an object lies.
+        frame: What a place is a place of.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Suspicion:
     objects: bool = False
     located: bool = False
     fixed: bool = True
+    frame: str = "picture"
 
     def verdict(self, trial: Trial) -> Verdict:
         """What follows from a trial of the region."""
@@ -175,19 +177,23 @@ def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspici
 
 
 def _explained(asker: Asker, images: ClassImages, fixed: Sequence[Suspicion], seed: int) -> float:
-    """The share of the predictions that change without the fixed regions that are read, or might be.
+    """The share of the predictions that change without the fixed regions that are read.
 
-    Where each of several is enough for the model, hiding one changes little, so they are hidden together.
+    Where some images have two of which either is enough, hiding one changes little. So whatever else makes other images
+    the class is hidden with them.
     """
     if not any(map(_reads, fixed)):
         return 0.0
-    found = [one for one in fixed if one.verdict(one.trial) != "does not"]
+    found = [one for one in fixed if _reads(one) or (one.fixed and _follows(one.trial))]
     if len(found) == 1:
         return found[0].trial.drop
     hidden = [_hides(images, one.region) for one in found if one.region is not None]
-    return tried(
-        asker, images.held_out, images.others, lambda one: np.logical_or.reduce([of(one) for of in hidden]), seed
-    ).drop
+
+    def together(one: Shown) -> np.ndarray:
+        return np.asarray(np.any([of(one) for of in hidden], 0))
+
+    held_out = [one for one in images.held_out if together(one).any()]
+    return tried(asker, held_out, images.others, together, seed).drop
 
 
 def _reads(one: Suspicion) -> bool:
@@ -237,7 +243,10 @@ def _suspicion(
     masks = {one.case.name: where(one) for one in (*images.searched, *images.held_out)}
     fixed = not isinstance(region, Place) or agreement(scans, images.frames(images.searched), region) >= AGREED
     share = float(np.mean(inside))
-    return Suspicion(images.label, kind, region, trial, share, masks, located=images.located, fixed=fixed)
+    return Suspicion(
+        images.label, kind, region, trial, share, masks, located=images.located, fixed=fixed,
+        frame="object" if images.by_object else "picture",
+    )  # fmt: skip
 
 
 def _hides(images: ClassImages, region: Place | Border) -> Regions:
@@ -337,13 +346,17 @@ def carried(trial: Trial) -> Verdict:
     >>> carried(mark), carried(replace(mark, follows=0.1))
     ('reads it', 'undecided')
     """
-    follows = trial.follows - trial.follows_elsewhere >= FOLLOWS
-    return trial.verdict if follows or trial.verdict != "reads it" else "undecided"
+    return trial.verdict if _follows(trial) or trial.verdict != "reads it" else "undecided"
+
+
+def _follows(trial: Trial) -> bool:
+    """Whether other images take on the class with the region."""
+    return trial.follows - trial.follows_elsewhere >= FOLLOWS
 
 
 def sentence(one: Suspicion, trial: Trial) -> str:
     """A finding in plain words."""
-    where = region_name(one.kind, one.region.box if isinstance(one.region, Place) else None)
+    where = region_name(one.kind, one.region.box if isinstance(one.region, Place) else None, one.frame)
     if one.kind == "moving" and not one.objects:
         where += " (maybe the object: masks= would show it)"
     verdict = one.verdict(trial)
@@ -365,28 +378,32 @@ def sentence(one: Suspicion, trial: Trial) -> str:
 
 CARRIED: tuple[Kind, ...] = ("place", "border")
 PLAIN: dict[Kind, str] = {
-    "place": "one place of the picture",
-    "border": "the border of the picture",
+    "place": "one place of the {}",
+    "border": "the border of the {}",
     "object": "the object",
     "background": "the background",
     "moving": "something that lies elsewhere in each picture",
 }
 
 
-def region_name(kind: Kind, box: Box | None) -> str:
-    """A region in words, given the box of a place."""
-    return PLAIN[kind] if box is None else place_name(box)
+def region_name(kind: Kind, box: Box | None, frame: str = "picture") -> str:
+    """A region in words, given the box of a place and what it is a place of.
+
+    >>> region_name("border", None), region_name("place", (0.0, 0.4, 0.2, 0.6), "object")
+    ('the border of the picture', 'the left edge of the object')
+    """
+    return (PLAIN[kind] if box is None else place_name(box)).format(frame)
 
 
 def place_name(box: Box) -> str:
-    """A box in words.
+    """A box in words, with `{}` for what it is a place of.
 
     >>> place_name((0.0, 0.0, 0.2, 0.2)), place_name((0.4, 0.9, 0.6, 1.0)), place_name((0.4, 0.4, 0.6, 0.6))
-    ('the upper left corner of the picture', 'the lower edge of the picture', 'the middle of the picture')
+    ('the upper left corner of the {}', 'the lower edge of the {}', 'the middle of the {}')
     """
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     across = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
     down = "upper" if y < 1 / 3 else "lower" if y > 2 / 3 else ""
     if across and down:
-        return f"the {down} {across} corner of the picture"
-    return f"the {down or across} edge of the picture" if across or down else "the middle of the picture"
+        return f"the {down} {across} corner of the {{}}"
+    return f"the {down or across} edge of the {{}}" if across or down else "the middle of the {}"

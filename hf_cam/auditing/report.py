@@ -194,8 +194,9 @@ def lead(audit: Audit) -> str:
     """What was found, in one sentence."""
     if audit.suspicious:
         read: dict[str, dict[str, None]] = {}
+        frame = "object" if audit.frame == "object" else "picture"
         for one in audit.suspicious:
-            read.setdefault(region_name(one.kind, one.region), {})[repr(one.label)] = None
+            read.setdefault(region_name(one.kind, one.region, frame), {})[repr(one.label)] = None
         told = [f"for {_joined([*names])}, the model reads {where}" for where, names in read.items()]
         more = [f"{len(told) - TOLD} more below"] if len(told) > TOLD else []
         said = "; ".join([*told[:TOLD], *more])

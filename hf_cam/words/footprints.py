@@ -207,7 +207,13 @@ def measured(picture: Image.Image, read: Read, clean: Tensor, bars: int) -> Bars
 
 
 def footprints_of(
-    picture: Image.Image, read: Read, clean: Tensor, fields: Fields, geometry: Callable[[], Geometry | None]
+    picture: Image.Image,
+    read: Read,
+    clean: Tensor,
+    fields: Fields,
+    geometry: Callable[[], Geometry | None],
+    *,
+    fine: bool = True,
 ) -> Footprints:
     """Where each cell lies: on a raster if one agrees with the fields or with coarse bars, else as fine bars show.
 
@@ -215,6 +221,7 @@ def footprints_of(
         picture, read, clean: See `measured`.
         fields: The reactions to the pictures of `chequered`.
         geometry: How the processor puts the picture on a canvas; None where that is not known.
+        fine: Whether fine bars are measured; if not, coarse ones have to do.
     """
     size = (picture.height, picture.width)
     if (found := in_fields(size, fields, geometry)) is not None:
@@ -222,7 +229,7 @@ def footprints_of(
     coarse = Footprints(size, measured(picture, read, clean, COARSE))
     if (found := on_raster(coarse, geometry)) is not None:
         return found
-    return replace(coarse, seen=measured(picture, read, clean, FINE))
+    return replace(coarse, seen=measured(picture, read, clean, FINE)) if fine else coarse
 
 
 def in_fields(image_size: Size, fields: Fields, geometry: Callable[[], Geometry | None]) -> Footprints | None:
@@ -244,7 +251,7 @@ def in_fields(image_size: Size, fields: Fields, geometry: Callable[[], Geometry 
         for grid, prefix in _rasters(len(fields))
     ]
     (agreement, number, grid, prefix), *others = sorted(fits, reverse=True)
-    if agreement < APART or any(other > APART * agreement for other, *_ in others):
+    if not agreement >= APART or any(other > APART * agreement for other, *_ in others):
         return None
     return Footprints(image_size, fields, grid, canvases[-number], prefix)
 
@@ -260,7 +267,7 @@ def on_raster(found: Footprints, geometry: Callable[[], Geometry | None]) -> Foo
         (_agreement(rows[prefix:], columns[prefix:], grid, bars), grid, prefix)
         for grid, prefix in _rasters(found.cells)
     )
-    if agreement < IN_ORDER:
+    if not agreement >= IN_ORDER:
         return None
     rows, columns = rows[prefix:], columns[prefix:]
     best = min(_canvases(found.image_size, geometry), key=lambda one: _distance(rows, columns, grid, one))

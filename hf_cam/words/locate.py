@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from hf_cam.errors import ModelError
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.placing import Geometries
+from hf_cam.threads import cached_property
 from hf_cam.words.footprints import LOCAL, Footprints, chequered, fields_of, footprints_of
-from hf_cam.words.place import Kind, Place, at_known, find_place, read, sightings, text_lengths
+from hf_cam.words.place import Kind, Place, find_place, reacting, read, sightings, states_at, text_lengths
 
 Prepare = Callable[[Sequence[Image.Image]], Mapping[str, Any]]
 """From the pictures of one prompt to the forward's inputs."""
@@ -97,7 +97,7 @@ def known_of(model: nn.Module, owner: Any) -> Known:
 
 
 def expected(known: Known, pictures: Sequence[Image.Image], clean: Mapping[str, Any]) -> Place | None:
-    """Where pictures of a size that is new enter if they do as others; None if no states there will be asked for.
+    """Where pictures of a size that is new enter if they do as others; None for a known size, or without others.
 
     Args:
         known, pictures, clean: See `located`.
@@ -129,7 +129,7 @@ def located(
     key = _key(pictures, clean)
     before = _moved(*known.located[key], clean) if key in known.located else None
     if before is None:
-        parts = [_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures))]
+        parts = (_Measurement(replica, prepare, pictures, index, clean, known) for index in range(len(pictures)))
         before = [_checked(part, known, entered) or _located(part) for part in parts]
         known.located[key] = before, clean.get("input_ids")
         known.rasters |= {one.footprints.image_size: one for one in before if one.footprints.grid is not None}
@@ -213,14 +213,28 @@ class _Measurement:
         """With the first of these."""
         return self.inputs(self.chequered[0])
 
-    def located(self, place: Place, clean: Tensor, other: Tensor) -> Located:
-        """Where the cells at a place lie, given their states with the picture and with the other, `[n, D]` each."""
+    def located(self, place: Place, clean: Tensor, first: Tensor, *, fine: bool = True) -> Located | None:
+        """Where the cells at a place lie; None if nothing reacts there.
+
+        Cells are what reacts to one of both pictures, since a model that turns pictures into codes may not notice the
+        faint changes of the other.
+
+        Args:
+            place: Where they enter.
+            clean: The argument there.
+            first: The same with the first of the two pictures.
+            fine: Whether cells that are on no raster are measured more closely.
+        """
+        found = reacting(place, clean, [first, states_at(self.replica, self.inputs(self.chequered[1]), place)])
+        if found is None:
+            return None
+        place, (clean, first, second) = found
 
         def states(picture: Image.Image) -> Tensor:
             return read(self.replica, self.inputs(picture), place)
 
-        fields = fields_of(other, states(self.chequered[1]), clean)
-        return Located(place, footprints_of(self.picture, states, clean, fields, self.geometry))
+        fields = fields_of(first, second, clean)
+        return Located(place, footprints_of(self.picture, states, clean, fields, self.geometry, fine=fine))
 
     def geometry(self) -> Geometry | None:
         """How the processor puts this picture on a canvas; None if it makes none."""
@@ -239,8 +253,10 @@ def _checked(part: _Measurement, known: Known, entered: Tensor | None) -> Locate
     """The cells where they entered at other sizes, if they lie on a raster there too; else None."""
     if (rule := known.rule) is None:
         return None
-    reacting = at_known(part.replica, rule, part.clean, part.other, entered)
-    found = None if reacting is None else part.located(*reacting)
+    first = states_at(part.replica, part.other, rule)
+    if entered is None or entered.shape != first.shape:
+        entered = states_at(part.replica, part.clean, rule)
+    found = part.located(rule, entered, first, fine=False)
     return None if found is None or found.footprints.grid is None else found
 
 
@@ -265,8 +281,10 @@ def _located(part: _Measurement) -> Located:
         place_and_states = find_place(part.replica, seen, part.other, lengths, kind, reworded)
         if place_and_states is None:
             continue
-        place, states = place_and_states
-        found = part.located(place, read(part.replica, part.clean, place), states)
+        place, first = place_and_states
+        found = part.located(place, states_at(part.replica, part.clean, place), first)
+        if found is None:
+            continue
         locality = found.footprints.seen.locality
         if locality >= LOCAL:
             return found

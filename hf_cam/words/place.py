@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,10 @@ ATTENDED = ("encoder_hidden_states", "cross_attention_states", "image_hidden_sta
 """Names under which modules take states that others attend to."""
 NARROWEST = 8
 """Tensors with fewer channels hold positions or masks, not states."""
+DIFFERS = (
+    "a disturbed picture of the same size becomes {} at {!r} in place of {}; the processor crops pictures by what they "
+    "show"
+)
 ROUNDING = 1e-6
 """Relative change up to which a position does not depend on the picture."""
 
@@ -48,10 +51,10 @@ class Place:
     shape: tuple[int, ...]
     cells: Tensor = field(repr=False, compare=False)
 
-    def value(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """The argument itself, from those of the call."""
-        found: Tensor = kwargs[self.argument] if isinstance(self.argument, str) else args[self.argument]
-        return found
+    def value(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The argument itself, from those of the call; None if it has none of this name or index."""
+        found = dict([*enumerate(args), *kwargs.items()]).get(self.argument)
+        return found if isinstance(found, Tensor) else None
 
     def __str__(self) -> str:
         """The call and what lies there, in words."""
@@ -101,7 +104,7 @@ def find_place(
     kind: Kind,
     reworded: Sequence[_Seen] | None = None,
 ) -> tuple[Place, Tensor] | None:
-    """The first argument that holds the picture's cells, and their states `[n, D]` with another picture.
+    """The first argument that holds the picture's cells, and what it is with another picture.
 
     It is the first in the order of the forward; None if there is none.
 
@@ -125,7 +128,7 @@ def find_place(
             raise ModelError("the model's forward takes another path for another picture of the same size")
         assert text is not None
         if (place := _place(before, seen, text, lengths, kind)) is not None:
-            raise _Found((place, _cells(value, place)))
+            raise _Found((place, value.detach()))
 
     try:
         with _observed(model, compare), torch.no_grad():
@@ -144,41 +147,32 @@ def read(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
     """
     states = states_at(model, inputs, place)
     if tuple(states.shape) != place.shape:
-        raise ModelError(
-            f"a disturbed picture of the same size becomes {tuple(states.shape)} at {place.module!r} in place of "
-            f"{place.shape}; the processor crops pictures by what they show"
-        )
-    return _cells(states, place)
-
-
-def _cells(states: Tensor, place: Place) -> Tensor:
+        raise ModelError(DIFFERS.format(tuple(states.shape), place.module, place.shape))
     return states.flatten(0, -2)[place.cells.to(states.device)].float()
 
 
-def at_known(
-    model: nn.Module, place: Place, clean: Mapping[str, Any], other: Mapping[str, Any], entered: Tensor | None = None
-) -> tuple[Place, Tensor, Tensor] | None:
-    """The same argument with the cells that react to another picture, and their states `[n, D]` with either.
+def reacting(place: Place, clean: Tensor, others: Sequence[Tensor]) -> tuple[Place, list[Tensor]] | None:
+    """The place with the cells that react to any other picture, and their states `[n, D]` with each of all.
 
-    None if no cell reacts, or all do.
+    None if no cell reacts, or if all positions of a text do.
 
     Args:
-        model: A replica.
-        place: Found with pictures of another size.
-        clean, other: The inputs with one picture and with another.
-        entered: The whole argument with the one picture, from `kept_at`; read where it is None or has another shape.
+        place: Where to look; its cells and its length may be those of pictures of another size.
+        clean: The argument there, from `states_at`.
+        others: The same with other pictures of the same size.
+
+    Raises:
+        ModelError: the argument has another shape with another picture.
     """
-    now = states_at(model, other, place)
-    was = states_at(model, clean, place) if entered is None or entered.shape != now.shape else entered
-    before, after = was.flatten(0, -2), now.flatten(0, -2)
-    if before.shape != after.shape:
-        return None
-    reacts = (before != after).any(-1)
+    for other in others:
+        if other.shape != clean.shape:
+            raise ModelError(DIFFERS.format(tuple(other.shape), place.module, tuple(clean.shape)))
+    was, *now = (states.flatten(0, -2) for states in (clean, *others))
+    reacts = torch.stack([(one != was).any(-1) for one in now]).any(0)
     if not reacts.any() or (reacts.all() and place.kind == "in the sequence"):
         return None
-    shape = (*place.shape[:-2], before.shape[0] // math.prod(place.shape[:-2]), before.shape[1])
     cells = reacts.nonzero()[:, 0]
-    return replace(place, shape=shape, cells=cells), before[cells].float(), after[cells].float()
+    return replace(place, shape=tuple(clean.shape), cells=cells), [states[cells].float() for states in (was, *now)]
 
 
 def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tensor:
@@ -192,8 +186,8 @@ def states_at(model: nn.Module, inputs: Mapping[str, Any], place: Place) -> Tens
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
-        if calls > place.turn:
-            raise _Found(place.value(args, kwargs).detach())
+        if calls > place.turn and (value := place.value(args, kwargs)) is not None:
+            raise _Found(value.detach())
 
     handle = model.get_submodule(place.module).register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -218,8 +212,8 @@ def kept_at(model: nn.Module, place: Place | None) -> Iterator[list[Tensor]]:
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if place is not None and next(turns) == place.turn:
-            found = dict([*enumerate(args), *kwargs.items()]).get(place.argument)
-            kept.extend([found.detach().clone()] if isinstance(found, Tensor) else [])
+            found = place.value(args, kwargs)
+            kept.extend([] if found is None else [found.detach().clone()])
 
     handle = (
         None if place is None else model.get_submodule(place.module).register_forward_pre_hook(keep, with_kwargs=True)
@@ -243,10 +237,11 @@ def swapped_in(model: nn.Module, place: Place) -> Iterator[dict[str, Tensor]]:
 
     def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         turns["calls"] += 1
-        if "leaf" in box or turns["calls"] <= place.turn:
+        value = place.value(args, kwargs)
+        if "leaf" in box or turns["calls"] <= place.turn or value is None:
             return
         torch.set_grad_enabled(True)
-        old = place.value(args, kwargs).detach()
+        old = value.detach()
         flat, cells = old.flatten(0, -2), place.cells.to(old.device)
         leaf = flat[cells].clone().requires_grad_()
         box.update(leaf=leaf, old=old, new=flat.clone().index_copy(0, cells, leaf).view(old.shape))
