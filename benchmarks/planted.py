@@ -102,19 +102,25 @@ def moved(kept: Explanation, other: Explanation) -> dict[str, tuple[Tensor, np.n
 def judged(cue: np.ndarray, fast: Explanation, kept: Explanation, other: Explanation) -> list[Judged]:
     """The verdicts on the fast map, on the one that was kept, and on those that should miss."""
     maps = [("fast", fast), ("checked", kept)][fast.method == kept.method :]
-    verdicts = [(name, hits(one.raw, cue), one.check().verdict, on_cue(one, cue)) for name, one in maps]
+    verdicts = [(name, hits(one.raw, cue), one.check().verdict, on_cue(map_of(one), cue)) for name, one in maps]
     if hits(kept.raw, cue):
         assert kept.origin is not None
         for name, (saliency, raw) in moved(kept, other).items():
             if not hits(raw, cue):
-                verdicts.append((name, False, check(replace(kept.origin, map=saliency), raw).verdict, 0.0))
+                verdict = check(replace(kept.origin, map=saliency), raw).verdict
+                verdicts.append((name, False, verdict, on_cue(saliency, cue)))
     return verdicts
 
 
-def on_cue(one: Explanation, cue: np.ndarray) -> float:
-    """Which share of the pixels that a check starts from lies on the cue."""
+def map_of(one: Explanation) -> Tensor:
+    """As large as the model's input."""
     assert one.origin is not None
-    peak = strongest(one.origin.map.float(), (PEAK,))
+    return one.origin.map
+
+
+def on_cue(saliency: Tensor, cue: np.ndarray) -> float:
+    """Which share of a map's strongest pixels, from which a check starts, lies on the cue."""
+    peak = strongest(saliency.float(), (PEAK,))
     there = functional.interpolate(torch.from_numpy(cue)[None, None].float(), peak.shape[1:], mode="area")[0]
     return float((there * peak).sum() / peak.sum())
 

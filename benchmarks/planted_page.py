@@ -41,8 +41,8 @@ about the picture, and no map of that layer can show the place. Hiding parts of 
 SPREAD = """
 
 A check adds the strongest 3% of the map to random parts of the image, few and many, and compares what that adds on
-average with their share of the area. Real misses are the hard case: a peak beside the cue marks some of it. So are
-hits whose peak cell touches the cue while most of these 3% lie beside it: what such a map marks is not what is read.
+average with their share of the area. So it judges all that a map marks, and not its peak: a miss whose peak cell lies
+beside the cue may have most of these 3% on it, and a hit may have most of them beside it.
 """
 ON_CUE = {
     (0.0, 0.25): "less than a quarter of the 3% on the cue",
@@ -119,9 +119,15 @@ def verdicts(records: Sequence[Record]) -> str:
     for kind, belongs in kinds.items():
         found = [verdict for one in records for name, hit, verdict, _ in one["verdicts"] if belongs(name, hit)]
         rows.append([kind, *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
-    for (low, high), kind in ON_CUE.items():
-        found = [v for one in records for _, hit, v, inside in one["verdicts"] if hit and low <= inside < high]
-        rows.append([f"hits, {kind}", *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
+    for wanted_hit, (low, high), kind in ((hit, *one) for hit in (True, False) for one in ON_CUE.items()):
+        found = [
+            verdict
+            for one in records
+            for _, hit, verdict, inside in one["verdicts"]
+            if hit is wanted_hit and low <= inside < high
+        ]
+        title = f"{'hits' if wanted_hit else 'misses'}, {kind}"
+        rows.append([title, *(share(verdict == wanted for verdict in found) for wanted in rows[0][1:])])
     for cue in dict.fromkeys(one["cue"] for one in records):
         own = [one for one in records if one["cue"] == cue]
         found = [verdict for one in own for _, hit, verdict, _ in one["verdicts"] if hit]
