@@ -124,6 +124,17 @@ def test_first_component_is_that_of_a_singular_value_decomposition(shape: tuple[
         np.testing.assert_allclose(ours[i].numpy(), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("rounding", [1e-7, 3e-3])
+def test_rounding_of_equally_strong_cells_does_not_turn_the_first_component(rounding: float) -> None:
+    """As behind a LayerNorm, in float32 and in bfloat16."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        cells = torch.nn.functional.normalize(torch.randn(1, 16, 4, 6, generator=rng), dim=1)
+        even = first_component(cells)
+        uneven = first_component(cells * (1 + rounding * torch.randn(1, 1, 4, 6, generator=rng)))
+        assert (even * uneven).sum() > 0
+
+
 def test_first_component_is_positive_on_the_strongest_cells() -> None:
     a = torch.rand(1, 6, 4, 5) * 0.01
     a[0, :, 1, 2] = 5.0

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-6  # of float32 sums, relative
+EVEN = 0.01
+"""Relative deviation up to which cells are equally strong: bfloat16 leaves less of it behind a LayerNorm."""
 FEW_CELLS = 8
 """Up to this many cells, ARPACK finds no component."""
 
@@ -135,8 +137,9 @@ def _turned(projected: Tensor, upside_down: Tensor, contributions: Tensor) -> Te
 
 def _is_upside_down(projected: Tensor, strength: Tensor) -> Tensor:
     """`[B, 1]`: whether the weak cells of `[B, cells]` are positive or, if all are equally strong, the majority."""
-    strength = strength - strength.mean(1, keepdim=True)
-    agreement = torch.nn.functional.cosine_similarity(strength, projected, dim=1, eps=0).nan_to_num()
+    mean = strength.mean(1, keepdim=True)
+    differs = (strength - mean).norm(dim=1) > EVEN * strength.norm(dim=1)
+    agreement = torch.nn.functional.cosine_similarity(strength - mean, projected, dim=1, eps=0).nan_to_num()
     # Behind a LayerNorm all cells are equally strong; the cells that stand out are then the minority.
     skewness = projected.pow(3).sum(1)
-    return torch.where(agreement.abs() > 0.2, agreement, skewness).lt(0)[:, None]
+    return torch.where(differs & (agreement.abs() > 0.2), agreement, skewness).lt(0)[:, None]
