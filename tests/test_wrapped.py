@@ -161,7 +161,32 @@ def test_weights_of_bitsandbytes_give_the_map_of_the_numbers_that_they_stand_for
     of_floats = {method: CAM(vit(), method)(pictures(1), 1) for method in METHODS if method != "ablationcam"}
     assert max(differences(quantized(vit(), eight), of_floats).values()) < 0.05
     of_rounded = {method: CAM(quantized(vit(), rounded), method)(pictures(1), 1) for method in METHODS}
-    assert max(differences(quantized(vit(), four), of_rounded).values()) < 0.01
+    fours = quantized(vit(), four)
+    assert max(differences(fours, of_rounded).values()) < 0.01
+    states = [part.weight.quant_state for part in fours.modules() if isinstance(part, library.nn.Linear4bit)]
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
+class Packing(nn.Linear):
+    """Changes its own weights in a forward without gradients, as 4-bit layers of bitsandbytes do on some processors."""
+
+    support_avx512bf16_for_cpu: bool
+
+    def forward(self, given: Tensor) -> Tensor:
+        if self.support_avx512bf16_for_cpu and not given.requires_grad:
+            self.weight.data.zero_()
+        return super().forward(given)
+
+
+def test_layers_that_pack_their_own_weights_are_kept_from_it() -> None:
+    def packing(part: nn.Linear) -> nn.Module:
+        made = Packing(part.in_features, part.out_features)
+        made.load_state_dict(part.state_dict())
+        made.support_avx512bf16_for_cpu = True
+        return made
+
+    expected = {method: CAM(vit(), method)(pictures(1), 1) for method in ("gradcam", "eigencam")}
+    assert max(differences(quantized(vit(), packing), expected).values()) < 1e-5
 
 
 @pytest.mark.peers

@@ -22,6 +22,9 @@ TABLES = (dict, OrderedDict)
 _view = torch.Tensor._make_subclass  # noqa: SLF001
 LATE = (types.FunctionType, types.MethodType, partial, weakref.ReferenceType)
 """Types of attributes that may hold modules out of sight; they are bound to the replica after all modules are made."""
+PACKS = "support_avx512bf16_for_cpu"
+"""An attribute of 4-bit layers of bitsandbytes: in a forward without gradients, they pack their own weights for a faster
+product that has none, and so change the model itself."""
 TORCH = "torch.nn."
 """Where the modules come from that never write to their buffers in evaluation mode."""
 
@@ -90,6 +93,8 @@ class Replica:
                 table[name] = self._value(value, table, name)
         if not type(own).__module__.startswith(TORCH):
             table["_buffers"] = {name: self._buffer(value) for name, value in own._buffers.items()}  # noqa: SLF001
+        if PACKS in table:
+            table[PACKS] = False
         if "dynamo_ctx" in table:  # a part that torch.compile wrapped: its forward is bound to the original
             table["forward"] = table["_modules"]["_orig_mod"].__call__
         return made
