@@ -23,8 +23,8 @@ _view = torch.Tensor._make_subclass  # noqa: SLF001
 LATE = (types.FunctionType, types.MethodType, partial, weakref.ReferenceType)
 """Types of attributes that may hold modules out of sight; they are bound to the replica after all modules are made."""
 PACKS = "support_avx512bf16_for_cpu"
-"""An attribute of 4-bit layers of bitsandbytes: in a forward without gradients, they pack their own weights for a faster
-product that has none, and so change the model itself."""
+"""An attribute of 4-bit layers of bitsandbytes. Where it is true, a layer packs its own weights, which are the model's,
+for a faster product that passes no gradient."""
 TORCH = "torch.nn."
 """Where the modules come from that never write to their buffers in evaluation mode."""
 
