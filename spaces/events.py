@@ -382,11 +382,8 @@ def show(found: Found, alpha: float, colormap: str) -> list[Any]:
 
 
 def cleared() -> list[Any]:
-    """Nothing for the comparison and the measures, which belonged to another explanation.
-
-    The plots are hidden, not taken away: gradio's go on asking for the width of an element that is gone.
-    """
-    return [None, [], "", None, "", gr.Column(visible="hidden"), "", ""]
+    """Nothing for the comparison and the measures, which belonged to another explanation."""
+    return [None, [], "", None, "", gr.Column(visible=False), "", ""]
 
 
 def thumbnails(found: Found, alpha: float, colormap: str) -> list[tuple[Any, str]]:

@@ -15,6 +15,9 @@ ANOTHER = """b => {
 }"""
 EXPLAINED = "b => { const s = document.querySelector('#says .prose')?.innerText; return s && s !== b }"
 
+UNMOUNTED = "Cannot read properties of null (reading 'offsetWidth')"
+"""What gradio's plots raise now and then when they are hidden: they go on watching the size of what is gone."""
+
 
 class Visit:
     """A page in the browser, with what a visitor does there."""
@@ -26,7 +29,7 @@ class Visit:
         self.errors: list[str] = []
         self.folder = folder
         self.page.on("request", lambda request: self._note(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", lambda error: self.errors.extend({str(error)} - {UNMOUNTED}))
         started = time.perf_counter()
         self.page.goto(server)
         self.page.wait_for_selector("#go")
