@@ -86,7 +86,7 @@ def explained() -> str:
 def planted() -> str:
     """The share of images whose map peaks on the planted cue, by map and family."""
     found = {row["map"]: row for row in rows("planted", "## Peak on the cue, by family")}
-    families = {"vit": "ViT", "dinov2": "DINOv2", "convnext": "ConvNeXt", "swin": "Swin"}
+    families = {"vit": "ViT", "dinov2": "DINOv2", "convnext": "ConvNeXt", "swin": "Swin", "clip": "CLIP, probed"}
     lines = [[f"`{name}`", *(found[name][one].split(" ±")[0] for one in families)] for name in PLANTED]
     body = [f"| {' | '.join(cells)} |" for cells in (["map", *families.values()], *lines)]
     return "\n".join(["", body[0], "|---" + "|--:" * len(families) + "|", *body[1:], ""])

@@ -140,6 +140,7 @@ READERS = {
     "dinov2": ("dinov2_with_registers", "Dinov2WithRegistersForImageClassification"),
     "convnext": ("convnext", "ConvNextForImageClassification"),
     "swin": ("swin", "SwinForImageClassification"),
+    "clip": ("clip", "CLIPForImageClassification"),
 }
 
 
