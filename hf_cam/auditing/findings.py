@@ -14,7 +14,7 @@ from hf_cam.auditing.cases import WHOLE, Box
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, blobs, elsewhere, grown, inside_share
 from hf_cam.auditing.suspects import PEAK, Scan, Shrinking, agreement, distinct, places, scan
-from hf_cam.auditing.trials import Regions, Trial, Verdict, tried
+from hf_cam.auditing.trials import CLEAR, Regions, Trial, Verdict, tried
 
 Kind = Literal["place", "border", "background", "object", "moving"]
 
@@ -184,7 +184,7 @@ def _explained(asker: Asker, images: ClassImages, fixed: Sequence[Suspicion], se
     """
     if not any(map(_reads, fixed)):
         return 0.0
-    found = [one for one in fixed if _reads(one) or (one.fixed and _follows(one.trial))]
+    found = [one for one in fixed if _reads(one) or (one.fixed and _follows(one.trial, CLEAR))]
     if len(found) == 1:
         return found[0].trial.drop
     hidden = [_hides(images, one.region) for one in found if one.region is not None]
@@ -349,9 +349,9 @@ def carried(trial: Trial) -> Verdict:
     return trial.verdict if _follows(trial) or trial.verdict != "reads it" else "undecided"
 
 
-def _follows(trial: Trial) -> bool:
-    """Whether other images take on the class with the region."""
-    return trial.follows - trial.follows_elsewhere >= FOLLOWS
+def _follows(trial: Trial, least: float = FOLLOWS) -> bool:
+    """Whether at least this share of other images takes on the class with the region, beyond that of another region."""
+    return trial.follows - trial.follows_elsewhere >= least
 
 
 def sentence(one: Suspicion, trial: Trial) -> str:
