@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -113,8 +113,7 @@ def word_contribution(linear_rows: Rows) -> Tensor:
     biases is the sum of these terms over all keys and of the term of the row's own embedding. The plain gradient of a
     norm is blind along the state, so that whatever already points to the word would count for nothing.
     """
-    parts = ((row.weights, row.gradients) for row in linear_rows)
-    return _summed((one * other).sum(0) for one, other in parts if other is not None)
+    return _summed(one.sum(0) for one in _products(linear_rows))
 
 
 @word_method(
@@ -125,8 +124,7 @@ def word_contribution(linear_rows: Rows) -> Tensor:
 )
 def word_relevance(gradient_rows: Rows) -> Tensor:
     """`w[t, n] = sum over layers and heads of relu(A[t, n] * ds_t/dA[t, n])`, `[T, n]`."""
-    parts = ((row.weights, row.gradients) for row in gradient_rows)
-    return _summed((one * other).clamp_min(0).sum(0) for one, other in parts if other is not None)
+    return _summed(one.clamp_min(0).sum(0) for one in _products(gradient_rows))
 
 
 @word_method(
@@ -182,6 +180,11 @@ def token_activation(readout: Readout) -> Tensor:
         share = (maps[t] * interference).sum() / interference.square().sum().clamp_min(1e-12)
         found.append((maps[t] - share * interference).clamp_min(0))
     return torch.stack(found)
+
+
+def _products(rows: Rows) -> Iterator[Tensor]:
+    """Attention times its gradient, `[heads, T, n]`, call by call; those without a gradient are left out."""
+    return (row.weights * row.gradients for row in rows if row.gradients is not None)
 
 
 def _summed(parts: Any) -> Tensor:
