@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import anyio
@@ -26,8 +28,11 @@ _GIVE: ContextVar[Callable[[Any], None] | None] = ContextVar("give", default=Non
 
 _running: dict[str, set[threading.Event]] = {}
 """The work of each visit, by session."""
-SLOTS = threading.BoundedSemaphore(2)
-"""How many visitors the page computes for at once; the others wait for a slot, and may stop waiting."""
+WORKERS = 2
+"""How many visitors the page computes for at once."""
+SLOTS = threading.BoundedSemaphore(WORKERS)
+"""The others wait for a slot, and may stop waiting."""
+_COMPUTING = ThreadPoolExecutor(WORKERS, "computing")
 
 
 async def run(work: Callable[..., Any], *given: Any, visit: str = "") -> Any:
@@ -74,6 +79,20 @@ async def stream(work: Callable[..., Any], *given: Any, visit: str = "") -> Asyn
         yield running.result()
     finally:
         running.cancel()
+
+
+def computed(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it runs in one of the few threads that compute, in its caller's context.
+
+    A thread in which torch has multiplied matrices keeps tens of megabytes of buffers, and a pool of threads that does
+    so too, for as long as it lives. Visitors are served by up to forty threads.
+    """
+
+    @functools.wraps(work)
+    def asked(*given: Any) -> Any:
+        return _COMPUTING.submit(copy_context().run, work, *given).result()
+
+    return asked
 
 
 def emit(part: Any) -> None:

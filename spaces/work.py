@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from jobs import emit, report
+from jobs import computed, emit, report
 from limits import MAX_FOUND, MAX_SIDE, Refused, read_layers, read_picture, read_prompts, read_target
 from models import MODELS, checked
 from PIL import Image
@@ -44,7 +44,7 @@ LIKELY = 0.005
 
 
 def on_gpu(work: Callable[..., Any], seconds: int | None = None) -> Callable[..., Any]:
-    """The function with a GPU for as long as it runs, on ZeroGPU; the function itself elsewhere.
+    """The function with a GPU for as long as it runs, on ZeroGPU; in one of the threads that compute elsewhere.
 
     On ZeroGPU it runs in another process: arguments and results are pickled, and only the message of an error arrives.
 
@@ -55,7 +55,7 @@ def on_gpu(work: Callable[..., Any], seconds: int | None = None) -> Callable[...
     try:
         from spaces import GPU
     except ImportError:  # also where a folder of this name lies on the path
-        return work
+        return computed(work)
     return _with_errors(work, GPU if seconds is None else GPU(duration=seconds))
 
 

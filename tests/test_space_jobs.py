@@ -227,6 +227,23 @@ def test_who_waits_for_a_model_can_stop_waiting(progress):
     assert set(progress) == {(0, "Waiting for demo:vit")}
 
 
+def test_many_visitors_threads_share_the_few_that_compute():
+    picture, settings = inputs("demo:vit")
+    used = set()
+    with models.MODELS.lent("demo:vit") as loaded:
+        hook = loaded.model.register_forward_pre_hook(lambda *_: used.add(threading.current_thread().name))
+    try:
+        visits = [threading.Thread(target=work.explained, args=(picture, settings)) for _ in range(8)]
+        for visit in visits:
+            visit.start()
+        for visit in visits:
+            visit.join()
+    finally:
+        hook.remove()
+    assert used
+    assert used <= {f"computing_{number}" for number in range(jobs.WORKERS)}
+
+
 def test_more_visitors_than_the_page_computes_for_wait_their_turn(progress, monkeypatch):
     monkeypatch.setattr(models, "SLOTS", threading.BoundedSemaphore(1))
     kept = models.Models()
