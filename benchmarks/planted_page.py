@@ -40,9 +40,9 @@ about the picture, and no map of that layer can show the place. Hiding parts of 
 
 SPREAD = """
 
-A check adds the strongest 3% of the map to random parts of the image, few and many, and compares what that adds on
-average with their share of the area. So it judges all that a map marks, and not its peak: a miss whose peak cell lies
-beside the cue may have most of these 3% on it, and a hit may have most of them beside it.
+A check adds the cell of the peak and the strongest 3% of the map to random parts of the image, few and many, and
+compares what each adds on average with its share of the area. So it judges what a map marks first and what it marks in
+all: a miss whose peak cell lies beside the cue may have most of these 3% on it, and a hit may have most of them beside.
 """
 ON_CUE = {
     (0.0, 0.25): "less than a quarter of the 3% on the cue",

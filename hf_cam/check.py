@@ -22,6 +22,7 @@ from hf_cam.metrics.verdict import (
     backgrounds,
     elsewhere,
     ends_at_windows,
+    spot,
     strongest,
 )
 from hf_cam.models.traits import traits_of
@@ -31,8 +32,8 @@ from hf_cam.zoo import SCENE
 
 PEAK, TOP = 0.03, 0.1
 """The regions of a check, as shares of the image."""
-PARTS = 6
-"""The number of random parts of the image to which the peak is added, for each way to replace pixels."""
+PARTS = 3
+"""The number of random parts of the image to which spot and peak are added, for each and each way to replace pixels."""
 FIFTH = 0.2
 TINY = 0.05
 MARGIN = 0.02
@@ -89,7 +90,9 @@ class Check:
         necessity, sufficiency: Of the strongest tenth, as a share of what replacing the whole image costs in score
             (log-odds for a probability); in [-1, 1].
         contribution: The share of what replacing the whole image costs in score that the strongest 3% add to random
-            parts of the image, on average; an even share is 0.03. The verdict rests on it.
+            parts of the image, on average; an even share is 0.03.
+        excess: How many times an even share the strongest 3% and the cell of the peak have (of cells that are smaller,
+            the strongest 1%): the geometric mean of both, on which the verdict rests.
         agreement: The replacements that lead to the verdict by themselves, and the number of all that could be used.
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
         flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
@@ -106,6 +109,7 @@ class Check:
     necessity: float
     sufficiency: float
     contribution: float
+    excess: float
     agreement: tuple[int, int]
     energy: float
     flags: tuple[str, ...] = ()
@@ -125,7 +129,8 @@ class Check:
             f"Without the strongest {TOP:.0%} of the map, the confidence {_change(self.confidence, self.drop)};",
             f"with nothing else, it is {self.kept:.2f}.",
             f"For as many pixels elsewhere, it is {self.confidence - self.chance:.2f} and {self.chance_kept:.2f}.",
-            f"The strongest {PEAK:.0%} have {self.contribution:.2f} of the score; an even share is {PEAK}.",
+            f"The strongest {PEAK:.0%} have {self.contribution:.2f} of the score; they and the peak have",
+            f"{self.excess:.1f} times an even share.",
             VERDICTS[self.verdict],
             _certainty(self),
         ]
@@ -175,11 +180,11 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
     Raises:
         ImageError: one of the others cannot be read.
     """
-    found = scores_of(origin, (by_neighbours(seed), by_mean, by_others(_pictures(others))), seed)
+    found = scores_of(origin, (by_neighbours(seed), by_mean, by_others(_pictures(others))), seed, raw=raw)
     usable = usable_ways(origin, found)
     flags = _flags(origin, raw, found)
     verdict = judged(origin, found)
-    contribution = found.contribution(usable) if usable else 0.0
+    contribution = float(found.contributions(usable)[1]) if usable else 0.0
     shown = torch.sigmoid if _is_probability(origin) else torch.Tensor.clone
     top = (found.score, found.without[:, 1], found.alone[:, 1], found.without_elsewhere, found.alone_elsewhere)
     confident, without, alone, without_elsewhere, alone_elsewhere = (float(shown(part).mean()) for part in top)
@@ -196,20 +201,24 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
         necessity=necessity,
         sufficiency=sufficiency,
         contribution=contribution,
-        agreement=(found.agreement(usable, PEAK, verdict), len(usable)),
+        excess=found.excess(usable) if usable else 0.0,
+        agreement=(found.agreement(usable, verdict), len(usable)),
         energy=_energy(origin.map.float()),
         flags=tuple(flags),
     )
 
 
-def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0, *, compared: bool = True) -> Scores:
+def scores_of(
+    origin: Origin, replacements: Sequence[Replacement], seed: int = 0, raw: np.ndarray | None = None
+) -> Scores:
     """The scores without the regions of a map, with nothing else, elsewhere and in part; 11 + 17 K forwards.
 
     Args:
         origin: What the map was made from.
         replacements: The K ways to replace pixels.
         seed: Seed for ties and for the random parts of the image.
-        compared: Whether regions elsewhere and random parts are scored too; 1 + 5 K forwards if not.
+        raw: The map before normalization; regions elsewhere and random parts are not scored without it, and it takes
+            1 + 5 K forwards.
     """
     probability = _is_probability(origin)
     target = confidence(origin.target, traits_of(origin.model).problem_type)
@@ -220,26 +229,31 @@ def scores_of(origin: Origin, replacements: Sequence[Replacement], seed: int = 0
         parts = [scorer(replace(pixels, some)[None])[0] for some in missing.split(AT_ONCE)]
         return _on_scale(torch.cat(parts).cpu(), probability)
 
-    peak, top = regions = strongest(origin.map.to(pixels.device).float(), (PEAK, TOP), seed)
+    saliency, compared = origin.map.to(pixels.device).float(), raw is not None
+    peak, top = regions = strongest(saliency, (PEAK, TOP), seed)
     drawn = elsewhere(top)[: None if compared else 0]
-    parts = backgrounds(pixels.shape[-2:], PARTS if compared else 0, seed).to(pixels.device)
-    own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions, parts & ~peak, parts | peak])
+    pair = torch.stack([peak if raw is None else spot(torch.from_numpy(np.array(raw)), saliency, seed), peak])
+    parts = backgrounds(peak.shape, len(pair) * PARTS if compared else 0, seed).to(pixels.device)
+    pairs = pair.repeat(len(parts) // len(pair), 1, 1)  # they take turns, so that either gets few and many parts
+    own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions, parts & ~pairs, parts | pairs])
     sizes = [1, 2, 2, len(parts), len(parts)]
     blank, without, alone, added, lacking = torch.stack([scored(replace, own) for replace in replacements]).split(
         sizes, 1
     )
+    added, lacking = (each.unflatten(1, (len(parts) // len(pair), len(pair))) for each in (added, lacking))
     missing_elsewhere, alone_elsewhere = torch.empty(2, len(drawn))
     for way, replace in enumerate(replacements if compared else ()):
         some = drawn[way::count]
         missing_elsewhere[way::count], alone_elsewhere[way::count] = scored(replace, torch.cat([some, ~some])).chunk(2)
     score = _on_scale(scorer(pixels[:, None])[0, 0].cpu(), probability)
-    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere, added, lacking)
+    areas = pair.float().mean((1, 2)).cpu()
+    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere, areas, added, lacking)
 
 
 def judged(origin: Origin, found: Scores) -> Verdict:
     """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score."""
     usable = usable_ways(origin, found)
-    return found.verdict(usable, PEAK) if usable and normalize(origin.map[None].float()).any() else "undecided"
+    return found.verdict(usable) if usable and normalize(origin.map[None].float()).any() else "undecided"
 
 
 def usable_ways(origin: Origin, found: Scores) -> list[int]:

@@ -77,12 +77,16 @@ class Effort:
 
 
 def candidates(method: Method, adapter: Adapter, *, named: bool) -> list[str]:
-    """The ids to try, the cheapest first: only the caller's own if one is named, else also those of the family.
+    """The ids to try in this order: only the caller's own if one is named, else also those of the family.
 
-    Where windows or depth spread the evidence over the last layer, no map of that layer shows its place. Relevance is
-    followed back through the attention of all layers, and hiding parts of the picture needs no layer at all.
+    The cheapest comes first, and last where the family's maps of that layer are known to mislead. Where windows or
+    depth spread the evidence over the last layer, no map of it shows its place. Relevance is followed back through the
+    attention of all layers, and hiding parts of the picture needs no layer at all.
     """
-    return [method.id] if named else list(dict.fromkeys([method.id, *adapter.candidates]))
+    if named:
+        return [method.id]
+    others = [one for one in adapter.candidates if one != method.id]
+    return [*others, method.id] if adapter.caution and method.reads_layer else [method.id, *others]
 
 
 def options_of(method: str, size: Size) -> dict[str, int]:
@@ -105,7 +109,7 @@ def forwards_of(method: Method, size: Size) -> float:
 
 def effect_of(origin: Origin, seed: int = 0) -> float:
     """The effect of a map's strongest pixels, by which methods are chosen; 0 if nothing lowers the score."""
-    found = scores_of(origin, (by_blur, by_others([_flipped_scene()])), seed, compared=False)
+    found = scores_of(origin, (by_blur, by_others([_flipped_scene()])), seed)
     ways = usable_ways(origin, found)
     if not ways or not origin.map.any():
         return 0.0
@@ -118,16 +122,18 @@ def _flipped_scene() -> Tensor:
     return torch.from_numpy(np.array(load_image(SCENE))[::-1].copy()).permute(2, 0, 1)
 
 
-def best_of(methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explanation]:
+def best_of(first: Sequence[Explanation], methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explanation]:
     """For each subject, the explanation by the first method whose strongest pixels matter, or else matter most.
 
     Args:
-        methods: Ids in the order in which they are tried; the first is defined.
+        first: The explanations that there are already, one per subject, by one of the methods.
+        methods: Ids in the order in which they are tried.
         attempt: Explains the image.
         size: Height and width of the model's input.
     """
-    best = list(attempt(methods[0])[0])
-    effects, spent = [-1.0] * len(best), [float(CHECKING)] * len(best)
+    best, at_hand = list(first), first[0].method if first else ""
+    effects = [-1.0] * len(best)
+    spent = [CHECKING + forwards_of(get_method(at_hand), size) for _ in best]
     tried: list[list[Tried]] = [[] for _ in best]
     for name in methods:
         left = [k for k, effect in enumerate(effects) if effect < SURE]
@@ -135,7 +141,8 @@ def best_of(methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explan
         for k in left:
             effect = _effect(found[k]) if found else None
             tried[k].append(Tried(name, effect, reason))
-            spent[k] += PICKING + forwards_of(get_method(name), size) if found else 0
+            if found:
+                spent[k] += PICKING + (forwards_of(get_method(name), size) if name != at_hand else 0)
             if effect is not None and effect > effects[k]:
                 best[k], effects[k] = found[k], effect
     return [_checked(*one) for one in zip(best, tried, spent, strict=True)]

@@ -443,7 +443,8 @@ class Explainer:
                 return (), str(error)
             return found, ""
 
-        return best_of(candidates(self.cam.method, self.cam.adapter, named=self._named), attempt, (height, width))
+        methods = candidates(self.cam.method, self.cam.adapter, named=self._named)
+        return best_of(first, methods, attempt, (height, width))
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False

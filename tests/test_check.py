@@ -45,7 +45,7 @@ def test_a_map_that_reads_the_model_is_supported(explained) -> None:
 
 def test_a_map_turned_round_is_contradicted(explained) -> None:
     origin = dataclasses.replace(explained.origin, map=1 - explained.origin.map)
-    found = check(origin, explained.raw)
+    found = check(origin, explained.raw.max() - explained.raw)
     assert found.verdict == "contradicts"
     assert "no better than chance" in found.flags
     assert "do not rely on it" in str(found)
@@ -111,7 +111,7 @@ def test_one_of_two_cues_is_supported_since_it_is_enough_although_it_is_not_need
     saliency[:5, :5] = 1
     pixels = torch.zeros(1, 3, *SIZE)
     pixels[..., :5, :5] = pixels[..., -5:, -5:] = 1
-    result = check(Origin(TwoCornersReader(), {"pixel_values": pixels}, ClassLogit(1), saliency), np.ones((6, 8)))
+    result = check(Origin(TwoCornersReader(), {"pixel_values": pixels}, ClassLogit(1), saliency), saliency.numpy())
     assert result.verdict == "supports"
     assert result.necessity == pytest.approx(0, abs=0.15)
     assert result.sufficiency > 0.9
@@ -134,7 +134,7 @@ def test_a_part_of_a_wide_cue_is_supported_although_the_rest_of_it_would_do() ->
     beside[6:18, 6:8] = beside[6:18, -8:-6] = 1
     black = [np.zeros((*SIZE, 3), np.uint8)]
     hit, miss = (
-        check(Origin(FrameReader(), {"pixel_values": pixels}, ClassLogit(1), saliency), np.ones((6, 8)), others=black)
+        check(Origin(FrameReader(), {"pixel_values": pixels}, ClassLogit(1), saliency), saliency.numpy(), others=black)
         for saliency in (on, beside)
     )
     assert (hit.verdict, miss.verdict) == ("supports", "contradicts")

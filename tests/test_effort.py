@@ -84,6 +84,15 @@ def test_a_familys_file_names_the_candidates_and_each_is_a_method(marked) -> Non
     assert candidates(get_method("gradcam"), adapter, named=True) == ["gradcam"]
 
 
+def test_where_the_layers_maps_are_known_to_mislead_its_methods_are_tried_last() -> None:
+    adapter = Adapter(("conv",), (Layout("b c h w"),), caution="windows")
+    assert candidates(get_method("gradcam"), adapter, named=False) == ["attnlrp", "occlusion", "gradcam"]
+    assert candidates(get_method("attnlrp"), adapter, named=False) == ["attnlrp", "occlusion"]
+    swin = NETS["swin"]()
+    [found] = hf_cam.explain(noise(), swin, processor=resized(SIZE), effort="checked")
+    assert found.effort.tried[0].method == "occlusion"
+
+
 def test_a_named_method_is_checked_and_not_replaced(marked) -> None:
     found = explained(marked, method="gradcam", effort="checked")
     assert found.method == found.effort.kept == "gradcam"

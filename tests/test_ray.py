@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,19 @@ def test_a_worker_that_dies_is_replaced(running, folder, tmp_path) -> None:
     rows = list(hf_cam.data.cluster.rows_on_ray(source, range(len(source)), explain, Cluster(actors=1)))
     assert mark.exists()
     assert len(rows) == 11
+
+
+@pytest.mark.parametrize("head", [1, 0], ids=["another is left", "none is left"])
+def test_a_machine_that_vanishes_loses_no_row_and_without_any_the_run_ends_with_a_sentence(tmp_path, head) -> None:
+    for number in range(100):  # so that they are not all explained at the first row
+        noise(50, 90, number).save(tmp_path / f"{number}.png")
+    outcome = subprocess.run(  # a cluster of its own
+        [sys.executable, Path(__file__).with_name("vanishing.py"), tmp_path, str(head)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    expected = "100 rows, none twice" if head else "no machine of the cluster could run the model for 5 s"
+    assert expected in outcome.stdout.splitlines(), outcome.stderr[-2000:]  # among what Ray prints

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_cam.data.explain import Explain
 from hf_cam.data.local import explained_rows
@@ -19,6 +23,12 @@ STORE = 512 * 2**20
 """Bytes of the object store of a Ray that is started here; only rows pass through it."""
 CPUS_PER_ACTOR = 4
 TASKS_AHEAD = 2
+PATIENCE = 600.0
+"""Seconds for which no machine of the cluster can run the model until the run ends: time to start another one."""
+LOOK = 2.0
+"""Seconds between two looks at the machines while no row comes."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ def rows_on_ray(source: Source, indices: Iterable[int], explain: Explain, cluste
 
     Raises:
         OptionError: Ray is not installed.
-        UnexpectedError: Ray fails, as it does if a machine vanishes for good; what was yielded is valid.
+        UnexpectedError: Ray fails, or no machine that is large enough for an actor is left; what was yielded is valid.
+            Where one is left, it takes over what a vanished one had begun.
     """
     ray = _ray()
     listed = [{"index": index} for index in indices]
@@ -91,10 +102,63 @@ def rows_on_ray(source: Source, indices: Iterable[int], explain: Explain, cluste
             num_gpus=gpus,
         )
         try:
-            for packed in found.iter_rows():
+            for packed in _while_hosted(iter(found.iter_rows()), lambda: _hosted(ray.nodes(), CPU=cpus, GPU=gpus)):
                 yield from rows_of(packed["rows"])
         except ray.exceptions.RayError as error:
             raise _own(error) from error
+
+
+def _hosted(nodes: Iterable[Mapping[str, Any]], **needed: float) -> bool:
+    """Whether a machine that is alive has what an actor needs, used by one or not.
+
+    >>> nodes = [{"Alive": True, "Resources": {"CPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
+    >>> _hosted(nodes, CPU=1, GPU=0), _hosted(nodes, CPU=4, GPU=0)
+    (True, False)
+    """
+    return any(
+        node["Alive"] and all(node["Resources"].get(name, 0) >= count for name, count in needed.items())
+        for node in nodes
+    )
+
+
+def _while_hosted(items: Iterator[Item], hosted: Callable[[], bool]) -> Iterator[Item]:
+    """The items of an iterator that waits for ever where no machine is left to make them.
+
+    Raises:
+        UnexpectedError: for `PATIENCE` seconds there was none.
+    """
+    while (item := _awaited(_fetching(items), hosted)) is not None:
+        yield item
+
+
+def _fetching(items: Iterator[Item]) -> Future[Item | None]:
+    """The next item or None, from a thread that nobody waits for at exit."""
+    future: Future[Item | None] = Future()
+
+    def fetch() -> None:
+        try:
+            future.set_result(next(items, None))
+        except BaseException as error:  # noqa: BLE001 - raised where the item is awaited
+            future.set_exception(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    return future
+
+
+def _awaited(future: Future[Item], hosted: Callable[[], bool]) -> Item:
+    since: float | None = None
+    while not wait((future,), timeout=LOOK).done:
+        if hosted():
+            since = None
+        elif since is None:
+            since = time.monotonic()
+            logging.getLogger(__name__).warning("no machine of the cluster can run the model; waiting for one")
+        elif time.monotonic() - since > PATIENCE:
+            raise UnexpectedError(
+                f"no machine of the cluster could run the model for {PATIENCE:.0f} s; what is written stays, and the "
+                "same command continues once one can"
+            )
+    return future.result()
 
 
 def _own(error: BaseException) -> HFCamError:

@@ -3,7 +3,8 @@
 A region is necessary if the score falls without it, and sufficient if the score stays with it alone. A cue that is
 there twice is sufficient but not necessary, and part of a wide cue is neither. What every region of the cue has is a
 share of the score: what it adds on average to random parts of the image, few and many (Shapley, 1953). These shares add
-up to the effect of the whole image, so that an even one is the region's share of the area.
+up to the effect of the whole image, so that an even one is the region's share of the area. A map is judged by two
+regions: the spot of its peak, which it shows first, and its strongest pixels, which may lie at several places.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ LATTICE = (2, 3)
 """Rows and columns of the lattice of places to which a region is shifted."""
 BLOCKS = (4, 6)
 """Rows and columns of the blocks that random parts of the image consist of."""
-MUCH, LITTLE = 2.0, 0.75
-"""A region's share of the score, as a multiple of its share of the area: from which it counts, and below which not."""
+MUCH, LITTLE, LEAST = 2.0, 1.0, 0.1
+"""Of shares of the score, as multiples of the share of the area: from which a region counts, below which it does not,
+and the least that is read, so that a region that lowers the score does not undo all that the other adds."""
+SPOT = (0.01, 0.03)
+"""The least share of the image that counts as the spot of a map's peak, and the largest of cells that tie."""
 RESPONSE = 0.5
 """The least fall of the score, without any of the image, that effects can be measured against."""
 
@@ -42,6 +46,28 @@ def strongest(saliency: Tensor, shares: Sequence[float], seed: int = 0) -> Tenso
     """
     places = ranks(saliency, seed)
     return torch.stack([places < max(1, round(share * saliency.numel())) for share in shares])
+
+
+def spot(raw: Tensor, saliency: Tensor, seed: int = 0) -> Tensor:
+    """Where a map has its peak, `[H, W]` booleans: the cell that holds it, or the strongest 1% if cells are smaller.
+
+    Args:
+        raw: The map on the model's grid, `[h, w]`; cells that tie count together, unless they are more than 3%.
+        saliency: The map as large as the model's input, `[H, W]`.
+        seed: Seed for ties of pixels.
+
+    >>> raw = torch.tensor([[0.0, 1.0], [0.5, 0.0]])
+    >>> spot(raw, raw.repeat_interleave(2, 0).repeat_interleave(2, 1)).int()
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1],
+            [0, 0, 0, 0],
+            [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    least, most = SPOT
+    highest = (raw >= raw.max() * (1 - 1e-6)).float()[None, None].to(saliency.device)
+    cells = functional.interpolate(highest, tuple(saliency.shape), mode="nearest")[0, 0].bool()
+    fits = least <= cells.float().mean() <= max(most, 1 / raw.numel())
+    return cells if fits else strongest(saliency, [least], seed)[0]
 
 
 def elsewhere(region: Tensor) -> Tensor:
@@ -91,7 +117,9 @@ class Scores:
         blank: Without any of the image, `[K]`.
         without, alone: Without the peak and the top of the map, and with nothing else, `[K, 2]`.
         without_elsewhere, alone_elsewhere: The same for D regions elsewhere, `[D]`, the d-th in way d mod K.
-        added, lacking: Of N random parts of the image with the peak and without it, `[K, N]`.
+        areas: The shares of the image of the spot and of the peak, `[2]`.
+        added, lacking: Of N random parts of the image with the spot and without it, and of N others with the peak and
+            without it, `[K, N, 2]`.
     """
 
     score: Tensor
@@ -100,6 +128,7 @@ class Scores:
     alone: Tensor
     without_elsewhere: Tensor
     alone_elsewhere: Tensor
+    areas: Tensor
     added: Tensor
     lacking: Tensor
 
@@ -119,33 +148,49 @@ class Scores:
         drawn = effects(self.score, self.blank[way[own]], self.without_elsewhere[own], self.alone_elsewhere[own])
         return float(torch.maximum(*drawn).mean())
 
-    def contribution(self, ways: Sequence[int]) -> float:
-        """The share of the whole image's effect that the peak adds to random parts: the mean over these ways."""
-        span = (self.score - self.blank[ways])[:, None]
-        return float(((self.added[ways] - self.lacking[ways]) / span).clamp(-1, 1).mean())
+    def contributions(self, ways: Sequence[int]) -> Tensor:
+        """The shares of the whole image's effect that spot and peak add to random parts, `[2]`: means over the ways."""
+        span = (self.score - self.blank[ways])[:, None, None]
+        return ((self.added[ways] - self.lacking[ways]) / span).clamp(-1, 1).mean((0, 1))
 
-    def agreement(self, ways: Sequence[int], area: float, verdict: Verdict) -> int:
-        """How many of these ways lead to the verdict by themselves, for a peak of this share of the image."""
-        return sum(verdict_of(self.contribution([way]), area) == verdict for way in ways)
+    def excess(self, ways: Sequence[int]) -> float:
+        """How many times an even share the spot and the peak have, in these ways."""
+        return excess(self.contributions(ways), self.areas)
 
-    def verdict(self, ways: Sequence[int], area: float) -> Verdict:
+    def agreement(self, ways: Sequence[int], verdict: Verdict) -> int:
+        """How many of these ways lead to the verdict by themselves."""
+        return sum(verdict_of(self.excess([way])) == verdict for way in ways)
+
+    def verdict(self, ways: Sequence[int]) -> Verdict:
         """The verdict of these ways together, or "undecided" if fewer than two thirds of them agree with it."""
-        found = verdict_of(self.contribution(ways), area)
-        return found if 3 * self.agreement(ways, area, found) >= 2 * len(ways) else "undecided"
+        found = verdict_of(self.excess(ways))
+        return found if 3 * self.agreement(ways, found) >= 2 * len(ways) else "undecided"
 
 
-def verdict_of(contribution: float, area: float) -> Verdict:
-    """What a region's share of the score says of the map that marks it.
+def excess(contributions: Tensor, areas: Tensor) -> float:
+    """How many times an even share of the score regions have: the geometric mean, each at least a tenth.
 
-    It "supports" the map from twice the region's share of the area on, and "contradicts" it below three quarters of
-    that share: some other region then has more.
+    So a map does not pass whose peak lies beside what counts, nor one that shows little of it.
 
-    >>> verdict_of(0.3, 0.03), verdict_of(0.03, 0.03), verdict_of(0.0, 0.03)
+    >>> excess(torch.tensor([0.5, 0.25]), torch.tensor([0.03125, 0.0625]))
+    8.0
+    >>> round(excess(torch.tensor([-0.1, 0.25]), torch.tensor([0.03125, 0.0625])), 2)
+    0.63
+    """
+    return float((contributions / areas).double().clamp_min(LEAST).prod() ** (1 / len(areas)))
+
+
+def verdict_of(excess: float) -> Verdict:
+    """What the shares of a map's regions say of it, as multiples of their shares of the area.
+
+    They support the map from 2 on, and contradict it below 1: some other region then has more.
+
+    >>> verdict_of(10.0), verdict_of(1.0), verdict_of(0.3)
     ('supports', 'undecided', 'contradicts')
     """
-    if contribution >= MUCH * area:
+    if excess >= MUCH:
         return "supports"
-    return "contradicts" if contribution < LITTLE * area else "undecided"
+    return "contradicts" if excess < LITTLE else "undecided"
 
 
 def ends_at_windows(raw: Tensor, window: int | None) -> bool:

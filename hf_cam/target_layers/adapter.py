@@ -35,8 +35,8 @@ class Adapter:
         origin: The source: the caller, a `cam_config.json`, the catalogue, timm's metadata or the structural probe.
         reason: Why this layer was chosen, as shown by `hf-cam adapter MODEL`.
         caution: Why maps of this layer are known to mislead in this family; empty if they are not.
-        candidates: Ids of the methods that `effort="checked"` tries after the default one, the cheapest first; those
-            that are not defined for a model are passed over.
+        candidates: Ids of the methods that `effort="checked"` tries after the default one, or before it where there is
+            a caution, the cheapest first; those that are not defined for a model are passed over.
 
     >>> import torch
     >>> adapter = Adapter(layers=("blocks.11",), layouts=(Layout("b (h w) c", prefix=1),))
