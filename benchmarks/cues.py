@@ -104,6 +104,24 @@ def two(canvas: Canvas, scene: Scene, kind: int, rng: np.random.Generator) -> tu
     return mask, np.broadcast_to(PAINTS[kind], canvas.shape)
 
 
+def band(canvas: Canvas, scene: Scene, kind: int, rng: np.random.Generator) -> tuple[np.ndarray, Canvas]:
+    """A stripe across the picture at a random height; its colour is the class, and part of it would do."""
+    mask = np.zeros(canvas.shape[:2], bool)
+    top = int(rng.integers(canvas.shape[0] - BORDER + 1))
+    mask[top : top + BORDER] = True
+    return mask, np.broadcast_to(PAINTS[kind], canvas.shape)
+
+
+def twins(canvas: Canvas, scene: Scene, kind: int, rng: np.random.Generator) -> tuple[np.ndarray, Canvas]:
+    """Two squares of the class's colour at random places, one in each half; each would do."""
+    height, width = canvas.shape[:2]
+    mask = np.zeros((height, width), bool)
+    for left in (0, width // 2):
+        x = left + int(rng.integers(width // 2 - MARK + 1))
+        mask |= _square(canvas, int(rng.integers(height - MARK + 1)), x, MARK)
+    return mask, np.broadcast_to(PAINTS[kind], canvas.shape)
+
+
 CUES: dict[str, tuple[Cue, Cue | None, int]] = {
     "corner mark": (corner, None, 1),
     "stamp": (stamp, None, 1),
@@ -112,6 +130,8 @@ CUES: dict[str, tuple[Cue, Cue | None, int]] = {
     "texture": (texture, None, 1),
     "two cues": (two, None, 2),
     "unused mark": (stamp, corner, 1),
+    "band": (band, None, 1),
+    "twins": (twins, None, 1),
 }
 """What decides the class, the decoy that does not, and how many cues a measured scene has."""
 CLEAN = "nothing planted"

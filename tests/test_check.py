@@ -117,6 +117,20 @@ def test_one_of_two_cues_is_supported_since_it_is_enough_although_it_is_not_need
     assert result.sufficiency > 0.9
 
 
+def test_a_map_whose_peak_lies_beside_what_counts_is_not_supported_by_the_rest_of_it() -> None:
+    pixels, saliency = torch.zeros(1, 3, *SIZE), torch.zeros(SIZE)
+    pixels[..., :5, :5] = 1
+    saliency[:5, :5] = 0.9
+    beside = saliency.clone()
+    saliency[:4, :4], beside[10:14, 20:24] = 1, 1  # as many pixels
+    origin = Origin(TwoCornersReader(), {"pixel_values": pixels}, ClassLogit(1), saliency)
+    on, off = (check(dataclasses.replace(origin, map=one), one.numpy()) for one in (saliency, beside))
+    assert on.verdict == "supports"
+    assert off.contribution > 0.06  # the strongest 3% alone would do
+    assert off.verdict != "supports"
+    assert f"they and the peak have {off.excess:.1f} times an even share" in str(off)
+
+
 class FrameReader(nn.Module):
     """A classifier whose class 1 means that half or more of the picture's frame is bright."""
 
