@@ -57,7 +57,7 @@ METHODS = (
     "libragrad",
     "libracam",
 )
-Record, FORM = dict[str, Any], 3
+Record, FORM = dict[str, Any], 4
 Judged = tuple[str, bool, str, float]
 """The name of a map, whether it hits, the verdict on it, and the share of its strongest pixels on the cue."""
 

@@ -27,7 +27,7 @@ SURE = 0.5
 """The effect of a map's strongest pixels from which no other method is tried."""
 PICKING = 11
 """Forwards that it takes to measure this effect."""
-CHECKING = 62
+CHECKING = 98
 COARSE = 4
 """The side of the squares that hide parts of the picture, as a divisor of its shorter side."""
 
