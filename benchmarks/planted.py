@@ -3,10 +3,10 @@
     python -m benchmarks.planted [--families vit swin ...] [--images 4] [--folder FOLDER] [--out docs/planted.md]
 
 Each model of `benchmarks/cue_readers.py` explains the class of test scenes in which removing the cue lowers its
-confidence by half or more. A map hits if the cell that holds its peak touches the cue. Nothing but the corner mark and
-the stamp of seed 0 was looked at when methods, thresholds and candidates were chosen, in scenes of another seed; the
-page quotes the goals on the other cues and on models of seed 1. Writes Markdown; `--folder` keeps the records, so that
-a run can be resumed or get more images.
+confidence by half or more. A map hits if the cell that holds its peak touches the cue. Methods, thresholds and
+candidates were chosen on the corner mark, the stamp, the band and the twins with models of seed 0, in scenes of another
+seed; the page quotes the goals on the other cues and on models of seed 1. Writes Markdown; `--folder` keeps the records,
+so that a run can be resumed or get more images.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ METHODS = (
     "libragrad",
     "libracam",
 )
-Record, FORM = dict[str, Any], 4
+Record, FORM = dict[str, Any], 5
 Judged = tuple[str, bool, str, float]
 """The name of a map, whether it hits, the verdict on it, and the share of its strongest pixels on the cue."""
 
