@@ -5,8 +5,8 @@
 Each model of `benchmarks/cue_readers.py` explains the class of test scenes in which removing the cue lowers its
 confidence by half or more. A map hits if the cell that holds its peak touches the cue. Methods, thresholds and
 candidates were chosen on the corner mark, the stamp, the band and the twins with models of seed 0, in scenes of another
-seed; the page quotes the goals on the other cues and on models of seed 1. Writes Markdown; `--folder` keeps the records,
-so that a run can be resumed or get more images.
+seed; the page quotes the goals on the other cues and on models of seed 1. Writes Markdown; `--folder` keeps the
+records, so that a run can be resumed or get more images.
 """
 
 from __future__ import annotations
