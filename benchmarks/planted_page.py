@@ -22,10 +22,10 @@ stamp beside a corner mark that says nothing. An image counts if the model tells
 the confidence by 0.5 or more: then the truth is known by intervention. A map hits if the cell that holds its peak
 touches the cue.
 
-Methods, thresholds and candidates were chosen on the corner mark, the stamp and two cues that are not on this page (a
-stripe across the picture, and two squares of which one would do), with other scenes. The figures below are for the
-other cues, and for the corner mark and the stamp with models of another seed: {count} images. Figures are shares with
-their standard errors, which assume that images are independent; those of one model are not quite.
+Methods and candidates were chosen on the corner mark and the stamp, thresholds also on the other cues and on two that
+are not on this page (a stripe across the picture, and two squares of which one would do). The figures below are for
+models of another seed in other scenes, which played no part in a choice: {count} images. Figures are shares with their
+standard errors, which assume that images are independent; those of one model are not quite.
 """
 
 WHY = """

@@ -91,13 +91,13 @@ class Check:
             (log-odds for a probability); in [-1, 1].
         contribution: The share of what replacing the whole image costs in score that the strongest 3% add to random
             parts of the image, on average; an even share is 0.03.
-        excess: How many times an even share the strongest 3% and the cell of the peak have (of cells that are smaller,
-            the strongest 1%): the geometric mean of both, on which the verdict rests.
         agreement: The replacements that lead to the verdict by themselves, and the number of all that could be used.
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
         flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
             "diffuse" (more than half of the image is above half of the peak), "hard edge of windows" (the map ends at
             the border of the model's attention windows) and "indifferent to the image".
+        excess: How many times an even share the strongest 3% and the cell of the peak have (of cells that are smaller,
+            the strongest 1%): the geometric mean of both, each at least 0.3, on which the verdict rests.
     """
 
     verdict: Verdict
@@ -109,10 +109,10 @@ class Check:
     necessity: float
     sufficiency: float
     contribution: float
-    excess: float
     agreement: tuple[int, int]
     energy: float
     flags: tuple[str, ...] = ()
+    excess: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -201,10 +201,10 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
         necessity=necessity,
         sufficiency=sufficiency,
         contribution=contribution,
-        excess=found.excess(usable) if usable else 0.0,
         agreement=(found.agreement(usable, verdict), len(usable)),
         energy=_energy(origin.map.float()),
         flags=tuple(flags),
+        excess=found.excess(usable) if usable else 0.0,
     )
 
 
