@@ -4,9 +4,9 @@
 
 Each model of `benchmarks/cue_readers.py` explains the class of test scenes in which removing the cue lowers its
 confidence by half or more. A map hits if the cell that holds its peak touches the cue. Methods and candidates were
-chosen on the corner mark and the stamp, thresholds also on the other cues, with models of seeds 0 and 1; the page quotes
-models of seed 2 in scenes of another seed. Writes Markdown; `--folder` keeps the records, so that a run can be resumed
-or get more images.
+chosen on the corner mark and the stamp, thresholds also on the other cues, with models of seeds 0 and 1; the page
+quotes models of seed 2 in scenes of another seed. Writes Markdown; `--folder` keeps the records, so that a run can be
+resumed or get more images.
 """
 
 from __future__ import annotations

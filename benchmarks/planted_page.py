@@ -80,7 +80,7 @@ def page(records: Sequence[Record], images: int, shares: Sequence[float]) -> str
         "What `checked` kept and what it cost": kept(quoted),
     }
     if chosen:
-        sections["Where the choices were made: the corner mark and the stamp of seed 0"] = by(chosen, "family")
+        sections["Where choices were made: corner mark, stamp, band and twins of seed 0"] = by(chosen, "family")
     parts = [HEAD.format(images=images, count=len(quoted)), goals(quoted)]
     parts += [f"\n## {title}\n\n{text}" for title, text in sections.items()]
     if misled := [one["decoy"] for one in records if one["cue"] == "unused mark"]:
