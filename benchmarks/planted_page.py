@@ -14,11 +14,11 @@ MISLEADS = 0.75
 
 HEAD = """# Do maps show what a model reads, and does `check()` notice?
 
-Written by `python -m benchmarks.planted --images {images}`. Small models of the zoo (ViT, DINOv2 with registers,
-ConvNeXt, Swin) are fine-tuned by `benchmarks/cue_readers.py`, and its CLIP gets a linear probe, on scenes of 64 x 96
-pixels whose class is decided by a planted cue (`benchmarks/cues.py`): a coloured corner mark, a border, a stamp at a
-random place, the tint of one item, stripes on the background of one quarter, two discs of which one would do, and a
-stamp beside a corner mark that says nothing. An image counts if the model tells its class and removing the cue lowers
+Written by `python -m benchmarks.planted --images {images} --chosen`. Small models of the zoo (ViT, DINOv2 with
+registers, ConvNeXt, Swin) are fine-tuned by `benchmarks/cue_readers.py`, and its CLIP gets a linear probe, on scenes of
+64 x 96 pixels whose class is decided by a planted cue (`benchmarks/cues.py`): a coloured corner mark, a border, a stamp
+at a random place, the tint of one item, stripes on the background of one quarter, two discs of which one would do, and
+a stamp beside a corner mark that says nothing. An image counts if the model tells its class and removing the cue lowers
 the confidence by 0.5 or more: then the truth is known by intervention. A map hits if the cell that holds its peak
 touches the cue.
 
@@ -54,7 +54,7 @@ ON_CUE = {
 FLAGGED = f"""
 
 A family's adapter carries a caution, and the result the flag "may mislead", where the fast map's peak is on the cue in
-less than {MISLEADS} of the images.
+less than {MISLEADS} of the images, here or where thresholds were chosen.
 """
 
 
@@ -80,7 +80,7 @@ def page(records: Sequence[Record], images: int, shares: Sequence[float]) -> str
         "What `checked` kept and what it cost": kept(quoted),
     }
     if chosen:
-        sections["Where choices were made: corner mark, stamp, band and twins of seed 0"] = by(chosen, "family")
+        sections["Peak on the cue, by family, where thresholds were chosen"] = by(chosen, "family")
     parts = [HEAD.format(images=images, count=len(quoted)), goals(quoted)]
     parts += [f"\n## {title}\n\n{text}" for title, text in sections.items()]
     if misled := [one["decoy"] for one in records if one["cue"] == "unused mark"]:

@@ -155,14 +155,17 @@ READERS = {
 
 def test_a_family_carries_a_caution_where_its_fast_map_was_measured_to_miss() -> None:
     page = (Path(__file__).parents[1] / "docs" / "planted.md").read_text(encoding="utf-8")
-    lines = page.split("## Peak on the cue, by family")[1].splitlines()
-    table = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    fast = next(row for row in table if row[0] == "fast")
-    shares = {family: float(cell.split()[0]) for family, cell in zip(table[0][1:], fast[1:], strict=True)}
-    assert set(shares) == set(READERS)
-    for family, share in shares.items():
+    shares: dict[str, list[float]] = {family: [] for family in READERS}
+    for section in page.split("## Peak on the cue, by family")[1:]:
+        lines = section.split("\n## ")[0].splitlines()
+        table = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+        fast = next(row for row in table if row[0] == "fast")
+        for family, cell in zip(table[0][1:], fast[1:], strict=True):
+            shares[family].append(float(cell.split()[0]))
+    for family, found in shares.items():
+        assert len(found) == 2, family
         [entry] = [entry for entry in catalogue() if entry.matches(*READERS[family])]
-        assert bool(entry.caution) is (share < MISLEADS), family
+        assert bool(entry.caution) is (min(found) < MISLEADS), family
 
 
 def test_the_pipeline_and_the_command_take_the_effort(vit_folder, picture, picture_file, tmp_path, capsys) -> None:
