@@ -26,7 +26,7 @@ from hf_cam.models.loading import load
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "guide" / "reading.md"
-CASES = (("swin", "corner mark", 2), ("dinov2", "two cues", 2), ("convnext", "texture", 2))
+CASES = (("swin", "corner mark", 2), ("dinov2", "unused mark", 2), ("convnext", "texture", 2))
 """Family, cue and seed of the model; none of them took part in a choice."""
 HEAD = (
     '| model, cue | confidence, without the cue | fast map | its `check()` | `effort="checked"` | its `check()` |\n'
