@@ -125,7 +125,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "explained": explained,
     "methods": lambda: str(len(rows("methods", "| id |"))),
     "planted": planted,
-    "planted-images": lambda: number("planted", r"another seed: (\d+) images"),
+    "planted-images": lambda: number("planted", r"part in a choice: (\d+) images"),
     "planted-error": planted_error,
     "hits-supported": lambda: verdict_on("hits", "supports"),
     "misses-contradicted": lambda: verdict_on("misses", "contradicts"),
