@@ -80,7 +80,7 @@ def page(records: Sequence[Record], images: int, shares: Sequence[float]) -> str
         "What `checked` kept and what it cost": kept(quoted),
     }
     if chosen:
-        sections["Peak on the cue, by family, where thresholds were chosen"] = by(chosen, "family")
+        sections["Where thresholds were chosen: peak on the cue, by family"] = by(chosen, "family")
     parts = [HEAD.format(images=images, count=len(quoted)), goals(quoted)]
     parts += [f"\n## {title}\n\n{text}" for title, text in sections.items()]
     if misled := [one["decoy"] for one in records if one["cue"] == "unused mark"]:
