@@ -2,9 +2,6 @@
 
 import sys
 
-import ray
-from ray.cluster_utils import Cluster as Machines
-
 import hf_cam.data.cluster
 from hf_cam.data.cluster import Cluster, rows_on_ray
 from hf_cam.data.explain import Explain
@@ -16,6 +13,9 @@ STORE = 100 * 2**20
 
 def main(folder: str, head: int) -> str:
     """What came of it, in a sentence."""
+    import ray
+    from ray.cluster_utils import Cluster as Machines
+
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": head, "object_store_memory": STORE})
     doomed = machines.add_node(num_cpus=2, object_store_memory=STORE)
     machines.wait_for_nodes()
