@@ -438,9 +438,12 @@ def test_the_keyboard_is_enough(browser, server, screenshots):
     page.keyboard.press("Tab")
     page.locator("[role=option]").first.wait_for(state="hidden")  # the list closes where the key leaves it
     page.keyboard.press("Shift+Tab")
+    default = page.input_value("#layer input")
     page.keyboard.press("ArrowDown")
+    page.locator("[role=option]").first.wait_for()  # a key that comes before the list is lost
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
+    page.wait_for_function("before => document.querySelector('#layer input').value !== before", arg=default)
     page.locator("#go").focus()
     assert "model.encoder.layers" in visit.changes(lambda: page.keyboard.press("Enter"))
     visit.reach("#found button.thumbnail-item:nth-of-type(2), #found .gallery-item:nth-of-type(2) button")
