@@ -121,7 +121,7 @@ def explain(
         method_options: What only some methods take, such as `{"seed": 3}` for "randomcam".
         effort: "fast" takes the method as it is. "checked" tries several if `method` is "auto", keeps the first whose
             strongest pixels matter to the model, and takes a verdict on its map: about 110 forwards if the first does,
-            and up to 240; `Explanation.effort` says what was done.
+            and about 210 if all are tried; `Explanation.effort` says what was done.
         batch_size: Images per forward, 8 where not given. Methods that rerun the model run as many
             variants of an image per forward; a number that suits the device where not given.
         processor: The image processor, where it does not come with the model.

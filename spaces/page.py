@@ -67,7 +67,7 @@ HEADLINE = "# What the model looked at\nThe parts of your picture that a vision 
 TRUST = "Does the model's score depend on what the map marks? Press Measure to find out."
 EFFORT = (
     "checked: tries several methods, keeps the first whose marked pixels matter to the model, and judges its map. "
-    "It takes 110 to 240 times as long and explains one thing."
+    "It takes 110 to 210 times as long and explains one thing."
 )
 GALLERY: dict[str, Any] = {**PICTURES, "height": "auto", "object_fit": "contain", "buttons": []}
 PLOT: dict[str, Any] = {"color": "map", "color_map": MAPS, "color_title": " ", "x_axis_format": "~g", "height": 260}
