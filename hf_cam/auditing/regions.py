@@ -149,3 +149,17 @@ def inside_share(regions: Sequence[np.ndarray], opened: Sequence[Opened]) -> np.
             for region, one in zip(regions, opened, strict=True)
         ]
     )
+
+
+def inside_anywhere(region: np.ndarray, opened: Opened) -> np.ndarray:
+    """The share of a region `[H, W]` on the object, at every place to which it can be moved, wrapped round the edges.
+
+    >>> from PIL import Image
+    >>> left = np.array([[True, False, False]])
+    >>> inside_anywhere(left, Opened(Image.new("RGB", (3, 1)), np.array([[False, True, True]]))).round(6) + 0.0
+    array([[0., 1., 1.]])
+    """
+    assert opened.inside is not None
+    shape = np.fft.rfft2(region.astype(np.float64)), np.fft.rfft2(opened.inside.astype(np.float64))
+    shared = np.fft.irfft2(np.conj(shape[0]) * shape[1], s=region.shape) / region.sum()
+    return np.asarray(shared.clip(0, 1))
