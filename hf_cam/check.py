@@ -22,6 +22,8 @@ from hf_cam.metrics.verdict import (
     backgrounds,
     elsewhere,
     ends_at_windows,
+    gathered,
+    is_scattered,
     spot,
     strongest,
 )
@@ -53,6 +55,7 @@ CONSTANT, NO_GRADIENT, UNLIKELY, NO_BETTER = (
     "no better than chance",
 )
 DIFFUSE, WINDOWS, UNRESPONSIVE = "diffuse", "hard edge of windows", "indifferent to the image"
+SCATTERED = "scattered"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,8 @@ class Check:
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
         flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
             "diffuse" (more than half of the image is above half of the peak), "hard edge of windows" (the map ends at
-            the border of the model's attention windows) and "indifferent to the image".
+            the border of the model's attention windows), "indifferent to the image" and "scattered" (the strongest
+            pixels are specks, so what is judged is the map's mean over squares of an eighth of the image's side).
         excess: How many times an even share the strongest 3% and the cell of the peak have (of cells that are smaller,
             the strongest 1%): the geometric mean of both, each at least 0.3, on which the verdict rests.
     """
@@ -151,6 +155,7 @@ NOTES = {
     UNLIKELY: "The model gives this target a tiny probability: the map shows what little evidence there is.",
     NO_BETTER: "The marked pixels matter no more than as many pixels elsewhere.",
     DIFFUSE: "The map marks most of the image.",
+    SCATTERED: "The strongest pixels are scattered: the map was judged by its mean over squares.",
     WINDOWS: "The map ends at the border of the model's attention windows, which is a trait of the model.",
     UNRESPONSIVE: "The confidence hardly changes even if the whole image is replaced.",
 }
@@ -230,6 +235,9 @@ def scores_of(
         return _on_scale(torch.cat(parts).cpu(), probability)
 
     saliency, compared = origin.map.to(pixels.device).float(), raw is not None
+    if is_scattered(saliency, PEAK):
+        saliency = gathered(saliency)
+        raw = None if raw is None else saliency.cpu().numpy()
     peak, top = regions = strongest(saliency, (PEAK, TOP), seed)
     drawn = elsewhere(top)[: None if compared else 0]
     pair = torch.stack([peak if raw is None else spot(torch.from_numpy(np.array(raw)), saliency, seed), peak])
@@ -251,9 +259,16 @@ def scores_of(
 
 
 def judged(origin: Origin, found: Scores) -> Verdict:
-    """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score."""
+    """The verdict on a map; "undecided" on one that is the same everywhere, or if no replacement lowers the score.
+
+    Specks of which some happen to lie on what counts do not support a map that is no better than chance.
+    """
     usable = usable_ways(origin, found)
-    return found.verdict(usable) if usable and normalize(origin.map[None].float()).any() else "undecided"
+    if not usable or not normalize(origin.map[None].float()).any():
+        return "undecided"
+    verdict = found.verdict(usable)
+    by_chance = verdict == "supports" and _lead(found, usable) < MARGIN and is_scattered(origin.map.float(), PEAK)
+    return "undecided" if by_chance else verdict
 
 
 def usable_ways(origin: Origin, found: Scores) -> list[int]:
@@ -289,6 +304,7 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
         return flags
     conditions = {
         NO_BETTER: bool(usable) and _lead(found, usable) < MARGIN,
+        SCATTERED: is_scattered(origin.map.float(), PEAK),
         DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
         WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw).clip(0)), _window(origin.model)),
     }

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import nn
 
 import hf_cam
+from hf_cam.auditing import findings
 from hf_cam.auditing.asking import Asker
 from hf_cam.auditing.audit import Audit
 from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
-from hf_cam.auditing.findings import AGREED, ClassImages, Suspicion, carried, kind_of, region_name, suspicions
+from hf_cam.auditing.findings import AGREED, SCANNED, ClassImages, Suspicion, carried, kind_of, region_name, suspicions
+from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
@@ -217,6 +219,38 @@ def test_regions_on_off_and_independent_of_the_objects_are_told_apart():
     assert kind_of(blind, [_Shown(Opened(Image.new("RGB", (32, 24))))] * 24) == "moving"
 
 
+def test_evidence_that_lies_on_few_objects_is_not_taken_for_the_background():
+    """One of six regions is wholly on an object, which covers a sixth of the image: that is chance."""
+    mask = np.zeros((24, 36), bool)
+    mask[6:18, 12:24] = True
+    images = [_Shown(Opened(Image.new("RGB", (36, 24)), mask))] * 48
+    on, off = np.zeros_like(mask), np.zeros_like(mask)
+    on[10:14, 16:20] = off[:4, :4] = True
+    regions = [on if number % 6 == 0 else off for number in range(48)]
+    assert kind_of(regions, images) == "moving"
+    assert kind_of([off] * 48, images) == "background"
+    assert kind_of([on] * 48, images) == "object"
+
+
+def test_more_images_are_searched_only_where_something_is_read(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Shown] = []
+    real = findings.scan
+    monkeypatch.setattr(findings, "scan", lambda asker, one: asked.append(one) or real(asker, one))
+    rng = np.random.default_rng(0)
+    red, plain = [], np.zeros((64, 96, 3), np.uint8)
+    for _ in range(72):
+        picture = plain.copy()
+        top, left = 16 * int(rng.integers(4)), 16 * int(rng.integers(6))
+        picture[top : top + 16, left : left + 16, 0] = 255
+        red.append(picture)
+    found = suspected(Anywhere(), red, plain)
+    assert [one.kind for one in found if one.verdict(one.trial) == "reads it"] == ["moving"]
+    assert len(asked) == 72
+    asked.clear()
+    assert not any(one.verdict(one.trial) == "reads it" for one in suspected(Always(), red, plain))
+    assert len(asked) == 36 + SCANNED
+
+
 def _core(mask: np.ndarray) -> np.ndarray:
     """The middle of an object, a quarter of its area."""
     rows, columns = np.nonzero(mask)
@@ -322,6 +356,13 @@ def test_evidence_of_which_any_part_is_enough_is_found_where_it_lies():
     assert (marked & red).sum() / (marked | red).sum() > 0.5
     plain = asker.show(Case("1", 0, lambda: {"image": np.zeros_like(picture), "label": "none"}))
     assert scan(asker, plain).effect.max() == 0, "the class of an empty picture has no evidence"
+
+
+class Always(Anywhere):
+    """Every picture is of the second class."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values) * 1e-3 + torch.tensor([0.0, 4.0])
 
 
 class AroundTheEdge(nn.Module):

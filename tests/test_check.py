@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import hf_cam
 from benchmarks.scenes import scenes
-from hf_cam.check import Origin, check
+from hf_cam.check import Check, Origin, check
 from hf_cam.errors import OptionError
+from hf_cam.metrics.verdict import MUCH
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.metrics import PatchReader
+from hf_cam.zoo import SCENE
 from nets import NETS, READ
 from pictures import SIZE as PICTURE
 from unchanged import unchanged
@@ -171,6 +174,32 @@ def test_a_map_of_a_model_that_reads_the_whole_picture_alike_stays_undecided() -
     assert result.verdict == "undecided"
     assert not result.passed
     assert "neither supports nor contradicts" in str(result)
+
+
+def on_a_segmenter(noise: torch.Tensor, origin: Origin) -> Check:
+    drawn = functional.interpolate(noise[None, None], size=tuple(origin.map.shape), mode="bilinear")[0, 0]
+    low, high = drawn.aminmax()
+    return check(dataclasses.replace(origin, map=(drawn - low) / (high - low)), noise.numpy())
+
+
+def test_specks_all_over_the_image_are_judged_by_their_mean_over_squares() -> None:
+    found = hf_cam.explain(str(SCENE), model="demo:segformer")[0]
+    assert "scattered" not in found.check().flags
+    noise = torch.rand(96, 128, generator=torch.Generator().manual_seed(0))
+    result = on_a_segmenter(noise, found.origin)
+    assert (result.verdict, "scattered" in result.flags) == ("contradicts", True)
+    assert "mean over squares" in str(result)
+    lucky = on_a_segmenter(torch.rand(48, 64, generator=torch.Generator().manual_seed(1)), found.origin)
+    assert lucky.excess > MUCH, "some of its specks lie on the object"
+    assert {"scattered", "no better than chance"} <= set(lucky.flags)
+    assert lucky.verdict == "undecided"
+
+
+def test_a_map_of_several_layers_is_judged_by_all_of_them() -> None:
+    found = hf_cam.explain(str(SCENE), model="demo:segformer", method="gradcam")[0]
+    assert len(found.layers) > 1
+    assert not (found.raw > 0).any(), "the first layer says nothing"
+    assert "no gradient" not in found.check().flags
 
 
 def test_a_map_that_ends_at_the_windows_of_its_model_is_flagged() -> None:

@@ -5,6 +5,9 @@ there twice is sufficient but not necessary, and part of a wide cue is neither. 
 share of the score: what it adds on average to random parts of the image, few and many (Shapley, 1953). These shares add
 up to the effect of the whole image, so that an even one is the region's share of the area. A map is judged by two
 regions: the spot of its peak, which it shows first, and its strongest pixels, which may lie at several places.
+
+Specks all over an image are a share of nearly everything in it, and hiding them changes nearly everything, whatever
+they mark. So a map of specks is judged by its mean over squares.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,6 +35,8 @@ MUCH, LITTLE, LEAST = 1.75, 1.3, 0.3
 and the least that is read, so that a region that lowers the score does not undo all that the other adds."""
 SPOT = (0.01, 0.03)
 """The least share of the image that counts as the spot of a map's peak, and the largest of cells that tie."""
+SPECK, SQUARE = 20, 8
+"""The sides of the squares in which the strongest pixels must lie, or else are averaged: divisors of the image's."""
 RESPONSE = 0.5
 """The least fall of the score, without any of the image, that effects can be measured against."""
 
@@ -46,6 +53,29 @@ def strongest(saliency: Tensor, shares: Sequence[float], seed: int = 0) -> Tenso
     """
     places = ranks(saliency, seed)
     return torch.stack([places < max(1, round(share * saliency.numel())) for share in shares])
+
+
+def is_scattered(saliency: Tensor, share: float) -> bool:
+    """Whether the strongest pixels of a map `[H, W]` are specks: most lie in no square of a twentieth of its side.
+
+    >>> noise = torch.rand(64, 96, generator=torch.Generator().manual_seed(0))
+    >>> blob = torch.zeros(64, 96)
+    >>> blob[20:40, 30:50] = 1
+    >>> is_scattered(noise, 0.03), is_scattered(blob, 0.03)
+    (True, False)
+    """
+    side = max(2, min(saliency.shape) // SPECK)
+    # Equal values are one region, of which the strongest would be a random choice.
+    level = saliency.flatten().kthvalue(saliency.numel() - max(1, round(share * saliency.numel())) + 1).values
+    marked = np.uint8((saliency >= level).cpu().numpy())
+    kept = cv2.morphologyEx(marked, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    return bool(kept.sum() < marked.sum() / 2)
+
+
+def gathered(saliency: Tensor) -> Tensor:
+    """A map `[H, W]` averaged over squares of an eighth of its shorter side around each pixel."""
+    side = max(2, min(saliency.shape) // SQUARE)
+    return torch.from_numpy(cv2.blur(saliency.float().cpu().numpy(), (side, side))).to(saliency.device)
 
 
 def spot(raw: Tensor, saliency: Tensor, seed: int = 0) -> Tensor:
