@@ -395,12 +395,14 @@ class CAM:
         options = self._options_of(method, request)
         if method.retarget is not same_target:
             run = replace(run, targets=method.targets(run.targets, **options))
-        maps = []
+        maps, known = [], dict[str, Any]()
         for layer in own.layers:
             try:
-                given = {signal.name: signal.of(run, layer, options) for signal in method.signals}
+                own_ones = [signal for signal in method.signals if signal.name not in known]
+                given = {**known, **{signal.name: signal.of(run, layer, options) for signal in own_ones}}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
+            known = {signal.name: given[signal.name] for signal in method.signals if not signal.layered}
             with blaming(f"the method {method.id!r}", MethodError):
                 maps.append(method.map(eigen_smooth=request.eigen_smooth, signed=True, **given, **options))
         return maps

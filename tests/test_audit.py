@@ -18,7 +18,17 @@ from hf_cam.auditing import findings
 from hf_cam.auditing.asking import Asker
 from hf_cam.auditing.audit import Audit
 from hf_cam.auditing.cases import WHOLE, Box, Case, Opened, box_of, cases_of, match
-from hf_cam.auditing.findings import AGREED, SCANNED, ClassImages, Suspicion, carried, kind_of, region_name, suspicions
+from hf_cam.auditing.findings import (
+    AGREED,
+    NOT_TESTED,
+    SCANNED,
+    ClassImages,
+    Suspicion,
+    carried,
+    kind_of,
+    region_name,
+    suspicions,
+)
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
@@ -187,6 +197,51 @@ def test_the_command_fails_on_a_finding_only_if_asked(monkeypatch: pytest.Monkey
     assert main(arguments) == 0
     assert main([*arguments, "--fail-on-finding"]) == 3
     assert (tmp_path / "index.html").is_file()
+
+
+def test_an_audit_in_which_nothing_was_tested_says_so_and_passes_no_gate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, audited: Audit, capsys: pytest.CaptureFixture[str]
+):
+    empty = replace(audited, findings=(), masks=())
+    assert NOT_TESTED in str(empty)
+    assert lead(empty) == NOT_TESTED
+    monkeypatch.setattr("hf_cam.auditing.audit.audit", lambda *_, **__: empty)
+    assert main(["audit", "demo:cheater", "demo:cheater", "--out", str(tmp_path), "--fail-on-finding"]) == 2
+    assert "nothing was tested" in capsys.readouterr().err
+
+
+def test_evidence_that_moves_is_suspicious_only_in_classes_whose_objects_are_marked(audited: Audit):
+    moving = replace(audited.findings[0], kind="moving", verdict="reads it", region=None)
+    one = replace(audited, findings=(moving,), masks=({},))
+
+    def marked(label: str) -> Audit:
+        return replace(one, rows=tuple(replace(row, inside=0.5 if row.label == label else None) for row in one.rows))
+
+    other = next(row.label for row in one.rows if row.label != moving.label)
+    assert marked(moving.label).suspicious == (moving,)
+    assert not marked(other).suspicious
+
+
+def test_masks_and_boxes_that_mark_nothing_are_refused(tmp_path: Path):
+    data = list(cheater_scenes(4))
+    for masks in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(OptionError, match="holds no mask"):
+            hf_cam.audit("demo:cheater", data, masks=masks)
+    with pytest.raises(OptionError, match="frame='object' needs"):
+        hf_cam.audit("demo:cheater", data, frame="object")
+    image = Image.new("RGB", (32, 24))
+    for box in ((8, 8, 4, 4), (40, 40, 60, 60), (0.1, 0.1, 0.4, 0.4)):
+        with pytest.raises(OptionError, match="marks no pixel"):
+            Case("cat.png", 0, lambda box=box: {"image": image, "box": box}).open()
+
+
+def test_how_opaque_a_mask_is_does_not_count():
+    image, mask = Image.new("RGB", (32, 24)), Image.new("L", (32, 24))
+    mask.paste(255, (0, 0, 8, 8))
+    for mode in ("L", "LA", "RGBA"):
+        inside = Case("0", 0, lambda mode=mode: {"image": image, "mask": mask.convert(mode)}).open().inside
+        assert inside is not None
+        assert inside.sum() == 64
 
 
 def regions_on(masks: list[np.ndarray], *, inside: bool, seed: int = 0) -> list[np.ndarray]:

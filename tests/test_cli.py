@@ -142,6 +142,24 @@ def test_a_file_in_the_way_of_the_folder_is_refused_in_one_line(capsys, pictures
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_picture_that_is_read_is_not_written_over(capsys, vit_folder, picture, tmp_path):
+    paths = [tmp_path / name for name in ("cat.png", "cat-1.png")]
+    for path in paths:
+        picture.save(path)
+    before = [path.read_bytes() for path in paths]
+    model = ["--model", str(vit_folder)]
+    for given in (
+        [str(paths[0]), *model, "--out", str(tmp_path)],
+        [str(tmp_path), *model, "--out", str(tmp_path)],
+        [str(paths[0]), *model, "--out", str(paths[0])],
+        [str(paths[1]), *model, "--out", str(paths[0]), "--top-k", "2"],
+        [str(paths[0]), *model, "--out", str(tmp_path / "maps/"), "--table", str(paths[0])],
+    ):
+        assert main(["explain", *given]) == 2
+        assert "would be written over" in capsys.readouterr().err
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_a_damaged_image_among_several_is_refused_before_anything_is_written(capsys, pictures, vit_folder, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")

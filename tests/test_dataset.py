@@ -96,6 +96,19 @@ def test_targets_and_texts_may_be_columns(model) -> None:
     assert texts["score"][0] == pytest.approx(texts["score"][2])
 
 
+def test_a_row_without_a_target_or_text_has_that_of_all_whatever_its_batch(model, tmp_path) -> None:
+    from datasets import Dataset
+
+    names = list(model.id2label.values())
+    asked = Dataset.from_dict({"image": [noise(seed=n) for n in range(3)], "target": [names[2], None, names[2]]})
+    for size in (1, 3):
+        out = tmp_path / str(size)
+        hf_cam.explain_dataset(asked, model, out=out, batch_size=size, target=names[0])
+        assert [row["label"] for row in rows_in(out)] == [names[2], names[0], names[2]]
+    texts = Explain(clip(), text="bird")({"image": [noise()] * 3, "text": ["cat", None, "dog"]})
+    assert texts["label"] == ["cat", "bird", "dog"]
+
+
 def test_a_wrong_target_of_one_image_is_an_error_of_that_image_alone(model) -> None:
     columns = Explain(model)({"image": [noise(), noise()], "target": [0, "nothing like it"]})
     assert columns["error"][0] == ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -16,9 +19,11 @@ from hf_cam.methods import get_method
 from hf_cam.methods.rise import DetectionMatch, RandomMasks, matching, mean_kept
 from hf_cam.methods.run import Run
 from hf_cam.methods.tokens import scores_of_kept
+from hf_cam.models.loading import load
 from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.targets import BoxLogit, ClassLogit, QueryLogit
 from hf_cam.testing import check_model_untouched
+from hf_cam.zoo import SCENE
 from nets import make, tiny
 from pictures import SIZE, pictures
 
@@ -204,3 +209,22 @@ def test_detections_of_one_picture_get_maps_of_their_own() -> None:
     net, x = detr(), pictures(1)
     one, other = (raw_of(net, "d-rise", x, [QueryLogit(query, 0)], samples=16).flatten() for query in (0, 3))
     assert spearmanr(one, other).statistic < 0.99
+
+
+def test_what_depends_on_no_layer_runs_once_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("demo:segformer")
+    pixels = loaded.pixel_values([Image.open(SCENE)])
+    layers = infer_adapter(loaded.model).layers
+    assert len(layers) > 1
+    kind, counts = type(loaded.model), list[int]()
+    forward = kind.forward
+
+    def counted(*args: Any, **named: Any) -> Any:
+        counts[-1] += 1
+        return forward(*args, **named)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    for some in (layers[:1], layers):
+        counts.append(0)
+        CAM(loaded.model, "rise", layers=some, samples=4)(pixels)
+    assert counts[0] == counts[1] > 0

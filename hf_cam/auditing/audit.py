@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_cam.auditing.asking import Asker, shown
 from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, labels_in
-from hf_cam.auditing.findings import HELD_OUT, SEARCHED, ClassImages, Finding, Suspicion, suspicions
+from hf_cam.auditing.findings import HELD_OUT, NOT_TESTED, SEARCHED, ClassImages, Finding, Suspicion, suspicions
 from hf_cam.auditing.recognition import Shown, target_of
 from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
@@ -113,15 +113,19 @@ class Audit:
 
         Evidence that moves counts only if masks or boxes show that it is not the object that moves.
         """
-        known = any(row.inside is not None for row in self.rows)
-        fine = ("object",) if known else ("object", "moving")
-        return tuple(one for one in self.findings if one.verdict == "reads it" and one.kind not in fine)
+        known = {row.label for row in self.rows if row.inside is not None}
+        return tuple(
+            one
+            for one in self.findings
+            if one.verdict == "reads it" and one.kind != "object" and (one.kind != "moving" or one.label in known)
+        )
 
     def __str__(self) -> str:
         """The notes and findings, one sentence per line."""
         read = [one for one in self.findings if one.verdict == "reads it"]
         first = f"{self.model}: accuracy {self.accuracy:.2f} on {sum(not row.error for row in self.rows)} images"
-        none = () if read else ("No region was found that the model reads apart from others.",)
+        said = "No region was found that the model reads apart from others."
+        none = () if read else (said if self.findings else NOT_TESTED,)
         return "\n".join([f"{first}.", *self.notes, *none, *(one.text for one in self.findings)])
 
     def save(self, folder: str | Path) -> Path:
@@ -206,6 +210,8 @@ def audit(
     request, classes = _classes(explainer, data, text)
     asker = Asker(explainer, request)
     cases = cases_of(data, classes, labels, masks, boxes)
+    if frame == "object" and not any(case.is_marked() for case in cases):
+        raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
     tell = progress or (lambda *_: None)
     rows = list(_rows(asker, cases, classes, frame, batch_size, tell))
     if all(row.error for row in rows):

@@ -65,6 +65,11 @@ class Case:
     label: int
     entry: Callable[[], Mapping[str, Any]] = field(repr=False)
 
+    def is_marked(self) -> bool:
+        """Whether a mask or a box is given for its object."""
+        entry = self.entry()
+        return any(entry.get(key) is not None for key in (*MASKS, *BOXES))
+
     def open(self) -> Opened:
         """Read the image and what marks its object.
 
@@ -224,7 +229,13 @@ def _marks(named: Sequence[Named], masks: Any, boxes: Sequence[Any] | None) -> l
     if masks is not None and boxes is not None:
         raise OptionError("pass masks= or boxes=, not both")
     if isinstance(masks, str | Path):
-        return [_mask_file(Path(masks).expanduser(), name) for name, _, _ in named]
+        found = [_mask_file(Path(masks).expanduser(), name) for name, _, _ in named]
+        if not any(found):
+            raise OptionError(
+                f"{brief(str(masks))} holds no mask of the data's images; a mask is a PNG file with the image's name, "
+                "in the folder or in that of its class"
+            )
+        return found
     for option, key, given in (("masks", MASKS[0], masks), ("boxes", BOXES[0], boxes)):
         if given is not None:
             if len(given) != len(named):

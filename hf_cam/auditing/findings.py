@@ -34,6 +34,7 @@ AGREED = 0.5
 """The least agreement of the images on where in a place the evidence lies."""
 BROAD = 0.35
 """The share of the peak down to which the background's evidence counts."""
+NOT_TESTED = "Nothing was tested, so nothing is known of what the model reads."
 LEVEL = 0.02
 """The probability up to which evidence on or off the objects is no chance."""
 DRAWS, SAME = 4000, 1e-9
@@ -225,7 +226,7 @@ def _account(one: Suspicion) -> float:
 
 def _shrunk(asker: Asker, images: ClassImages, scans: Sequence[Scan], place: Place) -> Place:
     """A place shrunk on the images whose evidence lies there most."""
-    own = [float(one.effect[images.region_of(place)(one.one)].max()) for one in scans]
+    own = [float(one.effect[images.region_of(place)(one.one)].max(initial=0)) for one in scans]
     chosen = [scans[i].one for i in np.argsort(own)[::-1][:SHRUNK_ON]]
     return Shrinking(asker, chosen, images.frames(chosen)).box(place)
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from hf_cam.auditing.cases import Case
-from hf_cam.auditing.findings import region_name
+from hf_cam.auditing.findings import NOT_TESTED, region_name
 from hf_cam.auditing.regions import within
 from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
@@ -203,7 +203,7 @@ def lead(audit: Audit) -> str:
         return f"{said[0].upper()}{said[1:]}."
     if any(one.verdict == "reads it" for one in audit.findings):
         return "No region was found that the model reads other than the objects."
-    return "No region was found that the model reads apart from others."
+    return "No region was found that the model reads apart from others." if audit.findings else NOT_TESTED
 
 
 def _joined(names: Sequence[str]) -> str:

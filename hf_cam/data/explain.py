@@ -208,13 +208,13 @@ class Explain:
         return explanation.check().verdict if self.check else ""
 
     def _request(self, targets: Sequence[Any] | None, texts: Sequence[Any] | None, members: Sequence[int]) -> Request:
-        """What is asked of these images of a batch."""
+        """What is asked of these images of a batch; where a row has no value, what is asked of all."""
         asked = self.request
         if targets is not None:
-            asked = replace(asked, target=[_python(target) for target in targets])
+            asked = replace(asked, target=[asked.target if one is None else _python(one) for one in targets])
         elif isinstance(asked.target, list):
             asked = replace(asked, target=[asked.target] * len(members))  # several targets for each image
-        if texts is not None and members:
+        if texts is not None and members and texts[members[0]] is not None:
             asked = replace(asked, text=Request.of(text=_python(texts[members[0]])).text)
         return asked
 

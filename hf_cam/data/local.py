@@ -60,9 +60,9 @@ def explained(
 def _batch(source: Source, explain: Explain, members: Sequence[Waiting]) -> Iterator[tuple[Row, Picture | HFCamError]]:
     pictures = [picture.result() for _, _, picture in members]
     asked = {
-        name: [entry[name] for _, entry, _ in members]
+        name: [entry.get(name) for _, entry, _ in members]
         for name in ASKED
-        if all(entry.get(name) is not None for _, entry, _ in members)
+        if any(entry.get(name) is not None for _, entry, _ in members)
     }
     rows = explain.rows(pictures, asked.get("target"), asked.get("text"))
     for (index, _, _), row, picture in zip(members, rows, pictures, strict=True):

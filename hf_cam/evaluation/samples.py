@@ -106,6 +106,8 @@ def _inside_mask(mask: Any, index: int | str) -> np.ndarray:
     values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
     if values.dtype.kind not in "buif" or not np.isfinite(values).all():
         raise OptionError(f"mask {index} must hold finite numbers, nonzero inside, got {brief(mask)}")
+    if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "PA"):
+        values = np.asarray(mask.convert("RGBA"))[..., :3]  # not how opaque it is
     marked: np.ndarray = np.asarray(values > 0)
     return np.asarray(marked.any(-1)) if marked.ndim == 3 else marked
 
@@ -117,4 +119,9 @@ def _inside_box(box: Any, index: int | str, size: Size) -> np.ndarray:
         raise OptionError(f"box {index} must be four finite numbers x0, y0, x1, y1, got {brief(box)}") from error
     inside = np.zeros(size, bool)
     inside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    if not inside.any():
+        raise OptionError(
+            f"box {index} marks no pixel of its image of {size[1]} x {size[0]}: {brief(box)}; give x0, y0, x1, y1 in "
+            "pixels"
+        )
     return inside

@@ -63,6 +63,8 @@ def _audit(options: argparse.Namespace) -> int:
         )
     print(found)
     print(found.save(options.out))
+    if options.fail_on_finding and not found.findings:
+        raise OptionError("nothing was tested, as the lines above say, so --fail-on-finding cannot pass the model")
     return FOUND if options.fail_on_finding and found.suspicious else 0
 
 

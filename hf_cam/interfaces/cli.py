@@ -27,7 +27,7 @@ from hf_cam.interfaces.drawing import (
     verdict,
 )
 from hf_cam.interfaces.export import add as add_export
-from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, write_table
+from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, spare, write_table
 
 CHUNK = 8
 OWN = ("target", "input_points", "input_labels", "input_boxes")
@@ -268,6 +268,9 @@ def _explain(options: argparse.Namespace) -> None:
     _silence_loading()
     options.images, roots = listed_images(options.images)
     outputs = output_paths(options.images, options.out, roots)
+    spare(options.images, outputs, "--out")
+    if options.table is not None:
+        spare(options.images, [options.table], "--table")
     methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,27 @@ def output_paths(images: Sequence[str], out: str, within: Mapping[str, Path]) ->
         paths.append(next(free for name in names if (free := folder / f"{name}.png") not in taken))
         taken.add(paths[-1])
     return paths
+
+
+def spare(images: Sequence[str], outputs: Sequence[Path], option: str) -> None:
+    """Refuse to write over a picture that is read, or over what would be numbered after it.
+
+    Raises:
+        OptionError: one of the outputs is one of the images.
+    """
+    read = {Path(image).expanduser().resolve(): image for image in images if image[:5].lower() != "data:"}
+    for path in outputs:
+        one = path.expanduser().resolve()
+        over = [image for own, image in read.items() if own == one or own in _numbers_of(one, read)]
+        if over:
+            raise OptionError(f"{brief(over[0])} would be written over; pass another {option}")
+
+
+def _numbers_of(path: Path, read: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are this one with a number."""
+    begins = f"{path.stem}-"
+    siblings = (one for one in read if (one.parent, one.suffix) == (path.parent, path.suffix))
+    return [one for one in siblings if one.stem.startswith(begins) and one.stem[len(begins) :].isdigit()]
 
 
 def numbered(path: Path, count: int) -> list[Path]:

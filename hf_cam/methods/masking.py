@@ -109,6 +109,7 @@ def _forwards(patch: int | None, stride: int | None) -> float:
     "how far the target's value falls when a square hides the pixel, `[B, 1, H, W]`",
     cost="one forward per position of the square",
     pixels=True,
+    layered=False,
     forwards=_forwards,
 )
 def score_drops(run: Run, layer: str, patch: int | None = None, stride: int | None = None, fill: Cover = 0.0) -> Tensor:

@@ -54,6 +54,7 @@ def input_x_gradient(pixels: Tensor, pixel_gradients: Tensor) -> Tensor:
     cost="one forward and one backward pass per step of the path",
     gradients=True,
     pixels=True,
+    layered=False,
     forwards=lambda steps: PASS * steps,
     connected=True,
 )
@@ -225,6 +226,7 @@ def smoothgradcam_plusplus(activations: Tensor, noisy_powers: Tensor) -> Tensor:
     cost="one more forward, and a backward pass through it",
     gradients=True,
     pixels=True,
+    layered=False,
     forwards=PASS,
 )
 def guided_gradients(run: Run, layer: str) -> Tensor:

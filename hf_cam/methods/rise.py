@@ -111,6 +111,7 @@ def _forwards(samples: int, fill: Cover) -> float:
     "the target's confidence for randomly masked pictures, averaged over the masks that keep the pixel",
     cost="one forward per mask",
     pixels=True,
+    layered=False,
     forwards=_forwards,
 )
 def mean_of_masked(
@@ -239,6 +240,7 @@ def _listed(target: BoxLogit) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
     "the match with the detection for randomly masked pictures, averaged over the masks that keep the pixel",
     cost="one forward per mask",
     pixels=True,
+    layered=False,
     forwards=_forwards,
 )
 def mean_match(

@@ -51,6 +51,7 @@ class Signal:
         forwards_per_channel: Cost per target and channel of the target layer; likewise.
         connected: Whether it stays in the caller's graph where `differentiable=True` asks for that: it is made by
             differentiable operations alone, with `kept` in place of `detach`.
+        layered: Whether it depends on the target layer; otherwise it is computed once for several.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Signal:
     forwards: float | Callable[..., float] = 0.0
     forwards_per_channel: float | Callable[..., float] = 0.0
     connected: bool = False
+    layered: bool = True
 
     @property
     def id(self) -> str:
@@ -113,12 +115,13 @@ def signal(
     forwards: float | Callable[..., float] = 0.0,
     forwards_per_channel: float | Callable[..., float] = 0.0,
     connected: bool = False,
+    layered: bool = True,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.
 
     Args:
-        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `connected`.
+        meaning: What the signal is; see `Signal`, also for the arguments from `cost` to `layered`.
         replace: Also replace a signal of the same name that comes from elsewhere.
 
     >>> SIGNALS.get("curvature").second_order
@@ -141,6 +144,7 @@ def signal(
             forwards,
             forwards_per_channel,
             connected,
+            layered,
         )
         SIGNALS.add(record, replace)
         return provide
@@ -204,7 +208,12 @@ def gradients(run: Run, layer: str) -> Tensor:
 
 
 @signal(
-    "the picture as the model gets it, `[B, C, H, W]`", cost="none", pixels=True, ignores_target=True, connected=True
+    "the picture as the model gets it, `[B, C, H, W]`",
+    cost="none",
+    pixels=True,
+    ignores_target=True,
+    connected=True,
+    layered=False,
 )
 def pixels(run: Run, layer: str) -> Tensor:
     """The pictures, `[B, C, *space]`, in the model's own units."""
@@ -217,6 +226,7 @@ def pixels(run: Run, layer: str) -> Tensor:
     cost="a backward pass through the whole model",
     gradients=True,
     pixels=True,
+    layered=False,
     forwards=1.2,
     connected=True,
 )
@@ -305,6 +315,7 @@ def curvature(run: Run, layer: str) -> Tensor:
     cost="a backward pass through the whole model",
     gradients=True,
     pixels=True,
+    layered=False,
     watch=biased_outputs,
     forwards=1.6,
     connected=True,
