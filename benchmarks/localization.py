@@ -10,9 +10,9 @@ for a segmenter the region of the class; an object that the model does not find 
 is compared with the mask of that label: energy inside, peak inside and average precision, each with its mean and
 standard error over all labels. For comparison, the table includes baseline maps (noise, a centred Gaussian, Sobel
 edges), grad-cam's Grad-CAM on the same layer if Grad-CAM is measured, and the mask's share of the image, which is the
-expected score of an uninformative map. Methods that take more than 100 forwards are measured if they are named, on the
-first `--slow-scenes` scenes only. A row of fewer scenes than the others states their number, and Grad-CAM has a row
-for the same scenes.
+expected score of an uninformative map. The word "budget" stands for all methods that take at most 100 forwards; others
+are measured if they are named, on the first `--slow-scenes` scenes only. A row of fewer scenes than the others states
+their number, and Grad-CAM has a row for the same scenes.
 
 The scores of each scene are appended to a file as they are made (by default `runs/localization.jsonl`), and what the
 file has is not measured again: a run can be stopped, and continued with other models, methods or seeds. `--print` only
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -62,6 +63,8 @@ from hf_cam.models.loading import LoadedModel, load
 
 MODELS = ("convnext", "vit", "dinov2", "swin", "clip", "detr", "segformer", "maskformer")
 GRAD_CAM = "grad-cam's GradCAM"
+WITHIN = "budget"
+"""The word for all methods within the budget."""
 RECORDS = Path("runs/localization.jsonl")
 QUOTED = 3
 """The seed of the scenes whose figures are quoted; defaults are chosen on those of seed 1."""
@@ -70,7 +73,7 @@ QUOTED = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--methods", nargs="+", default=methods_within(BUDGET))
+    parser.add_argument("--methods", nargs="+", default=[WITHIN])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=QUOTED)
     parser.add_argument("--slow-scenes", type=int, default=10, help="for methods that take more than 100 forwards")
@@ -79,13 +82,16 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="one column per model")
     parser.add_argument("--markdown", nargs=2, metavar=("PAGE", "MARK"), help="also write the table into this page")
     options = parser.parse_args()
+    methods = list(
+        dict.fromkeys(chain(*(methods_within(BUDGET) if one == WITHIN else [one] for one in options.methods)))
+    )
     logging.disable_progress_bar()
     if not options.print:
         drawn = scenes("test", options.scenes, seed=options.seed)
         for model in (NO_MODEL, *options.models):
-            measure(model, options.methods, drawn, options.seed, options.slow_scenes, options.records)
+            measure(model, methods, drawn, options.seed, options.slow_scenes, options.records)
     found = of_scenes(read(options.records), options.seed, options.scenes)
-    text = (wide if options.wide else table)(found, options.models, options.methods, options.seed)
+    text = (wide if options.wide else table)(found, options.models, methods, options.seed)
     print(text)
     if options.markdown:
         page, mark = options.markdown

@@ -69,6 +69,7 @@ class Origin:
         map: `[H, W]` in [0, 1], as large as the model's input.
         processor: What prepared the inputs.
         request: What the caller asked for.
+        layers: The number of target layers, whose maps `map` fuses.
     """
 
     model: nn.Module = field(repr=False)
@@ -77,6 +78,7 @@ class Origin:
     map: Tensor = field(repr=False)
     processor: Any = field(default=None, repr=False)
     request: Request | None = field(default=None, repr=False)
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def check(origin: Origin, raw: np.ndarray, seed: int = 0, others: Sequence[Any] 
 
     Args:
         origin: What the map was made from.
-        raw: The map before normalization.
+        raw: The map before normalization, `[h, w]`; of several layers that of the first.
         seed: Seed for the noise and for ties.
         others: Images whose pixels replace those of the image, at best from the same data; a shipped one if empty.
 
@@ -223,7 +225,7 @@ def scores_of(
         replacements: The K ways to replace pixels.
         seed: Seed for ties and for the random parts of the image.
         raw: The map before normalization; regions elsewhere and random parts are not scored without it, and it takes
-            1 + 5 K forwards.
+            1 + 5 K forwards. The peak of a fused map, or of one that was averaged, is that of `origin.map`.
     """
     probability = _is_probability(origin)
     target = confidence(origin.target, traits_of(origin.model).problem_type)
@@ -235,12 +237,12 @@ def scores_of(
         return _on_scale(torch.cat(parts).cpu(), probability)
 
     saliency, compared = origin.map.to(pixels.device).float(), raw is not None
-    if is_scattered(saliency, PEAK):
-        saliency = gathered(saliency)
-        raw = None if raw is None else saliency.cpu().numpy()
+    scattered = is_scattered(saliency, PEAK)
+    saliency = gathered(saliency) if scattered else saliency
+    grid = saliency if raw is None or scattered or origin.layers > 1 else torch.from_numpy(np.array(raw))
     peak, top = regions = strongest(saliency, (PEAK, TOP), seed)
     drawn = elsewhere(top)[: None if compared else 0]
-    pair = torch.stack([peak if raw is None else spot(torch.from_numpy(np.array(raw)), saliency, seed), peak])
+    pair = torch.stack([spot(grid, saliency, seed) if compared else peak, peak])
     parts = backgrounds(peak.shape, PARTS if compared else 0, seed).to(pixels.device)[:, None]
     added_to, lacking_from = (parts & ~pair).flatten(0, 1), (parts | pair).flatten(0, 1)
     own = torch.cat([torch.ones_like(regions[:1]), regions, ~regions, added_to, lacking_from])
@@ -255,7 +257,9 @@ def scores_of(
         missing_elsewhere[way::count], alone_elsewhere[way::count] = scored(replace, torch.cat([some, ~some])).chunk(2)
     score = _on_scale(scorer(pixels[:, None])[0, 0].cpu(), probability)
     areas = pair.float().mean((1, 2)).cpu()
-    return Scores(score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere, areas, added, lacking)
+    return Scores(
+        score, blank[:, 0], without, alone, missing_elsewhere, alone_elsewhere, areas, added, lacking, scattered
+    )
 
 
 def judged(origin: Origin, found: Scores) -> Verdict:
@@ -267,7 +271,7 @@ def judged(origin: Origin, found: Scores) -> Verdict:
     if not usable or not normalize(origin.map[None].float()).any():
         return "undecided"
     verdict = found.verdict(usable)
-    by_chance = verdict == "supports" and _lead(found, usable) < MARGIN and is_scattered(origin.map.float(), PEAK)
+    by_chance = verdict == "supports" and found.scattered and _lead(found, usable) < MARGIN
     return "undecided" if by_chance else verdict
 
 
@@ -293,7 +297,7 @@ def _pictures(others: Sequence[Any]) -> list[Tensor]:
 
 def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     flags = [CONSTANT] if not normalize(origin.map[None].float()).any() else []
-    if not np.any(np.asarray(raw) > 0):
+    if not np.any(np.asarray(raw) > 0) and (origin.layers < 2 or not origin.map.any()):
         flags.append(NO_GRADIENT)
     if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
@@ -304,7 +308,7 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
         return flags
     conditions = {
         NO_BETTER: bool(usable) and _lead(found, usable) < MARGIN,
-        SCATTERED: is_scattered(origin.map.float(), PEAK),
+        SCATTERED: found.scattered,
         DIFFUSE: bool((origin.map > origin.map.max() / 2).float().mean() > WIDE),
         WINDOWS: ends_at_windows(torch.from_numpy(np.asarray(raw).clip(0)), _window(origin.model)),
     }

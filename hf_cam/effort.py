@@ -157,5 +157,5 @@ def _effect(explanation: Explanation) -> float:
 def _checked(explanation: Explanation, tried: Sequence[Tried], forwards: float) -> Explanation:
     origin = explanation.origin
     assert origin is not None
-    verdict = check(origin, explanation.fused)
+    verdict = check(origin, explanation.raw)
     return explanation.changed(effort=Effort(tuple(tried), explanation.method, forwards, verdict))

@@ -542,7 +542,7 @@ class _Recipe:
         inputs = model_inputs_of(self.loaded.model, given["pixel_values"], others_of(given))
         fused = self.method.fused([torch.from_numpy(layer) for layer in raw], self.size)
         shown = fused.to(inputs["pixel_values"].device)
-        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request)
+        return Origin(self.loaded.model, inputs, target, shown, self.loaded.processor, self.request, len(raw))
 
 
 def _on_host(saliency: Saliency) -> Saliency:

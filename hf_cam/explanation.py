@@ -173,14 +173,7 @@ class Explanation:
             raise OptionError("a check removes pixels from an image, but this model takes frames or patches instead")
         if not isinstance(others, list | tuple):
             raise OptionError(f"others must be a list of images, got {brief(others)}")
-        return check(origin, self.fused, seed, others)
-
-    @property
-    def fused(self) -> np.ndarray:
-        """The map whose peak a check looks for: `raw`, or that of all target layers, `[H, W]` as the model takes it."""
-        if len(self.layers) < 2 or self.origin is None:
-            return self.raw
-        return self.origin.map.float().cpu().numpy()
+        return check(origin, self.raw, seed, others)
 
     @property
     def signed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,16 +211,17 @@ def test_an_audit_in_which_nothing_was_tested_says_so_and_passes_no_gate(
     assert "nothing was tested" in capsys.readouterr().err
 
 
-def test_evidence_that_moves_is_suspicious_only_in_classes_whose_objects_are_marked(audited: Audit):
-    moving = replace(audited.findings[0], kind="moving", verdict="reads it", region=None)
-    one = replace(audited, findings=(moving,), masks=({},))
-
-    def marked(label: str) -> Audit:
-        return replace(one, rows=tuple(replace(row, inside=0.5 if row.label == label else None) for row in one.rows))
-
-    other = next(row.label for row in one.rows if row.label != moving.label)
-    assert marked(moving.label).suspicious == (moving,)
-    assert not marked(other).suspicious
+@pytest.mark.parametrize(("marked", "known"), [(0, False), (3, False), (24, True)])
+def test_evidence_that_moves_is_suspicious_only_where_objects_are_marked(audited: Audit, marked: int, known: bool):
+    mask = np.zeros((64, 96), bool)
+    mask[24:40, 40:56] = True
+    red = moved(24)
+    found = suspected(Anywhere(), red, np.zeros((64, 96, 3), np.uint8), [mask] * marked)
+    [moving] = [one for one in found if one.verdict(one.trial) == "reads it"]
+    assert (moving.kind, moving.objects) == ("moving", known)
+    finding = moving.finding(moving.trial)
+    assert ("masks= would show it" in finding.text) is not known
+    assert replace(audited, findings=(finding,), masks=({},)).suspicious == ((finding,) if known else ())
 
 
 def test_masks_and_boxes_that_mark_nothing_are_refused(tmp_path: Path):
@@ -291,13 +293,7 @@ def test_more_images_are_searched_only_where_something_is_read(monkeypatch: pyte
     asked: list[Shown] = []
     real = findings.scan
     monkeypatch.setattr(findings, "scan", lambda asker, one: asked.append(one) or real(asker, one))
-    rng = np.random.default_rng(0)
-    red, plain = [], np.zeros((64, 96, 3), np.uint8)
-    for _ in range(72):
-        picture = plain.copy()
-        top, left = 16 * int(rng.integers(4)), 16 * int(rng.integers(6))
-        picture[top : top + 16, left : left + 16, 0] = 255
-        red.append(picture)
+    red, plain = moved(72), np.zeros((64, 96, 3), np.uint8)
     found = suspected(Anywhere(), red, plain)
     assert [one.kind for one in found if one.verdict(one.trial) == "reads it"] == ["moving"]
     assert len(asked) == 72
@@ -441,8 +437,19 @@ class AroundTheEdge(nn.Module):
         return torch.stack([torch.full_like(red, 6.0), 8 * red], 1)
 
 
-def suspected(model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray) -> list[Suspicion]:
-    """What the red class of a model is suspected of, in these pictures beside plain ones."""
+def moved(count: int) -> list[np.ndarray]:
+    """Pictures with one red square, at a random place in each."""
+    rng, pictures = np.random.default_rng(0), np.zeros((count, 64, 96, 3), np.uint8)
+    for picture in pictures:
+        top, left = 16 * int(rng.integers(4)), 16 * int(rng.integers(6))
+        picture[top : top + 16, left : left + 16, 0] = 255
+    return list(pictures)
+
+
+def suspected(
+    model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray, masks: Sequence[np.ndarray] = ()
+) -> list[Suspicion]:
+    """What the red class of a model is suspected of, in these pictures, the first with masks, beside plain ones."""
 
     def tensor(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
@@ -451,7 +458,9 @@ def suspected(model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray) -
     asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
 
     def shown(label: int, number: int, picture: np.ndarray) -> Any:
-        return asker.show(Case(f"{label}-{number}", label, lambda: {"image": picture, "label": ("none", "red")[label]}))
+        mask = {"mask": masks[number]} if label and number < len(masks) else {}
+        entry = {"image": picture, "label": ("none", "red")[label], **mask}
+        return asker.show(Case(f"{label}-{number}", label, lambda: entry))
 
     red = [shown(1, number, one) for number, one in enumerate(pictures)]
     assert all(one.right for one in red)

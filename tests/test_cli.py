@@ -156,7 +156,7 @@ def test_a_picture_that_is_read_is_not_written_over(capsys, vit_folder, picture,
         [str(paths[0]), *model, "--out", str(tmp_path / "maps/"), "--table", str(paths[0])],
     ):
         assert main(["explain", *given]) == 2
-        assert "would be written over" in capsys.readouterr().err
+        assert "is read and may be written over" in capsys.readouterr().err
     assert [path.read_bytes() for path in paths] == before
 
 

@@ -211,7 +211,18 @@ def test_detections_of_one_picture_get_maps_of_their_own() -> None:
     assert spearmanr(one, other).statistic < 0.99
 
 
-def test_what_depends_on_no_layer_runs_once_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rise", {"samples": 4}),
+        ("occlusion", {"patch": 32}),
+        ("integrated-gradients", {"steps": 3}),
+        ("guided-gradcam", {}),
+    ],
+)
+def test_what_depends_on_no_layer_runs_once_for_several(
+    monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, int]
+) -> None:
     loaded = load("demo:segformer")
     pixels = loaded.pixel_values([Image.open(SCENE)])
     layers = infer_adapter(loaded.model).layers
@@ -226,5 +237,5 @@ def test_what_depends_on_no_layer_runs_once_for_several(monkeypatch: pytest.Monk
     monkeypatch.setattr(kind, "forward", counted)
     for some in (layers[:1], layers):
         counts.append(0)
-        CAM(loaded.model, "rise", layers=some, samples=4)(pixels)
+        CAM(loaded.model, method, layers=some, **options)(pixels)
     assert counts[0] == counts[1] > 0

@@ -113,12 +113,8 @@ class Audit:
 
         Evidence that moves counts only if masks or boxes show that it is not the object that moves.
         """
-        known = {row.label for row in self.rows if row.inside is not None}
-        return tuple(
-            one
-            for one in self.findings
-            if one.verdict == "reads it" and one.kind != "object" and (one.kind != "moving" or one.label in known)
-        )
+        read = [one for one in self.findings if one.verdict == "reads it" and one.kind != "object"]
+        return tuple(one for one in read if one.kind != "moving" or one.objects)
 
     def __str__(self) -> str:
         """The notes and findings, one sentence per line."""

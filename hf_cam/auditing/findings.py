@@ -37,6 +37,8 @@ BROAD = 0.35
 NOT_TESTED = "Nothing was tested, so nothing is known of what the model reads."
 LEVEL = 0.02
 """The probability up to which evidence on or off the objects is no chance."""
+MARKED = 6
+"""The fewest images with a mask or a box from which it can be told on which side of the objects evidence lies."""
 DRAWS, SAME = 4000, 1e-9
 """How many times all regions are put at random places, and the difference up to which two shares are equal."""
 
@@ -61,6 +63,8 @@ class Finding:
         follows: The share of images of other classes that take on this class once the region is put on them.
         p: The corrected probability of such a difference between the two regions by chance.
         width: Of a border, as a share of the frame's shorter side.
+        objects: Whether enough of the class's images have masks or boxes to tell on which side of the objects the
+            evidence lies.
     """
 
     label: str
@@ -76,6 +80,7 @@ class Finding:
     follows: float = 0.0
     p: float = 1.0
     width: float | None = None
+    objects: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +94,7 @@ class Suspicion:
         trial: What removing it did.
         share: See `Finding`.
         masks: By the name of an image, the region in it, `[H, W]` booleans.
-        objects: Whether it is known where the objects are.
+        objects: See `Finding`.
         located: Whether the model finds objects at their places, so that the region is their context, or they.
         fixed: Whether the evidence lies at one position in all images, and not wherever an object lies.
         frame: What a place is a place of.
@@ -127,6 +132,7 @@ class Suspicion:
             trial.follows,
             trial.p,
             self.region.width if isinstance(self.region, Border) else None,
+            self.objects,
         )
 
 
@@ -285,7 +291,7 @@ def _wandering(
     regions = {one.one.case.name: REGIONS[kind](one) for one in scans}
     kept = [one.one for one in scans if regions[one.one.case.name].any()]
     trial = tried(asker, kept, images.others, _named(regions), seed)
-    objects = any(one.one.opened.inside is not None for one in scans)
+    objects = sum(one.one.opened.inside is not None for one in seen) >= MARKED
     return Suspicion(images.label, kind, None, trial, len(kept) / len(scans), regions, objects)
 
 
@@ -320,7 +326,7 @@ def kind_of(regions: Sequence[np.ndarray], images: Sequence[Shown], seed: int = 
     opened = [one.opened for one in images]
     inside = inside_share(regions, opened)
     known = ~np.isnan(inside)
-    if known.sum() < 6:
+    if known.sum() < MARKED:
         return "moving"
     rng = np.random.default_rng(seed)
     anywhere = [inside_anywhere(region, one) for region, one, k in zip(regions, opened, known, strict=True) if k]

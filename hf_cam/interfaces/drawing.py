@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam.errors import OptionError, brief
-from hf_cam.interfaces.files import PICTURES, numbered
+from hf_cam.interfaces.files import DIFFERENCE, PICTURES, numbered
 
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
@@ -17,8 +17,6 @@ Written = list[tuple["Explanation", Path]]
 """Explanations, each with the file or folder that shows it."""
 STYLES = ("even", "contours", "colorbar", "transparent")
 OF_SCORES = ("expected", "sum", "colormap", "sheet", "bundle")
-DIFFERENCE = "-difference"
-"""What the name of the picture of a difference ends in."""
 
 
 def add_targets(explain: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 PAGES = (".html", ".htm")
 LONGEST_STEM = 100
+DIFFERENCE = "-difference"
+"""What the name of the picture of a difference ends in."""
 TABLE = ("image", "label", "score", "score_kind", "box", "method", "flags", "file")
 """Columns of the table that `hf-cam explain --table` writes."""
 
@@ -75,24 +78,20 @@ def output_paths(images: Sequence[str], out: str, within: Mapping[str, Path]) ->
 
 
 def spare(images: Sequence[str], outputs: Sequence[Path], option: str) -> None:
-    """Refuse to write over a picture that is read, or over what would be numbered after it.
+    """Refuse to write where a picture lies that is read.
+
+    What is written for one image may have a number or "-difference" after its name, and a video becomes a GIF.
 
     Raises:
-        OptionError: one of the outputs is one of the images.
+        OptionError: one of the images may be written over.
     """
     read = {Path(image).expanduser().resolve(): image for image in images if image[:5].lower() != "data:"}
-    for path in outputs:
-        one = path.expanduser().resolve()
-        over = [image for own, image in read.items() if own == one or own in _numbers_of(one, read)]
-        if over:
-            raise OptionError(f"{brief(over[0])} would be written over; pass another {option}")
-
-
-def _numbers_of(path: Path, read: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are this one with a number."""
-    begins = f"{path.stem}-"
-    siblings = (one for one in read if (one.parent, one.suffix) == (path.parent, path.suffix))
-    return [one for one in siblings if one.stem.startswith(begins) and one.stem[len(begins) :].isdigit()]
+    for path in (output.expanduser().resolve() for output in outputs):
+        stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+        written = re.compile(rf"{stem}((-\d+)?({suffix}|\.gif)|{DIFFERENCE}\.png)")
+        for one, name in read.items():
+            if one.parent == path.parent and written.fullmatch(one.name):
+                raise OptionError(f"{brief(name)} is read and may be written over; pass another {option}")
 
 
 def numbered(path: Path, count: int) -> list[Path]:

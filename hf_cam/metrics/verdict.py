@@ -64,10 +64,9 @@ def is_scattered(saliency: Tensor, share: float) -> bool:
     >>> is_scattered(noise, 0.03), is_scattered(blob, 0.03)
     (True, False)
     """
-    side = max(2, min(saliency.shape) // SPECK)
+    values, side = saliency.cpu().numpy(), max(2, min(saliency.shape) // SPECK)
     # Equal values are one region, of which the strongest would be a random choice.
-    level = saliency.flatten().kthvalue(saliency.numel() - max(1, round(share * saliency.numel())) + 1).values
-    marked = np.uint8((saliency >= level).cpu().numpy())
+    marked = np.uint8(values >= np.sort(values, axis=None)[-max(1, round(share * values.size))])
     kept = cv2.morphologyEx(marked, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     return bool(kept.sum() < marked.sum() / 2)
 
@@ -150,6 +149,8 @@ class Scores:
         areas: The shares of the image of the spot and of the peak, `[2]`.
         added, lacking: Of N random parts of the image with the spot and without it, and with the peak and without it,
             `[K, N, 2]`.
+        scattered: Whether the map's strongest pixels are specks, so that these regions are those of its mean over
+            squares.
     """
 
     score: Tensor
@@ -161,6 +162,7 @@ class Scores:
     areas: Tensor
     added: Tensor
     lacking: Tensor
+    scattered: bool = False
 
     def usable(self, least: float = RESPONSE) -> list[int]:
         """The ways to replace the whole image that lower the score by at least this much."""
