@@ -402,7 +402,9 @@ class CAM:
                 given = {**known, **{signal.name: signal.of(run, layer, options) for signal in own_ones}}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
-            known = {signal.name: given[signal.name] for signal in method.signals if not signal.layered}
+            known = {
+                signal.name: given[signal.name] for signal in method.signals if not signal.depends_on_layer(options)
+            }
             with blaming(f"the method {method.id!r}", MethodError):
                 maps.append(method.map(eigen_smooth=request.eigen_smooth, signed=True, **given, **options))
         return maps

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from hf_cam.models.loading import load
 from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.targets import BoxLogit, ClassLogit, QueryLogit
 from hf_cam.testing import check_model_untouched
-from hf_cam.zoo import SCENE
 from nets import make, tiny
 from pictures import SIZE, pictures
 
@@ -211,20 +209,37 @@ def test_detections_of_one_picture_get_maps_of_their_own() -> None:
     assert spearmanr(one, other).statistic < 0.99
 
 
-def test_what_depends_on_no_layer_runs_once_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load("demo:segformer")
-    pixels = loaded.pixel_values([Image.open(SCENE)])
-    layers = infer_adapter(loaded.model).layers
-    assert len(layers) > 1
-    kind, counts = type(loaded.model), list[int]()
+@pytest.mark.parametrize(
+    ("method", "options", "forwards"),
+    [
+        ("rise", {"samples": 4}, 5),
+        ("occlusion", {"patch": 32, "stride": 32}, 51),  # of a picture of 224 by 224
+        ("integrated-gradients", {"steps": 3}, 4),
+        ("smoothgrad", {"samples": 3}, 4),
+        ("smoothgrad", {"samples": 3, "base": "input-x-gradient"}, 4),
+        ("gradient", {}, 1),
+        ("input-x-gradient", {}, 1),
+        ("fullgrad", {}, 1),
+        ("guided-gradcam", {}, 2),
+    ],
+)
+def test_what_depends_on_no_layer_runs_once_for_several(
+    method: str, options: dict[str, Any], forwards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("demo:segformer").model
+    kind, counts = type(model), list[int]()
     forward = kind.forward
 
     def counted(*args: Any, **named: Any) -> Any:
-        counts[-1] += 1
+        counts.append(len(named["pixel_values"]))
         return forward(*args, **named)
 
+    cam = CAM(model, method, **options)
+    assert len(cam.adapter.layers) > 1
+    pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    cam(pixels, (100, 100))
     monkeypatch.setattr(kind, "forward", counted)
-    for some in (layers[:1], layers):
-        counts.append(0)
-        CAM(loaded.model, "rise", layers=some, samples=4)(pixels)
-    assert counts[0] == counts[1] > 0
+    cam(pixels, (100, 100))
+    assert sum(counts) == forwards
+    if not cam.method.differentiates:  # a backward pass is priced in forwards, too
+        assert sum(counts) == cam.method.cost(**options)
