@@ -55,7 +55,8 @@ class GuidedBackprop:
 
         Raises:
             TargetError: a target does not depend on the picture, or there is not one target per image.
-            MethodError: a quantized part of the model passes no gradient.
+            MethodError: a quantized part of the model passes no gradient, or the gradient passes no activation that can
+                be guided.
         """
         check_names(self.model, model_inputs, ("pixel_values", "targets"))
         checked_pixels(pixel_values, model_inputs)
