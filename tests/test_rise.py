@@ -20,7 +20,7 @@ from hf_cam.methods.run import Run
 from hf_cam.methods.tokens import scores_of_kept
 from hf_cam.models.loading import load
 from hf_cam.target_layers.infer import infer_adapter
-from hf_cam.targets import BoxLogit, ClassLogit, QueryLogit
+from hf_cam.targets import BoxLogit, ClassLogit, ClassProbability, QueryLogit
 from hf_cam.testing import check_model_untouched
 from nets import make, tiny
 from pictures import SIZE, pictures
@@ -66,11 +66,30 @@ def test_masks_on_the_grid_of_tokens_are_those_of_the_pixels() -> None:
     assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_scores_below_zero_are_shifted_and_probabilities_are_not() -> None:
+def test_scores_that_are_no_probabilities_start_at_zero() -> None:
     masks = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     two = lambda start, stop: masks[start:stop]  # noqa: E731
-    assert mean_kept(torch.tensor([[0.5, 0.25]]), two, 0.5).tolist() == [[[[0.5, 0.25]]]]
-    assert mean_kept(torch.tensor([[-1.0, -3.0]]), two, 0.5).tolist() == [[[[2.0, 0.0]]]]
+    scores = torch.tensor([[0.5, 0.25], [5.0, 3.0], [-1.0, -3.0]])
+    found = mean_kept(scores, two, 0.5, [True, False, False])
+    assert found.flatten(1).tolist() == [[0.5, 0.25], [2.0, 0.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("constant", [1000.0, -1000.0])
+def test_a_constant_added_to_a_score_changes_nothing(constant: float) -> None:
+    net, x = make("resnet").double(), pictures(1).double()
+    plain, moved = (
+        CAM(net, "rise", samples=16)(x, [lambda output, by=by: output.logits[2] + by]) for by in (0.0, constant)
+    )
+    assert plain.any()
+    torch.testing.assert_close(moved, plain, atol=1e-5, rtol=0)
+
+
+def test_a_probability_is_taken_as_it_is() -> None:
+    net, x = make("resnet"), pictures(1)
+    by_logit, by_probability = (
+        raw_of(net, "rise", x, [target], samples=16) for target in (ClassLogit(2), ClassProbability(2))
+    )
+    torch.testing.assert_close(by_logit, by_probability)
 
 
 def test_rise_repeats_itself_and_follows_its_seed() -> None:
