@@ -404,6 +404,26 @@ def test_devices_and_dtypes_that_are_none_are_refused_before_anything_is_loaded(
         hf_cam.explain(picture, model=vit_folder, **options)
 
 
+OPTIONS = {
+    "samples as text": ({"samples": "a"}, "'samples' of the method '.*' must be a whole number, got 'a'"),
+    "steps of None": ({"steps": None}, "'steps' of the method '.*' must be a whole number, got None"),
+    "a patch of half a pixel": ({"patch": 1.5}, "'patch' of the method 'occlusion' must be a whole number or None"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_of_another_type_is_refused_before_methods_are_priced(picture, options, words, monkeypatch):
+    monkeypatch.setattr("hf_cam.models.loading.load_pretrained", None)  # it must not come to that
+    with pytest.raises(OptionError, match=words):
+        hf_cam.compare(picture, "no/such-model", method_options=options)
+    for methods in (None, ["rise", "integrated-gradients", "occlusion"]):
+        with pytest.raises(OptionError, match=words):
+            hf_cam.evaluate("no/such-model", [picture], methods=methods, method_options=options)
+    for price in (hf_cam.list_methods()["rise"].cost, hf_cam.list_methods()["rise"].fits):
+        with pytest.raises(OptionError, match="a whole number"):
+            price(*([100] if "fits" in price.__name__ else []), samples="many")
+
+
 # Tensors in ----------------------------------------------------------------------------------------------------------
 
 PIXELS = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
