@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,9 +76,9 @@ def _checked_references(references: int | Sequence[int], own: int) -> int | Sequ
     Raises:
         OptionError: there are none, one is no class, or one is the class itself.
     """
-    if isinstance(references, Integral):
-        check_count("references", int(references))
-        return int(references)
+    if not isinstance(references, Sequence):
+        check_count("references", count := int(references))  # NumPy's whole numbers, too
+        return count
     classes = [int(one) for one in references]
     if not classes or min(classes) < 0:
         raise OptionError(f"references must be class indices from 0, or how many to take, got {brief(references)}")
