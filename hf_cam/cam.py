@@ -249,8 +249,9 @@ class CAM:
             MethodError: a method is not defined for the model, the pictures or the targets; with `skip_undefined`
                 where none is.
             LayoutError, NoGradientError: the target layer does not serve.
+            OptionError: a picture has values that are not finite.
         """
-        checked_pixels(pixel_values, model_inputs)
+        check_finite(checked_pixels(pixel_values, model_inputs))
         wanted = request or Request()
         check_options(methods, wanted.method_options)
         make = partial(self._looked_twice, pixel_values, select, wanted, skip_undefined, differentiable, model_inputs)
@@ -402,7 +403,9 @@ class CAM:
                 given = {**known, **{signal.name: signal.of(run, layer, options) for signal in own_ones}}
             except (LayoutError, NoGradientError) as error:
                 raise type(error)(f"{error}{self._better_layer(own)}") from error
-            known = {signal.name: given[signal.name] for signal in method.signals if not signal.layered}
+            known = {
+                signal.name: given[signal.name] for signal in method.signals if not signal.depends_on_layer(options)
+            }
             with blaming(f"the method {method.id!r}", MethodError):
                 maps.append(method.map(eigen_smooth=request.eigen_smooth, signed=True, **given, **options))
         return maps
@@ -545,6 +548,20 @@ def checked_pixels(pixel_values: Any, others: Mapping[str, Any], name: str = "pi
     if len(pixel_values) == 0:
         raise OptionError(f"{name} holds no image")
     return pixel_values
+
+
+def check_finite(pixel_values: Tensor, name: str = "pixel_values") -> None:
+    """Refuse pictures that hold NaN or infinity.
+
+    Args:
+        pixel_values: The pictures.
+        name: What the caller calls them.
+
+    Raises:
+        OptionError: they do.
+    """
+    if not torch.stack(pixel_values.detach().aminmax()).isfinite().all():  # NaN propagates
+        raise OptionError(f"{name} holds values that are not finite; pass torch.nan_to_num({name}), or leave them out")
 
 
 def _check_graph(model: nn.Module, pixel_values: Tensor) -> None:

@@ -104,7 +104,7 @@ def options_of(method: str, size: Size) -> dict[str, int]:
 def forwards_of(method: Method, size: Size) -> float:
     """What a candidate takes on a picture of this size, in forwards of the model."""
     options = options_of(method.id, size)
-    return 1.0 + len(windows(size, **options)) if method.id == "occlusion" else method.cost(**options)
+    return 2.0 + len(windows(size, **options)) if method.id == "occlusion" else method.cost(**options)
 
 
 def effect_of(origin: Origin, seed: int = 0) -> float:

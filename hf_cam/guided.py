@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_cam.cam import check_names, checked_pixels
+from hf_cam.cam import check_finite, check_names, checked_pixels
 from hf_cam.capture.guidance import guided_gradient
 from hf_cam.capture.inputs import model_inputs_of, others_of
 from hf_cam.capture.quantized import gradient_stop
@@ -55,10 +55,11 @@ class GuidedBackprop:
 
         Raises:
             TargetError: a target does not depend on the picture, or there is not one target per image.
-            MethodError: a quantized part of the model passes no gradient.
+            MethodError: a quantized part of the model passes no gradient, or the gradient passes no activation that can
+                be guided.
         """
         check_names(self.model, model_inputs, ("pixel_values", "targets"))
-        checked_pixels(pixel_values, model_inputs)
+        check_finite(checked_pixels(pixel_values, model_inputs))
         chosen = selection(self.model, targets, {"pixel_values": pixel_values, **model_inputs}, {})
         inputs = model_inputs_of(self.model, chosen.inputs["pixel_values"], others_of(chosen.inputs))
         if stop := gradient_stop(self.model, inputs):

@@ -404,6 +404,26 @@ def test_devices_and_dtypes_that_are_none_are_refused_before_anything_is_loaded(
         hf_cam.explain(picture, model=vit_folder, **options)
 
 
+OPTIONS = {
+    "samples as text": ({"samples": "a"}, "'samples' of the method '.*' must be a whole number, got 'a'"),
+    "steps of None": ({"steps": None}, "'steps' of the method '.*' must be a whole number, got None"),
+    "a patch of half a pixel": ({"patch": 1.5}, "'patch' of the method 'occlusion' must be a whole number or None"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_of_another_type_is_refused_before_methods_are_priced(picture, options, words, monkeypatch):
+    monkeypatch.setattr("hf_cam.models.loading.load_pretrained", None)  # it must not come to that
+    with pytest.raises(OptionError, match=words):
+        hf_cam.compare(picture, "no/such-model", method_options=options)
+    for methods in (None, ["rise", "integrated-gradients", "occlusion"]):
+        with pytest.raises(OptionError, match=words):
+            hf_cam.evaluate("no/such-model", [picture], methods=methods, method_options=options)
+    for price in (hf_cam.list_methods()["rise"].cost, hf_cam.list_methods()["rise"].fits):
+        with pytest.raises(OptionError, match="a whole number"):
+            price(*([100] if "fits" in price.__name__ else []), samples="many")
+
+
 # Tensors in ----------------------------------------------------------------------------------------------------------
 
 PIXELS = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -431,7 +451,8 @@ TENSORS = {
     "an array": ((PIXELS.numpy(),), OptionError, r"pixel_values must be a floating tensor .* got ndarray"),
     "None": ((None,), OptionError, "the picture is missing: pass it first"),
     "an empty batch": ((PIXELS[:0],), OptionError, "pixel_values holds no image"),
-    "NaN": ((PIXELS * float("nan"),), TargetError, "the target's value is not finite"),
+    "NaN": ((PIXELS * float("nan"),), OptionError, "pixel_values holds values that are not finite"),
+    "infinity": ((PIXELS / 0,), OptionError, "pixel_values holds values that are not finite"),
 }
 
 
@@ -440,6 +461,46 @@ def test_wrong_tensors_and_targets_are_refused(vit, arguments, kind, words):
     with hf_cam.GradCAM(vit) as cam, unchanged(vit), pytest.raises(HFCamError, match=words) as caught:
         cam(*arguments)
     assert caught.type is kind
+
+
+def test_a_picture_that_is_not_finite_is_refused_by_every_method(vit):
+    broken = PIXELS.clone()
+    broken[1, 0, 3, 4] = float("nan")
+    for call in (hf_cam.GuidedBackprop(vit), *(hf_cam.CAM(vit, method) for method in hf_cam.list_methods())):
+        with pytest.raises(OptionError, match="pixel_values holds values that are not finite"):
+            call(broken, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("references", "words"),
+    [
+        ([], "references must be class indices from 0, or how many to take"),
+        ([-1], "references must be class indices from 0, or how many to take"),
+        ([0, 2], r"other classes than the explained one, 2; leave it out of \[0, 2\]"),
+        ([0, 5], r"references=\[5\] name no class; the model has classes 0 to 4"),
+        (0, "references must be a whole number from 1, got 0"),
+        (-2, "references must be a whole number from 1, got -2"),
+    ],
+)
+def test_rivals_that_are_none_are_refused(vit, references, words):
+    with unchanged(vit), pytest.raises(OptionError, match=words):
+        hf_cam.FinerCAM(vit, references=references)(PIXELS[:1], 2)
+
+
+def test_rivals_may_be_counted_by_numpy(vit):
+    plain, counted = (hf_cam.FinerCAM(vit, references=count)(PIXELS[:1], 2) for count in (2, np.int64(2)))
+    assert torch.equal(plain, counted)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "rise", "integrated-gradients"])
+def test_a_fill_that_is_not_finite_is_refused(vit, method):
+    for fill, words in (
+        (torch.tensor([0.0, float("nan"), 0.0]), "fill= holds values that are not finite"),
+        (torch.full((3, 64, 96), float("inf")), "fill= holds values that are not finite"),
+        (float("nan"), "'fill' of the method .* must be a number"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            hf_cam.CAM(vit, method, fill=fill)(PIXELS[:1], 2)
 
 
 CONSTRUCTED = {

@@ -243,6 +243,12 @@ def test_the_command_prints_the_table_and_draws_the_charts(samples, tmp_path, ca
     assert 'or "rise" for one per row' in capsys.readouterr().err
 
 
+def test_the_command_refuses_an_option_of_another_type(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "scene.png")
+    assert main(["evaluate", "no/such-model", str(tmp_path / "scene.png"), "--option", "samples=abc"]) == 2
+    assert "must be a whole number, got 'abc'" in capsys.readouterr().err
+
+
 def test_the_model_is_not_changed_by_an_evaluation(samples) -> None:
     from hf_cam.models.loading import load
 

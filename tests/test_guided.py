@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from benchmarks.grad_cam import Logits, package
 from hf_cam import GradCAM, GuidedBackprop, guided_gradcam
-from hf_cam.errors import TargetError
+from hf_cam.errors import MethodError, TargetError
 from nets import make
 from pictures import SIZE, pictures
 from unchanged import unchanged
@@ -39,6 +40,19 @@ class _Gates(nn.Module):
             "gelu": nn.GELU(),
             "gelu function": nn.functional.gelu,
             "silu": nn.SiLU(),
+            "tanh": nn.Tanh(),
+            "relu6": nn.ReLU6(),
+            "relu6 in place": nn.ReLU6(inplace=True),
+            "hardtanh": nn.Hardtanh(-2, 40),
+            "hardswish in place": nn.Hardswish(inplace=True),
+            "leaky": nn.LeakyReLU(inplace=True),
+            "prelu": nn.PReLU(),
+            "rrelu": nn.RReLU().eval(),
+            "elu": nn.ELU(),
+            "selu": nn.SELU(inplace=True),
+            "celu": nn.CELU(),
+            "softplus": nn.Softplus(),
+            **{name: ACT2FN[name] for name in COMPOSED},
         }
         self.gate = gates[gate]
 
@@ -46,7 +60,23 @@ class _Gates(nn.Module):
         return self.second(self.gate(self.first(pixel_values))).mean((2, 3))
 
 
-@pytest.mark.parametrize("gate", ["module", "in place", "function", "torch", "method", "gelu", "gelu function", "silu"])
+COMPOSED = (
+    "quick_gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_accurate",
+    "gelu_python",
+    "gelu_python_tanh",
+    "laplace",
+    "mish",
+)
+GATES = (
+    *("module", "in place", "function", "torch", "method", "gelu", "gelu function", "silu", "relu6", "relu6 in place"),
+    *("hardtanh", "hardswish in place", "leaky", "prelu", "rrelu", "elu", "selu", "celu", "softplus", *COMPOSED),
+)
+
+
+@pytest.mark.parametrize("gate", GATES)
 def test_every_gate_is_guided(gate: str) -> None:
     net, x = _Gates(gate), pictures(2)
     with torch.no_grad():
@@ -58,6 +88,22 @@ def test_every_gate_is_guided(gate: str) -> None:
     torch.testing.assert_close(GuidedBackprop(net)(x, [2, 2]), expected)
     with torch.no_grad():
         torch.testing.assert_close(net(x), clean)  # and forward nothing has changed
+
+
+def test_nothing_passes_where_an_activation_is_clipped() -> None:
+    net, x = _Gates("relu6"), 20 * pictures(1)
+    with torch.no_grad():
+        hidden = net.first(x)
+    assert (hidden > 6).any()
+    upper = net.second.weight[2, :, 0, 0].detach() / hidden[0, 0].numel()
+    inner = upper.clamp_min(0)[None, :, None, None] * ((hidden > 0) & (hidden < 6))
+    expected = torch.nn.functional.conv_transpose2d(inner, net.first.weight.detach(), stride=8)
+    torch.testing.assert_close(GuidedBackprop(net)(x, [2]), expected)
+
+
+def test_a_gradient_that_nothing_guides_is_refused() -> None:
+    with pytest.raises(MethodError, match="no activation function"):
+        GuidedBackprop(_Gates("tanh"))(pictures(1), [2])
 
 
 def test_the_model_comes_back_as_it_was() -> None:

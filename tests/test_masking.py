@@ -92,7 +92,7 @@ def test_occlusion_refuses_what_it_cannot_do(options: dict, words: str) -> None:
 
 def test_a_cost_follows_the_options_that_it_depends_on() -> None:
     record = get_method("occlusion")
-    assert record.cost() == 1 + 13 * 13
-    assert record.cost(patch=32, stride=32) == 1 + 7 * 7
+    assert record.cost() == 2 + 13 * 13
+    assert record.cost(patch=32, stride=32) == 2 + 7 * 7
     assert not record.fits(100)
     assert record.fits(100, patch=32, stride=32, seed=3)

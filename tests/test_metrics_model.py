@@ -509,3 +509,46 @@ def test_a_blur_keeps_the_mean_and_takes_the_detail() -> None:
     pixels = torch.rand(1, 3, 40, 50)
     assert blur(pixels).mean() == pytest.approx(pixels.mean().item(), abs=0.02)
     assert blur(pixels).std() < 0.2 * pixels.std()
+
+
+def test_max_sensitivity_of_an_image_depends_on_no_other() -> None:
+    pixels = torch.cat([bright()[:1], 50 * torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))])
+    maps, target = pixels.mean(1), confidence(ClassLogit(1))
+
+    def sensitivity(chosen: list[int]) -> torch.Tensor:
+        scorer = Scorer(PatchReader(), {"pixel_values": pixels[chosen]}, [target] * len(chosen))
+        own = Trial(maps[chosen], scorer, explain=lambda changed: changed.mean(1))
+        return own.measure("max-sensitivity")["max-sensitivity"]
+
+    torch.testing.assert_close(sensitivity([0, 1]), torch.cat([sensitivity([0]), sensitivity([1])]))
+
+
+REFUSED = {
+    "NaN in a map": ({"maps": torch.full((2, *SIZE), torch.nan)}, "values that are not finite"),
+    "one map for two images": ({"maps": torch.rand(1, *SIZE)}, "one per image of the scorer, got"),
+    "maps of another size": ({"maps": torch.rand(2, 5, 7)}, "one per image of the scorer, got"),
+    "maps as an array": ({"maps": torch.rand(2, *SIZE).numpy()}, r"got ndarray; use torch\.as_tensor"),
+    "maps of booleans": ({"maps": torch.ones(2, *SIZE, dtype=torch.bool)}, r"got torch\.bool of shape"),
+    "a map without a batch": ({"maps": torch.rand(*SIZE)}, "floating tensor .B, H, W., got"),
+    "masks of numbers": ({"masks": torch.ones(2, *SIZE)}, r"a boolean tensor .* got torch\.float32"),
+    "masks of another size": ({"masks": torch.ones(2, 5, 7, dtype=torch.bool)}, "a boolean tensor .* like the maps"),
+    "masks as an array": ({"masks": torch.ones(2, *SIZE, dtype=torch.bool).numpy()}, "got ndarray"),
+    "no percentile": ({"percentiles": ()}, "percentiles must be some numbers from 0 to 100"),
+    "a percentile above 100": ({"percentiles": (20, 101)}, "percentiles must be some numbers from 0 to 100"),
+    "a percentile below 0": ({"percentiles": (-1,)}, "percentiles must be some numbers from 0 to 100"),
+    "percentiles of None": ({"percentiles": None}, "percentiles must be some numbers from 0 to 100"),
+    "a percentile as text": ({"percentiles": "20"}, "percentiles must be some numbers from 0 to 100"),
+    "noise below 0": ({"noise": -0.1}, "noise must be a number from 0, got -0.1"),
+    "a radius below 0": ({"radius": -0.1}, "radius must be a number from 0, got -0.1"),
+    "a radius that is none": ({"radius": float("nan")}, "radius must be a number from 0"),
+    "no groups": ({"groups": 0}, "groups must be a whole number from 1, got 0"),
+    "no samples": ({"samples": 0}, "samples must be a whole number from 1, got 0"),
+    "a seed below 0": ({"seed": -1}, "seed must be a whole number from 0"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_trial_refuses_what_cannot_be_measured(settings: dict, words: str) -> None:
+    scorer = Scorer(PatchReader(), {"pixel_values": bright()}, [confidence(ClassLogit(1))] * 2)
+    with pytest.raises(OptionError, match=words):
+        Trial(**{"maps": torch.rand(2, *SIZE), "scorer": scorer, **settings})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from hf_cam.cam import CAM
 from hf_cam.capture.levels import with_first_tensor
 from hf_cam.capture.replay import tail_of
 from hf_cam.errors import SlowWarning
+from hf_cam.models.loading import load
 from hf_cam.target_layers.infer import infer_adapter
 from nets import OF_EVERY_LAYOUT, make
 from pictures import pictures
@@ -109,6 +112,28 @@ def test_the_tail_of_a_half_precision_model_runs_in_float32(name: str) -> None:
         close = {"vit": 0.05}.get(name, 1e-5)  # a ViT's tail also adds what ran before the layer, in bfloat16
         torch.testing.assert_close(found, wide(x[1:].float()).logits, atol=close, rtol=0)
     handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["recipro-cam", "ablationcam"])
+@pytest.mark.filterwarnings("error::hf_cam.errors.SlowWarning")
+def test_rounding_does_not_keep_a_trained_tail_from_being_replayed(method: str, dtype: torch.dtype) -> None:
+    model = load("demo:vit").model
+    x = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    [layer] = infer_adapter(model).layers
+    half = copy.deepcopy(model).to(dtype)
+    with tail_of(half, layer, {"pixel_values": x.to(dtype)}) as tail:
+        assert tail.exact
+        assert tail.wide
+    maps = [CAM(net, method)(x.to(net.dtype), 1).float().flatten() for net in (model, half)]
+    assert torch.corrcoef(torch.stack(maps))[0, 1] > 0.98
+
+
+def test_whole_forwards_of_a_half_precision_model_run_in_float32() -> None:
+    net, x = _Shy().bfloat16(), pictures(2).bfloat16()
+    with tail_of(net, "features", {"pixel_values": x}) as tail:
+        assert not tail.exact
+        assert tail(tail.activations[1:], 1).dtype == torch.float32
 
 
 class _Cast(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -21,9 +20,8 @@ from hf_cam.methods.run import Run
 from hf_cam.methods.tokens import scores_of_kept
 from hf_cam.models.loading import load
 from hf_cam.target_layers.infer import infer_adapter
-from hf_cam.targets import BoxLogit, ClassLogit, QueryLogit
+from hf_cam.targets import BoxLogit, ClassLogit, ClassProbability, QueryLogit
 from hf_cam.testing import check_model_untouched
-from hf_cam.zoo import SCENE
 from nets import make, tiny
 from pictures import SIZE, pictures
 
@@ -68,11 +66,30 @@ def test_masks_on_the_grid_of_tokens_are_those_of_the_pixels() -> None:
     assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_scores_below_zero_are_shifted_and_probabilities_are_not() -> None:
+def test_scores_that_are_no_probabilities_start_at_zero() -> None:
     masks = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     two = lambda start, stop: masks[start:stop]  # noqa: E731
-    assert mean_kept(torch.tensor([[0.5, 0.25]]), two, 0.5).tolist() == [[[[0.5, 0.25]]]]
-    assert mean_kept(torch.tensor([[-1.0, -3.0]]), two, 0.5).tolist() == [[[[2.0, 0.0]]]]
+    scores = torch.tensor([[0.5, 0.25], [5.0, 3.0], [-1.0, -3.0]])
+    found = mean_kept(scores, two, 0.5, [True, False, False])
+    assert found.flatten(1).tolist() == [[0.5, 0.25], [2.0, 0.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("constant", [1000.0, -1000.0])
+def test_a_constant_added_to_a_score_changes_nothing(constant: float) -> None:
+    net, x = make("resnet").double(), pictures(1).double()
+    plain, moved = (
+        CAM(net, "rise", samples=16)(x, [lambda output, by=by: output.logits[2] + by]) for by in (0.0, constant)
+    )
+    assert plain.any()
+    torch.testing.assert_close(moved, plain, atol=1e-5, rtol=0)
+
+
+def test_a_probability_is_taken_as_it_is() -> None:
+    net, x = make("resnet"), pictures(1)
+    by_logit, by_probability = (
+        raw_of(net, "rise", x, [target], samples=16) for target in (ClassLogit(2), ClassProbability(2))
+    )
+    torch.testing.assert_close(by_logit, by_probability)
 
 
 def test_rise_repeats_itself_and_follows_its_seed() -> None:
@@ -212,30 +229,36 @@ def test_detections_of_one_picture_get_maps_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "options", "forwards"),
     [
-        ("rise", {"samples": 4}),
-        ("occlusion", {"patch": 32}),
-        ("integrated-gradients", {"steps": 3}),
-        ("guided-gradcam", {}),
+        ("rise", {"samples": 4}, 5),
+        ("occlusion", {"patch": 32, "stride": 32}, 51),  # of a picture of 224 by 224
+        ("integrated-gradients", {"steps": 3}, 4),
+        ("smoothgrad", {"samples": 3}, 4),
+        ("smoothgrad", {"samples": 3, "base": "input-x-gradient"}, 4),
+        ("gradient", {}, 1),
+        ("input-x-gradient", {}, 1),
+        ("fullgrad", {}, 1),
+        ("guided-gradcam", {}, 2),
     ],
 )
 def test_what_depends_on_no_layer_runs_once_for_several(
-    monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, int]
+    method: str, options: dict[str, Any], forwards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load("demo:segformer")
-    pixels = loaded.pixel_values([Image.open(SCENE)])
-    layers = infer_adapter(loaded.model).layers
-    assert len(layers) > 1
-    kind, counts = type(loaded.model), list[int]()
+    model = load("demo:segformer").model
+    kind, counts = type(model), list[int]()
     forward = kind.forward
 
     def counted(*args: Any, **named: Any) -> Any:
-        counts[-1] += 1
+        counts.append(len(named["pixel_values"]))
         return forward(*args, **named)
 
+    cam = CAM(model, method, **options)
+    assert len(cam.adapter.layers) > 1
+    pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    cam(pixels, (100, 100))
     monkeypatch.setattr(kind, "forward", counted)
-    for some in (layers[:1], layers):
-        counts.append(0)
-        CAM(loaded.model, method, layers=some, **options)(pixels)
-    assert counts[0] == counts[1] > 0
+    cam(pixels, (100, 100))
+    assert sum(counts) == forwards
+    if not cam.method.differentiates:  # a backward pass is priced in forwards, too
+        assert sum(counts) == cam.method.cost(**options)

@@ -116,8 +116,8 @@ def evaluate(
     check_steps(steps)
     if rerun_batch_size is not None:
         check_count("rerun_batch_size", rerun_batch_size)
-    loaded = load(model, processor=processor, device=device, dtype=dtype)
     check_options(chosen, request.method_options)
+    loaded = load(model, processor=processor, device=device, dtype=dtype)
     bench = _Bench(
         Explainer(loaded, "gradcam"),
         request,

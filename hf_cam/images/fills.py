@@ -25,7 +25,7 @@ def filled(pixels: Tensor, fill: Fill) -> Tensor:
             local mean over a square, or a tensor of one picture `[C, *space]` or of one colour `[C]`.
 
     Raises:
-        OptionError: a tensor fits no picture, or there is no such fill.
+        OptionError: a tensor fits no picture or holds values that are not finite, or there is no such fill.
 
     >>> import torch
     >>> filled(torch.tensor([[[[1.0, 3.0]]]]), "mean")
@@ -33,6 +33,8 @@ def filled(pixels: Tensor, fill: Fill) -> Tensor:
     """
     space = tuple(range(2, pixels.ndim))
     if isinstance(fill, Tensor):
+        if not fill.isfinite().all():
+            raise OptionError("fill= holds values that are not finite; pass torch.nan_to_num(fill), or a number")
         picture = fill.reshape(-1, *(1,) * len(space)) if fill.ndim == 1 else fill
         try:
             return picture.to(pixels).expand_as(pixels)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_cam.errors import MethodError
+from hf_cam.errors import MethodError, OptionError, brief
 from hf_cam.maps import fuse_product
 from hf_cam.methods.registry import Method, get_method, method
 from hf_cam.readings import AS_LOGITS, Reading
+from hf_cam.request import check_count
 from hf_cam.target_layers.stages import stage_ends
 from hf_cam.targets import ClassLogit, Target
 
@@ -46,6 +47,8 @@ class ContrastedLogit:
 
     def _rivals(self, logits: Tensor) -> list[int]:
         if not isinstance(self.references, int):
+            if beyond := [one for one in self.references if one >= len(logits)]:
+                raise OptionError(f"references={beyond} name no class; the model has classes 0 to {len(logits) - 1}")
             return list(self.references)
         distances = (logits - logits[self.index]).abs()
         distances[self.index] = torch.inf
@@ -60,10 +63,28 @@ def contrasted(target: Target, alpha: float = 1.0, references: int | Sequence[in
 
     Raises:
         MethodError: the target is not a class.
+        OptionError: the rivals are no other classes, or there are none.
     """
     if not isinstance(target, ClassLogit):
         raise MethodError("'finercam' contrasts classes, so it needs a class index or label; 'gradcam' takes any")
-    return ContrastedLogit(target.index, alpha, references, target.reading)
+    return ContrastedLogit(target.index, alpha, _checked_references(references, target.index), target.reading)
+
+
+def _checked_references(references: int | Sequence[int], own: int) -> int | Sequence[int]:
+    """The rivals of a class, checked.
+
+    Raises:
+        OptionError: there are none, one is no class, or one is the class itself.
+    """
+    if not isinstance(references, Sequence):
+        check_count("references", count := int(references))  # NumPy's whole numbers, too
+        return count
+    classes = [int(one) for one in references]
+    if not classes or min(classes) < 0:
+        raise OptionError(f"references must be class indices from 0, or how many to take, got {brief(references)}")
+    if own in classes:
+        raise OptionError(f"references must be other classes than the explained one, {own}; leave it out of {classes}")
+    return classes
 
 
 def unsigned_as(base: str = "gradcam") -> str:

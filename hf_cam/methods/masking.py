@@ -102,12 +102,12 @@ def inside(place: Window, size: Sequence[int], grid: Sequence[int]) -> Tensor:
 
 
 def _forwards(patch: int | None, stride: int | None) -> float:
-    return len(windows(TYPICAL, patch, stride))
+    return 1 + len(windows(TYPICAL, patch, stride))  # one of them hides nothing
 
 
 @signal(
     "how far the target's value falls when a square hides the pixel, `[B, 1, H, W]`",
-    cost="one forward per position of the square",
+    cost="one forward per position of the square, and one that hides nothing",
     pixels=True,
     layered=False,
     forwards=_forwards,

@@ -98,11 +98,18 @@ def integrated_gradients(path_terms: Tensor) -> Tensor:
     return path_terms
 
 
+def layered_as(base: str = "gradient") -> bool:
+    """Whether the base method's contributions depend on the target layer."""
+    record = smoothed(base)
+    return any(one.depends_on_layer(record.options) for one in record.signals)
+
+
 @signal(
     "the base method's contributions, averaged over noisy copies of the picture",
     cost="one forward and one backward pass per noisy copy",
     gradients=True,
     pixels=True,
+    layered=layered_as,
     forwards=lambda samples: PASS * samples,
     connected=True,
 )

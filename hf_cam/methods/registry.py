@@ -164,12 +164,19 @@ class Method:
         Args:
             channels: Of the target layer.
             options: Of the method; those not given have their defaults.
+
+        Raises:
+            OptionError: there is no such option, or a value does not fit.
         """
+        self.check_options(options)
         given = {**self.options, **options}
         return 1 + self.layer_forwards + sum(signal.price(channels, given) for signal in self.signals)
 
     def fits(self, budget: float, **options: Any) -> bool:
-        """Whether it takes at most `budget` forwards on a layer of 768 channels.
+        """Whether it takes at most `budget` forwards on a layer of 768 channels; options that it has not are ignored.
+
+        Raises:
+            OptionError: the value of an option does not fit.
 
         >>> list_methods()["gradcam"].fits(2), list_methods()["scorecam"].fits(BUDGET)
         (True, False)
@@ -418,6 +425,9 @@ def methods_within(budget: float, options: Mapping[str, Any] | None = None) -> l
     Args:
         budget: The number of forwards; see `Method.cost`.
         options: Options that change what a method costs, such as `{"samples": 20}`.
+
+    Raises:
+        OptionError: the value of an option does not fit a method that has it.
 
     >>> "gradcam" in methods_within(2), "scorecam" in methods_within(BUDGET)
     (True, False)

@@ -22,7 +22,7 @@ from hf_cam.methods.variants import scores_of_variants
 from hf_cam.models.traits import traits_of
 from hf_cam.outputs import BOXES, LOGITS, field_of, sample_of, upright
 from hf_cam.request import check_count, check_seed
-from hf_cam.targets import BoxLogit, QueryBox, QueryLogit, Target
+from hf_cam.targets import BoxLogit, ClassProbability, QueryBox, QueryLogit, Target
 
 AT_ONCE = 64
 DROPPED = 0.55
@@ -87,13 +87,19 @@ class RandomMasks:
         return found
 
 
-def mean_kept(scores: Tensor, masks: Callable[[int, int], Tensor], keep: float) -> Tensor:
+def mean_kept(scores: Tensor, masks: Callable[[int, int], Tensor], keep: float, bounded: Sequence[bool]) -> Tensor:
     """`sum(f_i M_i) / (N keep)`, `[B, 1, *size]`, from scores `[B, N]` and masks `[n, *size]` of a range.
 
-    Scores below zero, which a probability has not, are shifted so that the lowest is zero.
+    Args:
+        scores: Of the masked pictures.
+        masks: The masks of a range.
+        keep: The probability that a cell is kept.
+        bounded: For each image, whether its scores are probabilities; others, whose zero means nothing, are shifted so
+            that the lowest is zero.
     """
     scores = at_least_float32(scores)
-    scores = scores - scores.amin(1, keepdim=True).clamp_max(0)
+    zero = torch.tensor([not one for one in bounded], device=scores.device)[:, None]
+    scores = scores - torch.where(zero, scores.amin(1, keepdim=True), 0)
     total: Tensor | float = 0.0
     for start in range(0, scores.shape[1], AT_ONCE):
         part = scores[:, start : start + AT_ONCE]
@@ -131,23 +137,35 @@ def mean_of_masked(
     """
     del layer
     own = [confident(run, index) for index in range(len(run.targets))]
-    return masked_mean(replace(run, targets=own), samples, cells, keep, fill, seed)
+    bounded = [
+        one is not given or isinstance(one, ClassProbability) for one, given in zip(own, run.targets, strict=True)
+    ]
+    return masked_mean(replace(run, targets=own), bounded, samples, cells, keep, fill, seed)
 
 
-def masked_mean(run: Run, samples: int, cells: int, keep: float, fill: Cover, seed: int) -> Tensor:
-    """The mean of the targets' values over the masks that keep each pixel, `[B, 1, *space]`; see `mean_of_masked`."""
+def masked_mean(
+    run: Run, bounded: Sequence[bool], samples: int, cells: int, keep: float, fill: Cover, seed: int
+) -> Tensor:
+    """The mean of the targets' values over the masks that keep each pixel, `[B, 1, *space]`.
+
+    Args:
+        run: The run.
+        bounded: For each target, whether its values are probabilities; see `mean_kept`.
+        samples, cells, keep, fill, seed: See `mean_of_masked`.
+    """
     pixels = run.pixels
     masks = RandomMasks.drawn(samples, cells, keep, pixels.shape[2:], seed)
     if isinstance(fill, str) and fill == "drop":
         kept = masks.on_grid(grid_of(run))
-        return mean_kept(scores_of_kept(run, kept.flatten(1)), lambda start, stop: kept[start:stop].float(), keep)
+        scores = scores_of_kept(run, kept.flatten(1))
+        return mean_kept(scores, lambda start, stop: kept[start:stop].float(), keep, bounded)
     instead = filled(pixels, fill)
 
     def masked(sample: int, start: int, stop: int) -> Tensor:
         own = masks.smooth(start, stop)[:, None].to(pixels)
         return instead[sample] + own * (pixels[sample] - instead[sample])
 
-    return mean_kept(scores_of_variants(run, samples, masked), masks.smooth, keep)
+    return mean_kept(scores_of_variants(run, samples, masked), masks.smooth, keep, bounded)
 
 
 @method(
@@ -155,13 +173,15 @@ def masked_mean(run: Run, samples: int, cells: int, keep: float, fill: Cover, se
     name="RISE",
     paper="Petsiuk et al., RISE, BMVC 2018, arXiv:1806.07421",
     summary="Mean score over random masks that keep the pixel; uses neither a layer nor gradients.",
+    departure="The scores of a target without a probability are shifted so that the lowest is zero.",
     unsigned="a mean of scores has no neutral value",
 )
 def rise(mean_of_masked: Tensor) -> Tensor:
     """`1 / (E[M] N) sum(f(x M_i) M_i)` (eq. 6), where f is the target's probability if it has one.
 
     As in the paper's own code, the masks multiply the preprocessed picture, so that hidden pixels take the processor's
-    mean colour. Of a target without a probability, the scores are shifted to start at zero.
+    mean colour. The scores of a target without a probability are shifted so that the lowest is
+    zero, so that a constant added to them changes nothing.
     """
     return mean_of_masked
 
@@ -255,7 +275,7 @@ def mean_match(
     outputs, labels = run.captured.outputs, len(traits_of(run.model).id2label)
     own = [matching(target, sample_of(outputs, i, len(run.targets)), labels) for i, target in enumerate(run.targets)]
     detached = [replace(one, box=one.box.detach(), scores=one.scores.detach()) for one in own]
-    return masked_mean(replace(run, targets=detached), samples, cells, keep, fill, seed)
+    return masked_mean(replace(run, targets=detached), [True] * len(own), samples, cells, keep, fill, seed)
 
 
 @method(

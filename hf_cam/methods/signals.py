@@ -51,7 +51,8 @@ class Signal:
         forwards_per_channel: Cost per target and channel of the target layer; likewise.
         connected: Whether it stays in the caller's graph where `differentiable=True` asks for that: it is made by
             differentiable operations alone, with `kept` in place of `detach`.
-        layered: Whether it depends on the target layer; otherwise it is computed once for several.
+        layered: Whether it depends on the target layer; otherwise it is computed once for several. A function of those
+            options on which that depends.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Signal:
     forwards: float | Callable[..., float] = 0.0
     forwards_per_channel: float | Callable[..., float] = 0.0
     connected: bool = False
-    layered: bool = True
+    layered: bool | Callable[..., bool] = True
 
     @property
     def id(self) -> str:
@@ -88,6 +89,11 @@ class Signal:
     def of(self, run: Run, layer: str, options: Mapping[str, Any]) -> Any:
         """The value for one target layer of a run, with those of the options that the signal has."""
         return self.provide(run, layer, **picked(options, self.provide))
+
+    def depends_on_layer(self, options: Mapping[str, Any]) -> bool:
+        """Whether the value differs between target layers, with those of the options that are given."""
+        own = self.layered
+        return own(**picked(options, own)) if callable(own) else own
 
     def price(self, channels: int, options: Mapping[str, Any]) -> float:
         """The cost on a layer of so many channels, with options that include every one of the signal's own."""
@@ -115,7 +121,7 @@ def signal(
     forwards: float | Callable[..., float] = 0.0,
     forwards_per_channel: float | Callable[..., float] = 0.0,
     connected: bool = False,
-    layered: bool = True,
+    layered: bool | Callable[..., bool] = True,
     replace: bool = False,
 ) -> Callable[[Provider], Provider]:
     """Register a function of `(run, layer)` as the signal of the same name; the function is returned unchanged.

@@ -117,12 +117,12 @@ def explained_kept(trial: Trial) -> Mapping[str, Tensor]:
 
 @measurement(noisy_maps="maps of the image with noise added, `[N, B, H, W]`")
 def explained_noisy(trial: Trial) -> Mapping[str, Tensor]:
-    """The maps of the images with uniform noise added."""
+    """The maps of the images with uniform noise added, the same for each but for the image's own standard deviation."""
     explain, pixels = trial.given("explain", EXPLAIN), trial.model.pixels
     generator = torch.Generator().manual_seed(trial.seed)
-    spread = trial.radius * pixels.float().std().item()
-    noises = (2 * torch.rand((trial.samples, *pixels.shape), generator=generator) - 1) * spread
-    return {"noisy_maps": torch.stack([explain(pixels + one.to(pixels)) for one in noises])}
+    spread = trial.radius * pixels.float().flatten(1).std(1).reshape(-1, *(1,) * (pixels.ndim - 1))
+    noises = 2 * torch.rand((trial.samples, 1, *pixels.shape[1:]), generator=generator) - 1
+    return {"noisy_maps": torch.stack([explain(pixels + (spread * one.to(spread)).to(pixels)) for one in noises])}
 
 
 @measurement(randomized_maps="the map with the model's weights shuffled, `[B, H, W]`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, repeated
+from hf_cam.doors import unreadable
 from hf_cam.errors import OptionError, brief
+from hf_cam.methods.options import fits
 from hf_cam.metrics.order import ranks
 from hf_cam.metrics.registry import MEASUREMENTS, get_metric
 from hf_cam.models.traits import unwrap
+from hf_cam.request import check_count, check_seed
 from hf_cam.targets import Target, target_values
 from hf_cam.threads import cached_property
 
@@ -79,6 +82,38 @@ class Scorer:
             return in_chunks(len(flat), size, partial(some, module)).reshape(batch, count).float()
 
 
+def _check_maps(maps: Any, pixels: Tensor | None) -> None:
+    """Refuse maps that are not one finite map per image, as large as it.
+
+    Raises:
+        OptionError: naming what there must be.
+    """
+    if not isinstance(maps, Tensor):
+        raise OptionError(f"maps must be a floating tensor [B, H, W], got {type(maps).__name__}; use torch.as_tensor")
+    if problem := unreadable(maps):
+        raise OptionError(f"maps must be a floating tensor [B, H, W], but this one {problem}")
+    planar = pixels is None or pixels.ndim == 4
+    if not maps.is_floating_point() or (planar and maps.ndim != 3) or not maps.numel():
+        raise OptionError(f"maps must be a floating tensor [B, H, W], got {maps.dtype} of shape {tuple(maps.shape)}")
+    if pixels is not None:
+        wanted = (len(pixels), *(pixels.shape[-2:] if planar else maps.shape[1:]))
+        if tuple(maps.shape) != wanted:
+            raise OptionError(f"maps must be {wanted}, one per image of the scorer, got {tuple(maps.shape)}")
+    if not maps.isfinite().all():
+        raise OptionError("maps hold values that are not finite; pass torch.nan_to_num(maps), or leave the image out")
+
+
+def _check_masks(masks: Any, maps: Tensor) -> None:
+    """Refuse masks that are not one of booleans per map.
+
+    Raises:
+        OptionError: naming what there must be.
+    """
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != maps.shape:
+        got = f"{masks.dtype} of shape {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise OptionError(f"masks must be a boolean tensor {tuple(maps.shape)} like the maps, got {got}")
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """Maps of B images to evaluate; each measurement is computed once, and only if a metric needs it.
@@ -93,9 +128,13 @@ class Trial:
         noise: Standard deviation of the noise in ROAD's imputation.
         steps: Number of steps of the insertion and deletion curves; "rise" takes one step per row of pixels.
         groups: Number of SaCo's groups.
-        radius, samples: Max-sensitivity's noise, as a share of the pixel values' standard deviation, and how often it
-            is drawn.
+        radius, samples: Max-sensitivity's noise, as a share of the standard deviation of an image's pixel values, and
+            how often it is drawn.
         seed: Seed of ties, noise and shuffled weights.
+
+    Raises:
+        OptionError: the maps or masks are no tensors of the images' number and size, a map has values that are not
+            finite, or a setting is out of its range.
     """
 
     maps: Tensor
@@ -111,6 +150,21 @@ class Trial:
     samples: int = 4
     seed: int = 0
     _made: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what no metric can be measured with."""
+        _check_maps(self.maps, None if self.scorer is None else self.scorer.pixels)
+        if self.masks is not None:
+            _check_masks(self.masks, self.maps)
+        shares = list(self.percentiles) if isinstance(self.percentiles, Iterable) else []
+        if not shares or not all(fits(one, float) and 0 <= one <= 100 for one in shares):
+            raise OptionError(f"percentiles must be some numbers from 0 to 100, got {brief(self.percentiles)}")
+        for name in ("noise", "radius"):
+            if not fits(value := getattr(self, name), float) or value < 0:
+                raise OptionError(f"{name} must be a number from 0, got {brief(value)}")
+        check_count("groups", self.groups)
+        check_count("samples", self.samples)
+        check_seed(self.seed)
 
     def measure(self, *metrics: str) -> dict[str, Tensor]:
         """The scores `[B]` of these metrics.
