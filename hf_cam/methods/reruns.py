@@ -144,15 +144,14 @@ def cell_scores(run: Run, layer: str, gaussian: bool = True) -> Tensor:
     weights = cell_weights(space, gaussian).to(activation)
     own = [confident(run, sample) for sample in range(len(activation))]
     size = run.rerun_batch_size or max(1, CHUNK_BYTES // (activation[0].numel() * activation.element_size()))
-    others = activation.new_ones(activation[0].numel())
-    others[places.flatten()] = 0
+    cells = torch.full((activation[0].numel(),), len(weights), device=activation.device)
+    cells[places.flatten()] = torch.arange(len(weights), device=activation.device).repeat(len(places))
+    weights = torch.cat([weights, weights.new_ones(len(weights), 1)], 1)  # what lies in no cell stays
     with run.tail(layer) as tail:
 
         def alone(sample: int, start: int, stop: int) -> Tensor:
-            kept = others.repeat(stop - start, 1)
-            kept[:, places.flatten()] = weights[start:stop].repeat(1, len(places))
-            variants = activation[sample : sample + 1] * kept.reshape(-1, *activation.shape[1:])
-            return target_values(tail(variants, sample), [own[sample]] * (stop - start))
+            kept = weights[start:stop].index_select(1, cells).reshape(-1, *activation.shape[1:])
+            return target_values(tail(kept.mul_(activation[sample]), sample), [own[sample]] * (stop - start))
 
         each = [in_chunks(len(weights), size, partial(alone, sample)) for sample in range(len(activation))]
     return torch.stack(each).reshape(len(each), 1, *space)
