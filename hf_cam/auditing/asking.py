@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hf_cam.auditing.cases import Case
-from hf_cam.auditing.recognition import LOCATING, Recognized, Shown, marked, recognizer_of
+from hf_cam.auditing.recognition import LOCATING, Shown, marked, recognizer_of
+from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ModelError, OptionError
@@ -24,8 +26,9 @@ from hf_cam.outputs import sample_of
 from hf_cam.request import Request
 
 CERTAIN = 1e-6
-AT_ONCE = 32
-"""Changed images per forward."""
+
+Ends = tuple[Tensor, Tensor]
+"""The log-odds of an image's class as it is, and with all of it hidden."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +39,13 @@ class Asker:
         explainer: The model.
         request: With the prompts, if it takes any.
         replica: Of the model, if one is borrowed for many questions; else each borrows its own.
+        known: The answers that are needed again with every question about an image.
     """
 
     explainer: Explainer
     request: Request
     replica: nn.Module | None = None
+    known: MutableMapping[Shown, Ends] = field(default_factory=WeakKeyDictionary, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what has no classes.
@@ -90,21 +95,30 @@ class Asker:
             Scores `[N]` in [0, 1], and booleans `[N]`.
         """
         loaded, head = self.explainer.loaded, self.explainer.head
-        recognize = recognizer_of(head)
-        full = dict(head.inputs(self.request))
-        found: list[Recognized] = []
+        recognize, full = recognizer_of(head), dict(head.inputs(self.request))
         once = borrowed(unwrap(loaded.model)) if self.replica is None else nullcontext(self.replica)
         with once as module, torch.no_grad():
-            for some in pixels.split(AT_ONCE):
-                output = call(module, model_inputs_of(loaded.model, some, full))
-                samples = [sample_of(output, index, len(some)) for index in range(len(some))]
-                found += [recognize(head, sample, one, self.request) for sample in samples]
-        scores = torch.tensor([answer.score for answer in found], dtype=torch.float64)
-        return scores, torch.tensor([answer.right for answer in found])
+
+            def some(start: int, stop: int) -> Tensor:
+                output = call(module, model_inputs_of(loaded.model, pixels[start:stop], full))
+                samples = [sample_of(output, index, stop - start) for index in range(stop - start)]
+                found = [recognize(head, sample, one, self.request) for sample in samples]
+                return torch.tensor([(answer.score, answer.right) for answer in found], dtype=torch.float64)
+
+            scores, right = in_chunks(len(pixels), images_at_once(pixels.device), some).T
+        return scores, right.bool()
 
     def log_odds(self, pixels: Tensor, one: Shown) -> Tensor:
         """Of an image's class in its variants, `[N]`."""
         return torch.logit(self.answers(pixels, one)[0], CERTAIN)
+
+    def ends(self, one: Shown) -> Ends:
+        """The log-odds of an image's class as it is, and with all of it hidden; asked once."""
+        if one not in self.known:
+            hidden = by_mean(one.pixels, torch.ones_like(one.pixels[:, 0], dtype=torch.bool))
+            clean, nothing = self.log_odds(torch.cat([one.pixels, hidden]), one)
+            self.known[one] = clean, nothing
+        return self.known[one]
 
 
 def shown(asker: Asker, cases: Sequence[Case], count: int) -> Iterator[Shown]:
@@ -134,27 +148,25 @@ def replacements(others: Sequence[Tensor], seed: int = 0) -> dict[str, Replaceme
     return {**ways, "other images": by_others([other[0] for other in others])} if others else ways
 
 
-def falls(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement = by_mean) -> Tensor:
-    """How far hiding each region `[h, w]` lowers the log-odds of the image's class, `[M]`.
+def falls(asker: Asker, one: Shown, masks: Sequence[Tensor]) -> Tensor:
+    """How far hiding each region `[h, w]` under the mean colour lowers the log-odds of the image's class, `[M]`.
 
     In shares of what hiding the whole image costs, clipped to [0, 1].
     """
-    clean, hidden, nothing = _log_odds(asker, one, masks, way)
-    return ((clean - hidden) / (clean - nothing).clamp_min(1.0)).clamp(0, 1)
+    clean, nothing = asker.ends(one)
+    return ((clean - _without(asker, one, masks)) / (clean - nothing).clamp_min(1.0)).clamp(0, 1)
 
 
-def stays(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement = by_mean) -> Tensor:
+def stays(asker: Asker, one: Shown, masks: Sequence[Tensor]) -> Tensor:
     """How far each region `[h, w]` alone keeps the log-odds of the image's class above those of nothing, `[M]`.
 
     In shares of what hiding the whole image costs, clipped to [0, 1].
     """
-    clean, alone, nothing = _log_odds(asker, one, [~mask for mask in masks], way)
+    clean, nothing = asker.ends(one)
+    alone = _without(asker, one, [~mask for mask in masks])
     return ((alone - nothing) / (clean - nothing).clamp_min(1.0)).clamp(0, 1)
 
 
-def _log_odds(asker: Asker, one: Shown, masks: Sequence[Tensor], way: Replacement) -> tuple[Tensor, Tensor, Tensor]:
-    """The log-odds of the image, of it with each region hidden, `[M]`, and with all of it hidden."""
-    missing = torch.stack([*masks, torch.ones_like(masks[0])]).to(one.pixels.device)
-    changed = torch.cat([way(one.pixels, some) for some in missing.split(AT_ONCE)])
-    scores = asker.log_odds(torch.cat([one.pixels, changed]), one)
-    return scores[0], scores[1:-1], scores[-1]
+def _without(asker: Asker, one: Shown, masks: Sequence[Tensor]) -> Tensor:
+    """The log-odds of the image's class with each region hidden, `[M]`."""
+    return asker.log_odds(by_mean(one.pixels, torch.stack([*masks]).to(one.pixels.device)), one)

@@ -299,9 +299,9 @@ def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFC
 
 def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
     box = opened.box if frame == "object" else WHOLE
-    total = float(found.heatmap.sum())
-    inside = None if opened.inside is None else float(found.heatmap[opened.inside].sum()) / max(total, 1e-12)
-    drawn = to_frame(found.heatmap, box).astype(np.float16)
+    heatmap = found.heatmap  # drawn whenever it is asked for
+    inside = None if opened.inside is None else float(heatmap[opened.inside].sum() / max(heatmap.sum(), 1e-12))
+    drawn = to_frame(heatmap, box).astype(np.float16)
     return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags)
 
 
