@@ -143,7 +143,7 @@ def test_a_signed_explanation_survives_every_form_that_it_is_kept_in(photo) -> N
     described = explanation_of(json.loads(found.to_json()), photo)
     assert described.signed
     np.testing.assert_allclose(described.heatmap, found.heatmap, atol=1e-3)
-    [read] = explanations_of(row_of([found]), photo, found.method, found.layers)
+    [read] = explanations_of(row_of([found]), photo)
     np.testing.assert_allclose(read.heatmap, found.heatmap, atol=2e-3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -33,6 +34,8 @@ Engine = Literal["local", "ray"]
 ROWS_PER_FILE = 256
 """What a kill costs at most."""
 OVERLAYS = "overlays"
+LONGEST_STEP = 200
+"""Bytes of the name of an overlay or of its folder; file systems take 255."""
 
 Drawable = tuple[Row, Any]
 """A row with its picture, the error in its place, or a function that opens it."""
@@ -82,7 +85,8 @@ def explain_dataset(
     """Explain all images of a data set and write one row per image to Parquet files, which pandas and others read.
 
     It can be stopped at any moment, even by `kill -9`: the same call continues, and repeats one file's images at most.
-    Memory does not grow with the data; a file that is no image becomes a row with its error.
+    It tries again what ended in an error, and adds what a folder has got meanwhile. Memory does not grow with the data;
+    a file that is no image becomes a row with its error.
 
     Args:
         data: A folder (with its sub-folders), a glob, a Parquet file, a `datasets` name, folder or object, or a list of
@@ -91,7 +95,8 @@ def explain_dataset(
         out: The folder to write to: `part-01-of-01/rows-00000.parquet` and so on; see `hf_cam.data.rows.COLUMNS`.
         method: As in `hf_cam.explain`; None writes predictions without maps.
         engine: "local", or "ray" for a Ray cluster.
-        shard: "3/16" takes the third of sixteen parts of the data; each job has its own folder below `out`.
+        shard: "3/16" takes the third of sixteen parts of the data; each job has its own folder below `out`. The part of
+            a file is that of its name, whatever else lies in the folder.
         overlays: Whether to write an overlay per image too, as `overlays/PATH.jpg` in the part's folder.
         check: Whether to check each map (38 forwards each).
         on_error: "row" puts the error of an image into its row, "raise" stops.
@@ -104,7 +109,8 @@ def explain_dataset(
 
     Raises:
         ImageError: there are no images.
-        OptionError: a setting is wrong, the folder was made with other settings or is in use, or it cannot be written.
+        OptionError: a setting is wrong; the folder was made from other data, with another model or with other settings;
+            it is in use, or cannot be written.
         HFCamError: the model cannot be loaded, or explains no image of the first batch.
     """
     check_pyarrow()
@@ -114,12 +120,13 @@ def explain_dataset(
         raise OptionError(f"engine must be 'local' or 'ray', got {brief(engine)}")
     part, started = part_of(shard), time.perf_counter()
     explain = Explain(model, method=method, check=check, on_error=on_error, batch_size=batch_size, **settings)
-    source = source_of(data, column=column, split=split)
+    folder = Path(out).expanduser()
+    source = source_of(data, column=column, split=split, apart_from=folder)
     if isinstance(source, Files | Listed):  # a table may hold what is asked
         explain.explainer.checked(explain.request, {})
-    folder = Path(out).expanduser()
     with Shards(folder, part, _manifest(source, explain)) as shards:
         before = len(shards.done)
+        explain.proved = before > 0
         left = _Left(source, part, shards.done)
         found = (
             _with_pictures(source, left, explain, Cluster(address, actors, gpus_per_actor))
@@ -128,8 +135,7 @@ def explain_dataset(
         )
         with closing(found), tqdm(total=left.all, initial=before, unit="image", disable=not progress) as bar:
             _write(found, shards, rows_per_file, bar, overlays=overlays)
-        cam = explain.explainer.cam
-        shards.finish(**({"method": cam.method.id, "layers": list(cam.adapter.layers)} if method else {}))
+        shards.finish()
         seconds = time.perf_counter() - started
         return Explained(shards.folder, len(shards.done), shards.errors, before, seconds)
 
@@ -157,15 +163,19 @@ class _Left:
 
     def __init__(self, source: Source, part: tuple[int, int], done: Iterable[str]) -> None:
         self.source, self.part, self.done = source, part, done
-        self.all = len(range(part[0] - 1, len(source), part[1]))
+        self.all = sum(1 for _ in self._own())
 
     def __iter__(self) -> Iterator[int]:
         seen = set(self.done)
-        for index in range(self.part[0] - 1, len(self.source), self.part[1]):
+        for index in self._own():
             key = self.source.key(index)
             if key not in seen:
                 seen.add(key)
                 yield index
+
+    def _own(self) -> Iterator[int]:
+        i, n = self.part
+        return (index for index in range(len(self.source)) if self.source.turn(index) % n == i - 1)
 
 
 def _with_pictures(
@@ -193,33 +203,44 @@ def _write(found: Iterator[Drawable], shards: Shards, count: int, bar: Any, *, o
 
 def _save_overlay(folder: Path, row: Row, picture: Any) -> None:
     """Draw and write the overlay of a row; nothing for an error."""
-    for explanation in explanations_of(row, "", "", ())[:1]:
+    for explanation in explanations_of(row, "")[:1]:
         opened = picture() if callable(picture) else picture
         if isinstance(opened, Image.Image):
             save_picture(explanation.changed(image=opened).overlay(), overlay_path(folder, row["path"]))
 
 
 def overlay_path(folder: Path, key: str) -> Path:
-    """Where the overlay of an image lies: its name with sub-folders, never above the folder.
+    """Where the overlay of an image lies: its name with sub-folders, never above the folder; another for each image.
 
-    >>> overlay_path(Path("overlays"), "../cats/tabby.png").as_posix()
+    A name that cannot be a path everywhere is changed, and gets a number that stands for what it was.
+
+    >>> overlay_path(Path("overlays"), "cats/tabby.png").as_posix()
     'overlays/cats/tabby.png.jpg'
+    >>> overlay_path(Path("overlays"), "../cats/tabby.png").as_posix()
+    'overlays/cats/tabby.png-48f44ba0.jpg'
     """
-    steps = [step for step in key.replace("\\", "/").split("/") if step not in ("", ".", "..") and ":" not in step]
-    return folder.joinpath(*steps[:-1], f"{steps[-1] if steps else 'image'}.jpg")
+    steps = [_step(step) for step in re.split(r"[/\\]", key) if step not in ("", ".", "..")] or ["image"]
+    number = "" if "/".join(steps) == key else f"-{fingerprint(key)[:8]}"
+    return folder.joinpath(*steps[:-1], f"{steps[-1]}{number}.jpg")
+
+
+def _step(name: str) -> str:
+    """A step of a path that is allowed and short enough everywhere."""
+    return re.sub(r'[:*?"<>|\x00-\x1f]', "_", name).encode()[:LONGEST_STEP].decode(errors="ignore")
 
 
 def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
-    """What the rows depend on."""
-    loaded = explain.load()
+    """What the rows depend on, and what describes them."""
+    loaded, cam = explain.load(), explain.explainer.cam
     settings = {name: value for name, value in explain.settings.items() if name not in ("processor", "device")}
     return {
         "version": __version__,
         "model": model_fingerprint(loaded.model),
         "processor": processor_fingerprint(loaded.processor),
         "settings": fingerprint(explain.method, explain.check, settings),
-        "data": source.name,
-        "root": str(source.root) if isinstance(source, Files) and source.root is not None else "",
+        "data": source.identity(),
+        "root": str(source.root) if isinstance(source, Files) else "",
+        **({"method": cam.method.id, "layers": list(cam.adapter.layers)} if explain.method else {}),
     }
 
 
@@ -242,7 +263,7 @@ def load_explanations(folder: str | Path) -> dict[str, list[Explanation]]:
     The folder is one that `explain_dataset` wrote, a bundle of evidence that `Explanation.save` wrote, or one with
     bundles below it, where the path is that of a bundle's `image.png`. Images are read again from their files whenever
     they are asked for, and heatmaps are drawn then: 1,000 explanations of a ViT take a few megabytes. Images with an
-    error have none.
+    error have none. What `explain_dataset` wrote holds the map in [0, 1] alone, which stands in `raw` too.
 
     Raises:
         OptionError: the folder holds no explanations, or a file in it cannot be read or is not what was written.
@@ -262,7 +283,5 @@ def load_explanations(folder: str | Path) -> dict[str, list[Explanation]]:
         root = manifest.get("root") or ""
         for row in stored_rows(part):
             source = str(Path(root, row["path"])) if root else row["path"]
-            found[row["path"]] = explanations_of(
-                row, source, manifest.get("method") or "", manifest.get("layers") or ()
-            )
+            found[row["path"]] = explanations_of(row, source)
     return found

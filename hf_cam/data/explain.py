@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,8 +11,10 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from hf_cam.data.rows import COLUMNS, Row, error_row, predicted_row, row_of
+from hf_cam.data.sources import ASKED, IMAGES
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, OptionError, brief, nearest
 from hf_cam.explainer import BATCH, Explainer
@@ -27,8 +30,6 @@ ASKING = tuple(field.name for field in fields(Request))
 
 OnError = Literal["row", "raise"]
 
-IMAGES = ("image", "path", "file_name", "img", "pixel_values")
-"""Columns in which pictures are looked for, in this order."""
 DECODERS = 2
 """Threads that read the pictures of a batch."""
 
@@ -97,12 +98,13 @@ class Explain:
                 "a data set keeps maps on the model's grid; omit renormalize= and call .renormalized() on what "
                 "hf_cam.load_explanations returns"
             )
+        self.proved = False
+        """Whether the settings are known to suit some image, so that errors are those of the images."""
         self._explainer: Explainer | None = None
-        self._proved = False
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle, without what was loaded by name."""
-        return {**self.__dict__, "_explainer": None, "_proved": False}
+        return {**self.__dict__, "_explainer": None}
 
     @property
     def explainer(self) -> Explainer:
@@ -126,10 +128,16 @@ class Explain:
         """The columns of a batch, which `hf_cam.data.rows.COLUMNS` describes, and the "path" of each image if given.
 
         Raises:
-            OptionError: there is no column of images, or a column that is named does not exist.
+            OptionError: there is no column of images, a column that is named does not exist, or one is shorter or
+                longer than that of the images.
             HFCamError: an image cannot be explained, and `on_error` is "raise".
         """
         sources = list(batch[self._column_of(batch)])
+        for name in ASKED:
+            if name in batch and len(batch[name]) != len(sources):
+                raise OptionError(
+                    f"the column {name!r} has {len(batch[name])} rows, but there are {len(sources)} images"
+                )
         self.load()
         with ThreadPoolExecutor(DECODERS) as pool:
             pictures = list(pool.map(self.opened, sources))
@@ -140,6 +148,9 @@ class Explain:
     def opened(self, source: Any) -> Picture | HFCamError:
         """The picture at a source, decoded, or the error."""
         try:
+            if isinstance(source, Image.Image):
+                with _LAZY:  # one that is still to be decoded may stand in a batch twice
+                    return self.loaded.opened(source)
             return self.loaded.opened(as_source(source))
         except HFCamError as error:
             if self.on_error == "raise":
@@ -174,9 +185,9 @@ class Explain:
         foreign = [error for error in errors if not isinstance(error, ImageError)]
         if errors and self.on_error == "raise":
             raise errors[0]
-        if foreign and len(errors) == len(found) and not self._proved:
+        if foreign and len(errors) == len(found) and not self.proved:
             raise foreign[0]
-        self._proved = self._proved or len(errors) < len(found)
+        self.proved = self.proved or len(errors) < len(found)
 
     def _together(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row | HFCamError]:
         """Rows of pictures in one go, or of each by itself where that fails."""
@@ -231,6 +242,7 @@ class Explain:
 
 
 _NOT_YET = HFCamError("not yet explained")
+_LAZY = threading.Lock()
 
 
 def as_source(source: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_cam.data.dataset import OVERLAYS, check_pyarrow, overlay_path
 from hf_cam.data.rows import COLUMNS, Row, explanations_of
-from hf_cam.data.shards import manifest_of, parts_of, rows_in, schema, table_of
+from hf_cam.data.shards import manifest_of, parts_of, rows_in, schema, stored_files, table_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, brief, reason
 
@@ -61,7 +61,7 @@ def push_explanations(folder: str | Path, repo_id: str, *, private: bool = False
     check_pyarrow()
     out = Path(folder).expanduser()
     parts = parts_of(out)
-    files = [(part, path) for part in parts for path in sorted(part.glob("rows-*.parquet"))]
+    files = [(part, path) for part in parts for path in stored_files(part)]
     if not files:
         raise OptionError(f"{brief(str(out))} holds no explanations; hf_cam.explain_dataset writes such a folder")
     from huggingface_hub import HfApi
@@ -116,7 +116,7 @@ def _overlays(rows: Sequence[Row], part: Path) -> Iterator[bytes | None]:
     root = (manifest_of(part) or {}).get("root") or ""
     for row in rows:
         made = overlay_path(part / OVERLAYS, row["path"])
-        found = explanations_of(row, str(Path(root, row["path"])) if root else row["path"], "", ())
+        found = explanations_of(row, str(Path(root, row["path"])) if root else row["path"])
         try:
             picture = load_image(made) if made.is_file() else found[0].overlay() if found else None
         except (ImageError, HFCamError):

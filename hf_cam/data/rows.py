@@ -31,6 +31,7 @@ COLUMNS: Mapping[str, str] = {
     "geometry": "how the processor put the image into the model's input: what draws the heatmap from the map",
     "evidence": "where the map has evidence: image, outside (only on padding) or none",
     "check": "the verdict of a check, if one is wanted: supports, undecided or contradicts",
+    "details": "what else belongs to the explanation as JSON, such as its method, layers and flags",
     "others": "further explanations of the image (objects, prompts) as a JSON list",
     "error": "why the image could not be explained; empty if it was",
 }
@@ -63,6 +64,7 @@ def row_of(explanations: Sequence[Explanation], check: str = "") -> Row:
         "geometry": map_.geometry.to_dict(),
         "evidence": map_.evidence,
         "check": check,
+        "details": json.dumps({name: value for name, value in first.to_dict().items() if name not in COLUMNS}),
         "others": json.dumps([one.to_dict() for one in others]),
     }
 
@@ -93,28 +95,24 @@ def _row(label: str, score: float, score_kind: str, box: Sequence[float] | None)
         "geometry": NO_GEOMETRY,
         "evidence": "",
         "check": "",
+        "details": "{}",
         "others": "[]",
         "error": "",
     }
 
 
-def explanations_of(
-    row: Mapping[str, Any], source: str | Path, method: str, layers: Sequence[str]
-) -> list[Explanation]:
+def explanations_of(row: Mapping[str, Any], source: str | Path) -> list[Explanation]:
     """The explanations in a row; none if it holds an error or a prediction alone.
 
     Args:
         row: As `row_of` made it.
         source: Where the image is read from each time it is asked for.
-        method: Id of the method.
-        layers: Names of the target layers.
     """
     if not len(row["map_shape"]):
         return []
-    named = {"method": method, "layers": list(layers)}
     cells = np.asarray(row["map"], np.float32).reshape(tuple(row["map_shape"]))
     box = row["box"] if len(row["box"]) else None
-    first = {**row, **named, "map": cells.tolist(), "box": box, "flags": []}
+    first = {**row, **json.loads(row["details"]), "map": cells, "box": box}
     return [explanation_of(one, source) for one in (first, *json.loads(row["others"]))]
 
 

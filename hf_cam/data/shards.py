@@ -6,17 +6,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hf_cam.data.rows import NO_GEOMETRY, Row
-from hf_cam.data.sources import INSTALL
+from hf_cam.data.sources import INSTALL, PART
 from hf_cam.errors import HFCamError, OptionError, brief, reason
 from hf_cam.evaluation.log import lock
 from hf_cam.results.files import write_whole
 
-MANIFEST, LOCK, PART = "manifest.json", "lock", re.compile(r"part-(\d+)-of-(\d+)")
+MANIFEST, LOCK, ROWS = "manifest.json", "lock", re.compile(r"rows-(\d+)\.parquet")
 INFORMATIVE = ("layers", "method", "root", "complete", "images", "errors")
 """Entries of a manifest that describe and do not distinguish; what decides is in the others."""
 
@@ -33,7 +34,8 @@ class Shards:
         settings: What the rows depend on, as JSON values.
 
     Raises:
-        OptionError: another process writes to the folder; it was made with other settings; or it cannot be written.
+        OptionError: another process writes to the folder; it, or another part, was made with other settings; or it
+            cannot be written.
     """
 
     def __init__(self, out: Path, part: tuple[int, int], settings: Mapping[str, Any]) -> None:
@@ -71,25 +73,18 @@ class Shards:
         Raises:
             OptionError: it cannot be written; the files that are there stay as they are.
         """
-        import pyarrow.parquet as pq
-
-        table, path = table_of(rows), self.folder / f"rows-{self._next:05d}.parquet"
         try:
-            write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+            _write(self.folder / f"rows-{self._next:05d}.parquet", table_of(rows))
         except OSError as error:
             raise self._refused(error) from error
         self._next += 1
         self.done.update(row["path"] for row in rows)
         self.errors += sum(bool(row["error"]) for row in rows)
 
-    def finish(self, **described: Any) -> None:
-        """Note in the manifest that the part is complete.
-
-        Args:
-            described: What else the manifest says.
-        """
+    def finish(self) -> None:
+        """Note in the manifest that the part is complete."""
         try:
-            self._note({**described, "complete": True, "images": len(self.done), "errors": self.errors})
+            self._note({"complete": True, "images": len(self.done), "errors": self.errors})
         except OSError as error:
             raise self._refused(error) from error
 
@@ -101,6 +96,8 @@ class Shards:
                     f"{brief(str(self.out))} was begun in {int(match[2])} parts, so images would stand there twice; "
                     "pass another folder, or the same number of parts"
                 )
+            if other != self.folder and any(stored_files(other)):
+                self._compare_with(other)
 
     def _locked(self) -> FileIO:
         file = FileIO(self.folder / LOCK, "a+")
@@ -119,35 +116,37 @@ class Shards:
         Raises:
             OptionError: naming what differs.
         """
-        before = manifest_of(self.folder)
-        begun = any(self.folder.glob("rows-*.parquet"))
-        if before is None or not begun:
-            if begun:
-                raise OptionError(
-                    f"{brief(str(self.folder))} holds Parquet files, but no manifest; pass another folder"
-                )
-            self._note({"complete": False})
-            return
+        if any(stored_files(self.folder)):
+            self._compare_with(self.folder)
+        self._note({"complete": False})
+
+    def _compare_with(self, folder: Path) -> None:
+        before = manifest_of(folder)
+        if before is None:
+            raise OptionError(f"{brief(str(folder))} holds Parquet files, but no manifest; pass another folder")
         names = sorted({*before, *self.settings} - {*INFORMATIVE})
         changed = [name for name in names if before.get(name) != self.settings.get(name)]
         if changed:
             raise OptionError(
-                f"{brief(str(self.folder))} was made with other settings ({', '.join(changed)}); pass another folder"
+                f"{brief(str(folder))} was made with other settings ({', '.join(changed)}); pass another folder"
             )
 
     def _take_over(self) -> None:
-        """Count what is there; files that are not whole are done again."""
+        """Count what is there; files that are not whole, and rows with errors, are done again."""
         for leftover in self.folder.glob("*.tmp"):
             leftover.unlink()
-        for path in sorted(self.folder.glob("rows-*.parquet")):
-            self._next = max(self._next, int(path.stem.rpartition("-")[2]) + 1)
+        for path in stored_files(self.folder):
+            self._next = max(self._next, number_of(path) + 1)
             try:
                 table = _read(path, ["path", "error"])
+                good = [not error for error in table["error"].to_pylist()]
+                kept = None if all(good) else _read(path).filter(good)
             except HFCamError:
                 path.rename(path.with_suffix(".damaged"))
                 continue
-            self.done.update(table["path"].to_pylist())
-            self.errors += sum(map(bool, table["error"].to_pylist()))
+            self.done.update(compress(table["path"].to_pylist(), good))
+            if kept is not None:
+                _write(path, kept) if len(kept) else path.unlink()
 
     def _note(self, described: Mapping[str, Any]) -> None:
         noted = json.dumps({**self.settings, **described}, indent=1).encode()
@@ -179,13 +178,24 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def stored_files(folder: Path) -> list[Path]:
+    """The files of one part, in the order in which they were written."""
+    return sorted((path for path in folder.glob("rows-*.parquet") if ROWS.fullmatch(path.name)), key=number_of)
+
+
+def number_of(path: Path) -> int:
+    """The number in a file's name."""
+    match = ROWS.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 def stored_rows(folder: Path) -> Iterator[Row]:
     """The rows of one part, file by file.
 
     Raises:
         OptionError: a file cannot be read.
     """
-    for path in sorted(folder.glob("rows-*.parquet")):
+    for path in stored_files(folder):
         yield from rows_in(path)
 
 
@@ -197,6 +207,12 @@ def rows_in(path: Path) -> list[Row]:
     """
     rows: list[Row] = _read(path).to_pylist()
     return rows
+
+
+def _write(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
+    write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
@@ -231,6 +247,7 @@ def schema() -> Any:
             ("geometry", geometry),
             ("evidence", text),
             ("check", text),
+            ("details", text),
             ("others", text),
             ("error", text),
         ]

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from hf_cam.doors import blaming
 from hf_cam.errors import ImageError, OptionError, brief, reason
 from hf_cam.evaluation.samples import SUFFIXES
+from hf_cam.models.fingerprint import fingerprint
 
+IMAGES = ("image", "img", "pixel_values", "path", "file_name")
+"""Columns in which pictures are looked for, in this order."""
 ASKED = ("target", "text")
 """Columns that hold what is asked of each image."""
 INSTALL = 'pip install "hf-cam[data]"'
+PART = re.compile(r"part-(\d+)-of-(\d+)")
+"""The name of the folder of a part of a data set's explanations."""
 
 
 class Source(ABC):
     """The images of a data set, each with a name that stands once; opened again by name in other processes.
 
     Args:
-        name: What the data set is called in messages and in the manifest.
+        name: What the data set is called in messages.
     """
 
     name: str
@@ -39,6 +48,17 @@ class Source(ABC):
     def key(self, index: int) -> str:
         """The name of an image: a path relative to the folder, or the number of a row."""
 
+    def identity(self) -> str:
+        """What a manifest calls the data: the same in every process, and another for other data.
+
+        Files may be added to a folder or taken away from it, since their names tell them apart.
+        """
+        return self.name
+
+    def turn(self, index: int) -> int:
+        """The part to which an image belongs, modulo their number: that of a file depends on no other file."""
+        return index
+
     @abstractmethod
     def at(self, index: int) -> dict[str, Any]:
         """The image and, where the data has them, its "target" and "text"; nothing is decoded yet."""
@@ -47,7 +67,7 @@ class Source(ABC):
 class Files(Source):
     """Image files, named by their paths relative to the folder that holds them all."""
 
-    def __init__(self, name: str, files: Sequence[Path], root: Path | None) -> None:
+    def __init__(self, name: str, files: Sequence[Path], root: Path) -> None:
         self.name, self.root, self.files = name, root, files
 
     def __len__(self) -> int:
@@ -55,9 +75,11 @@ class Files(Source):
 
     def key(self, index: int) -> str:
         """The relative path with slashes; bytes that are no text are written as escapes."""
-        path = self.files[index]
-        name = (path if self.root is None else path.relative_to(self.root)).as_posix()
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return _text(self.files[index].relative_to(self.root).as_posix())
+
+    def turn(self, index: int) -> int:
+        """By the name."""
+        return crc32(self.key(index).encode())
 
     def at(self, index: int) -> dict[str, Any]:
         """The path."""
@@ -65,10 +87,19 @@ class Files(Source):
 
 
 class Listed(Source):
-    """A list of paths, URLs, pictures or arrays in memory; what is no text is named by its number."""
+    """A list of paths, URLs, pictures or arrays in memory; what is no text is named by its number.
+
+    Paths and URLs tell themselves apart, as far as relative ones lie in the same folder; pictures count by what they
+    show.
+    """
 
     def __init__(self, images: Sequence[Any]) -> None:
         self.name, self.images = f"a list of {len(images)} images", images
+
+    def identity(self) -> str:
+        """The folder of relative paths, and a fingerprint of the pictures."""
+        unnamed = [(i, _content(one)) for i, one in enumerate(self.images) if not _is_name(one)]
+        return f"a list in {Path.cwd()}" + (f", {fingerprint(unnamed)}" if unnamed else "")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,7 +107,11 @@ class Listed(Source):
     def key(self, index: int) -> str:
         """The path or URL, or else the number."""
         image = self.images[index]
-        return str(image) if isinstance(image, str | Path) and len(str(image)) < 4096 else f"{index:08d}"
+        return _text(str(image)) if _is_name(image) else f"{index:08d}"
+
+    def turn(self, index: int) -> int:
+        """By the path or URL, or else by the number."""
+        return crc32(self.key(index).encode()) if _is_name(self.images[index]) else index
 
     def at(self, index: int) -> dict[str, Any]:
         """The entry of the list."""
@@ -89,8 +124,11 @@ class Table(Source):
     def __init__(self, name: str, dataset: Any, column: str | None) -> None:
         from datasets import Image as ImageFeature
 
+        dataset = dataset.with_format(None)  # the pictures as they are stored, not as a training changes them
         self.name = name
         self.column = _image_column(dataset.column_names, column)
+        content = dataset._fingerprint  # noqa: SLF001 - the library has no other name for it
+        self._identity = f"{name}, column {self.column}, {dataset.split}, {content}"
         if isinstance(dataset.features[self.column], ImageFeature):
             dataset = dataset.cast_column(self.column, ImageFeature(decode=False))
         self.dataset = dataset.select_columns(
@@ -99,6 +137,10 @@ class Table(Source):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def identity(self) -> str:
+        """Name, column, split, and the library's fingerprint of the content."""
+        return self._identity
 
     def key(self, index: int) -> str:
         """The number of the row."""
@@ -143,6 +185,11 @@ class ParquetFile(Source):
         count: int = self.starts[-1]
         return count
 
+    def identity(self) -> str:
+        """Path, column, and a digest of all bytes of the file."""
+        with self.path.open("rb") as file:
+            return f"{self.path}, column {self.column}, {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
     def key(self, index: int) -> str:
         """The number of the row."""
         return f"{index:08d}"
@@ -156,19 +203,41 @@ class ParquetFile(Source):
         return {"image": row.pop(self.column), **row}
 
 
-def source_of(data: Any, *, column: str | None = None, split: str | None = None) -> Source:
+def _text(name: str) -> str:
+    """A path as text; bytes that are none are written as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_name(image: Any) -> bool:
+    """Whether an image of a list is a path or a URL, and not its content."""
+    return isinstance(image, str | Path) and len(str(image)) < 4096
+
+
+def _content(image: Any) -> Any:
+    """What tells a picture from others; one whose file is still to be decoded stays so."""
+    if isinstance(image, ImageFile) and image.filename and image.tile:
+        return str(image.filename), image.size, image.mode
+    return image
+
+
+def source_of(
+    data: Any, *, column: str | None = None, split: str | None = None, apart_from: Path | None = None
+) -> Source:
     """The images of a folder (with its sub-folders), a glob, a Parquet file, a list, or a `datasets` name or object.
 
     Args:
         data: The data set.
         column: The column of images, for tables.
         split: The split, for `datasets`.
+        apart_from: A folder of explanations, whose overlays are no data if they lie in a folder of images.
 
     Raises:
         ImageError: there are no images, or the data cannot be read.
-        OptionError: there is no such column, or a split has to be chosen.
+        OptionError: the data is of no such type, there is no such column, or a split has to be chosen.
     """
     source = _source(data, column, split)
+    if isinstance(source, Files) and apart_from is not None:
+        source.files = [path for path in source.files if not _written(path, apart_from.resolve())]
     if not len(source):
         raise ImageError(f"there are no images in {brief(source.name)}")
     return source
@@ -179,11 +248,23 @@ def _source(data: Any, column: str | None, split: str | None) -> Source:
         return _named(str(data), column, split)
     if type(data).__module__.partition(".")[0] == "datasets":
         return Table("a data set in memory", _one_split(data, split), column)
-    if isinstance(data, Image.Image) or not isinstance(data, Iterable):
+    single = isinstance(data, Image.Image | bytes | bytearray | memoryview | Mapping) or _is_array(data)
+    if single or not isinstance(data, Iterable):
         raise OptionError(
-            f"data must be a folder, a glob, a Parquet file, a list or a data set, not {type(data).__name__}"
+            "data must be a folder, a glob, a Parquet file, a data set or a list of images, not "
+            f"{type(data).__name__}; put a single image into a list"
         )
     return Listed(list(data))
+
+
+def _is_array(data: Any) -> bool:
+    """Whether this is one picture as numbers, and no batch of them."""
+    return getattr(data, "ndim", 0) in (2, 3)
+
+
+def _written(path: Path, out: Path) -> bool:
+    """Whether a file lies in a part of a folder of explanations."""
+    return path.is_relative_to(out) and PART.fullmatch(path.relative_to(out).parts[0]) is not None
 
 
 def _named(name: str, column: str | None, split: str | None) -> Source:
@@ -197,7 +278,8 @@ def _named(name: str, column: str | None, split: str | None) -> Source:
             _pyarrow()
             return ParquetFile(path.resolve(), column)
         if path.is_file() and path.suffix.lower() in SUFFIXES:
-            return Files(name, [path.resolve()], path.resolve().parent)
+            path = _absolute(path)
+            return Files(str(path), [path], path.parent)
         if glob.has_magic(name):
             return _globbed(path)
     if path.exists():
@@ -209,21 +291,44 @@ def _named(name: str, column: str | None, split: str | None) -> Source:
 
 def _folder(path: Path) -> Source:
     root = path.resolve()
-    files = [Path(parent, name) for parent, _, names in os.walk(root) for name in names if _is_picture(name)]
+    files = sorted(_pictures_below(root))
     if not files:
         raise ImageError(f"the folder {brief(str(path))} holds no pictures ({', '.join(SUFFIXES)})")
-    return Files(str(root), sorted(files), root)
+    return Files(str(root), files, root)
+
+
+def _pictures_below(root: Path) -> Iterator[Path]:
+    """The pictures of a folder and its sub-folders, also of linked ones, but for links that lead up again.
+
+    Raises:
+        ImageError: a sub-folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(
+            f"the folder {brief(str(error.filename))} cannot be read ({reason(error)}); make it readable, or pass a "
+            "glob that leaves it out"
+        ) from error
+
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        above = Path(parent).resolve()
+        folders[:] = [one for one in folders if not above.is_relative_to((above / one).resolve())]
+        yield from (Path(parent, name) for name in names if _is_picture(name))
 
 
 def _globbed(path: Path) -> Source:
+    path = _absolute(path)
     names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may have any root
-    files = sorted({Path(name).resolve() for name in names if _is_picture(name)})
+    files = sorted({_absolute(Path(name)) for name in names if _is_picture(name)})
     if not files:
         raise ImageError(f"no picture matches {brief(str(path))}")
-    fixed = [part for part in path.parts if not glob.has_magic(part)]
-    root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))]).resolve()
-    within = bool(fixed) and all(file.is_relative_to(root) for file in files)
-    return Files(str(path), files, root if within else None)
+    root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+    return Files(str(path), files, root)
+
+
+def _absolute(path: Path) -> Path:
+    """From the root of the file system, without following links: a link is named by where it lies."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
 
 
 def _is_picture(name: str) -> bool:
@@ -261,7 +366,7 @@ def _one_split(dataset: Any, split: str | None) -> Any:
 
 
 def _image_column(names: Sequence[str], wanted: str | None) -> str:
-    candidates = ("image", "img", "path", "file_name") if wanted is None else (wanted,)
+    candidates = IMAGES if wanted is None else (wanted,)
     for name in candidates:
         if name in names:
             return name
