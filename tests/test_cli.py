@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 import hf_cam
 from hf_cam.interfaces.cli import main
 from hf_cam.methods.registry import BUDGET, methods_within
+from hf_cam.zoo import SCENE
 
 
 @pytest.fixture
@@ -158,6 +160,35 @@ def test_a_picture_that_is_read_is_not_written_over(capsys, vit_folder, picture,
         assert main(["explain", *given]) == 2
         assert "is read and may be written over" in capsys.readouterr().err
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_numbers_of_one_image_never_take_the_name_of_another(capsys, tmp_path):
+    with Image.open(SCENE) as scene:
+        scene.save(tmp_path / "scene.png")  # three objects
+        scene.crop((0, 0, 256, 384)).save(tmp_path / "scene-2.png")  # one of them
+    images = [str(tmp_path / f"{name}.png") for name in ("scene", "scene-2")]
+    for number, asked in enumerate(((), ("--bundle",))):
+        out = tmp_path / f"out{number}"
+        assert main(["explain", *images, "--model", "demo:detr", "--out", f"{out}/", *asked]) == 0
+        places = [line.split(" -> ")[1].split("  [")[0] for line in capsys.readouterr().out.splitlines()]
+        assert [Path(place).stem for place in places] == ["scene-1", "scene-3", "scene-4", "scene-2"]
+        assert all(Path(place).exists() for place in places)
+
+
+def test_a_table_that_cannot_be_written_is_refused_first(capsys, vit_folder, picture_file, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    out = tmp_path / "out"
+    for table in (tmp_path, tmp_path / "file" / "table.csv"):
+        command = ["explain", str(picture_file), "--model", str(vit_folder), "--out", f"{out}/", "--table", str(table)]
+        assert main(command) == 2
+        assert "--table" in (line := capsys.readouterr().err)
+        assert "pass another file" in line
+    assert not out.exists()
+
+
+def test_a_number_of_objects_that_is_none_is_refused_by_the_data_set_too(capsys, vit_folder, pictures, tmp_path):
+    assert main(["dataset", str(vit_folder), pictures[0], "--out", str(tmp_path / "out"), "--top-k", "0"]) == 2
+    assert "top_k" in capsys.readouterr().err
 
 
 def test_a_damaged_image_among_several_is_refused_before_anything_is_written(capsys, pictures, vit_folder, tmp_path):

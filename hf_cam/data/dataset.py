@@ -217,7 +217,7 @@ def overlay_path(folder: Path, key: str) -> Path:
     >>> overlay_path(Path("overlays"), "cats/tabby.png").as_posix()
     'overlays/cats/tabby.png.jpg'
     >>> overlay_path(Path("overlays"), "../cats/tabby.png").as_posix()
-    'overlays/cats/tabby.png-48f44ba0.jpg'
+    'overlays/cats/tabby.png-feec0738.jpg'
     """
     steps = [_step(step) for step in re.split(r"[/\\]", key) if step not in ("", ".", "..")] or ["image"]
     number = "" if "/".join(steps) == key else f"-{fingerprint(key)[:8]}"

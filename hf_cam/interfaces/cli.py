@@ -27,7 +27,15 @@ from hf_cam.interfaces.drawing import (
     verdict,
 )
 from hf_cam.interfaces.export import add as add_export
-from hf_cam.interfaces.files import PAGES, entry, listed_images, output_paths, spare, write_table
+from hf_cam.interfaces.files import (
+    PAGES,
+    check_writable,
+    entry,
+    listed_images,
+    output_paths,
+    spare,
+    write_table,
+)
 
 CHUNK = 8
 OWN = ("target", "input_points", "input_labels", "input_boxes")
@@ -266,11 +274,7 @@ def _explain(options: argparse.Namespace) -> None:
     from hf_cam.models.loading import load
 
     _silence_loading()
-    options.images, roots = listed_images(options.images)
-    outputs = output_paths(options.images, options.out, roots)
-    spare(options.images, outputs, "--out")
-    if options.table is not None:
-        spare(options.images, [options.table], "--table")
+    outputs = _places(options)
     methods = _wanted_methods(options)
     if len(methods) > 1 and (options.top_k or 1) > 1:
         raise OptionError("several methods are compared on one target: omit --top-k, or name a single method")
@@ -307,15 +311,31 @@ def _explain(options: argparse.Namespace) -> None:
     found = _explained(explainer, options.images, methods, settings, named=options.budget is None)
     progress = tqdm(found, total=len(options.images), unit="image", disable=len(options.images) < 2)
     table: list[dict[str, Any]] = []
+    taken = {output.with_suffix("") for output in outputs}
     for name, output, explanations in zip(options.images, outputs, progress, strict=True):
         named = output == Path(options.out).expanduser()
-        written = _write(output, explanations, options, chosen_here=not named)
-        told = [] if len(methods) > 1 else verdict(output, explanations, options)
+        written = _write(output, explanations, options, taken, chosen_here=not named)
+        told = [] if len(methods) > 1 else verdict(output, explanations, options, taken)
         for line in (*_lines(name, explanations, written), *told):
             progress.write(line)
         table += [entry(name, explanation, path) for explanation, path in written]
     if options.table is not None:
         write_table(options.table.expanduser(), table)
+
+
+def _places(options: argparse.Namespace) -> list[Path]:
+    """Where the picture of each image goes; folders among the images become theirs.
+
+    Raises:
+        ImageError, OptionError: a place that is written to does not serve.
+    """
+    options.images, roots = listed_images(options.images)
+    outputs = output_paths(options.images, options.out, roots)
+    spare(options.images, outputs, "--out")
+    if options.table is not None:
+        spare(options.images, [options.table], "--table")
+        check_writable(options.table, "--table")
+    return outputs
 
 
 def _marks(options: argparse.Namespace) -> dict[str, Any]:
@@ -420,7 +440,7 @@ def _report_skipped(skipped: Mapping[str, str]) -> None:
 
 
 def _write(
-    output: Path, found: Any, options: argparse.Namespace, *, chosen_here: bool
+    output: Path, found: Any, options: argparse.Namespace, taken: set[Path], *, chosen_here: bool
 ) -> list[tuple[Explanation, Path]]:
     """Save the explanations of one image, each with its file. A video becomes a GIF if no file is named."""
     from hf_cam.comparison import Comparison
@@ -432,7 +452,7 @@ def _write(
     if isinstance(found, Comparison):
         found.save(output, alpha=options.alpha, colormap=options.colormap, **drawing_of(options))
         return [(explanation, output) for explanation in found.explanations]
-    return save(output, found, options, animated=chosen_here)
+    return save(output, found, options, taken, animated=chosen_here)
 
 
 def _lines(name: str, found: Any, written: Sequence[tuple[Explanation, Path]]) -> list[str]:

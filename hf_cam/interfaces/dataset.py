@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace, method_options: Options) -> None:
         actors=options.actors,
         gpus_per_actor=options.gpus_per_actor,
         progress=True,
-        **{name: value for name, value in asked.items() if value},
+        **{name: value for name, value in asked.items() if value is not None and value != {}},
     )
     resumed = f", {done.resumed} of them before" if done.resumed else ""
     failed = f"; {done.errors} could not be explained, see the column error" if done.errors else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam.errors import OptionError, brief
-from hf_cam.interfaces.files import DIFFERENCE, PICTURES, numbered
+from hf_cam.interfaces.files import DIFFERENCE, PICTURES, free, numbered
 
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
@@ -95,13 +95,16 @@ def drawing_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in STYLES}
 
 
-def save(output: Path, found: Sequence[Explanation], options: argparse.Namespace, *, animated: bool) -> Written:
+def save(
+    output: Path, found: Sequence[Explanation], options: argparse.Namespace, taken: set[Path], *, animated: bool
+) -> Written:
     """Write the explanations of one image, each to a file of its own or all to one; and their difference, if wanted.
 
     Args:
         output: The file.
         found: The explanations.
         options: The options.
+        taken: See `numbered`.
         animated: Whether videos become animations.
     """
     style = {"alpha": options.alpha, "colormap": options.colormap, **drawing_of(options)}
@@ -112,20 +115,23 @@ def save(output: Path, found: Sequence[Explanation], options: argparse.Namespace
         path = save_picture(grid(list(found), **style), output)
         return [(one, path) for one in found]
     if options.bundle:
-        folders = [path.with_suffix("") for path in numbered(output, len(found))]
+        folders = [path.with_suffix("") for path in numbered(output, len(found), taken)]
         return [(one, one.save(f"{folder}/", **style)) for one, folder in zip(found, folders, strict=True)]
     if animated and found[0].frames and not options.transparent:
         output = output.with_suffix(".gif")
-    paths = numbered(output, len(found))
+    paths = numbered(output, len(found), taken)
     return [(one, one.save(path, **style)) for one, path in zip(found, paths, strict=True)]
 
 
-def verdict(output: Path, found: Sequence[Explanation], options: argparse.Namespace) -> list[str]:
+def verdict(output: Path, found: Sequence[Explanation], options: argparse.Namespace, taken: set[Path]) -> list[str]:
     """What the model said beside what was expected, in words, with a picture of the difference; empty if not asked."""
     if options.expected is None or len(found) < 2:
         return []
     from hf_cam.results.difference import difference
 
     both = difference(*found[:2])
-    path = both.save(output.with_name(f"{output.stem}{DIFFERENCE}.png"))
+    path = output.with_name(f"{output.stem}{DIFFERENCE}.png")
+    if path.with_suffix("") in taken:  # an image has that name
+        path = next(free(path, taken))
+    both.save(path)
     return [f"  {both} -> {path}"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,40 @@ def spare(images: Sequence[str], outputs: Sequence[Path], option: str) -> None:
                 raise OptionError(f"{brief(name)} is read and may be written over; pass another {option}")
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    """The path itself, or as many with numbers."""
-    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(count)]
+def numbered(path: Path, count: int, taken: set[Path]) -> list[Path]:
+    """The path itself, or as many with numbers; see `free`.
+
+    >>> [path.name for path in numbered(Path("a.png"), 2, {Path("a"), Path("a-1")})]
+    ['a-2.png', 'a-3.png']
+    """
+    return [path] if count == 1 else list(itertools.islice(free(path, taken), count))
+
+
+def free(path: Path, taken: set[Path]) -> Iterator[Path]:
+    """The path with numbers after its name, but for those that are taken.
+
+    Args:
+        path: The path.
+        taken: Paths of other images without their suffixes; those that are yielded are added.
+    """
+    for number in itertools.count(1):
+        one = path.with_stem(f"{path.stem}-{number}")
+        if one.with_suffix("") not in taken:
+            taken.add(one.with_suffix(""))
+            yield one
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed.
+
+    Raises:
+        OptionError: it is a folder, or a file or a lack of rights is in the way.
+    """
+    path = path.expanduser()
+    above = next(one for one in path.parents if one.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(path if path.exists() else above, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"no file can be put into {brief(str(above))}"
+        raise OptionError(f"{option}: {brief(str(path))} cannot be written, as {why}; pass another file")
 
 
 def entry(name: str, explanation: Explanation, path: Path) -> dict[str, Any]:
