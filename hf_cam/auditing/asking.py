@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hf_cam.auditing.cases import Case
+from hf_cam.auditing.cases import Case, Opened
 from hf_cam.auditing.recognition import LOCATING, Recognized, Shown, marked, recognizer_of
 from hf_cam.capture.guard import borrowed
 from hf_cam.capture.inputs import call, model_inputs_of
@@ -67,7 +67,15 @@ class Asker:
         Raises:
             HFCamError: it cannot be read or prepared.
         """
-        loaded, opened = self.explainer.loaded, case.open()
+        return self.see(case, case.open())
+
+    def see(self, case: Case, opened: Opened) -> Shown:
+        """The same for an image that was read.
+
+        Raises:
+            HFCamError: it cannot be prepared.
+        """
+        loaded = self.explainer.loaded
         if self.locates:
             marked(opened)
         inputs = loaded.inputs([opened.image])

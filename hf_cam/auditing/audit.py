@@ -55,6 +55,8 @@ class Row:
         unusual: The distance of the map from its nearest neighbours in the predicted class.
         flags: Those of the explanation.
         error: Why it cannot be read.
+        right: Whether the model gives the image its class; of a detector or segmenter, whether it finds the object of
+            this class at its place, as in the tests.
     """
 
     name: str
@@ -66,11 +68,7 @@ class Row:
     unusual: float = 0.0
     flags: tuple[str, ...] = ()
     error: str = ""
-
-    @property
-    def right(self) -> bool:
-        """Whether the model gives the image its class."""
-        return bool(self.predicted) and self.predicted == self.label
+    right: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,11 +207,11 @@ def audit(
     if frame == "object" and not any(case.is_marked() for case in cases):
         raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
     tell = progress or (lambda *_: None)
-    rows = list(_rows(asker, cases, classes, frame, batch_size, tell))
-    if all(row.error for row in rows):
-        raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
-    groups = _strategies(rows, seed)
     with asker.borrowing() as one:
+        rows = list(_rows(one, cases, classes, frame, batch_size, tell))
+        if all(row.error for row in rows):
+            raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
+        groups = _strategies(rows, seed)
         found, notes = _suspicions(one, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
@@ -266,7 +264,7 @@ def _rows(
             label = classes[case.label]
             result = next(found) if isinstance(one, Opened) else one
             if isinstance(one, Opened) and isinstance(result, Explanation):
-                yield _row(case, label, one, result, frame)
+                yield _row(asker, case, label, one, result, frame)
             elif isinstance(result, TargetError):
                 yield Row(case.name, label, NOT_FOUND)
             else:
@@ -297,12 +295,13 @@ def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFC
         return [_explained(asker, [one])[0] for one in opened]
 
 
-def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
+def _row(asker: Asker, case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
     box = opened.box if frame == "object" else WHOLE
     total = float(found.heatmap.sum())
     inside = None if opened.inside is None else float(found.heatmap[opened.inside].sum()) / max(total, 1e-12)
     drawn = to_frame(found.heatmap, box).astype(np.float16)
-    return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags)
+    right = asker.see(case, opened).right if asker.locates else found.label == label
+    return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags, right=right)
 
 
 def _strategies(rows: list[Row], seed: int) -> list[Strategy]:

@@ -311,8 +311,7 @@ def _strategy(number: int, one: Strategy, pictures: Pictures) -> str:
 def _wrong(audit: Audit, pictures: Pictures) -> Iterator[str]:
     wrong = [index for index, row in enumerate(audit.rows) if not row.error and not row.right]
     for index in sorted(wrong, key=lambda index: -audit.rows[index].score)[:WRONG]:
-        row = audit.rows[index]
-        yield figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), labelled {row.label}")
+        yield figure(pictures.with_map(index), _answer(audit.rows[index]))
 
 
 def _unusual(audit: Audit, pictures: Pictures) -> Iterator[str]:
@@ -339,10 +338,15 @@ def _coverage(audit: Audit) -> str:
 
 def _links(audit: Audit, folder: Path | None) -> Iterator[str]:
     for row in audit.rows[:MANY]:
-        told = row.error or f"{row.predicted} ({row.score:.2f}){'' if row.right else f', labelled {row.label}'}"
-        yield f"<li>{_link(row, folder)}: {html.escape(told)}</li>"
+        yield f"<li>{_link(row, folder)}: {html.escape(row.error or _answer(row))}</li>"
     if len(audit.rows) > MANY:
         yield f"<li>and {len(audit.rows) - MANY} more in images.csv</li>"
+
+
+def _answer(row: Row) -> str:
+    """What the model says about an image, and where that is wrong."""
+    wrong = ", not found at its place" if row.predicted == row.label else f", labelled {row.label}"
+    return f"{row.predicted} ({row.score:.2f}){'' if row.right else wrong}"
 
 
 def _link(row: Row, folder: Path | None) -> str:
