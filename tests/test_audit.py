@@ -393,11 +393,7 @@ class Anywhere(nn.Module):
 
 
 def test_evidence_of_which_any_part_is_enough_is_found_where_it_lies():
-    def tensor(image: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-
-    loaded = load(Anywhere().eval(), processor=tensor, labels=["none", "red"])
-    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    asker = red_asker(Anywhere())
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[32:, 40:80, 0] = 255
     one = asker.show(Case("0", 1, lambda: {"image": picture, "label": "red"}))
@@ -446,16 +442,21 @@ def moved(count: int) -> list[np.ndarray]:
     return list(pictures)
 
 
-def suspected(
-    model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray, masks: Sequence[np.ndarray] = ()
-) -> list[Suspicion]:
-    """What the red class of a model is suspected of, in these pictures, the first with masks, beside plain ones."""
+def red_asker(model: nn.Module) -> Asker:
+    """What an audit asks of a model with the classes "none" and "red"."""
 
     def tensor(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
     loaded = load(model.eval(), processor=tensor, labels=["none", "red"])
-    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    return Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+
+
+def suspected(
+    model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray, masks: Sequence[np.ndarray] = ()
+) -> list[Suspicion]:
+    """What the red class of a model is suspected of, in these pictures, the first with masks, beside plain ones."""
+    asker = red_asker(model)
 
     def shown(label: int, number: int, picture: np.ndarray) -> Any:
         mask = {"mask": masks[number]} if label and number < len(masks) else {}
@@ -525,6 +526,34 @@ def test_maps_that_are_alike_are_one_strategy():
 def test_every_place_has_a_name():
     assert region_name("place", (0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
     assert region_name("place", (0.0, 0.0, 0.2, 0.2), "object") == "the upper left corner of the object"
+
+
+def test_a_place_that_is_covered_in_all_held_out_images_is_no_suspicion():
+    red = np.zeros((64, 96, 3), np.uint8)
+    red[24:40, :16, 0] = 255
+    covered = np.zeros((64, 96), bool)
+    covered[:, :32] = True
+    asker = red_asker(Anywhere())
+    shown = [
+        asker.show(Case(str(k), 1, lambda m=m: {"image": red, "mask": m})) for k, m in enumerate([~covered, covered])
+    ]
+    images = ClassImages("red", shown[:1] * 16, shown[1:] * 16, [], located=True)
+    assert not any(one.kind == "place" for one in suspicions(asker, images))
+
+
+def test_a_class_whose_images_are_not_recognized_again_is_not_tested(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hf_cam.auditing.audit.shown", lambda *_: iter(()))
+    found = hf_cam.audit("demo:cheater", cheater_scenes(54))
+    assert not found.findings
+    assert any(note.startswith("'coat' is not tested: 0 of its images are recognized when") for note in found.notes)
+
+
+def test_a_model_that_takes_patches_is_refused_before_anything_is_explained(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hf_cam.auditing.asking.are_cut", lambda _: True)
+    heard: list[str] = []
+    with pytest.raises(OptionError, match="cut into patches; audit a model that takes whole images"):
+        hf_cam.audit("demo:cheater", cheater_scenes(6), progress=lambda what, *_: heard.append(what))
+    assert not heard
 
 
 @pytest.mark.slow

@@ -204,6 +204,7 @@ def audit(
     request, classes = _classes(explainer, data, text)
     asker = Asker(explainer, request)
     cases = cases_of(data, classes, labels, masks, boxes)
+    asker.check(cases)
     if frame == "object" and not any(case.is_marked() for case in cases):
         raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
     tell = progress or (lambda *_: None)
@@ -345,6 +346,13 @@ def _suspicions(
             )
             continue
         images = _images(asker, name, own, searched, held_out, _others(asker, right, label), frame)
+        if len(images.searched) < FEWEST or len(images.held_out) < min(FEWEST, held_out):
+            again = len(images.searched) + len(images.held_out)
+            notes.append(
+                f"{name!r} is not tested: {again} of its images are recognized when they are shown again, and "
+                f"{2 * FEWEST} are needed."
+            )
+            continue
         found += suspicions(asker, images, seed)
         tell("classes tested", done, len(right))
     return found, notes

@@ -175,7 +175,11 @@ def _size(one: Shown) -> tuple[int, int]:
 
 
 def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspicion]:
-    """Search for the regions that a class is read from, and test each."""
+    """Search for the regions that a class is read from, and test each that lies in a held-out image."""
+    return [one for one in _tested(asker, images, seed) if one.trial.images]
+
+
+def _tested(asker: Asker, images: ClassImages, seed: int) -> list[Suspicion]:
     scans = [scan(asker, one) for one in images.searched]
     fixed = _fixed(asker, images, scans, seed)
     gone = _explained(asker, images, fixed, seed)
