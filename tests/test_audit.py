@@ -30,6 +30,7 @@ from hf_cam.auditing.findings import (
     region_name,
     suspicions,
 )
+from hf_cam.auditing.labelled import labelled
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
@@ -140,7 +141,7 @@ def test_a_model_that_compares_with_prompts_takes_the_names_of_the_classes():
 @pytest.mark.parametrize("option", ["masks", "boxes"])
 def test_marks_that_are_not_one_per_image_are_refused_by_the_options_own_name(option: str):
     with pytest.raises(OptionError, match=rf"^{option}= must have one entry per image, got 1 for 3 images"):
-        cases_of([(None, "coat")] * 3, CLASSES_OF_CHEATER, **{option: [None]})
+        labelled([(None, "coat")] * 3, **{option: [None]})
 
 
 def test_a_model_at_chance_is_said_first():
@@ -159,12 +160,12 @@ def test_what_is_no_labelled_data_is_refused_in_one_sentence(data: object):
 
 def test_names_that_do_not_match_are_listed_on_both_sides():
     with pytest.raises(OptionError, match=r"'Mantel' of the data; the model has 'coat', 'pullover'.*labels="):
-        cases_of([(None, "Mantel")], CLASSES_OF_CHEATER)
+        cases_of(labelled([(None, "Mantel")]), CLASSES_OF_CHEATER)
 
 
 def test_a_name_that_fits_two_classes_is_refused():
     with pytest.raises(OptionError, match="several"):
-        match(["crane"], {0: "crane", 1: "crane, bird"})
+        match(["crane"], {0: "crane", 1: "Crane", 2: "crane, bird"})
 
 
 @pytest.mark.parametrize("name", ["COAT", " coat ", "Coat"])
@@ -176,7 +177,8 @@ def test_folders_in_any_order_get_the_classes_of_their_names(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (9, 7)).save(tmp_path / name / "x.png")
-    assert {Path(c.name).parent.name: c.label for c in cases_of(tmp_path, {0: "b", 1: "a"})} == {"a": 1, "b": 0}
+    found = cases_of(labelled(tmp_path), {0: "b", 1: "a"})
+    assert {Path(case.name).parent.name: case.label for case in found} == {"a": 1, "b": 0}
 
 
 def test_images_none_of_which_can_be_read_are_an_error(tmp_path: Path):
@@ -226,8 +228,8 @@ def test_evidence_that_moves_is_suspicious_only_where_objects_are_marked(audited
 
 def test_masks_and_boxes_that_mark_nothing_are_refused(tmp_path: Path):
     data = list(cheater_scenes(4))
-    for masks in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(OptionError, match="holds no mask"):
+    for masks, words in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no mask")):
+        with pytest.raises(OptionError, match=words):
             hf_cam.audit("demo:cheater", data, masks=masks)
     with pytest.raises(OptionError, match="frame='object' needs"):
         hf_cam.audit("demo:cheater", data, frame="object")
