@@ -28,6 +28,7 @@ from hf_cam.auditing.findings import (
     carried,
     kind_of,
     region_name,
+    sentence,
     suspicions,
 )
 from hf_cam.auditing.labelled import labelled
@@ -36,7 +37,7 @@ from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
-from hf_cam.auditing.trials import summary
+from hf_cam.auditing.trials import Trial, summary, tried
 from hf_cam.errors import HFCamError, ImageError, OptionError
 from hf_cam.explainer import Explainer
 from hf_cam.interfaces.cli import main
@@ -556,6 +557,69 @@ def test_a_model_that_takes_patches_is_refused_before_anything_is_explained(monk
     with pytest.raises(OptionError, match="cut into patches; audit a model that takes whole images"):
         hf_cam.audit("demo:cheater", cheater_scenes(6), progress=lambda what, *_: heard.append(what))
     assert not heard
+
+
+def test_a_region_is_put_on_images_of_other_sizes_and_that_is_said_only_where_it_is():
+    asker = red_asker(Anywhere())
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:24, :24, 0] = 255
+    red = [asker.show(Case(str(k), 1, lambda: {"image": picture})) for k in range(8)]
+    other = asker.show(Case("other", 0, lambda: {"image": np.zeros((80, 64, 3), np.uint8)}))
+    place = Place((0.0, 0.0, 0.4, 0.5))
+    hidden = ClassImages("red", red, red, [other]).region_of(place)
+
+    def said(trial: Trial) -> str:
+        return sentence(Suspicion("red", "place", place, trial, 1, {}), trial)
+
+    assert "put on images of other classes, it turns 100% of them" in said(tried(asker, red, [other], hidden))
+    assert "put on images" not in said(tried(asker, red, [], hidden))
+
+
+@pytest.mark.parametrize("below", ["file", "file/report"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_audit(
+    below: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+    monkeypatch.setattr("hf_cam.auditing.audit.audit", lambda model, *_, **__: asked.append(model))
+    (tmp_path / "file").write_bytes(b"")
+    assert main(["audit", "demo:cheater", "demo:cheater", "--out", str(tmp_path / below)]) == 2
+    assert "is no folder; choose another folder" in capsys.readouterr().err
+    assert not asked
+
+
+WRONG_SETTINGS = {
+    "an unknown argument": ({"held_ot": 3}, "unexpected keyword argument 'held_ot'.*'held_out'"),
+    "a second model": ({"model": "x"}, "multiple values for argument 'model'"),
+    "no method": ({"method": "nope"}, "no method 'nope'"),
+    "no frame": ({"frame": "x"}, "frame must be"),
+    "no marks": ({"frame": "object"}, "frame='object' needs"),
+    "no count": ({"held_out": 0}, "held_out must be"),
+    "too few masks": ({"masks": []}, "masks= must have one entry per image"),
+    "no folder": ({"masks": "no such folder"}, "there is no folder"),
+    "no report": ({"report": 3}, "report must be a function"),
+    "no data": ({"data": []}, "an audit takes a folder of class folders"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
+def test_a_callback_refuses_wrong_settings_before_the_training(settings: dict[str, Any], words: str):
+    with pytest.raises(HFCamError, match=words):
+        hf_cam.AuditCallback(**{"data": [(np.zeros((12, 16, 3), np.uint8), "coat")], **settings})
+
+
+def test_file_names_that_are_no_utf8_do_not_stop_the_report(audited: Audit, tmp_path: Path):
+    name = str(tmp_path / "\udcff.png")
+    try:
+        Image.new("RGB", (16, 12)).save(name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    rows = (replace(audited.rows[0], name=name), *audited.rows[1:])
+    masks = tuple({name: next(iter(one.values()))} for one in audited.masks)
+    named = replace(audited, rows=rows, masks=masks)
+    page = named.save(tmp_path / "report").read_text(encoding="utf-8")
+    assert "%FF.png" in page
+    assert r"\udcff.png" in (tmp_path / "report" / "images.csv").read_text(encoding="utf-8")
+    assert named._repr_html_().encode()
 
 
 @pytest.mark.slow

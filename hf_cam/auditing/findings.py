@@ -400,7 +400,7 @@ def sentence(one: Suspicion, trial: Trial) -> str:
         f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95% interval {low:.0%} to {high:.0%}), "
         f"against {trial.elsewhere:.0%} without an equal region elsewhere"
     )
-    if one.located:
+    if not trial.pasted:
         return f"{told}."
     return f"{told}; put on images of other classes, it turns {trial.follows:.0%} of them into {one.label!r}."
 

@@ -25,10 +25,10 @@ from hf_cam.auditing.findings import NOT_TESTED, region_name
 from hf_cam.auditing.regions import within
 from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
-from hf_cam.errors import HFCamError, ImageError
+from hf_cam.errors import HFCamError, ImageError, brief, reason
 from hf_cam.images.drawing import outlined, overlay
 from hf_cam.images.pages import SIDE, STYLE, data_uri, figure, in_frame, resized, small
-from hf_cam.results.files import write_text, write_whole
+from hf_cam.results.files import encodable, write_text, write_whole
 
 if TYPE_CHECKING:
     from hf_cam.auditing.audit import Audit, Row
@@ -57,6 +57,24 @@ def save(audit: Audit, folder: str | Path) -> Path:
         return write_text(folder / "index.html", page(audit, folder))
     except OSError as error:
         raise ImageError(f"the report cannot be written to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder for the report that cannot be made or written, before there is anything to write.
+
+    Raises:
+        ImageError: it, or what it would lie in, is no folder or may not be written.
+    """
+    try:
+        whole = Path(folder).expanduser().absolute()
+        there = next(path for path in (whole, *whole.parents) if path.exists())
+        fault = None if there.is_dir() else f"{brief(str(there))} is no folder"
+        if fault is None and not os.access(there, os.W_OK | os.X_OK):
+            fault = f"{brief(str(there))} may not be written"
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such ~user
+        fault = reason(error)
+    if fault is not None:
+        raise ImageError(f"the report cannot be written to {brief(str(folder))}: {fault}; choose another folder")
 
 
 def summary(audit: Audit) -> dict[str, object]:
@@ -123,7 +141,9 @@ def _write_masks(audit: Audit, path: Path) -> None:
 
     names = ("finding", "label", "kind", "verdict", "name", "mask")
     rows = [
-        dict(zip(names, (number, one.label, one.kind, one.verdict, name, _png(mask)), strict=True))
+        dict(
+            zip(names, (number, encodable(one.label), one.kind, one.verdict, encodable(name), _png(mask)), strict=True)
+        )
         for number, (one, masks) in enumerate(zip(audit.findings, audit.masks, strict=True))
         for name, mask in masks.items()
     ]
@@ -141,7 +161,7 @@ def _png(mask: np.ndarray) -> bytes:
 
 def framed(audit: Audit) -> str:
     """The page in a frame of its own, so that a notebook's styles do not meet it."""
-    return in_frame(page(audit))
+    return in_frame(encodable(page(audit)))
 
 
 def page(audit: Audit, folder: Path | None = None) -> str:
@@ -353,5 +373,5 @@ def _link(row: Row, folder: Path | None) -> str:
     path = Path(row.name)
     if folder is None or not path.is_file():
         return html.escape(row.name)
-    target = quote(os.path.relpath(path.resolve(), folder.resolve()))
+    target = quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))
     return f'<a href="{target}">{html.escape(path.name)}</a>'

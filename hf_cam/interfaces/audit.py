@@ -41,7 +41,9 @@ def _audit(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hf_cam.auditing.audit import audit
+    from hf_cam.auditing.report import check_folder
 
+    check_folder(options.out)
     with tqdm(disable=not sys.stderr.isatty(), delay=2) as bar:
 
         def tell(what: str, done: int, total: int) -> None:

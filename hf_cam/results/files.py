@@ -39,7 +39,16 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text as UTF-8, whole or not at all; arguments and errors as in `write_whole`."""
-    return write_whole(path, lambda file: file.write(text.encode()))
+    return write_whole(path, lambda file: file.write(encodable(text).encode()))
+
+
+def encodable(text: str) -> str:
+    r"""A text that UTF-8 can hold: bytes of file names that are no UTF-8 are written out.
+
+    >>> encodable("\udcff.png")
+    '\\udcff.png'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _sync(folder: Path) -> None:
