@@ -169,5 +169,7 @@ def test_labels_give_a_model_that_compares_its_prompts():
     assert {row.label for row in found.rows} == set(found.classes)
     numbered = hf_cam.audit("demo:clip", cheater_scenes(6), text=list(CLASSES), labels={"coat": CLASSES.index("coat")})
     assert set(numbered.classes) == set(CLASSES)
+    with pytest.raises(OptionError, match=r"the model has 'a coat'; pass labels="):
+        hf_cam.audit("demo:clip", cheater_scenes(6), text="a coat")
     with pytest.raises(OptionError, match="must give prompts where text= does not, got 0; pass text= as well"):
         hf_cam.audit("demo:clip", cheater_scenes(6), labels={"coat": 0})

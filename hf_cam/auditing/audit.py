@@ -278,8 +278,8 @@ def _classes(
     """The request, and the classes by index: the model's own, or its prompts."""
     if not isinstance(explainer.head, PromptHead | PromptDetectionHead):
         return Request.of(top_k=1), explainer.loaded.id2label
-    prompts = list(text) if text is not None else prompts_of(images, labels)
-    return Request.of(text=prompts, top_k=1), dict(enumerate(prompts))
+    request = Request.of(text=prompts_of(images, labels) if text is None else text, top_k=1)
+    return request, dict(enumerate(request.text))
 
 
 Tell = Callable[[str, int, int], None]
