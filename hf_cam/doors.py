@@ -102,14 +102,14 @@ def door(kind: type[HFCamError] = UnexpectedError) -> Callable[[Function], Funct
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             name = _name(function, args)
-            _check_arguments(signature, name, args, kwargs)
+            check_arguments(signature, name, args, kwargs)
             with KeptThread(), _guarding(name, kind):
                 return function(*args, **kwargs)
 
         @functools.wraps(function)
         def guarded_generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
             name = _name(function, args)
-            _check_arguments(signature, name, args, kwargs)
+            check_arguments(signature, name, args, kwargs)
             with _guarding(name, kind):
                 yield from function(*args, **kwargs)
 
@@ -207,7 +207,7 @@ def unreadable(tensor: Any) -> str:
     return ""
 
 
-def _check_arguments(signature: inspect.Signature, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
+def check_arguments(signature: inspect.Signature, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments that the function does not take, naming those that it does.
 
     Raises:

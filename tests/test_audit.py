@@ -28,14 +28,16 @@ from hf_cam.auditing.findings import (
     carried,
     kind_of,
     region_name,
+    sentence,
     suspicions,
 )
+from hf_cam.auditing.labelled import labelled
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
 from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
-from hf_cam.auditing.trials import summary
+from hf_cam.auditing.trials import Trial, summary, tried
 from hf_cam.errors import HFCamError, ImageError, OptionError
 from hf_cam.explainer import Explainer
 from hf_cam.interfaces.cli import main
@@ -140,7 +142,7 @@ def test_a_model_that_compares_with_prompts_takes_the_names_of_the_classes():
 @pytest.mark.parametrize("option", ["masks", "boxes"])
 def test_marks_that_are_not_one_per_image_are_refused_by_the_options_own_name(option: str):
     with pytest.raises(OptionError, match=rf"^{option}= must have one entry per image, got 1 for 3 images"):
-        cases_of([(None, "coat")] * 3, CLASSES_OF_CHEATER, **{option: [None]})
+        labelled([(None, "coat")] * 3, **{option: [None]})
 
 
 def test_a_model_at_chance_is_said_first():
@@ -159,12 +161,12 @@ def test_what_is_no_labelled_data_is_refused_in_one_sentence(data: object):
 
 def test_names_that_do_not_match_are_listed_on_both_sides():
     with pytest.raises(OptionError, match=r"'Mantel' of the data; the model has 'coat', 'pullover'.*labels="):
-        cases_of([(None, "Mantel")], CLASSES_OF_CHEATER)
+        cases_of(labelled([(None, "Mantel")]), CLASSES_OF_CHEATER)
 
 
 def test_a_name_that_fits_two_classes_is_refused():
     with pytest.raises(OptionError, match="several"):
-        match(["crane"], {0: "crane", 1: "crane, bird"})
+        match(["crane"], {0: "crane", 1: "Crane", 2: "crane, bird"})
 
 
 @pytest.mark.parametrize("name", ["COAT", " coat ", "Coat"])
@@ -176,7 +178,8 @@ def test_folders_in_any_order_get_the_classes_of_their_names(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (9, 7)).save(tmp_path / name / "x.png")
-    assert {Path(c.name).parent.name: c.label for c in cases_of(tmp_path, {0: "b", 1: "a"})} == {"a": 1, "b": 0}
+    found = cases_of(labelled(tmp_path), {0: "b", 1: "a"})
+    assert {Path(case.name).parent.name: case.label for case in found} == {"a": 1, "b": 0}
 
 
 def test_images_none_of_which_can_be_read_are_an_error(tmp_path: Path):
@@ -226,8 +229,8 @@ def test_evidence_that_moves_is_suspicious_only_where_objects_are_marked(audited
 
 def test_masks_and_boxes_that_mark_nothing_are_refused(tmp_path: Path):
     data = list(cheater_scenes(4))
-    for masks in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(OptionError, match="holds no mask"):
+    for masks, words in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no mask")):
+        with pytest.raises(OptionError, match=words):
             hf_cam.audit("demo:cheater", data, masks=masks)
     with pytest.raises(OptionError, match="frame='object' needs"):
         hf_cam.audit("demo:cheater", data, frame="object")
@@ -393,11 +396,7 @@ class Anywhere(nn.Module):
 
 
 def test_evidence_of_which_any_part_is_enough_is_found_where_it_lies():
-    def tensor(image: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-
-    loaded = load(Anywhere().eval(), processor=tensor, labels=["none", "red"])
-    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    asker = red_asker(Anywhere())
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[32:, 40:80, 0] = 255
     one = asker.show(Case("0", 1, lambda: {"image": picture, "label": "red"}))
@@ -446,16 +445,21 @@ def moved(count: int) -> list[np.ndarray]:
     return list(pictures)
 
 
-def suspected(
-    model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray, masks: Sequence[np.ndarray] = ()
-) -> list[Suspicion]:
-    """What the red class of a model is suspected of, in these pictures, the first with masks, beside plain ones."""
+def red_asker(model: nn.Module) -> Asker:
+    """What an audit asks of a model with the classes "none" and "red"."""
 
     def tensor(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
     loaded = load(model.eval(), processor=tensor, labels=["none", "red"])
-    asker = Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    return Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+
+
+def suspected(
+    model: nn.Module, pictures: list[np.ndarray], plain: np.ndarray, masks: Sequence[np.ndarray] = ()
+) -> list[Suspicion]:
+    """What the red class of a model is suspected of, in these pictures, the first with masks, beside plain ones."""
+    asker = red_asker(model)
 
     def shown(label: int, number: int, picture: np.ndarray) -> Any:
         mask = {"mask": masks[number]} if label and number < len(masks) else {}
@@ -525,6 +529,97 @@ def test_maps_that_are_alike_are_one_strategy():
 def test_every_place_has_a_name():
     assert region_name("place", (0.9, 0.4, 1.0, 0.6)) == "the right edge of the picture"
     assert region_name("place", (0.0, 0.0, 0.2, 0.2), "object") == "the upper left corner of the object"
+
+
+def test_a_place_that_is_covered_in_all_held_out_images_is_no_suspicion():
+    red = np.zeros((64, 96, 3), np.uint8)
+    red[24:40, :16, 0] = 255
+    covered = np.zeros((64, 96), bool)
+    covered[:, :32] = True
+    asker = red_asker(Anywhere())
+    shown = [
+        asker.show(Case(str(k), 1, lambda m=m: {"image": red, "mask": m})) for k, m in enumerate([~covered, covered])
+    ]
+    images = ClassImages("red", shown[:1] * 16, shown[1:] * 16, [], located=True)
+    assert not any(one.kind == "place" for one in suspicions(asker, images))
+
+
+def test_a_class_whose_images_are_not_recognized_again_is_not_tested(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hf_cam.auditing.audit.shown", lambda *_: iter(()))
+    found = hf_cam.audit("demo:cheater", cheater_scenes(54))
+    assert not found.findings
+    assert any(note.startswith("'coat' is not tested: 0 of its images are recognized when") for note in found.notes)
+
+
+def test_a_model_that_takes_patches_is_refused_before_anything_is_explained(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hf_cam.auditing.asking.are_cut", lambda _: True)
+    heard: list[str] = []
+    with pytest.raises(OptionError, match="cut into patches; audit a model that takes whole images"):
+        hf_cam.audit("demo:cheater", cheater_scenes(6), progress=lambda what, *_: heard.append(what))
+    assert not heard
+
+
+def test_a_region_is_put_on_images_of_other_sizes_and_that_is_said_only_where_it_is():
+    asker = red_asker(Anywhere())
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:24, :24, 0] = 255
+    red = [asker.show(Case(str(k), 1, lambda: {"image": picture})) for k in range(8)]
+    other = asker.show(Case("other", 0, lambda: {"image": np.zeros((80, 64, 3), np.uint8)}))
+    place = Place((0.0, 0.0, 0.4, 0.5))
+    hidden = ClassImages("red", red, red, [other]).region_of(place)
+
+    def said(trial: Trial) -> str:
+        return sentence(Suspicion("red", "place", place, trial, 1, {}), trial)
+
+    assert "put on images of other classes, it turns 100% of them" in said(tried(asker, red, [other], hidden))
+    assert "put on images" not in said(tried(asker, red, [], hidden))
+
+
+@pytest.mark.parametrize("below", ["file", "file/report"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_audit(
+    below: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+    monkeypatch.setattr("hf_cam.auditing.audit.audit", lambda model, *_, **__: asked.append(model))
+    (tmp_path / "file").write_bytes(b"")
+    assert main(["audit", "demo:cheater", "demo:cheater", "--out", str(tmp_path / below)]) == 2
+    assert "is no folder; choose another folder" in capsys.readouterr().err
+    assert not asked
+
+
+WRONG_SETTINGS = {
+    "an unknown argument": ({"held_ot": 3}, "unexpected keyword argument 'held_ot'.*'held_out'"),
+    "a second model": ({"model": "x"}, "multiple values for argument 'model'"),
+    "no method": ({"method": "nope"}, "no method 'nope'"),
+    "no frame": ({"frame": "x"}, "frame must be"),
+    "no marks": ({"frame": "object"}, "frame='object' needs"),
+    "no count": ({"held_out": 0}, "held_out must be"),
+    "too few masks": ({"masks": []}, "masks= must have one entry per image"),
+    "no folder": ({"masks": "no such folder"}, "there is no folder"),
+    "no report": ({"report": 3}, "report must be a function"),
+    "no data": ({"data": []}, "an audit takes a folder of class folders"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
+def test_a_callback_refuses_wrong_settings_before_the_training(settings: dict[str, Any], words: str):
+    with pytest.raises(HFCamError, match=words):
+        hf_cam.AuditCallback(**{"data": [(np.zeros((12, 16, 3), np.uint8), "coat")], **settings})
+
+
+def test_file_names_that_are_no_utf8_do_not_stop_the_report(audited: Audit, tmp_path: Path):
+    name = str(tmp_path / "\udcff.png")
+    try:
+        Image.new("RGB", (16, 12)).save(name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    rows = (replace(audited.rows[0], name=name), *audited.rows[1:])
+    masks = tuple({name: next(iter(one.values()))} for one in audited.masks)
+    named = replace(audited, rows=rows, masks=masks)
+    page = named.save(tmp_path / "report").read_text(encoding="utf-8")
+    assert "%FF.png" in page
+    assert r"\udcff.png" in (tmp_path / "report" / "images.csv").read_text(encoding="utf-8")
+    assert named._repr_html_().encode()
 
 
 @pytest.mark.slow

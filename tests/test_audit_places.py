@@ -61,6 +61,17 @@ def test_an_object_that_a_detector_does_not_find_is_a_wrong_prediction():
     assert found.rows[1].predicted == "bag"
 
 
+def test_accuracy_counts_an_object_as_the_tests_do_and_not_a_box_beside_it():
+    [entry] = entries(1)
+    x0, y0, x1, y1 = entry["box"]
+    corner = {**entry, "box": (x0, y0, x0 + (x1 - x0) / 2, y0 + (y1 - y0) / 2)}
+    found = hf_cam.audit("demo:detr", [entry, corner])
+    assert [row.predicted for row in found.rows] == ["bag", "bag"]
+    assert [row.right for row in found.rows] == [True, False]
+    assert found.accuracy == 0.5
+    assert "not found at its place" in found._repr_html_()
+
+
 def test_models_without_classes_are_refused():
     with pytest.raises(OptionError, match="detectors and segmenters, not LlavaForConditionalGeneration"):
         hf_cam.audit("demo:llava", entries(1))

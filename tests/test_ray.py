@@ -92,7 +92,7 @@ def test_the_engine_writes_what_the_local_one_writes_and_resumes(running, folder
     assert len(list((tmp_path / "ray").rglob("*.png.jpg"))) == 10
     min((tmp_path / "ray").rglob("*.parquet")).unlink()
     again = hf_cam.explain_dataset(folder, "demo:vit", out=tmp_path / "ray", engine="local", rows_per_file=4)
-    assert (again.resumed, again.images) == (7, 11)
+    assert (again.resumed, again.images) == (6, 11)  # the broken one is tried again
 
 
 def test_a_setting_that_suits_no_image_ends_in_hf_cams_own_sentence(running, folder, tmp_path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hf_cam.auditing.cases import Case
+from hf_cam.auditing.cases import Case, Opened
 from hf_cam.auditing.recognition import LOCATING, Shown, marked, recognizer_of
 from hf_cam.capture.chunks import images_at_once, in_chunks
 from hf_cam.capture.guard import borrowed
@@ -18,7 +18,6 @@ from hf_cam.capture.inputs import call, model_inputs_of
 from hf_cam.errors import HFCamError, ModelError, OptionError
 from hf_cam.explainer import Explainer
 from hf_cam.images.patches import are_cut
-from hf_cam.images.videos import Video
 from hf_cam.metrics.replacement import Replacement, by_mean, by_neighbours, by_others
 from hf_cam.models.loading import input_size
 from hf_cam.models.traits import unwrap
@@ -72,17 +71,41 @@ class Asker:
         Raises:
             HFCamError: it cannot be read or prepared.
         """
-        loaded, opened = self.explainer.loaded, case.open()
+        return self.see(case, case.open())
+
+    def see(self, case: Case, opened: Opened) -> Shown:
+        """The same for an image that was read.
+
+        Raises:
+            HFCamError: it cannot be prepared.
+        """
+        loaded = self.explainer.loaded
         if self.locates:
             marked(opened)
         inputs = loaded.inputs([opened.image])
-        if are_cut(inputs) or isinstance(opened.image, Video):
-            raise OptionError("an audit replaces pixels, and this model takes frames or patches")
         geometry = loaded.geometry((opened.image.height, opened.image.width), input_size(inputs))
         pixels = inputs["pixel_values"]
         found = Shown(case, opened, pixels, geometry, case.label)
         _, [right] = self.answers(pixels, found)
         return replace(found, right=bool(right))
+
+    def check(self, cases: Iterable[Case]) -> None:
+        """Refuse a model in whose input no region can be replaced, by the first of the cases that can be read.
+
+        Raises:
+            OptionError: it takes patches.
+        """
+        for case in cases:
+            try:
+                inputs = self.explainer.loaded.inputs([case.open().image])
+            except HFCamError:
+                continue
+            if are_cut(inputs):
+                raise OptionError(
+                    f"an audit replaces pixels, but {self.explainer.head.model_name} takes pictures that are cut into "
+                    "patches; audit a model that takes whole images"
+                )
+            return
 
     def answers(self, pixels: Tensor, one: Shown) -> tuple[Tensor, Tensor]:
         """How sure the model is of an image's class in its variants, and in which of them it recognizes it.

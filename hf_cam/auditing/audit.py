@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,18 +15,20 @@ from scipy.stats import binomtest
 from torch import nn
 
 from hf_cam.auditing.asking import Asker, shown
-from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, labels_in
+from hf_cam.auditing.cases import WHOLE, Case, Opened, cases_of, prompts_of
 from hf_cam.auditing.findings import HELD_OUT, NOT_TESTED, SEARCHED, ClassImages, Finding, Suspicion, suspicions
+from hf_cam.auditing.labelled import Labelled, labelled
 from hf_cam.auditing.recognition import Shown, target_of
 from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
 from hf_cam.auditing.trials import corrected
-from hf_cam.doors import door
+from hf_cam.doors import check_arguments, door
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError, brief
 from hf_cam.explainer import BATCH, Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.heads.detection import PromptDetectionHead
 from hf_cam.heads.similarity import PromptHead
+from hf_cam.methods.registry import get_method
 from hf_cam.models.loading import LoadedModel, load
 from hf_cam.request import Request, check_count, check_seed
 
@@ -45,7 +48,7 @@ class Row:
     """What the model says about one image, and where its map lies.
 
     Args:
-        name: The image's path, or its number in the data.
+        name: The image's path, or its number in the data; numbered where an image is given several times.
         label: Its class.
         predicted: The class that the model gives it, or its object; "(not found)" where a detector finds none there;
             empty if the image cannot be read.
@@ -55,6 +58,8 @@ class Row:
         unusual: The distance of the map from its nearest neighbours in the predicted class.
         flags: Those of the explanation.
         error: Why it cannot be read.
+        right: Whether the model gives the image its class; of a detector or segmenter, whether it finds the object of
+            this class at its place, as in the tests.
     """
 
     name: str
@@ -66,11 +71,7 @@ class Row:
     unusual: float = 0.0
     flags: tuple[str, ...] = ()
     error: str = ""
-
-    @property
-    def right(self) -> bool:
-        """Whether the model gives the image its class."""
-        return bool(self.predicted) and self.predicted == self.label
+    right: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def audit(
     model: str | Path | nn.Module | LoadedModel,
     data: Any,
     *,
-    labels: Mapping[Any, str] | None = None,
+    labels: Mapping[Any, str | int] | None = None,
     masks: Any = None,
     boxes: Sequence[Any] | None = None,
     frame: Frame = "image",
@@ -177,12 +178,14 @@ def audit(
             segmenter.
         data: A folder of class folders, a `datasets.Dataset` with the columns "image" and "label", or a list of
             `(image, label)` or of dicts; columns "mask" and "box" mark the objects. Classes are matched by name.
-        labels: The model's name for a class of the data that is called otherwise: `{folder: class}`.
-        masks: A folder of masks with the names of the images, or one mask `[H, W]` per image.
+        labels: The model's name or index for a class of the data that is called otherwise: `{folder: class}`; for a
+            model that compares, the prompt for a class.
+        masks: A folder of masks with the names of the images (or these and "_mask"), in the same folders or in none;
+            or one mask `[H, W]` per image.
         boxes: One box `(x0, y0, x1, y1)` per image, in its pixels, in place of masks; detectors and segmenters need one
             of the two.
         frame: In which places are looked for: the image, or the object's mask or box.
-        text: One prompt per class, for a model that compares; the classes' names where not given.
+        text: The prompts, for a model that compares; where not given, those of `labels`, and else the classes' names.
         method: Of the maps; see `hf_cam.list_methods`.
         batch_size: Images per forward.
         held_out: Images per class on which regions are tested, at most.
@@ -196,24 +199,21 @@ def audit(
 
     Source of the strategies: Lapuschkin et al. (SpRAy), Nature Communications 2019, arXiv:1902.10178.
     """
-    if frame not in ("image", "object"):
-        raise OptionError(f"frame must be 'image' or 'object', got {brief(frame)}")
-    check_seed(seed)
-    check_count("held_out", held_out)
-    check_count("batch_size", batch_size)
+    images = checked(
+        data, masks=masks, boxes=boxes, frame=frame, method=method, batch_size=batch_size, held_out=held_out, seed=seed
+    )
     loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
     explainer = Explainer(loaded, method)
-    request, classes = _classes(explainer, data, text)
+    request, classes = _classes(explainer, images, text, labels)
     asker = Asker(explainer, request)
-    cases = cases_of(data, classes, labels, masks, boxes)
-    if frame == "object" and not any(case.is_marked() for case in cases):
-        raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
+    cases = cases_of(images, classes, labels)
+    asker.check(cases)
     tell = progress or (lambda *_: None)
-    rows = list(_rows(asker, cases, classes, frame, batch_size, tell))
-    if all(row.error for row in rows):
-        raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
-    groups = _strategies(rows, seed)
     with asker.borrowing() as one:
+        rows = list(_rows(one, cases, classes, frame, batch_size, tell))
+        if all(row.error for row in rows):
+            raise ImageError(f"none of the {len(rows)} images can be read; the first: {rows[0].error}")
+        groups = _strategies(rows, seed)
         found, notes = _suspicions(one, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
@@ -230,18 +230,56 @@ def audit(
     )
 
 
+def checked(
+    data: Any,
+    *,
+    masks: Any = None,
+    boxes: Any = None,
+    frame: Any = "image",
+    method: Any = "auto",
+    batch_size: Any = BATCH,
+    held_out: Any = HELD_OUT,
+    seed: Any = 0,
+    **others: Any,
+) -> list[Labelled]:
+    """The images of the data, once all is refused that no audit takes, whatever the model.
+
+    Raises:
+        OptionError: an argument is unknown, or has a wrong value.
+        ImageError: there are no images.
+        MethodError: there is no such method.
+    """
+    check_arguments(inspect.signature(audit), "audit", (None, data), others)
+    if frame not in ("image", "object"):
+        raise OptionError(f"frame must be 'image' or 'object', got {brief(frame)}")
+    if method != "auto":
+        get_method(method)
+    check_seed(seed)
+    check_count("held_out", held_out)
+    check_count("batch_size", batch_size)
+    images = labelled(data, masks, boxes)
+    if frame == "object" and not any(one.marked for one in images):
+        raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
+    return images
+
+
 def _name(loaded: LoadedModel) -> str:
     """The model's name: of a folder its last part."""
     name = loaded.traits.name_or_path or type(loaded.module).__name__
     return Path(name).name if Path(name).is_dir() else name
 
 
-def _classes(explainer: Explainer, data: Any, text: Sequence[str] | None) -> tuple[Request, Mapping[int, str]]:
+def _classes(
+    explainer: Explainer,
+    images: Sequence[Labelled],
+    text: Sequence[str] | None,
+    labels: Mapping[Any, str | int] | None,
+) -> tuple[Request, Mapping[int, str]]:
     """The request, and the classes by index: the model's own, or its prompts."""
     if not isinstance(explainer.head, PromptHead | PromptDetectionHead):
         return Request.of(top_k=1), explainer.loaded.id2label
-    prompts = list(text) if text is not None else labels_in(data)
-    return Request.of(text=prompts, top_k=1), dict(enumerate(prompts))
+    request = Request.of(text=prompts_of(images, labels) if text is None else text, top_k=1)
+    return request, dict(enumerate(request.text))
 
 
 Tell = Callable[[str, int, int], None]
@@ -266,7 +304,7 @@ def _rows(
             label = classes[case.label]
             result = next(found) if isinstance(one, Opened) else one
             if isinstance(one, Opened) and isinstance(result, Explanation):
-                yield _row(case, label, one, result, frame)
+                yield _row(asker, case, label, one, result, frame)
             elif isinstance(result, TargetError):
                 yield Row(case.name, label, NOT_FOUND)
             else:
@@ -297,12 +335,13 @@ def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFC
         return [_explained(asker, [one])[0] for one in opened]
 
 
-def _row(case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
+def _row(asker: Asker, case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
     box = opened.box if frame == "object" else WHOLE
     heatmap = found.heatmap  # drawn whenever it is asked for
     inside = None if opened.inside is None else float(heatmap[opened.inside].sum() / max(heatmap.sum(), 1e-12))
     drawn = to_frame(heatmap, box).astype(np.float16)
-    return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags)
+    right = asker.see(case, opened).right if asker.locates else found.label == label
+    return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags, right=right)
 
 
 def _strategies(rows: list[Row], seed: int) -> list[Strategy]:
@@ -346,6 +385,13 @@ def _suspicions(
             )
             continue
         images = _images(asker, name, own, searched, held_out, _others(asker, right, label), frame)
+        if len(images.searched) < FEWEST or len(images.held_out) < min(FEWEST, held_out):
+            again = len(images.searched) + len(images.held_out)
+            notes.append(
+                f"{name!r} is not tested: {again} of its images are recognized when they are shown again, and "
+                f"{2 * FEWEST} are needed."
+            )
+            continue
         found += suspicions(asker, images, seed)
         tell("classes tested", done, len(right))
     return found, notes
@@ -384,6 +430,9 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) ->
         yield from _of_chance(read, classes)
     elif not (right := sum(row.right for row in read)):
         yield f"The model finds {right} of the {len(read)} marked objects."
+    bare = sum(row.inside is None for row in read)
+    if not located and 0 < bare < len(read):
+        yield f"{bare} of {len(read)} images have no mask or box: what is said of their objects rests on the others."
     if broken := len(rows) - len(read):
         first = next(row for row in rows if row.error)
         yield f"{broken} of {len(rows)} images could not be read; the first: {first.error}"

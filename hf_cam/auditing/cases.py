@@ -1,27 +1,25 @@
-"""The labelled images of an audit: read one by one, with their classes matched to the model's by name."""
+"""The images of an audit: read one by one, with their classes matched to the model's by name."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hf_cam.errors import ImageError, OptionError, brief, one_line
-from hf_cam.evaluation.samples import BOXES, LONGEST_NAME, MASKS, SUFFIXES, inside_of
+from hf_cam.auditing.labelled import Entry, Labelled, listed
+from hf_cam.errors import OptionError, brief
+from hf_cam.evaluation.samples import BOXES, MASKS, inside_of
 from hf_cam.images.reading import load_image
-from hf_cam.zoo.scenes import CHEATER, cheater_scenes
 
 Box = tuple[float, float, float, float]
 """`(x0, y0, x1, y1)` in shares of the image's width and height."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-SHOWN = 8
-"""How many names an error lists."""
+BOX, COCO_BOX = BOXES
 
 
 def box_of(marked: np.ndarray) -> Box:
@@ -63,74 +61,71 @@ class Case:
 
     name: str
     label: int
-    entry: Callable[[], Mapping[str, Any]] = field(repr=False)
-
-    def is_marked(self) -> bool:
-        """Whether a mask or a box is given for its object."""
-        entry = self.entry()
-        return any(entry.get(key) is not None for key in (*MASKS, *BOXES))
+    entry: Entry = field(repr=False)
 
     def open(self) -> Opened:
         """Read the image and what marks its object.
 
         Raises:
             ImageError: the image cannot be read.
-            OptionError: the mask or box does not fit the image.
+            OptionError: the mask or box does not fit the image, marks nothing, or is open to two readings.
         """
         entry = self.entry()
         image = load_image(entry["image"])
+        if entry.get(COCO_BOX) is not None and all(entry.get(key) is None for key in (*MASKS, BOX)):
+            raise OptionError(
+                f"{COCO_BOX!r} of image {self.name} may be (x, y, width, height), as in COCO, or corners; pass the box "
+                f"as {BOX!r}, (x0, y0, x1, y1) in the pixels of its image"
+            )
         inside = inside_of(entry, self.name, (image.height, image.width))
-        if inside is None or not inside.any():
-            return Opened(image, inside)
+        if inside is None:
+            return Opened(image)
+        if not inside.any():
+            raise OptionError(f"the mask of image {self.name} marks nothing; it must be nonzero on the object, or None")
         return Opened(image, inside, box_of(inside))
 
 
 def cases_of(
-    data: Any,
-    classes: Mapping[int, str],
-    labels: Mapping[Any, str] | None = None,
-    masks: Any = None,
-    boxes: Sequence[Any] | None = None,
+    images: Sequence[Labelled], classes: Mapping[int, str], labels: Mapping[Any, str | int] | None = None
 ) -> list[Case]:
-    """The cases of a folder, a data set or a list.
+    """The images with their classes of the model.
 
     Args:
-        data: A folder of class folders, "demo:cheater" for the scenes of that model, a `datasets.Dataset` with the
-            columns "image" and "label", or a list of pairs `(image, label)` or of dicts with these keys; "mask" and
-            "box" are read too.
+        images: Those of the data.
         classes: The model's classes, by index.
-        labels: The model's name for a class of the data that is called otherwise.
-        masks: A folder of masks with the names of the images, or one mask per image.
-        boxes: One box `(x0, y0, x1, y1)` per image, in its pixels.
+        labels: The model's name or index for a class of the data that is called otherwise.
 
     Raises:
-        ImageError: there are no images.
-        OptionError: the data is of another kind, a class does not match one of the model's, or there are not as many
-            masks or boxes as images.
+        OptionError: a class does not match one of the model's.
     """
-    named = list(_named(data))
-    if not named:
-        raise ImageError(f"{brief(str(data))} holds no labelled images; an audit takes a folder of class folders")
-    matched = match(sorted({label for _, label, _ in named}, key=str), classes, labels)
-    marks = _marks(named, masks, boxes)
-    return [
-        Case(name, matched[label], _with(entry, marked))
-        for (name, label, entry), marked in zip(named, marks, strict=True)
-    ]
+    matched = match(labels_in(images), classes, labels)
+    return [Case(one.name, matched[one.label], one.entry) for one in images]
 
 
-def labels_in(data: Any) -> list[str]:
-    """The names of the classes in the data, sorted.
+def labels_in(images: Sequence[Labelled]) -> list[Any]:
+    """The classes of the data, sorted by their names."""
+    return sorted({one.label for one in images}, key=str)
+
+
+def prompts_of(images: Sequence[Labelled], labels: Mapping[Any, str | int] | None) -> list[str]:
+    """One prompt per class of the data: what `labels` gives for it, or else its name.
 
     Raises:
-        ImageError: the data is a folder that does not exist.
-        OptionError: the data is of another kind.
+        OptionError: `labels` gives a number.
     """
-    return sorted({str(label) for _, label, _ in _named(data)})
+    given = _by_name(labels)
+    prompts = [given.get(str(label), str(label)) for label in labels_in(images)]
+    if wrong := [one for one in prompts if not isinstance(one, str)]:
+        raise OptionError(f"labels= must give prompts where text= does not, got {brief(wrong[0])}; pass text= as well")
+    return [str(prompt) for prompt in dict.fromkeys(prompts)]
 
 
-def match(found: Sequence[Any], classes: Mapping[int, str], labels: Mapping[Any, str] | None = None) -> dict[Any, int]:
+def match(
+    found: Sequence[Any], classes: Mapping[int, str], labels: Mapping[Any, str | int] | None = None
+) -> dict[Any, int]:
     """The model's class for each class of the data, by name and never by position.
+
+    A whole name goes before one of the synonyms in it. `labels` may also give the index of a class.
 
     Raises:
         OptionError: the model has no names, or a name fits none of its classes or several.
@@ -140,116 +135,60 @@ def match(found: Sequence[Any], classes: Mapping[int, str], labels: Mapping[Any,
     """
     if not classes:
         raise OptionError("the model has no class names to match the data with; pass them as labels= of hf_cam.load")
-    known: dict[str, list[int]] = {}
+    given = _by_name(labels)
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
     for index, name in classes.items():
-        for spelt in {_plain(name), *map(_plain, str(name).split(","))}:
-            known.setdefault(spelt, []).append(index)
-    wanted = {label: (labels or {}).get(label, label) for label in found}
-    fitting = {label: known.get(_plain(name), []) for label, name in wanted.items()}
-    wrong = [label for label, indices in fitting.items() if len(indices) != 1]
-    if wrong:
-        several = any(fitting[label] for label in wrong)
-        raise OptionError(
-            f"{'several classes' if several else 'no class'} of the model fit{'' if several else 's'} "
-            f"{_listed(wrong)} of the data; the model has {_listed(list(classes.values()))}; "
-            f"pass labels={{{wrong[0]!r}: NAME}}"[:380]
-        )
+        whole.setdefault(_plain(name), []).append(index)
+        for part in {*map(_plain, str(name).split(","))}:
+            parts.setdefault(part, []).append(index)
+    fitting: dict[Any, list[int]] = {}
+    for label in found:
+        name = given.get(str(label), label)
+        named = whole.get(_plain(name)) or parts.get(_plain(name), [])
+        fitting[label] = _numbered(given[str(label)], named, classes) if str(label) in given else named
+    if wrong := [label for label, indices in fitting.items() if len(indices) != 1]:
+        raise _unmatched(wrong, fitting, given, list(classes.values()))
     return {label: indices[0] for label, indices in fitting.items()}
+
+
+def _by_name(labels: Mapping[Any, str | int] | None) -> dict[str, str | int]:
+    """What `labels` gives, by the names of the data's classes.
+
+    Raises:
+        OptionError: it is no dict.
+    """
+    if labels is not None and not isinstance(labels, Mapping):
+        raise OptionError(f"labels= must be a dict from names of the data to classes of the model, got {brief(labels)}")
+    return {str(label): name for label, name in (labels or {}).items()}
+
+
+def _numbered(value: str | int, named: list[int], classes: Mapping[int, str]) -> list[int]:
+    """The class of an index, which may be a text, as the command passes it; or else those of a name."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return [int(value)] if int(value) in classes else []
+    is_index = not named and str(value).isdecimal() and int(value) in classes
+    return [int(value)] if is_index else named
+
+
+def _unmatched(
+    wrong: Sequence[Any], fitting: Mapping[Any, list[int]], given: Mapping[str, str | int], names: Sequence[str]
+) -> OptionError:
+    """Why classes of the data are none of the model's."""
+    first = wrong[0]
+    if str(first) in given:
+        fits = f"the classes {brief(fitting[first])}" if fitting[first] else "no class"
+        return OptionError(
+            f"{brief(first)} of labels= may not be {brief(given[str(first)])}, which fits {fits} of the model; it has "
+            f"{listed(names)}; pass one of them or its index"
+        )
+    several = next((fitting[label] for label in wrong if fitting[label]), [])
+    return OptionError(
+        f"{'several classes' if several else 'no class'} of the model fit{'' if several else 's'} {listed(wrong)} of "
+        f"the data; the model has {listed(names)}; "
+        f"pass labels={{{brief(first)}: {f'INDEX}}, one of {brief(several)}' if several else 'NAME or INDEX}'}"
+    )
 
 
 def _plain(name: Any) -> str:
     return unicodedata.normalize("NFC", str(name)).casefold().replace("_", " ").strip()
-
-
-def _listed(names: Sequence[Any]) -> str:
-    shown = ", ".join(repr(one_line(str(name), 24)) for name in names[: SHOWN // 2])
-    return shown + (f" and {len(names) - SHOWN // 2} more" if len(names) > SHOWN // 2 else "")
-
-
-Named = tuple[str, Any, Callable[[], Mapping[str, Any]]]
-
-
-def _named(data: Any) -> Iterator[Named]:
-    """Name, label and entry of each image."""
-    if isinstance(data, str) and data == CHEATER:
-        yield from (_of_entry(entry, index) for index, entry in enumerate(cheater_scenes()))
-    elif isinstance(data, str | Path):
-        yield from _of_folder(Path(data).expanduser())
-    elif hasattr(data, "column_names") and hasattr(data, "features"):
-        yield from _of_dataset(data)
-    elif isinstance(data, Sequence):
-        for index, entry in enumerate(data):
-            yield _of_entry(entry, index)
-    else:
-        raise OptionError(
-            f"an audit takes a folder of class folders, a dataset or a list of (image, label), not {brief(data)}"
-        )
-
-
-def _of_folder(folder: Path) -> Iterator[Named]:
-    if not folder.is_dir():
-        raise ImageError(f"there is no folder {brief(str(folder))}; an audit takes a folder of class folders")
-    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for path in sorted(p for p in kind.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield str(path), kind.name, _at(path)
-
-
-def _at(path: Path) -> Callable[[], Mapping[str, Any]]:
-    return lambda: {"image": path}
-
-
-def _of_dataset(data: Any) -> Iterator[Named]:
-    missing = {"image", "label"} - set(data.column_names or ())
-    if missing:
-        columns = ", ".join(map(str, data.column_names or ()))
-        raise OptionError(f"a dataset must have the columns 'image' and 'label', but has: {columns}; rename them")
-    feature = data.features["label"]
-    name = feature.int2str if hasattr(feature, "int2str") else str
-    for index, label in enumerate(data["label"]):
-        yield str(index), name(label), _row(data, index)
-
-
-def _row(data: Any, index: int) -> Callable[[], Mapping[str, Any]]:
-    return lambda: dict(data[index])
-
-
-def _of_entry(entry: Any, index: int) -> Named:
-    pair = isinstance(entry, tuple | list) and len(entry) == 2
-    if pair:
-        entry = {"image": entry[0], "label": entry[1]}
-    if not isinstance(entry, Mapping) or not {"image", "label"} <= set(entry):
-        raise OptionError(f"entry {index} of the data must be a pair (image, label), got {brief(entry)}")
-    source = entry["image"]
-    name = one_line(str(source), LONGEST_NAME) if isinstance(source, str | Path) else str(index)
-    return name, entry["label"], lambda: entry
-
-
-def _marks(named: Sequence[Named], masks: Any, boxes: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """For each image its mask or its box, where given."""
-    if masks is not None and boxes is not None:
-        raise OptionError("pass masks= or boxes=, not both")
-    if isinstance(masks, str | Path):
-        found = [_mask_file(Path(masks).expanduser(), name) for name, _, _ in named]
-        if not any(found):
-            raise OptionError(
-                f"{brief(str(masks))} holds no mask of the data's images; a mask is a PNG file with the image's name, "
-                "in the folder or in that of its class"
-            )
-        return found
-    for option, key, given in (("masks", MASKS[0], masks), ("boxes", BOXES[0], boxes)):
-        if given is not None:
-            if len(given) != len(named):
-                raise OptionError(f"{option}= must have one entry per image, got {len(given)} for {len(named)} images")
-            return [{key: one} for one in given]
-    return [{} for _ in named]
-
-
-def _mask_file(folder: Path, name: str) -> dict[str, Any]:
-    path = Path(name)
-    tried = [folder / path.parent.name / f"{path.stem}.png", folder / f"{path.stem}.png"]
-    found = next((one for one in tried if one.is_file()), None)
-    return {} if found is None else {MASKS[0]: np.asarray(load_image(found))}
-
-
-def _with(entry: Callable[[], Mapping[str, Any]], marked: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
-    return (lambda: {**entry(), **marked}) if marked else entry

@@ -175,7 +175,11 @@ def _size(one: Shown) -> tuple[int, int]:
 
 
 def suspicions(asker: Asker, images: ClassImages, seed: int = 0) -> list[Suspicion]:
-    """Search for the regions that a class is read from, and test each."""
+    """Search for the regions that a class is read from, and test each that lies in a held-out image."""
+    return [one for one in _tested(asker, images, seed) if one.trial.images]
+
+
+def _tested(asker: Asker, images: ClassImages, seed: int) -> list[Suspicion]:
     scans = [scan(asker, one) for one in images.searched]
     fixed = _fixed(asker, images, scans, seed)
     gone = _explained(asker, images, fixed, seed)
@@ -396,7 +400,7 @@ def sentence(one: Suspicion, trial: Trial) -> str:
         f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95% interval {low:.0%} to {high:.0%}), "
         f"against {trial.elsewhere:.0%} without an equal region elsewhere"
     )
-    if one.located:
+    if not trial.pasted:
         return f"{told}."
     return f"{told}; put on images of other classes, it turns {trial.follows:.0%} of them into {one.label!r}."
 

@@ -25,10 +25,10 @@ from hf_cam.auditing.findings import NOT_TESTED, region_name
 from hf_cam.auditing.regions import within
 from hf_cam.auditing.strategies import Strategy
 from hf_cam.doors import door
-from hf_cam.errors import HFCamError, ImageError
+from hf_cam.errors import HFCamError, ImageError, brief
 from hf_cam.images.drawing import outlined, overlay
 from hf_cam.images.pages import SIDE, STYLE, data_uri, figure, in_frame, resized, small
-from hf_cam.results.files import write_text, write_whole
+from hf_cam.results.files import encodable, obstacle, write_text, write_whole
 
 if TYPE_CHECKING:
     from hf_cam.auditing.audit import Audit, Row
@@ -57,6 +57,16 @@ def save(audit: Audit, folder: str | Path) -> Path:
         return write_text(folder / "index.html", page(audit, folder))
     except OSError as error:
         raise ImageError(f"the report cannot be written to {str(folder)!r}: {error.strerror or error}") from error
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder for the report that cannot be made or written, before there is anything to write.
+
+    Raises:
+        ImageError: it, or what it would lie in, is no folder or may not be written.
+    """
+    if fault := obstacle(Path(folder)):
+        raise ImageError(f"the report cannot be written to {brief(str(folder))}: {fault}; choose another folder")
 
 
 def summary(audit: Audit) -> dict[str, object]:
@@ -123,7 +133,9 @@ def _write_masks(audit: Audit, path: Path) -> None:
 
     names = ("finding", "label", "kind", "verdict", "name", "mask")
     rows = [
-        dict(zip(names, (number, one.label, one.kind, one.verdict, name, _png(mask)), strict=True))
+        dict(
+            zip(names, (number, encodable(one.label), one.kind, one.verdict, encodable(name), _png(mask)), strict=True)
+        )
         for number, (one, masks) in enumerate(zip(audit.findings, audit.masks, strict=True))
         for name, mask in masks.items()
     ]
@@ -141,7 +153,7 @@ def _png(mask: np.ndarray) -> bytes:
 
 def framed(audit: Audit) -> str:
     """The page in a frame of its own, so that a notebook's styles do not meet it."""
-    return in_frame(page(audit))
+    return in_frame(encodable(page(audit)))
 
 
 def page(audit: Audit, folder: Path | None = None) -> str:
@@ -311,8 +323,7 @@ def _strategy(number: int, one: Strategy, pictures: Pictures) -> str:
 def _wrong(audit: Audit, pictures: Pictures) -> Iterator[str]:
     wrong = [index for index, row in enumerate(audit.rows) if not row.error and not row.right]
     for index in sorted(wrong, key=lambda index: -audit.rows[index].score)[:WRONG]:
-        row = audit.rows[index]
-        yield figure(pictures.with_map(index), f"{row.predicted} ({row.score:.2f}), labelled {row.label}")
+        yield figure(pictures.with_map(index), _answer(audit.rows[index]))
 
 
 def _unusual(audit: Audit, pictures: Pictures) -> Iterator[str]:
@@ -339,15 +350,20 @@ def _coverage(audit: Audit) -> str:
 
 def _links(audit: Audit, folder: Path | None) -> Iterator[str]:
     for row in audit.rows[:MANY]:
-        told = row.error or f"{row.predicted} ({row.score:.2f}){'' if row.right else f', labelled {row.label}'}"
-        yield f"<li>{_link(row, folder)}: {html.escape(told)}</li>"
+        yield f"<li>{_link(row, folder)}: {html.escape(row.error or _answer(row))}</li>"
     if len(audit.rows) > MANY:
         yield f"<li>and {len(audit.rows) - MANY} more in images.csv</li>"
+
+
+def _answer(row: Row) -> str:
+    """What the model says about an image, and where that is wrong."""
+    wrong = ", not found at its place" if row.predicted == row.label else f", labelled {row.label}"
+    return f"{row.predicted} ({row.score:.2f}){'' if row.right else wrong}"
 
 
 def _link(row: Row, folder: Path | None) -> str:
     path = Path(row.name)
     if folder is None or not path.is_file():
         return html.escape(row.name)
-    target = quote(os.path.relpath(path.resolve(), folder.resolve()))
+    target = quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))
     return f'<a href="{target}">{html.escape(path.name)}</a>'

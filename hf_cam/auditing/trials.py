@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, false_discovery_control
 from torch import Tensor
+from torch.nn import functional
 
 from hf_cam.auditing.asking import Asker, replacements
 from hf_cam.auditing.recognition import Shown
@@ -38,6 +39,7 @@ class Trial:
         follows: The share of images of other classes that take on the class if the region is put on them.
         follows_elsewhere: The same for a region of the same shape.
         p: That the region changes the class more often than the other one does, if it did not (McNemar's exact test).
+        pasted: Whether it was put on images of other classes.
     """
 
     images: int
@@ -47,6 +49,7 @@ class Trial:
     follows: float
     follows_elsewhere: float
     p: float
+    pasted: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -73,44 +76,52 @@ def tried(asker: Asker, images: Sequence[Shown], others: Sequence[Shown], region
         region = regions(one)
         spared = one.object if asker.locates and not (region & one.object).any() else None
         pair = [one.mask(region), one.mask(elsewhere(region, rng, spared=spared))]
-        donors = [other for other in others if other.pixels.shape == one.pixels.shape]
-        turn = [donors[(index * PASTED + k) % len(donors)] for k in range(min(PASTED, len(donors)))]
+        lent = min(PASTED, len(others))
+        turn = [_as_large(others[(index * PASTED + k) % len(others)].pixels, one.pixels) for k in range(lent)]
         for side, missing in enumerate(pair):
             flips[side, index], follow[side, index] = _effects(asker, one, turn, missing, seed)
-    return summary(flips, follow)
+    return summary(flips, follow, pasted=bool(others) and not asker.locates)
 
 
-def _effects(asker: Asker, one: Shown, others: Sequence[Shown], missing: Tensor, seed: int) -> tuple[bool, float]:
+def _as_large(pixels: Tensor, like: Tensor) -> Tensor:
+    """Pixels `[1, C, h, w]` at the size of others, which a processor may leave to each image."""
+    if pixels.shape == like.shape:
+        return pixels
+    return functional.interpolate(pixels, size=like.shape[-2:], mode="bilinear", antialias=True)
+
+
+def _effects(asker: Asker, one: Shown, others: Sequence[Tensor], missing: Tensor, seed: int) -> tuple[bool, float]:
     """Whether most replacements change the class, and how many of the others take it on."""
     missing = missing.to(one.pixels.device)
-    ways = replacements([other.pixels for other in others], seed)
+    ways = replacements(others, seed)
     removed = [way(one.pixels, missing[None]) for way in ways.values()]
     # What lies on images with another object at that place says nothing of the context of this one.
     onto = [] if asker.locates else others
-    pasted = [torch.where(missing[None, None], one.pixels, other.pixels) for other in onto]
+    pasted = [torch.where(missing[None, None], one.pixels, other) for other in onto]
     _, found = asker.answers(torch.cat([*removed, *pasted]), one)
     gone = (~found[: len(removed)]).float().mean()
     return bool(gone > 0.5), float(found[len(removed) :].float().mean()) if pasted else 0.0
 
 
-def summary(flips: np.ndarray, follow: np.ndarray) -> Trial:
+def summary(flips: np.ndarray, follow: np.ndarray, *, pasted: bool = True) -> Trial:
     """The trial of these outcomes.
 
     Args:
         flips: `[2, N]` booleans: whether the class of each image changed without the region, and without another one.
         follow: `[2, N]` in [0, 1]: the shares of others that took on the class.
+        pasted: Whether there were any others.
 
     >>> summary(np.array([[True] * 9 + [False], [False] * 10]), np.zeros((2, 10))).drop
     0.9
     """
     count = flips.shape[1]
     if not count:
-        return Trial(0, 0.0, (0.0, 1.0), 0.0, 0.0, 0.0, 1.0)
+        return Trial(0, 0.0, (0.0, 1.0), 0.0, 0.0, 0.0, 1.0, pasted)
     more, fewer = int((flips[0] & ~flips[1]).sum()), int((flips[1] & ~flips[0]).sum())
     p = float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0
     low, high = binomtest(int(flips[0].sum()), count).proportion_ci(method="wilson")
     (drop, other), (follows, others) = flips.mean(1).tolist(), follow.mean(1).tolist()
-    return Trial(count, drop, (float(low), float(high)), other, follows, others, p)
+    return Trial(count, drop, (float(low), float(high)), other, follows, others, p, pasted)
 
 
 def corrected(trials: Sequence[Trial]) -> list[Trial]:

@@ -103,18 +103,33 @@ def inside_of(entry: Mapping[str, Any], name: int | str, size: Size) -> np.ndarr
 
 
 def _inside_mask(mask: Any, index: int | str) -> np.ndarray:
-    values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    try:
+        values = _values(mask)
+    except ValueError as error:  # lists of different lengths, such as polygons
+        raise OptionError(f"mask {index} must be an array [H, W], nonzero inside, got {brief(mask)}") from error
     if values.dtype.kind not in "buif" or not np.isfinite(values).all():
         raise OptionError(f"mask {index} must hold finite numbers, nonzero inside, got {brief(mask)}")
-    if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "PA"):
-        values = np.asarray(mask.convert("RGBA"))[..., :3]  # not how opaque it is
     marked: np.ndarray = np.asarray(values > 0)
     return np.asarray(marked.any(-1)) if marked.ndim == 3 else marked
 
 
+def _values(mask: Any) -> np.ndarray:
+    """The numbers of a mask, `[H, W]` or `[H, W, C]`."""
+    if isinstance(mask, Image.Image) and mask.format == "JPEG":  # whose zeros are not exactly zero
+        return np.asarray(np.asarray(mask.convert("L")) >= 128)
+    if isinstance(mask, Image.Image) and mask.mode in ("LA", "RGBA", "PA"):
+        return np.asarray(mask.convert("RGBA"))[..., :3]  # not how opaque it is
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
+    values = np.asarray(mask)
+    return values[0] if values.ndim == 3 and len(values) == 1 < min(values.shape[1:]) else values
+
+
 def _inside_box(box: Any, index: int | str, size: Size) -> np.ndarray:
     try:
-        x0, y0, x1, y1 = (round(float(side)) for side in box)
+        sides = [float(side) for side in box]
+        x0, y0, x1, y1 = map(round, sides)
     except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"box {index} must be four finite numbers x0, y0, x1, y1, got {brief(box)}") from error
     inside = np.zeros(size, bool)
@@ -124,4 +139,6 @@ def _inside_box(box: Any, index: int | str, size: Size) -> np.ndarray:
             f"box {index} marks no pixel of its image of {size[1]} x {size[0]}: {brief(box)}; give x0, y0, x1, y1 in "
             "pixels"
         )
+    if max(map(abs, sides)) <= 1 < max(size):
+        raise OptionError(f"box {index} must be in pixels, not in shares of its image's sides, got {brief(box)}")
     return inside

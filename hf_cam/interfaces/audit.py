@@ -20,10 +20,15 @@ def add(commands: Any) -> None:
     audit.add_argument("data", metavar="DATA", help="folder of class folders, or demo:cheater for its scenes")
     audit.add_argument("--out", type=Path, default=Path("hf-cam-audit"), help="folder (default: hf-cam-audit)")
     audit.add_argument(
-        "--masks", type=Path, help="folder of masks named as the images (needed by detectors and segmenters)"
+        "--masks",
+        type=Path,
+        help="folder of masks named as the images, in the same folders or in none (needed by detectors and segmenters)",
     )
     audit.add_argument(
-        "--label", action="append", metavar="FOLDER=CLASS", help="the model's name for a class folder; repeatable"
+        "--label",
+        action="append",
+        metavar="FOLDER=CLASS",
+        help="the model's name or index for a class folder, or a prompt for it; repeatable",
     )
     audit.add_argument("--text", action="append", help="prompt, one per class, for models that take text; repeatable")
     audit.add_argument("--frame", choices=("image", "object"), default="image", help="of fixed places (default: image)")
@@ -41,7 +46,9 @@ def _audit(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hf_cam.auditing.audit import audit
+    from hf_cam.auditing.report import check_folder
 
+    check_folder(options.out)
     with tqdm(disable=not sys.stderr.isatty(), delay=2) as bar:
 
         def tell(what: str, done: int, total: int) -> None:

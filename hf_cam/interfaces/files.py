@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_cam.errors import OptionError, brief, reason
+from hf_cam.results.files import obstacle
 
 if TYPE_CHECKING:
     from hf_cam.explanation import Explanation
@@ -124,11 +124,9 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         OptionError: it is a folder, or a file or a lack of rights is in the way.
     """
-    path = path.expanduser()
-    above = next(one for one in path.parents if one.exists())
-    if path.is_dir() or not above.is_dir() or not os.access(path if path.exists() else above, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"no file can be put into {brief(str(above))}"
-        raise OptionError(f"{option}: {brief(str(path))} cannot be written, as {why}; pass another file")
+    fault = "it is a folder" if path.expanduser().is_dir() else obstacle(path.parent)
+    if fault:
+        raise OptionError(f"{option}: {brief(str(path))} cannot be written: {fault}; pass another file")
 
 
 def entry(name: str, explanation: Explanation, path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_cam.auditing.audit import Audit, audit
+from hf_cam.auditing.audit import Audit, audit, checked
+from hf_cam.errors import OptionError, brief
 from hf_cam.models.loading import load
 from hf_cam.request import check_count
 
@@ -29,13 +30,18 @@ class AuditCallback(TrainerCallback):
         settings: Further arguments of `hf_cam.audit`.
 
     Raises:
-        OptionError: `every` is less than 1.
+        OptionError: `every` is less than 1, an argument is none that an audit takes, or the data is of another kind.
+        ImageError: the data holds no images.
+        MethodError: there is no such method.
     """
 
     def __init__(
         self, data: Any, *, every: int = 500, processor: Any = None, report: Report | None = None, **settings: Any
     ) -> None:
         check_count("every", every)
+        if report is not None and not callable(report):
+            raise OptionError(f"report must be a function of the figures and the step, got {brief(report)}")
+        checked(data, **settings)
         self.data, self.every, self.processor, self.settings = data, every, processor, settings
         self.report = report
         self.audits: dict[int, Audit] = {}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from hf_cam.errors import brief, reason
+
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     """Write a file beside its place, bring it to the disk, and then put it there; nobody ever sees half of it.
@@ -37,9 +39,30 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     return path
 
 
+def obstacle(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, which need not exist yet; None where nothing is known to be in the way."""
+    try:
+        whole = folder.expanduser().absolute()
+        there = next(path for path in (whole, *whole.parents) if path.exists())
+        if not there.is_dir():
+            return f"{brief(str(there))} is no folder"
+        return None if os.access(there, os.W_OK | os.X_OK) else f"{brief(str(there))} may not be written"
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such ~user
+        return reason(error)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text as UTF-8, whole or not at all; arguments and errors as in `write_whole`."""
-    return write_whole(path, lambda file: file.write(text.encode()))
+    return write_whole(path, lambda file: file.write(encodable(text).encode()))
+
+
+def encodable(text: str) -> str:
+    r"""A text that UTF-8 can hold: bytes of file names that are no UTF-8 are written out.
+
+    >>> encodable("\udcff.png")
+    '\\udcff.png'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _sync(folder: Path) -> None:
