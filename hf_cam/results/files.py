@@ -40,7 +40,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
 
 
 def obstacle(folder: Path) -> str | None:
-    """Why nothing can be written to a folder, which need not exist yet; None where nothing is known to be in the way."""
+    """Why nothing can be written to a folder, which need not exist yet; None where nothing seems to be in the way."""
     try:
         whole = folder.expanduser().absolute()
         there = next(path for path in (whole, *whole.parents) if path.exists())
