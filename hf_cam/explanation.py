@@ -248,8 +248,11 @@ class Explanation:
         map_ = replace(self.grid_map, boxes=self.outlines)
         return self.changed(map=map_, heatmap=cast("np.ndarray", map_.heatmap))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, with_map: bool = True) -> dict[str, Any]:
         """Plain values that JSON can hold: the map on the model's grid with its geometry, not the image or the mask.
+
+        Args:
+            with_map: False leaves out the `map`, which for several target layers is as large as the model's input.
 
         Returns:
             `label`, `score`, `score_kind`, `box`, `boxes`, `renormalize`, `method`, `layers`, `flags`, `map` (nested
@@ -257,6 +260,7 @@ class Explanation:
             `Geometry.to_dict`), `evidence` ("image", "outside" or "none").
         """
         map_ = self.grid_map
+        cells = {"map": map_.cells.astype(np.float64).round(4).tolist()} if with_map else {}
         return {
             "label": self.label,
             "score": self.score,
@@ -267,7 +271,7 @@ class Explanation:
             "method": self.method,
             "layers": list(self.layers),
             "flags": list(self.flags),
-            "map": map_.cells.astype(np.float64).round(4).tolist(),
+            **cells,
             "signed": map_.signed,
             "geometry": map_.geometry.to_dict(),
             "evidence": map_.evidence,

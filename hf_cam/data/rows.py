@@ -55,7 +55,7 @@ def row_of(explanations: Sequence[Explanation], check: str = "") -> Row:
         check: The verdict on the first.
     """
     first, *others = explanations
-    map_ = first.grid_map
+    map_, described = first.grid_map, first.to_dict(with_map=False)
     cells = map_.cells
     return {
         **_row(first.label, first.score, first.score_kind, first.box),
@@ -64,7 +64,7 @@ def row_of(explanations: Sequence[Explanation], check: str = "") -> Row:
         "geometry": map_.geometry.to_dict(),
         "evidence": map_.evidence,
         "check": check,
-        "details": json.dumps({name: value for name, value in first.to_dict().items() if name not in COLUMNS}),
+        "details": json.dumps({name: value for name, value in described.items() if name not in COLUMNS}),
         "others": json.dumps([one.to_dict() for one in others]),
     }
 
