@@ -105,10 +105,12 @@ def test_a_relative_glob_or_list_of_another_folder_is_no_continuation(model, fol
             run(data, model, tmp_path / f"out{number}")
 
 
-def test_a_list_of_paths_may_grow(model, folder, tmp_path) -> None:
+def test_a_list_of_paths_may_grow(model, folder, tmp_path, monkeypatch) -> None:
     paths = sorted(map(str, folder.rglob("*.png")))
     run(paths[:3], model, tmp_path / "out")
     assert run(paths, model, tmp_path / "out").resumed == 3
+    monkeypatch.chdir(folder)  # absolute paths are the same everywhere
+    assert run(paths, model, tmp_path / "out").resumed == 4
     assert list(rows_in(tmp_path / "out")) == paths
 
 

@@ -99,7 +99,8 @@ class Listed(Source):
     def identity(self) -> str:
         """The folder of relative paths, and a fingerprint of the pictures."""
         unnamed = [(i, _content(one)) for i, one in enumerate(self.images) if not _is_name(one)]
-        return f"a list in {Path.cwd()}" + (f", {fingerprint(unnamed)}" if unnamed else "")
+        below = f" in {Path.cwd()}" if any(map(_is_relative, self.images)) else ""
+        return f"a list{below}" + (f", {fingerprint(unnamed)}" if unnamed else "")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -211,6 +212,12 @@ def _text(name: str) -> str:
 def _is_name(image: Any) -> bool:
     """Whether an image of a list is a path or a URL, and not its content."""
     return isinstance(image, str | Path) and len(str(image)) < 4096
+
+
+def _is_relative(image: Any) -> bool:
+    """Whether an image of a list is a path that starts where the process runs."""
+    address = isinstance(image, str) and re.match(r"[a-z]+:", image, re.IGNORECASE)
+    return _is_name(image) and not address and not Path(image).is_absolute()
 
 
 def _content(image: Any) -> Any:
