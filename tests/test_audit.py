@@ -38,10 +38,10 @@ from hf_cam.auditing.report import lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
 from hf_cam.auditing.trials import Trial, summary, tried
-from hf_cam.errors import HFCamError, ImageError, OptionError
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import load
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.request import Request
 from hf_cam.zoo.scenes import CLASSES, cheater_scenes, mark_region
 
@@ -445,14 +445,60 @@ def moved(count: int) -> list[np.ndarray]:
     return list(pictures)
 
 
-def red_asker(model: nn.Module) -> Asker:
-    """What an audit asks of a model with the classes "none" and "red"."""
+def red_model(model: nn.Module, labels: Sequence[str] = ("none", "red")) -> LoadedModel:
+    """A model with the classes "none" and "red"."""
 
     def tensor(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
-    loaded = load(model.eval(), processor=tensor, labels=["none", "red"])
-    return Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    return load(model.eval(), processor=tensor, labels=list(labels))
+
+
+def red_asker(model: nn.Module) -> Asker:
+    """What an audit asks of such a model."""
+    return Asker(Explainer(red_model(model), "gradcam", "cells"), Request.of(top_k=1))
+
+
+def test_an_image_without_a_map_keeps_its_prediction_and_is_tested(tmp_path: Path):
+    plain = np.zeros((64, 96, 3), np.uint8)
+    data = [*((one, "red") for one in moved(16)), *((plain, "none") for _ in range(16)), (plain, "red")]
+    found = hf_cam.audit(red_model(Mean()), data, method="gradcam")
+    assert [(row.predicted, row.right) for row in found.rows] == [("red", True)] * 16 + [("none", True)] * 16 + [
+        ("none", False)
+    ]
+    [note] = found.notes
+    assert note.startswith("17 of 33 images have no map, so that they belong to no strategy; the first: the target")
+    assert all(row.map is None and row.flags[0].startswith("no map: ") and row.score > 0.5 for row in found.rows[16:])
+    assert found.findings
+    page = found.save(tmp_path).read_text(encoding="utf-8")
+    assert ", labelled red</figcaption>" in page, "a wrong prediction is shown without its map"
+
+
+class Mean(Anywhere):
+    """Red makes the second class, by its mean over all cells; the first class is read from nothing."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        red = self.cells(pixel_values)[:, 0].mean((1, 2))
+        return torch.stack([torch.full_like(red, 3.0), 160 * red], 1)
+
+
+class Failing(Mean):
+    """A model with a fault."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a fault of the model")
+
+
+AT_FAULT = {
+    "forward": (Failing(), ("none", "red"), ModelError, "a fault of the model"),
+    "labels": (Mean(), ("none", "red", "blue"), TargetError, "labels= names the classes 0 to 2"),
+}
+
+
+@pytest.mark.parametrize(("model", "labels", "kind", "words"), AT_FAULT.values(), ids=AT_FAULT)
+def test_a_fault_of_the_model_is_not_put_on_the_images(model: nn.Module, labels: list[str], kind: type, words: str):
+    with pytest.raises(kind, match=words):
+        hf_cam.audit(red_model(model, labels), [(one, "red") for one in moved(3)], method="gradcam")
 
 
 def suspected(

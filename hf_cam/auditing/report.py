@@ -238,10 +238,12 @@ class Pictures:
             return None
 
     def with_map(self, index: int) -> str:
-        """The image with its map, as a data URI; empty if either is missing."""
+        """The image with its map, or without where there is none, as a data URI; empty if it is missing."""
         image, row = self.image(index), self.audit.rows[index]
-        if image is None or row.map is None:
+        if image is None:
             return ""
+        if row.map is None:
+            return data_uri(small(image))
         heat = _over(np.asarray(row.map, np.float32), self.audit.cases[index], image, self.audit.frame == "object")
         return data_uri(overlay(small(image), resized(heat, small(image))))
 
@@ -358,7 +360,8 @@ def _links(audit: Audit, folder: Path | None) -> Iterator[str]:
 def _answer(row: Row) -> str:
     """What the model says about an image, and where that is wrong."""
     wrong = ", not found at its place" if row.predicted == row.label else f", labelled {row.label}"
-    return f"{row.predicted} ({row.score:.2f}){'' if row.right else wrong}"
+    score = f" ({row.score:.2f})" if row.score else ""  # what is not found has none
+    return f"{row.predicted}{score}{'' if row.right else wrong}"
 
 
 def _link(row: Row, folder: Path | None) -> str:
