@@ -25,7 +25,6 @@ from hf_cam.auditing.findings import (
     SCANNED,
     ClassImages,
     Suspicion,
-    carried,
     kind_of,
     region_name,
     sentence,
@@ -352,7 +351,8 @@ def test_a_region_that_changes_no_more_than_another_is_not_read():
     flips[0, :30] = True
     found = summary(flips, np.zeros((2, 32)))
     assert found.verdict == "reads it"
-    assert carried(found) == "undecided"
+    place = Place((0.0, 0.0, 0.2, 0.2))
+    assert Suspicion("red", "place", place, found, 1, {}).verdict(found) == "undecided"
     flips[1, :30] = True
     assert summary(flips, np.zeros((2, 32))).verdict != "reads it"
 
@@ -619,6 +619,21 @@ def test_a_region_is_put_on_images_of_other_sizes_and_that_is_said_only_where_it
 
     assert "put on images of other classes, it turns 100% of them" in said(tried(asker, red, [other], hidden))
     assert "put on images" not in said(tried(asker, red, [], hidden))
+
+
+def test_a_region_without_which_the_class_is_lost_is_said_not_to_be_read_with_the_reason():
+    flips = np.zeros((2, 32), bool)
+    flips[0] = True
+    place = Place((0.0, 0.0, 0.4, 0.5))
+
+    def said(follow: float, *, pasted: bool = True, fixed: bool = True) -> str:
+        trial = summary(flips, np.array([[follow] * 32, [0.125] * 32]), pasted=pasted)
+        return sentence(Suspicion("red", "place", place, trial, 1, {}, fixed=fixed), trial)
+
+    assert said(1.0).endswith("it turns 100% of them into 'red'.")
+    assert said(0.3).endswith("; but a region counts as read from 40 percentage points above another region's 12% on.")
+    assert said(1.0, fixed=False).endswith("; but its evidence lies at different positions, as objects do.")
+    assert said(0.0, pasted=False).endswith("elsewhere; but there are no images of other classes to put it on.")
 
 
 @pytest.mark.parametrize("below", ["file", "file/report"])

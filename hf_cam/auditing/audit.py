@@ -483,7 +483,9 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) ->
     mapped = [row for row in read if row.map is not None]
     unmarked = sum(row.inside is None for row in mapped)
     if not located and 0 < unmarked < len(mapped):
-        yield f"{unmarked} of {len(mapped)} images have no mask or box: what is said of their objects rests on the others."
+        yield (
+            f"{unmarked} of {len(mapped)} images have no mask or box: what is said of their objects rests on the others."
+        )
     if bare := [row for row in read if _without_map(row)]:
         yield (
             f"{len(bare)} of {len(read)} images have no map, so that they belong to no strategy; "
