@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from hf_cam.auditing.findings import (
 from hf_cam.auditing.labelled import labelled
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
-from hf_cam.auditing.report import lead
+from hf_cam.auditing.report import excerpt, lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
 from hf_cam.auditing.trials import Trial, summary, tried
@@ -103,6 +104,13 @@ def test_the_masks_are_read_back_from_the_table(audited: Audit, tmp_path: Path):
 
     read = {row["name"]: np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in rows if row["finding"] == 0}
     assert all((read[name] == mask).all() for name, mask in first.items())
+
+
+def test_only_what_is_suspicious_is_shown_as_an_alarm(audited: Audit):
+    found = audited.findings[0]
+    several = (found, replace(found, kind="object", region=None), replace(found, kind="moving", region=None))
+    page = excerpt(replace(audited, findings=several, masks=({},) * 3))
+    assert re.findall(r'class="finding (\w+)"', page) == ["reads", "plain", "plain"]
 
 
 def test_labels_with_html_are_shown_as_text(audited: Audit, tmp_path: Path):
@@ -499,6 +507,24 @@ AT_FAULT = {
 def test_a_fault_of_the_model_is_not_put_on_the_images(model: nn.Module, labels: list[str], kind: type, words: str):
     with pytest.raises(kind, match=words):
         hf_cam.audit(red_model(model, labels), [(one, "red") for one in moved(3)], method="gradcam")
+
+
+class Score(Mean):
+    """A single score: how red a picture is."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values)[:, 1:] - 3
+
+
+def test_a_model_without_several_classes_is_refused():
+    data = [(one, "red") for one in moved(3)]
+    with pytest.raises(OptionError, match=r"compares classes, but there is only 'red'; pass both names of a single"):
+        hf_cam.audit(red_model(Score(), ["red"]), data)
+    assert hf_cam.audit(red_model(Score()), data, method="gradcam").accuracy == 1.0
+    with pytest.raises(OptionError, match="compares classes, but Score predicts values"):
+        hf_cam.audit(replace(red_model(Score()), output="regression"), data)
+    with pytest.raises(OptionError, match="there is only 'bag'; .* the prompts of other classes in text="):
+        hf_cam.audit("demo:clip", [(one, "bag") for one in moved(3)])
 
 
 def suspected(

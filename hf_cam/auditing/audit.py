@@ -219,6 +219,11 @@ def audit(
     request, classes = _classes(explainer, images, text, labels)
     asker = Asker(explainer, request)
     cases = cases_of(images, classes, labels)
+    if not asker.locates and len(classes) < 2:
+        raise OptionError(
+            f"an audit compares classes, but there is only {brief(next(iter(classes.values())))}; pass both names of a "
+            "single score as labels= of hf_cam.load (['no', 'yes']), or the prompts of other classes in text="
+        )
     asker.check(cases)
     tell = progress or (lambda *_: None)
     with asker.borrowing() as one:
@@ -483,9 +488,8 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) ->
     mapped = [row for row in read if row.map is not None]
     unmarked = sum(row.inside is None for row in mapped)
     if not located and 0 < unmarked < len(mapped):
-        yield (
-            f"{unmarked} of {len(mapped)} images have no mask or box: what is said of their objects rests on the others."
-        )
+        share = f"{unmarked} of {len(mapped)} images have no mask or box"
+        yield f"{share}: what is said of their objects rests on the others."
     if bare := [row for row in read if _without_map(row)]:
         yield (
             f"{len(bare)} of {len(read)} images have no map, so that they belong to no strategy; "

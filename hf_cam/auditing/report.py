@@ -269,10 +269,13 @@ def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: boo
 
 
 VERDICTS = {"reads it": "reads", "does not": "not", "undecided": "maybe"}
+"""How each verdict is coloured; that the object is read is no alarm."""
 
 
 def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    suspicious = audit.suspicious
     for one, masks in zip(audit.findings, audit.masks, strict=True):
+        colour = VERDICTS[one.verdict] if one.verdict != "reads it" or one in suspicious else "plain"
         shown = [figure(pictures.with_region(name, mask), Path(name).name) for name, mask in masks.items()]
         low, high = one.interval
         spoken = f"fall in accuracy {one.drop:.0%}, between {low:.0%} and {high:.0%}"
@@ -282,7 +285,7 @@ def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
             f'<s style="left:{one.elsewhere:.1%}"></s></div>'
         )
         yield (
-            f'<article class="finding {VERDICTS[one.verdict]}"><h3>{html.escape(one.label)} '
+            f'<article class="finding {colour}"><h3>{html.escape(one.label)} '
             f'<span class="kind">{one.kind}</span> <span class="verdict">{one.verdict}</span></h3>'
             f"<p>{html.escape(one.text)}</p>{bar}"
             f'<div class="strip">{"".join(shown[:EXAMPLES])}</div></article>'
