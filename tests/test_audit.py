@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -523,7 +524,7 @@ def test_a_model_without_several_classes_is_refused():
     assert hf_cam.audit(red_model(Score()), data, method="gradcam").accuracy == 1.0
     with pytest.raises(OptionError, match="compares classes, but Score predicts values"):
         hf_cam.audit(replace(red_model(Score()), output="regression"), data)
-    with pytest.raises(OptionError, match="there is only 'bag'; .* the prompts of other classes in text="):
+    with pytest.raises(OptionError, match=r"there is only 'bag'; .* the prompts of other classes in text="):
         hf_cam.audit("demo:clip", [(one, "bag") for one in moved(3)])
 
 
@@ -692,6 +693,28 @@ WRONG_SETTINGS = {
 def test_a_callback_refuses_wrong_settings_before_the_training(settings: dict[str, Any], words: str):
     with pytest.raises(HFCamError, match=words):
         hf_cam.AuditCallback(**{"data": [(np.zeros((12, 16, 3), np.uint8), "coat")], **settings})
+
+
+NOT_FITTING = {
+    "classes": ("bag", {}, OptionError, "no class of the model fits 'bag'"),
+    "device": ("coat", {"device": "cpu"}, OptionError, "device and dtype apply to models that hf-cam loads"),
+    "processor": ("coat", {"processor": None}, ModelError, "processor"),
+}
+
+
+@pytest.mark.parametrize(("label", "settings", "kind", "words"), NOT_FITTING.values(), ids=NOT_FITTING)
+def test_a_callback_refuses_what_does_not_fit_the_model_as_the_training_begins(
+    label: str, settings: dict[str, Any], kind: type, words: str
+):
+    loaded = hf_cam.load("demo:cheater")
+    picture = np.zeros((64, 96, 3), np.uint8)
+    model = copy.deepcopy(loaded.model)
+    model.config._name_or_path = model.name_or_path = ""
+    callback = hf_cam.AuditCallback([(picture, label)], **{"processor": loaded.processor, **settings})
+    with pytest.raises(kind, match=words):
+        callback.on_train_begin(None, None, None, model=model)
+    fitting = hf_cam.AuditCallback([(picture, "coat")])
+    fitting.on_train_begin(None, None, None, model=model, processing_class=loaded.processor)
 
 
 def test_file_names_that_are_no_utf8_do_not_stop_the_report(audited: Audit, tmp_path: Path):

@@ -214,17 +214,10 @@ def audit(
     images = checked(
         data, masks=masks, boxes=boxes, frame=frame, method=method, batch_size=batch_size, held_out=held_out, seed=seed
     )
-    loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
-    explainer = Explainer(loaded, method)
-    request, classes = _classes(explainer, images, text, labels)
-    asker = Asker(explainer, request)
-    cases = cases_of(images, classes, labels)
-    if not asker.locates and len(classes) < 2:
-        raise OptionError(
-            f"an audit compares classes, but there is only {brief(next(iter(classes.values())))}; pass both names of a "
-            "single score as labels= of hf_cam.load (['no', 'yes']), or the prompts of other classes in text="
-        )
-    asker.check(cases)
+    asker, cases, classes = fitted(
+        model, images, labels=labels, text=text, method=method, processor=processor, device=device, dtype=dtype,
+        trust_config=trust_config,
+    )  # fmt: skip
     tell = progress or (lambda *_: None)
     with asker.borrowing() as one:
         rows = list(_rows(one, cases, classes, frame, batch_size, tell))
@@ -234,8 +227,8 @@ def audit(
         found, notes = _suspicions(one, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
-        _name(loaded),
-        explainer.cam.method.id,
+        _name(asker.explainer.loaded),
+        asker.explainer.cam.method.id,
         tuple(dict.fromkeys(classes[case.label] for case in cases)),
         tuple(rows),
         tuple(groups),
@@ -278,6 +271,40 @@ def checked(
     if frame == "object" and not any(one.marked for one in images):
         raise OptionError("frame='object' needs to know where the objects are: pass masks= or boxes=, or frame='image'")
     return images
+
+
+def fitted(
+    model: str | Path | nn.Module | LoadedModel,
+    images: Sequence[Labelled],
+    *,
+    labels: Mapping[Any, str | int] | None = None,
+    text: Sequence[str] | None = None,
+    method: str = "auto",
+    processor: Any = None,
+    device: str | torch.device | int | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
+    **others: Any,
+) -> tuple[Asker, list[Case], Mapping[int, str]]:
+    """The model as it is asked, the images with its classes, and these, once all is refused that does not fit them.
+
+    Raises:
+        OptionError: the classes do not match, or the model has none, or only one.
+        ModelError: the model cannot be loaded, or has no processor.
+    """
+    del others
+    loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
+    explainer = Explainer(loaded, method)
+    request, classes = _classes(explainer, images, text, labels)
+    asker = Asker(explainer, request)
+    cases = cases_of(images, classes, labels)
+    if not asker.locates and len(classes) < 2:
+        raise OptionError(
+            f"an audit compares classes, but there is only {brief(next(iter(classes.values())))}; pass both names of a "
+            "single score as labels= of hf_cam.load (['no', 'yes']), or the prompts of other classes in text="
+        )
+    asker.check(cases)
+    return asker, cases, classes
 
 
 def _name(loaded: LoadedModel) -> str:
