@@ -469,8 +469,9 @@ def red_asker(model: nn.Module) -> Asker:
 
 
 def test_an_image_without_a_map_keeps_its_prediction_and_is_tested(tmp_path: Path):
-    plain = np.zeros((64, 96, 3), np.uint8)
-    data = [*((one, "red") for one in moved(16)), *((plain, "none") for _ in range(16)), (plain, "red")]
+    plain = [np.full((64, 96, 3), (0, 0, shade), np.uint8) for shade in range(16)]
+    red = [np.maximum(*pair) for pair in zip(moved(16), plain, strict=True)]
+    data = [*((one, "red") for one in red), *((one, "none") for one in plain), (plain[0], "red")]
     found = hf_cam.audit(red_model(Mean()), data, method="gradcam")
     assert [(row.predicted, row.right) for row in found.rows] == [("red", True)] * 16 + [("none", True)] * 16 + [
         ("none", False)
@@ -489,6 +490,17 @@ class Mean(Anywhere):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         red = self.cells(pixel_values)[:, 0].mean((1, 2))
         return torch.stack([torch.full_like(red, 3.0), 160 * red], 1)
+
+
+def test_copies_of_an_image_are_tested_once():
+    pictures = [np.maximum(one, np.uint8(shade)) for shade, one in enumerate(moved(15))]
+    data = [*((one, "red") for one in pictures * 3), (pictures[0], "none"), (np.zeros((64, 96, 3), np.uint8), "none")]
+    found = hf_cam.audit(red_model(Mean()), data, method="gradcam")
+    assert sum(row.copy for row in found.rows) == 30
+    assert not any(row.copy for row in found.rows[:15]), "the first of each is none"
+    assert not any(row.copy for row in found.rows[45:]), "of another class it is none either"
+    assert "30 of 47 images are copies of others, and are not tested again." in found.notes
+    assert any(note.startswith("'red' is not tested: 15 of its images are recognized") for note in found.notes)
 
 
 class Failing(Mean):

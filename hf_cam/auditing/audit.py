@@ -72,6 +72,7 @@ class Row:
         error: Why it cannot be read or explained.
         right: Whether the model gives the image its class; of a detector or segmenter, whether it finds the object of
             this class at its place, as in the tests.
+        copy: Whether an earlier image of its class is the same, with the same object, so that it is not tested again.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Row:
     flags: tuple[str, ...] = ()
     error: str = ""
     right: bool = False
+    copy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,6 +342,7 @@ def _rows(
     """One per case, in their order; only one batch of images is held."""
     waiting = iter(cases)
     done, works = 0, False
+    seen: set[tuple[int, bytes]] = set()
     while some := list(islice(waiting, batch_size)):
         opened = [_opened(case) for case in some]
         good = [(case, one) for case, one in zip(some, opened, strict=True) if isinstance(one, Opened)]
@@ -352,7 +355,12 @@ def _rows(
         rows = iter(made)
         for case, one in zip(some, opened, strict=True):
             row = next(rows) if isinstance(one, Opened) else one
-            yield row if isinstance(row, Row) else Row(case.name, classes[case.label], error=str(row))
+            if isinstance(one, Opened) and isinstance(row, Row):
+                key = case.label, one.digest
+                yield replace(row, copy=key in seen)
+                seen.add(key)
+            else:
+                yield Row(case.name, classes[case.label], error=str(row))
         done += len(some)
         tell("explained", done, len(cases))
 
@@ -452,7 +460,7 @@ def _suspicions(
     right: dict[int, list[Case]] = {}
     for case, row in zip(cases, rows, strict=True):
         right.setdefault(case.label, [])
-        if row.right:
+        if row.right and not row.copy:
             right[case.label].append(case)
     rng = np.random.default_rng(seed)
     right = {label: [own[i] for i in rng.permutation(len(own))] for label, own in right.items()}
@@ -517,6 +525,8 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) ->
     if not located and 0 < unmarked < len(mapped):
         share = f"{unmarked} of {len(mapped)} images have no mask or box"
         yield f"{share}: what is said of their objects rests on the others."
+    if copies := sum(row.copy for row in read):
+        yield f"{copies} of {len(read)} images are copies of others, and are not tested again."
     if bare := [row for row in read if _without_map(row)]:
         yield (
             f"{len(bare)} of {len(read)} images have no map, so that they belong to no strategy; "
