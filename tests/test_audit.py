@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,6 @@ from hf_cam.auditing.findings import (
     SCANNED,
     ClassImages,
     Suspicion,
-    carried,
     kind_of,
     region_name,
     sentence,
@@ -34,14 +35,14 @@ from hf_cam.auditing.findings import (
 from hf_cam.auditing.labelled import labelled
 from hf_cam.auditing.recognition import Shown
 from hf_cam.auditing.regions import Border, Place, elsewhere, overlap, to_frame
-from hf_cam.auditing.report import lead
+from hf_cam.auditing.report import excerpt, lead
 from hf_cam.auditing.strategies import strategies
 from hf_cam.auditing.suspects import Scan, agreement, scan
 from hf_cam.auditing.trials import Trial, summary, tried
-from hf_cam.errors import HFCamError, ImageError, OptionError
+from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError
 from hf_cam.explainer import Explainer
 from hf_cam.interfaces.cli import main
-from hf_cam.models.loading import load
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.request import Request
 from hf_cam.zoo.scenes import CLASSES, cheater_scenes, mark_region
 
@@ -104,6 +105,13 @@ def test_the_masks_are_read_back_from_the_table(audited: Audit, tmp_path: Path):
 
     read = {row["name"]: np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in rows if row["finding"] == 0}
     assert all((read[name] == mask).all() for name, mask in first.items())
+
+
+def test_only_what_is_suspicious_is_shown_as_an_alarm(audited: Audit):
+    found = audited.findings[0]
+    several = (found, replace(found, kind="object", region=None), replace(found, kind="moving", region=None))
+    page = excerpt(replace(audited, findings=several, masks=({},) * 3))
+    assert re.findall(r'class="finding (\w+)"', page) == ["reads", "plain", "plain"]
 
 
 def test_labels_with_html_are_shown_as_text(audited: Audit, tmp_path: Path):
@@ -352,7 +360,8 @@ def test_a_region_that_changes_no_more_than_another_is_not_read():
     flips[0, :30] = True
     found = summary(flips, np.zeros((2, 32)))
     assert found.verdict == "reads it"
-    assert carried(found) == "undecided"
+    place = Place((0.0, 0.0, 0.2, 0.2))
+    assert Suspicion("red", "place", place, found, 1, {}).verdict(found) == "undecided"
     flips[1, :30] = True
     assert summary(flips, np.zeros((2, 32))).verdict != "reads it"
 
@@ -445,14 +454,90 @@ def moved(count: int) -> list[np.ndarray]:
     return list(pictures)
 
 
-def red_asker(model: nn.Module) -> Asker:
-    """What an audit asks of a model with the classes "none" and "red"."""
+def red_model(model: nn.Module, labels: Sequence[str] = ("none", "red")) -> LoadedModel:
+    """A model with the classes "none" and "red"."""
 
     def tensor(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
-    loaded = load(model.eval(), processor=tensor, labels=["none", "red"])
-    return Asker(Explainer(loaded, "gradcam", "cells"), Request.of(top_k=1))
+    return load(model.eval(), processor=tensor, labels=list(labels))
+
+
+def red_asker(model: nn.Module) -> Asker:
+    """What an audit asks of such a model."""
+    return Asker(Explainer(red_model(model), "gradcam", "cells"), Request.of(top_k=1))
+
+
+def test_an_image_without_a_map_keeps_its_prediction_and_is_tested(tmp_path: Path):
+    plain = [np.full((64, 96, 3), (0, 0, shade), np.uint8) for shade in range(16)]
+    red = [np.maximum(*pair) for pair in zip(moved(16), plain, strict=True)]
+    data = [*((one, "red") for one in red), *((one, "none") for one in plain), (plain[0], "red")]
+    found = hf_cam.audit(red_model(Mean()), data, method="gradcam")
+    assert [(row.predicted, row.right) for row in found.rows] == [("red", True)] * 16 + [("none", True)] * 16 + [
+        ("none", False)
+    ]
+    [note] = found.notes
+    assert note.startswith("17 of 33 images have no map, so that they belong to no strategy; the first: the target")
+    assert all(row.map is None and row.flags[0].startswith("no map: ") and row.score > 0.5 for row in found.rows[16:])
+    assert found.findings
+    page = found.save(tmp_path).read_text(encoding="utf-8")
+    assert ", labelled red</figcaption>" in page, "a wrong prediction is shown without its map"
+
+
+class Mean(Anywhere):
+    """Red makes the second class, by its mean over all cells; the first class is read from nothing."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        red = self.cells(pixel_values)[:, 0].mean((1, 2))
+        return torch.stack([torch.full_like(red, 3.0), 160 * red], 1)
+
+
+def test_copies_of_an_image_are_tested_once():
+    pictures = [np.maximum(one, np.uint8(shade)) for shade, one in enumerate(moved(15))]
+    data = [*((one, "red") for one in pictures * 3), (pictures[0], "none"), (np.zeros((64, 96, 3), np.uint8), "none")]
+    found = hf_cam.audit(red_model(Mean()), data, method="gradcam")
+    assert sum(row.copy for row in found.rows) == 30
+    assert not any(row.copy for row in found.rows[:15]), "the first of each is none"
+    assert not any(row.copy for row in found.rows[45:]), "of another class it is none either"
+    assert "30 of 47 images are copies of others, and are not tested again." in found.notes
+    assert any(note.startswith("'red' is not tested: 15 of its images are recognized") for note in found.notes)
+
+
+class Failing(Mean):
+    """A model with a fault."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a fault of the model")
+
+
+AT_FAULT = {
+    "forward": (Failing(), ("none", "red"), ModelError, "a fault of the model"),
+    "labels": (Mean(), ("none", "red", "blue"), TargetError, "labels= names the classes 0 to 2"),
+}
+
+
+@pytest.mark.parametrize(("model", "labels", "kind", "words"), AT_FAULT.values(), ids=AT_FAULT)
+def test_a_fault_of_the_model_is_not_put_on_the_images(model: nn.Module, labels: list[str], kind: type, words: str):
+    with pytest.raises(kind, match=words):
+        hf_cam.audit(red_model(model, labels), [(one, "red") for one in moved(3)], method="gradcam")
+
+
+class Score(Mean):
+    """A single score: how red a picture is."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values)[:, 1:] - 3
+
+
+def test_a_model_without_several_classes_is_refused():
+    data = [(one, "red") for one in moved(3)]
+    with pytest.raises(OptionError, match=r"compares classes, but there is only 'red'; pass both names of a single"):
+        hf_cam.audit(red_model(Score(), ["red"]), data)
+    assert hf_cam.audit(red_model(Score()), data, method="gradcam").accuracy == 1.0
+    with pytest.raises(OptionError, match="compares classes, but Score predicts values"):
+        hf_cam.audit(replace(red_model(Score()), output="regression"), data)
+    with pytest.raises(OptionError, match=r"there is only 'bag'; .* the prompts of other classes in text="):
+        hf_cam.audit("demo:clip", [(one, "bag") for one in moved(3)])
 
 
 def suspected(
@@ -575,6 +660,21 @@ def test_a_region_is_put_on_images_of_other_sizes_and_that_is_said_only_where_it
     assert "put on images" not in said(tried(asker, red, [], hidden))
 
 
+def test_a_region_without_which_the_class_is_lost_is_said_not_to_be_read_with_the_reason():
+    flips = np.zeros((2, 32), bool)
+    flips[0] = True
+    place = Place((0.0, 0.0, 0.4, 0.5))
+
+    def said(follow: float, *, pasted: bool = True, fixed: bool = True) -> str:
+        trial = summary(flips, np.array([[follow] * 32, [0.125] * 32]), pasted=pasted)
+        return sentence(Suspicion("red", "place", place, trial, 1, {}, fixed=fixed), trial)
+
+    assert said(1.0).endswith("it turns 100% of them into 'red'.")
+    assert said(0.3).endswith("; but a region counts as read from 40 percentage points above another region's 12% on.")
+    assert said(1.0, fixed=False).endswith("; but its evidence lies at different positions, as objects do.")
+    assert said(0.0, pasted=False).endswith("elsewhere; but there are no images of other classes to put it on.")
+
+
 @pytest.mark.parametrize("below", ["file", "file/report"])
 def test_a_report_that_cannot_be_written_is_refused_before_the_audit(
     below: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -605,6 +705,28 @@ WRONG_SETTINGS = {
 def test_a_callback_refuses_wrong_settings_before_the_training(settings: dict[str, Any], words: str):
     with pytest.raises(HFCamError, match=words):
         hf_cam.AuditCallback(**{"data": [(np.zeros((12, 16, 3), np.uint8), "coat")], **settings})
+
+
+NOT_FITTING = {
+    "classes": ("bag", {}, OptionError, "no class of the model fits 'bag'"),
+    "device": ("coat", {"device": "cpu"}, OptionError, "device and dtype apply to models that hf-cam loads"),
+    "processor": ("coat", {"processor": None}, ModelError, "processor"),
+}
+
+
+@pytest.mark.parametrize(("label", "settings", "kind", "words"), NOT_FITTING.values(), ids=NOT_FITTING)
+def test_a_callback_refuses_what_does_not_fit_the_model_as_the_training_begins(
+    label: str, settings: dict[str, Any], kind: type, words: str
+):
+    loaded = hf_cam.load("demo:cheater")
+    picture = np.zeros((64, 96, 3), np.uint8)
+    model = copy.deepcopy(loaded.model)
+    model.config._name_or_path = model.name_or_path = ""
+    callback = hf_cam.AuditCallback([(picture, label)], **{"processor": loaded.processor, **settings})
+    with pytest.raises(kind, match=words):
+        callback.on_train_begin(None, None, None, model=model)
+    fitting = hf_cam.AuditCallback([(picture, "coat")])
+    fitting.on_train_begin(None, None, None, model=model, processing_class=loaded.processor)
 
 
 def test_file_names_that_are_no_utf8_do_not_stop_the_report(audited: Audit, tmp_path: Path):

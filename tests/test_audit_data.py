@@ -109,6 +109,15 @@ def test_objects_of_one_image_have_names_of_their_own(tmp_path: Path):
     assert len({case.open().box for case in cases}) == 3
 
 
+def test_a_digest_is_of_the_pixels_and_of_the_object():
+    picture = Image.new("RGB", (6, 4))
+    left = np.zeros((4, 6), bool)
+    left[:, :3] = True
+    others = [Opened(picture), Opened(picture, left), Opened(picture, ~left), Opened(Image.new("RGB", (4, 6)))]
+    assert len({one.digest for one in others}) == len(others)
+    assert Opened(picture.copy(), left.copy()).digest == others[1].digest
+
+
 @pytest.mark.parametrize("label", [None, ["coat"], np.ones(3), torch.ones(2)])
 def test_what_is_no_label_is_refused_with_its_entry(label: Any):
     with pytest.raises(OptionError, match=r"entry 1 of the data"):

@@ -59,6 +59,8 @@ def test_an_object_that_a_detector_does_not_find_is_a_wrong_prediction():
     assert not found.rows[0].error
     assert not found.rows[0].right
     assert found.rows[1].predicted == "bag"
+    page = found._repr_html_()
+    assert "(not found), labelled bag" in page, "shown with the wrong predictions"
 
 
 def test_accuracy_counts_an_object_as_the_tests_do_and_not_a_box_beside_it():

@@ -23,7 +23,16 @@ from hf_cam.auditing.regions import to_frame
 from hf_cam.auditing.strategies import Strategy, strategies, unusual
 from hf_cam.auditing.trials import corrected
 from hf_cam.doors import check_arguments, door
-from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, TargetError, brief
+from hf_cam.errors import (
+    DetachedError,
+    HFCamError,
+    ImageError,
+    ModelError,
+    NoGradientError,
+    OptionError,
+    TargetError,
+    brief,
+)
 from hf_cam.explainer import BATCH, Explainer
 from hf_cam.explanation import Explanation
 from hf_cam.heads.detection import PromptDetectionHead
@@ -41,6 +50,9 @@ OTHERS = 12
 LEVEL = 0.05
 NOT_FOUND = "(not found)"
 """What is predicted where a detector predicts no box at the object."""
+NO_MAP = "no map"
+UNMAPPED = (NoGradientError, DetachedError)
+"""Why a prediction may have no map: it does not depend on the layer, or not by a gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +65,14 @@ class Row:
         predicted: The class that the model gives it, or its object; "(not found)" where a detector finds none there;
             empty if the image cannot be read.
         score: The model's confidence in that.
-        map: `[24, 24]` float16 in [0, 1], over the frame; None if there is none.
+        map: `[24, 24]` float16 in [0, 1], over the frame; None if there is none, of which the flags give the reason.
         inside: The share of the map's sum on the object, where a mask or box is given.
         unusual: The distance of the map from its nearest neighbours in the predicted class.
         flags: Those of the explanation.
-        error: Why it cannot be read.
+        error: Why it cannot be read or explained.
         right: Whether the model gives the image its class; of a detector or segmenter, whether it finds the object of
             this class at its place, as in the tests.
+        copy: Whether an earlier image of its class is the same, with the same object, so that it is not tested again.
     """
 
     name: str
@@ -72,6 +85,7 @@ class Row:
     flags: tuple[str, ...] = ()
     error: str = ""
     right: bool = False
+    copy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +216,10 @@ def audit(
     images = checked(
         data, masks=masks, boxes=boxes, frame=frame, method=method, batch_size=batch_size, held_out=held_out, seed=seed
     )
-    loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
-    explainer = Explainer(loaded, method)
-    request, classes = _classes(explainer, images, text, labels)
-    asker = Asker(explainer, request)
-    cases = cases_of(images, classes, labels)
-    asker.check(cases)
+    asker, cases, classes = fitted(
+        model, images, labels=labels, text=text, method=method, processor=processor, device=device, dtype=dtype,
+        trust_config=trust_config,
+    )  # fmt: skip
     tell = progress or (lambda *_: None)
     with asker.borrowing() as one:
         rows = list(_rows(one, cases, classes, frame, batch_size, tell))
@@ -217,8 +229,8 @@ def audit(
         found, notes = _suspicions(one, cases, rows, classes, frame, held_out, seed, tell)
     findings, masks_of = _findings(found)
     return Audit(
-        _name(loaded),
-        explainer.cam.method.id,
+        _name(asker.explainer.loaded),
+        asker.explainer.cam.method.id,
         tuple(dict.fromkeys(classes[case.label] for case in cases)),
         tuple(rows),
         tuple(groups),
@@ -263,6 +275,40 @@ def checked(
     return images
 
 
+def fitted(
+    model: str | Path | nn.Module | LoadedModel,
+    images: Sequence[Labelled],
+    *,
+    labels: Mapping[Any, str | int] | None = None,
+    text: Sequence[str] | None = None,
+    method: str = "auto",
+    processor: Any = None,
+    device: str | torch.device | int | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_config: bool = False,
+    **others: Any,
+) -> tuple[Asker, list[Case], Mapping[int, str]]:
+    """The model as it is asked, the images with its classes, and these, once all is refused that does not fit them.
+
+    Raises:
+        OptionError: the classes do not match, or the model has none, or only one.
+        ModelError: the model cannot be loaded, or has no processor.
+    """
+    del others
+    loaded = load(model, processor=processor, device=device, dtype=dtype, trust_config=trust_config)
+    explainer = Explainer(loaded, method)
+    request, classes = _classes(explainer, images, text, labels)
+    asker = Asker(explainer, request)
+    cases = cases_of(images, classes, labels)
+    if not asker.locates and len(classes) < 2:
+        raise OptionError(
+            f"an audit compares classes, but there is only {brief(next(iter(classes.values())))}; pass both names of a "
+            "single score as labels= of hf_cam.load (['no', 'yes']), or the prompts of other classes in text="
+        )
+    asker.check(cases)
+    return asker, cases, classes
+
+
 def _name(loaded: LoadedModel) -> str:
     """The model's name: of a folder its last part."""
     name = loaded.traits.name_or_path or type(loaded.module).__name__
@@ -295,29 +341,47 @@ def _rows(
 ) -> Iterator[Row]:
     """One per case, in their order; only one batch of images is held."""
     waiting = iter(cases)
-    done = 0
+    done, works = 0, False
+    seen: set[tuple[int, bytes]] = set()
     while some := list(islice(waiting, batch_size)):
         opened = [_opened(case) for case in some]
-        good = [one for one in opened if isinstance(one, Opened)]
-        found = iter(_explained(asker, good))
+        good = [(case, one) for case, one in zip(some, opened, strict=True) if isinstance(one, Opened)]
+        results = _explained(asker, [one for _, one in good])
+        made = [
+            _row(asker, case, classes[case.label], one, result, frame)
+            for (case, one), result in zip(good, results, strict=True)
+        ]
+        works = works or _works(made)
+        rows = iter(made)
         for case, one in zip(some, opened, strict=True):
-            label = classes[case.label]
-            result = next(found) if isinstance(one, Opened) else one
-            if isinstance(one, Opened) and isinstance(result, Explanation):
-                yield _row(asker, case, label, one, result, frame)
-            elif isinstance(result, TargetError):
-                yield Row(case.name, label, NOT_FOUND)
+            row = next(rows) if isinstance(one, Opened) else one
+            if isinstance(one, Opened) and isinstance(row, Row):
+                key = case.label, one.digest
+                yield replace(row, copy=key in seen)
+                seen.add(key)
             else:
-                yield Row(case.name, label, error=str(result))
+                yield Row(case.name, classes[case.label], error=str(row))
         done += len(some)
         tell("explained", done, len(cases))
 
 
-def _opened(case: Case) -> Opened | str:
+def _opened(case: Case) -> Opened | HFCamError:
     try:
         return case.open()
     except HFCamError as error:
-        return str(error)
+        return error
+
+
+def _works(made: Sequence[Row | HFCamError]) -> bool:
+    """Whether the model can be asked: at least one of these images was.
+
+    Raises:
+        HFCamError: none was, and it is not due to the images.
+    """
+    foreign = [one for one in made if isinstance(one, HFCamError) and not isinstance(one, ImageError | OptionError)]
+    if foreign and len(foreign) == len(made):
+        raise foreign[0]
+    return any(isinstance(one, Row) for one in made)
 
 
 def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFCamError]:
@@ -325,9 +389,7 @@ def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFC
     if not opened:
         return []
     try:
-        head, images = asker.explainer.head, [one.image for one in opened]
-        targets = [target_of(head, one) for one in opened]
-        request = replace(asker.request, target=targets, top_k=None) if asker.locates else asker.request
+        images, request = [one.image for one in opened], _asked(asker, opened)
         return [found[0] for found in asker.explainer(images, request, batch_size=len(opened))]
     except HFCamError as error:
         if len(opened) == 1:
@@ -335,13 +397,41 @@ def _explained(asker: Asker, opened: Sequence[Opened]) -> list[Explanation | HFC
         return [_explained(asker, [one])[0] for one in opened]
 
 
-def _row(asker: Asker, case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
+def _asked(asker: Asker, opened: Sequence[Opened]) -> Request:
+    """What is explained in images: the most likely class, or the object at its place.
+
+    Raises:
+        OptionError: nothing marks an object.
+    """
+    targets = [target_of(asker.explainer.head, one) for one in opened]
+    return replace(asker.request, target=targets, top_k=None) if asker.locates else asker.request
+
+
+def _row(
+    asker: Asker, case: Case, label: str, opened: Opened, found: Explanation | HFCamError, frame: Frame
+) -> Row | HFCamError:
+    """What the model says about an image, also where there is no map of it; or why it says nothing."""
+    if isinstance(found, Explanation):
+        return _mapped(asker, case, label, opened, found, frame)
+    if isinstance(found, UNMAPPED):
+        [[(subject, score)]] = asker.explainer.predict([opened.image], _asked(asker, [opened]))
+        right = _is_right(asker, case, opened, subject.label == label)
+        return Row(case.name, label, subject.label, score, flags=(f"{NO_MAP}: {found}",), right=right)
+    return Row(case.name, label, NOT_FOUND) if asker.locates and isinstance(found, TargetError) else found
+
+
+def _mapped(asker: Asker, case: Case, label: str, opened: Opened, found: Explanation, frame: Frame) -> Row:
     box = opened.box if frame == "object" else WHOLE
     heatmap = found.heatmap  # drawn whenever it is asked for
     inside = None if opened.inside is None else float(heatmap[opened.inside].sum() / max(heatmap.sum(), 1e-12))
     drawn = to_frame(heatmap, box).astype(np.float16)
-    right = asker.see(case, opened).right if asker.locates else found.label == label
+    right = _is_right(asker, case, opened, found.label == label)
     return Row(case.name, label, found.label, found.score, drawn, inside, 0.0, found.flags, right=right)
+
+
+def _is_right(asker: Asker, case: Case, opened: Opened, named: bool) -> bool:
+    """Whether the model recognizes the image: names its class, or finds the object of this class at its place."""
+    return asker.see(case, opened).right if asker.locates else named
 
 
 def _strategies(rows: list[Row], seed: int) -> list[Strategy]:
@@ -370,7 +460,7 @@ def _suspicions(
     right: dict[int, list[Case]] = {}
     for case, row in zip(cases, rows, strict=True):
         right.setdefault(case.label, [])
-        if row.right:
+        if row.right and not row.copy:
             right[case.label].append(case)
     rng = np.random.default_rng(seed)
     right = {label: [own[i] for i in rng.permutation(len(own))] for label, own in right.items()}
@@ -430,12 +520,26 @@ def _notes(rows: Sequence[Row], classes: Mapping[int, str], *, located: bool) ->
         yield from _of_chance(read, classes)
     elif not (right := sum(row.right for row in read)):
         yield f"The model finds {right} of the {len(read)} marked objects."
-    bare = sum(row.inside is None for row in read)
-    if not located and 0 < bare < len(read):
-        yield f"{bare} of {len(read)} images have no mask or box: what is said of their objects rests on the others."
+    mapped = [row for row in read if row.map is not None]
+    unmarked = sum(row.inside is None for row in mapped)
+    if not located and 0 < unmarked < len(mapped):
+        share = f"{unmarked} of {len(mapped)} images have no mask or box"
+        yield f"{share}: what is said of their objects rests on the others."
+    if copies := sum(row.copy for row in read):
+        yield f"{copies} of {len(read)} images are copies of others, and are not tested again."
+    if bare := [row for row in read if _without_map(row)]:
+        yield (
+            f"{len(bare)} of {len(read)} images have no map, so that they belong to no strategy; "
+            f"the first: {_without_map(bare[0])}"
+        )
     if broken := len(rows) - len(read):
         first = next(row for row in rows if row.error)
-        yield f"{broken} of {len(rows)} images could not be read; the first: {first.error}"
+        yield f"{broken} of {len(rows)} images could not be read or explained; the first: {first.error}"
+
+
+def _without_map(row: Row) -> str:
+    """Why an image has no map, if it should have one."""
+    return next((flag.removeprefix(f"{NO_MAP}: ") for flag in row.flags if flag.startswith(NO_MAP)), "")
 
 
 def _of_chance(read: Sequence[Row], classes: Mapping[int, str]) -> Iterator[str]:

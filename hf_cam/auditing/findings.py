@@ -113,8 +113,15 @@ class Suspicion:
 
     def verdict(self, trial: Trial) -> Verdict:
         """What follows from a trial of the region."""
-        found = carried(trial) if self.kind in CARRIED and not self.located else trial.verdict
-        return found if self.fixed or found != "reads it" else "undecided"
+        return "undecided" if self.doubt(trial) else trial.verdict
+
+    def doubt(self, trial: Trial) -> str:
+        """Why the region is not called read although the class is lost without it; empty if there is no such reason."""
+        if trial.verdict != "reads it":
+            return ""
+        if self.kind in CARRIED and not self.located and (doubt := not_carried(trial)):
+            return doubt
+        return "" if self.fixed else "its evidence lies at different positions, as objects do"
 
     def finding(self, trial: Trial) -> Finding:
         """The finding, by the corrected trial."""
@@ -365,17 +372,22 @@ REGIONS: dict[Kind, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def carried(trial: Trial) -> Verdict:
-    """The verdict on a region that is the same in all images: what is read there turns other images into the class.
+def not_carried(trial: Trial) -> str:
+    """Why a region that is the same in all images is not read: it does not turn other images into the class.
 
     Hiding one place hides a part of many objects too, but such a part does not make an object of another class.
 
     >>> from dataclasses import replace
     >>> mark = Trial(32, 0.9, (0.7, 0.97), 0.0, 0.9, 0.0, 1e-6)
-    >>> carried(mark), carried(replace(mark, follows=0.1))
-    ('reads it', 'undecided')
+    >>> not_carried(mark), not_carried(replace(mark, follows=0.1))
+    ('', "a region counts as read from 40 percentage points above another region's 0% on")
     """
-    return trial.verdict if _follows(trial) or trial.verdict != "reads it" else "undecided"
+    if _follows(trial):
+        return ""
+    if not trial.pasted:
+        return "there are no images of other classes to put it on"
+    points, other = f"{100 * FOLLOWS:.0f} percentage points", f"{trial.follows_elsewhere:.0%}"
+    return f"a region counts as read from {points} above another region's {other} on"
 
 
 def _follows(trial: Trial, least: float = FOLLOWS) -> bool:
@@ -400,9 +412,10 @@ def sentence(one: Suspicion, trial: Trial) -> str:
         f"{begins}: without it, {trial.drop:.0%} of {trial.images} {lost} (95% interval {low:.0%} to {high:.0%}), "
         f"against {trial.elsewhere:.0%} without an equal region elsewhere"
     )
-    if not trial.pasted:
-        return f"{told}."
-    return f"{told}; put on images of other classes, it turns {trial.follows:.0%} of them into {one.label!r}."
+    if trial.pasted:
+        told += f"; put on images of other classes, it turns {trial.follows:.0%} of them into {one.label!r}"
+    doubt = one.doubt(trial)
+    return f"{told}; but {doubt}." if doubt else f"{told}."
 
 
 CARRIED: tuple[Kind, ...] = ("place", "border")

@@ -144,6 +144,8 @@ def recognizer_of(head: Head) -> Recognizer:
             "an audit takes classifiers of images, models that compare them with prompts, detectors and segmenters, "
             f"not {head.model_name}"
         )
+    if "regression" in (head.loaded.output, head.loaded.traits.problem_type):
+        raise OptionError(f"an audit compares classes, but {head.model_name} predicts values")
     return found
 
 

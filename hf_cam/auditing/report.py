@@ -238,10 +238,12 @@ class Pictures:
             return None
 
     def with_map(self, index: int) -> str:
-        """The image with its map, as a data URI; empty if either is missing."""
+        """The image with its map, or without where there is none, as a data URI; empty if it is missing."""
         image, row = self.image(index), self.audit.rows[index]
-        if image is None or row.map is None:
+        if image is None:
             return ""
+        if row.map is None:
+            return data_uri(small(image))
         heat = _over(np.asarray(row.map, np.float32), self.audit.cases[index], image, self.audit.frame == "object")
         return data_uri(overlay(small(image), resized(heat, small(image))))
 
@@ -267,10 +269,13 @@ def _over(framed_map: np.ndarray, case: Case, image: Image.Image, by_object: boo
 
 
 VERDICTS = {"reads it": "reads", "does not": "not", "undecided": "maybe"}
+"""How each verdict is coloured; that the object is read is no alarm."""
 
 
 def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
+    suspicious = audit.suspicious
     for one, masks in zip(audit.findings, audit.masks, strict=True):
+        colour = VERDICTS[one.verdict] if one.verdict != "reads it" or one in suspicious else "plain"
         shown = [figure(pictures.with_region(name, mask), Path(name).name) for name, mask in masks.items()]
         low, high = one.interval
         spoken = f"fall in accuracy {one.drop:.0%}, between {low:.0%} and {high:.0%}"
@@ -280,7 +285,7 @@ def _findings(audit: Audit, pictures: Pictures) -> Iterator[str]:
             f'<s style="left:{one.elsewhere:.1%}"></s></div>'
         )
         yield (
-            f'<article class="finding {VERDICTS[one.verdict]}"><h3>{html.escape(one.label)} '
+            f'<article class="finding {colour}"><h3>{html.escape(one.label)} '
             f'<span class="kind">{one.kind}</span> <span class="verdict">{one.verdict}</span></h3>'
             f"<p>{html.escape(one.text)}</p>{bar}"
             f'<div class="strip">{"".join(shown[:EXAMPLES])}</div></article>'
@@ -358,7 +363,8 @@ def _links(audit: Audit, folder: Path | None) -> Iterator[str]:
 def _answer(row: Row) -> str:
     """What the model says about an image, and where that is wrong."""
     wrong = ", not found at its place" if row.predicted == row.label else f", labelled {row.label}"
-    return f"{row.predicted} ({row.score:.2f}){'' if row.right else wrong}"
+    score = f" ({row.score:.2f})" if row.score else ""  # what is not found has none
+    return f"{row.predicted}{score}{'' if row.right else wrong}"
 
 
 def _link(row: Row, folder: Path | None) -> str:

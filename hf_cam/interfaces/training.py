@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_cam.auditing.audit import Audit, audit, checked
+from hf_cam.auditing.audit import Audit, audit, checked, fitted
 from hf_cam.errors import OptionError, brief
-from hf_cam.models.loading import load
+from hf_cam.models.loading import LoadedModel, load
 from hf_cam.request import check_count
 
 Report = Callable[[dict[str, float], int], Any]
@@ -46,14 +46,25 @@ class AuditCallback(TrainerCallback):
         self.report = report
         self.audits: dict[int, Audit] = {}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        """Refuse what no audit of the model takes before the training, and not after its first steps.
+
+        Raises:
+            OptionError: the classes do not match, or the model has none.
+            ModelError: there is no processor.
+        """
+        del args, state, control
+        fitted(self._loaded(model, others), checked(self.data, **self.settings), **self.settings)
+
+    def _loaded(self, model: Any, others: dict[str, Any]) -> LoadedModel:
+        return load(model, processor=self.processor or others.get("processing_class"))
+
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
         """Audit the model if it is its turn."""
         del args, control
         if state.global_step % self.every or not state.is_world_process_zero:
             return
-        found = audit(
-            load(model, processor=self.processor or others.get("processing_class")), self.data, **self.settings
-        )
+        found = audit(self._loaded(model, others), self.data, **self.settings)
         self.audits[state.global_step] = found
         figures = {
             "audit_findings": float(len(found.suspicious)),
