@@ -230,8 +230,8 @@ def _step(name: str) -> str:
 
 
 def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
-    """What the rows depend on, and what describes them."""
-    loaded, cam = explain.load(), explain.explainer.cam
+    """What the rows depend on; their layers may depend on the first image, and so stand in the rows."""
+    loaded = explain.load()
     settings = {name: value for name, value in explain.settings.items() if name not in ("processor", "device")}
     return {
         "version": __version__,
@@ -240,7 +240,6 @@ def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
         "settings": fingerprint(explain.method, explain.check, settings),
         "data": source.identity(),
         "root": str(source.root) if isinstance(source, Files) else "",
-        **({"method": cam.method.id, "layers": list(cam.adapter.layers)} if explain.method else {}),
     }
 
 

@@ -18,7 +18,7 @@ from hf_cam.evaluation.log import lock
 from hf_cam.results.files import write_whole
 
 MANIFEST, LOCK, ROWS = "manifest.json", "lock", re.compile(r"rows-(\d+)\.parquet")
-INFORMATIVE = ("layers", "method", "root", "complete", "images", "errors")
+INFORMATIVE = ("root", "complete", "images", "errors")
 """Entries of a manifest that describe and do not distinguish; what decides is in the others."""
 
 

@@ -1,0 +1,70 @@
+"""What is explained in a data set, for every kind of model, and what is loaded again: the same as `hf_cam.explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hf_cam
+from nets import blip2, classifier, clip, depth, segformer, sure_detr
+from pictures import noise
+
+PICTURES = [noise(64, 70, 0), noise(90, 64, 1), noise(70, 70, 2)]
+
+
+class Flat(nn.Module):
+    """A classifier of nobody's catalogue that takes pictures of one size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU())
+        self.head = nn.Linear(8 * 9 * 7, 3)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(pixel_values).flatten(1))
+
+
+def flat():
+    def process(image):
+        return torch.from_numpy(np.array(image.resize((31, 39)))).permute(2, 0, 1) / 255
+
+    torch.manual_seed(0)
+    return hf_cam.load(Flat().eval(), processor=process, labels=["a", "b", "c"])
+
+
+MODELS = {
+    "classes": (classifier, {"top_k": 2}),
+    "prompts": (clip, {"text": ["cat", "dog"]}),
+    "objects": (sure_detr, {}),
+    "segments": (segformer, {}),
+    "depth": (depth, {}),
+    "questions": (blip2, {"text": "what?"}),
+    "a module": (flat, {}),
+}
+
+
+def check_same(stored, fresh) -> None:
+    assert len(stored) == len(fresh)
+    for one, other in zip(stored, fresh, strict=True):
+        for name in ("label", "method", "layers", "flags", "score_kind", "signed"):
+            assert getattr(one, name) == getattr(other, name)
+        assert one.score == pytest.approx(other.score, rel=1e-4)
+        np.testing.assert_allclose(one.outlines, other.outlines, atol=2e-2)
+        np.testing.assert_allclose(one.heatmap, other.heatmap, atol=5e-3)
+        assert one.overlay().size == other.overlay().size
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_loaded_again_is_what_explain_returns(kind, tmp_path: Path) -> None:
+    make, settings = MODELS[kind]
+    paths = [tmp_path / f"{number}.png" for number in range(len(PICTURES))]
+    for path, picture in zip(paths, PICTURES, strict=True):
+        picture.save(path)
+    hf_cam.explain_dataset(tmp_path, make(), out=tmp_path / "out", batch_size=2, **settings)
+    stored, model = hf_cam.load_explanations(tmp_path / "out"), make()
+    for path in paths:
+        check_same(stored[path.name], hf_cam.explain(path, model, **settings))
