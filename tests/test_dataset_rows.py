@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 import hf_cam
+from hf_cam import Explain
 from nets import blip2, classifier, clip, depth, segformer, sure_detr
 from pictures import noise
+from test_heads_prompted import promptable
 
 PICTURES = [noise(64, 70, 0), noise(90, 64, 1), noise(70, 70, 2)]
 
@@ -68,3 +71,31 @@ def test_what_is_loaded_again_is_what_explain_returns(kind, tmp_path: Path) -> N
     stored, model = hf_cam.load_explanations(tmp_path / "out"), make()
     for path in paths:
         check_same(stored[path.name], hf_cam.explain(path, model, **settings))
+
+
+# What is asked of every image -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [[0, 1], np.array([0, 1]), torch.tensor([0, 1])], ids=["list", "array", "tensor"])
+def test_several_targets_are_asked_of_each_image_whatever_they_stand_in(target) -> None:
+    rows = Explain(classifier(), target=target, batch_size=2)({"image": PICTURES})
+    assert rows["error"] == [""] * 3
+    assert [len(json.loads(others)) for others in rows["others"]] == [1] * 3
+
+
+@pytest.mark.parametrize(
+    ("marks", "prompts"),
+    [
+        ({"input_points": [(30, 20), (50, 45)]}, 2),
+        ({"input_points": [(30, 20)], "input_labels": [1]}, 1),
+        ({"input_boxes": [(5, 5, 40, 40)]}, 1),
+        ({"input_boxes": (5, 5, 40, 40)}, 1),
+    ],
+)
+def test_marks_are_asked_of_each_image(marks, prompts) -> None:
+    model = promptable("sam2")
+    rows = Explain(model, batch_size=2, **marks)({"image": PICTURES})
+    assert rows["error"] == [""] * 3
+    assert [1 + len(json.loads(others)) for others in rows["others"]] == [prompts] * 3
+    fresh = hf_cam.explain(PICTURES[0], model, **marks)
+    assert rows["score"][0] == pytest.approx(fresh[0].score, rel=1e-4)

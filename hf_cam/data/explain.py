@@ -204,7 +204,7 @@ class Explain:
             yield from rows
             return
         for picture, single in zip(pictures, request.for_images(len(pictures)), strict=True):
-            yield from self._together([picture], single.of_one_image())
+            yield from self._together([picture], single.of_each())
 
     def _made(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row]:
         if self.method is None:
@@ -220,11 +220,10 @@ class Explain:
 
     def _request(self, targets: Sequence[Any] | None, texts: Sequence[Any] | None, members: Sequence[int]) -> Request:
         """What is asked of these images of a batch; where a row has no value, what is asked of all."""
-        asked = self.request
+        asked = self.request.of_each(len(members))
         if targets is not None:
-            asked = replace(asked, target=[asked.target if one is None else _python(one) for one in targets])
-        elif isinstance(asked.target, list):
-            asked = replace(asked, target=[asked.target] * len(members))  # several targets for each image
+            own = [self.request.target if one is None else _python(one) for one in targets]
+            asked = replace(asked, target=own)
         if texts is not None and members and texts[members[0]] is not None:
             asked = replace(asked, text=Request.of(text=_python(texts[members[0]])).text)
         return asked
