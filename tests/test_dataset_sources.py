@@ -69,7 +69,14 @@ def saved(tmp_path: Path, seed: int) -> Path:
     return kept
 
 
+def buffers(tmp_path: Path, seed: int) -> list[bytearray]:
+    for number in range(3):
+        noise(40, 50, seed + number).save(tmp_path / f"{number}.png")
+    return [bytearray((tmp_path / f"{number}.png").read_bytes()) for number in range(3)]
+
+
 KINDS = {
+    "buffers": buffers,
     "dataset": lambda tmp_path, seed: table(seed),
     "pictures": lambda tmp_path, seed: [noise(40, 50, seed + number) for number in range(3)],
     "arrays": lambda tmp_path, seed: [np.asarray(noise(40, 50, seed + number)) for number in range(3)],
@@ -84,6 +91,13 @@ def test_other_data_of_the_same_name_and_size_is_no_continuation(model, tmp_path
     assert run(KINDS[kind](tmp_path, 0), model, tmp_path / "out").resumed == 3
     with pytest.raises(OptionError, match=r"other settings \(data\)"):
         run(KINDS[kind](tmp_path, 7), model, tmp_path / "out")
+
+
+def test_a_setting_of_numpy_is_continued(model, folder, tmp_path) -> None:
+    for index, resumed in ((1, 0), (1, 4)):
+        assert run(folder, model, tmp_path / "out", target=np.int64(index)).resumed == resumed
+    with pytest.raises(OptionError, match=r"other settings \(settings\)"):
+        run(folder, model, tmp_path / "out", target=np.int64(2))
 
 
 def test_another_column_or_split_is_no_continuation(model, tmp_path) -> None:
