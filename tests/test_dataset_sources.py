@@ -1,5 +1,6 @@
 """What a data set is: which data a folder of explanations continues, and that no image is lost or mistaken."""
 
+import io
 import json
 import os
 import sys
@@ -171,12 +172,20 @@ def test_a_path_that_is_listed_twice_stands_there_once(model, folder, tmp_path) 
     assert sorted(rows_in(tmp_path / "out")) == sorted(set(paths))
 
 
-def test_a_picture_that_is_listed_twice_is_decoded_once_at_a_time(model, folder, tmp_path) -> None:
-    for path in folder.rglob("*.png"):
-        noise(900, 1200).save(path)
-    lazy = Image.open(folder / "a" / "1.png")
-    rows = Explain(model)({"image": [lazy] * 8})
+def test_a_picture_that_is_listed_twice_is_decoded_once_at_a_time(model) -> None:
+    noise(900, 1200).save(content := io.BytesIO(), "PNG")
+    rows = Explain(model)({"image": [Image.open(content)] * 8})
     assert rows["error"] == [""] * 8
+
+
+def test_pictures_that_are_still_to_be_decoded_stay_so_and_are_continued(model, folder, tmp_path) -> None:
+    pictures = [Image.open(path) for path in sorted(folder.rglob("*.png"))]
+    pictures[0].close()
+    assert run(pictures, model, tmp_path / "out").errors == 0
+    assert all(picture.tile for picture in pictures)
+    assert run(pictures, model, tmp_path / "out").resumed == 4
+    for picture in pictures:
+        picture.close()
 
 
 def test_overlays_in_the_folder_of_the_pictures_are_no_data(model, folder, tmp_path) -> None:

@@ -6,15 +6,15 @@ import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from hf_cam.data.rows import COLUMNS, Row, error_row, predicted_row, row_of
-from hf_cam.data.sources import ASKED, IMAGES
+from hf_cam.data.sources import ASKED, IMAGES, file_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, OptionError, brief, nearest
 from hf_cam.explainer import BATCH, Explainer
@@ -148,10 +148,9 @@ class Explain:
     def opened(self, source: Any) -> Picture | HFCamError:
         """The picture at a source, decoded, or the error."""
         try:
-            if isinstance(source, Image.Image):
-                with _LAZY:  # one that is still to be decoded may stand in a batch twice
-                    return self.loaded.opened(source)
-            return self.loaded.opened(as_source(source))
+            source = as_source(source)
+            with _LAZY if isinstance(source, ImageFile) else nullcontext():  # it may stand in a batch twice
+                return self.loaded.opened(source)
         except HFCamError as error:
             if self.on_error == "raise":
                 raise
@@ -250,7 +249,7 @@ def as_source(source: Any) -> Any:
         source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes | bytearray | memoryview):
         return opened(io.BytesIO(source), "the image", lambda image: image.copy())
-    return str(source) if isinstance(source, np.str_) else source
+    return str(source) if isinstance(source, np.str_) else file_of(source) or source
 
 
 def _python(value: Any) -> Any:

@@ -20,6 +20,7 @@ from PIL.ImageFile import ImageFile
 from hf_cam.doors import blaming
 from hf_cam.errors import ImageError, OptionError, brief, reason
 from hf_cam.evaluation.samples import SUFFIXES
+from hf_cam.images.reading import is_file
 from hf_cam.models.fingerprint import fingerprint
 
 IMAGES = ("image", "img", "pixel_values", "path", "file_name")
@@ -214,10 +215,21 @@ def _is_name(image: Any) -> bool:
 
 
 def _content(image: Any) -> Any:
-    """What tells a picture from others; one whose file is still to be decoded stays so."""
-    if isinstance(image, ImageFile) and image.filename and image.tile:
-        return str(image.filename), image.size, image.mode
-    return image
+    """What tells a picture from others: its file if it is still to be decoded, else its pixels."""
+    file = file_of(image)
+    return image if file is None else (file, image.size)
+
+
+def file_of(image: Any) -> str | None:
+    """The file of a picture that is still to be decoded, and has no other frames; None for all else.
+
+    Read from there in its place, the picture stays as it is: the next run finds it the same, and pictures that were
+    decoded do not gather in the caller's list.
+    """
+    if not isinstance(image, ImageFile) or not image.filename or not image.tile or getattr(image, "n_frames", 1) > 1:
+        return None
+    name = os.fsdecode(image.filename)
+    return name if is_file(name) else None
 
 
 def source_of(
