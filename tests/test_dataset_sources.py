@@ -189,7 +189,13 @@ def test_pictures_that_are_still_to_be_decoded_stay_so_and_are_continued(model, 
 
 
 def test_overlays_in_the_folder_of_the_pictures_are_no_data(model, folder, tmp_path) -> None:
-    for data, out in ((folder, folder / "explained"), (f"{folder}/**/*.*", folder / "others"), (folder, folder)):
+    (link := tmp_path / "link").symlink_to(folder)
+    for data, out in (
+        (folder, folder / "explained"),
+        (f"{folder}/**/*.*", folder / "others"),
+        (folder, folder),
+        (f"{link}/[ab]*/**/*.*", link / "a" / "linked"),
+    ):
         before = len(source_of(data, apart_from=out))
         for _ in range(2):
             assert run(data, model, out, overlays=True).images == before
@@ -209,6 +215,13 @@ def test_linked_folders_and_files_are_data_and_links_upwards_end(model, folder, 
     assert set(rows_in(tmp_path / "out")) == {*names, "c/link/8.png"}
     assert run(f"{folder}/*/*.png", model, tmp_path / "globbed").resumed == 4
     assert set(rows_in(tmp_path / "globbed")) == names
+
+
+def test_folders_that_link_to_each_other_end(folder) -> None:
+    (folder / "a" / "to").symlink_to(folder / "b")
+    (folder / "b" / "back").symlink_to(folder / "a")
+    names = {path.relative_to(folder).as_posix() for path in source_of(folder).files}
+    assert names == {f"{place}.png" for place in ("a/1", "a/3", "b/0", "b/2", "a/to/0", "a/to/2", "b/back/1", "b/back/3")}
 
 
 def test_a_folder_that_cannot_be_read_is_named(model, folder, tmp_path, monkeypatch) -> None:

@@ -249,7 +249,7 @@ def source_of(
     """
     source = _source(data, column, split)
     if isinstance(source, Files) and apart_from is not None:
-        source.files = [path for path in source.files if not _written(path, apart_from.resolve())]
+        source.files = _not_written(source.files, apart_from.resolve())
     if not len(source):
         raise ImageError(f"there are no images in {brief(source.name)}")
     return source
@@ -274,9 +274,15 @@ def _is_array(data: Any) -> bool:
     return getattr(data, "ndim", 0) in (2, 3)
 
 
-def _written(path: Path, out: Path) -> bool:
-    """Whether a file lies in a part of a folder of explanations."""
-    return path.is_relative_to(out) and PART.fullmatch(path.relative_to(out).parts[0]) is not None
+def _not_written(files: Sequence[Path], out: Path) -> list[Path]:
+    """The files that lie in no part of a folder of explanations, by whatever links they were found."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
+    written = {
+        folder
+        for folder, place in folders.items()
+        if place != out and place.is_relative_to(out) and PART.fullmatch(place.relative_to(out).parts[0])
+    }
+    return [path for path in files if path.parent not in written]
 
 
 def _named(name: str, column: str | None, split: str | None) -> Source:
@@ -310,7 +316,7 @@ def _folder(path: Path) -> Source:
 
 
 def _pictures_below(root: Path) -> Iterator[Path]:
-    """The pictures of a folder and its sub-folders, also of linked ones, but for links that lead up again.
+    """The pictures of a folder and its sub-folders, also of linked ones, but for links that lead back to where one was.
 
     Raises:
         ImageError: a sub-folder cannot be read.
@@ -322,9 +328,12 @@ def _pictures_below(root: Path) -> Iterator[Path]:
             "glob that leaves it out"
         ) from error
 
+    way = {str(root): (root,)}
     for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        above = Path(parent).resolve()
-        folders[:] = [one for one in folders if not above.is_relative_to((above / one).resolve())]
+        above = way.pop(parent)
+        below = {one: (above[-1] / one).resolve() for one in folders}
+        folders[:] = [one for one in folders if not any(step.is_relative_to(below[one]) for step in above)]
+        way |= {os.path.join(parent, one): (*above, below[one]) for one in folders}  # noqa: PTH118 - as os.walk does
         yield from (Path(parent, name) for name in names if _is_picture(name))
 
 
