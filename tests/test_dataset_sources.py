@@ -221,7 +221,9 @@ def test_folders_that_link_to_each_other_end(folder) -> None:
     (folder / "a" / "to").symlink_to(folder / "b")
     (folder / "b" / "back").symlink_to(folder / "a")
     names = {path.relative_to(folder).as_posix() for path in source_of(folder).files}
-    assert names == {f"{place}.png" for place in ("a/1", "a/3", "b/0", "b/2", "a/to/0", "a/to/2", "b/back/1", "b/back/3")}
+    assert names == {
+        f"{place}.png" for place in ("a/1", "a/3", "b/0", "b/2", "a/to/0", "a/to/2", "b/back/1", "b/back/3")
+    }
 
 
 def test_a_folder_that_cannot_be_read_is_named(model, folder, tmp_path, monkeypatch) -> None:

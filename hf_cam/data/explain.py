@@ -99,12 +99,13 @@ class Explain:
                 "hf_cam.load_explanations returns"
             )
         self.proved = False
-        """Whether the settings are known to suit some image, so that errors are those of the images."""
+        """Whether the settings are known beforehand to suit some image, so that errors are those of the images."""
+        self._suited = False
         self._explainer: Explainer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without what was loaded by name."""
-        return {**self.__dict__, "_explainer": None}
+        """The state to pickle, without what was loaded by name; the same after a batch, as `datasets` caches by it."""
+        return {**self.__dict__, "_explainer": None, "_suited": False}
 
     @property
     def explainer(self) -> Explainer:
@@ -184,9 +185,9 @@ class Explain:
         foreign = [error for error in errors if not isinstance(error, ImageError)]
         if errors and self.on_error == "raise":
             raise errors[0]
-        if foreign and len(errors) == len(found) and not self.proved:
+        if foreign and len(errors) == len(found) and not (self.proved or self._suited):
             raise foreign[0]
-        self.proved = self.proved or len(errors) < len(found)
+        self._suited = self._suited or len(errors) < len(found)
 
     def _together(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row | HFCamError]:
         """Rows of pictures in one go, or of each by itself where that fails."""

@@ -53,12 +53,12 @@ class Shards:
             self._lock = self._locked()
             self._compare()
             self._take_over()
-        except HFCamError:
-            self._release()
-            raise
         except OSError as error:
             self._release()
             raise self._refused(error) from error
+        except BaseException:  # an interrupt too, whose traceback a notebook keeps, and with it the lock
+            self._release()
+            raise
         return self
 
     def __exit__(
