@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 import hf_cam
+from benchmarks.tiny_models import case_of
 from hf_cam import Explain
+from hf_cam.errors import OptionError
+from hf_cam.results.bundle import IMAGE
 from nets import blip2, classifier, clip, depth, segformer, sure_detr
 from pictures import noise
 from test_heads_prompted import promptable
+from test_videos import frames, processor_of, write_gif, write_mp4
 
 PICTURES = [noise(64, 70, 0), noise(90, 64, 1), noise(70, 70, 2)]
 
@@ -99,3 +103,38 @@ def test_marks_are_asked_of_each_image(marks, prompts) -> None:
     assert [1 + len(json.loads(others)) for others in rows["others"]] == [prompts] * 3
     fresh = hf_cam.explain(PICTURES[0], model, **marks)
     assert rows["score"][0] == pytest.approx(fresh[0].score, rel=1e-4)
+
+
+# Videos and overlays --------------------------------------------------------------------------------------------------
+
+
+def test_videos_are_loaded_and_drawn_with_all_frames_that_the_model_saw(tmp_path: Path) -> None:
+    case = case_of("video-classification", "videomae")
+    case.build().save_pretrained(tmp_path / "model")
+    processor_of(case).save_pretrained(tmp_path / "model")
+    model, paths = hf_cam.load(tmp_path / "model"), [str(tmp_path / name) for name in ("moving.gif", "moving.mp4")]
+    write_gif(Path(paths[0]), frames(6))
+    write_mp4(Path(paths[1]), frames(6))
+    hf_cam.explain_dataset(paths, model, out=tmp_path / "out", overlays=True)
+    stored = hf_cam.load_explanations(tmp_path / "out")
+    for path in paths:
+        fresh = hf_cam.explain(path, model)
+        check_same(stored[path], fresh)
+        np.testing.assert_array_equal(np.stack(stored[path][0].frames), np.stack(fresh[0].frames))
+        bundle = fresh[0].save(tmp_path / "bundle" / Path(path).suffix[1:] / "")
+        check_same(hf_cam.load_explanations(bundle)[IMAGE], fresh)
+    assert len(list((tmp_path / "out").rglob("overlays/**/*.jpg"))) == 2
+
+
+def test_overlays_are_drawn_later_without_explaining_again(tmp_path: Path, monkeypatch) -> None:
+    (folder := tmp_path / "pictures").mkdir()
+    for number, picture in enumerate(PICTURES):
+        picture.save(folder / f"{number}.png")
+    model = classifier()
+    hf_cam.explain_dataset(folder, model, out=tmp_path / "out")
+    monkeypatch.setattr(Explain, "rows", None)
+    assert hf_cam.explain_dataset(folder, model, out=tmp_path / "out", overlays=True).resumed == 3
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*.jpg"))
+    assert names == ["0.png.jpg", "1.png.jpg", "2.png.jpg"]
+    with pytest.raises(OptionError, match="overlays=True needs maps"):
+        hf_cam.explain_dataset(folder, model, out=tmp_path / "plain", overlays=True, method=None)

@@ -328,7 +328,7 @@ def _pictures_below(root: Path) -> Iterator[Path]:
             "glob that leaves it out"
         ) from error
 
-    way = {str(root): (root,)}
+    way: dict[str, tuple[Path, ...]] = {str(root): (root,)}
     for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         above = way.pop(parent)
         below = {one: (above[-1] / one).resolve() for one in folders}
