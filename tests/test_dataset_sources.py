@@ -1,5 +1,6 @@
 """What a data set is: which data a folder of explanations continues, and that no image is lost or mistaken."""
 
+import base64
 import io
 import json
 import os
@@ -315,6 +316,19 @@ def test_flags_and_the_boxes_of_a_sum_are_loaded_again(tmp_path) -> None:
     assert stored.flags == fresh.flags
     [row] = rows_in(tmp_path / "out").values()
     assert json.loads(row["details"])["method"] == fresh.method
+
+
+def test_images_of_a_list_of_relative_paths_are_read_again_from_anywhere(model, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    noise(8, 9).save(tiny := io.BytesIO(), "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(tiny.getvalue()).decode()
+    paths = ["a/1.png", str(folder / "b" / "0.png"), uri, noise(40, 50, 3)]
+    run(paths, model, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    found = hf_cam.load_explanations(tmp_path / "out")
+    assert [found[path][0].image.size for path in paths[:3]] == [(50, 40), (50, 40), (9, 8)]
+    with pytest.raises(ImageError, match="there is no file"):
+        _ = found["00000003"][0].image
 
 
 def test_a_finished_folder_that_grows_is_not_complete_until_it_is(model, folder, tmp_path, monkeypatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from hf_cam.data.cluster import Cluster, rows_on_ray
 from hf_cam.data.explain import Explain
 from hf_cam.data.local import explained
 from hf_cam.data.rows import Row, bundled, explanations_of
-from hf_cam.data.shards import Shards, manifest_of, parts_of, stored_rows
+from hf_cam.data.shards import Shards, parts_of, root_of, source_in, stored_rows
 from hf_cam.data.sources import INSTALL, Files, Listed, Source, source_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, OptionError, brief
@@ -255,7 +255,7 @@ def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
         "processor": processor_fingerprint(loaded.processor),
         "settings": fingerprint(explain.method, explain.check, settings),
         "data": source.identity(),
-        "root": str(source.root) if isinstance(source, Files) else "",
+        "root": str(source.root or ""),
     }
 
 
@@ -294,9 +294,6 @@ def load_explanations(folder: str | Path) -> dict[str, list[Explanation]]:
             )
         return found
     for part in parts:
-        manifest: Mapping[str, Any] = manifest_of(part) or {}
-        root = manifest.get("root") or ""
-        for row in stored_rows(part):
-            source = str(Path(root, row["path"])) if root else row["path"]
-            found[row["path"]] = explanations_of(row, source)
+        root = root_of(part)
+        found |= {row["path"]: explanations_of(row, source_in(root, row["path"])) for row in stored_rows(part)}
     return found

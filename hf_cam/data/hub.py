@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_cam.data.dataset import OVERLAYS, check_pyarrow, overlay_path
 from hf_cam.data.rows import COLUMNS, Row, explanations_of
-from hf_cam.data.shards import manifest_of, parts_of, rows_in, schema, stored_files, table_of
+from hf_cam.data.shards import manifest_of, parts_of, root_of, rows_in, schema, source_in, stored_files, table_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, brief, reason
 
@@ -115,10 +115,10 @@ def _overlays(rows: Sequence[Row], part: Path) -> Iterator[bytes | None]:
     """A JPEG per row; None where there is no map, or no image any more."""
     from hf_cam.images.reading import load_image
 
-    root = (manifest_of(part) or {}).get("root") or ""
+    root = root_of(part)
     for row in rows:
         made = overlay_path(part / OVERLAYS, row["path"])
-        found = explanations_of(row, str(Path(root, row["path"])) if root else row["path"])
+        found = explanations_of(row, source_in(root, row["path"]))
         try:
             picture = load_image(made) if made.is_file() else found[0].overlay() if found else None
         except (ImageError, HFCamError):

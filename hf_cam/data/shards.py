@@ -15,6 +15,7 @@ from hf_cam.data.rows import NO_GEOMETRY, Row
 from hf_cam.data.sources import INSTALL, PART
 from hf_cam.errors import HFCamError, OptionError, brief, reason
 from hf_cam.evaluation.log import lock
+from hf_cam.images.reading import is_data_uri, is_url
 from hf_cam.results.files import write_whole
 
 MANIFEST, LOCK, ROWS = "manifest.json", "lock", re.compile(r"rows-(\d+)\.parquet")
@@ -176,6 +177,21 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def root_of(part: Path) -> str:
+    """The folder in which the relative paths of a part's rows lie; empty if they are no paths."""
+    return str((manifest_of(part) or {}).get("root") or "")
+
+
+def source_in(root: str, name: str) -> str:
+    """Where the image of a row is read from again.
+
+    >>> [source_in("/x", name) for name in ("~a.png", "~/a.png", "https://h/a.png")]
+    ['/x/~a.png', '~/a.png', 'https://h/a.png']
+    """
+    placed = not root or is_url(name) or is_data_uri(name) or name.startswith("~/")
+    return name if placed else str(Path(root, name))
 
 
 def stored_files(folder: Path) -> list[Path]:

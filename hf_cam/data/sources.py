@@ -40,6 +40,8 @@ class Source(ABC):
     """
 
     name: str
+    root: Path | None = None
+    """The folder from which names that are relative paths lead to the images; None where names are no paths."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -68,6 +70,8 @@ class Source(ABC):
 class Files(Source):
     """Image files, named by their paths relative to the folder that holds them all."""
 
+    root: Path
+
     def __init__(self, name: str, files: Sequence[Path], root: Path) -> None:
         self.name, self.root, self.files = name, root, files
 
@@ -95,12 +99,12 @@ class Listed(Source):
     """
 
     def __init__(self, images: Sequence[Any]) -> None:
-        self.name, self.images = f"a list of {len(images)} images", images
+        self.name, self.images, self.root = f"a list of {len(images)} images", images, Path.cwd()
 
     def identity(self) -> str:
         """The folder of relative paths, and a fingerprint of the pictures."""
         unnamed = [(i, _content(one)) for i, one in enumerate(self.images) if not _is_name(one)]
-        return f"a list in {Path.cwd()}" + (f", {fingerprint(unnamed)}" if unnamed else "")
+        return f"a list in {self.root}" + (f", {fingerprint(unnamed)}" if unnamed else "")
 
     def __len__(self) -> int:
         return len(self.images)
