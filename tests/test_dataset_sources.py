@@ -138,6 +138,24 @@ def test_parts_made_with_another_model_are_not_mixed(model, folder, tmp_path) ->
     assert len(rows_in(tmp_path / "out")) == 4
 
 
+def test_a_split_or_column_that_the_data_does_not_have_is_refused(model, folder, tmp_path) -> None:
+    from datasets import DatasetDict
+
+    train = DatasetDict({"train": table(0)})["train"]
+    path = parquet_of(tmp_path, 0)
+    for data, asked in (
+        (train, {"split": "test"}),
+        (folder, {"split": "test"}),
+        (folder, {"column": "image"}),
+        ([noise()], {"column": "image"}),
+        (path, {"split": "train"}),
+    ):
+        with pytest.raises(OptionError, match=rf"has no {next(iter(asked))} '\w+'.*omit"):
+            run(data, model, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+    assert run(path, model, tmp_path / "out", column="other").images == 3
+
+
 # Each image once ------------------------------------------------------------------------------------------------------
 
 

@@ -249,9 +249,12 @@ def source_of(
 
     Raises:
         ImageError: there are no images, or the data cannot be read.
-        OptionError: the data is of no such type, there is no such column, or a split has to be chosen.
+        OptionError: the data is of no such type, there is no such column or split, or a split has to be chosen.
     """
     source = _source(data, column, split)
+    for name, given, kinds in (("column", column, Table | ParquetFile), ("split", split, Table)):
+        if given is not None and not isinstance(source, kinds):
+            raise OptionError(f"{brief(source.name)} has no {name} {brief(given)}; omit {name}=")
     if isinstance(source, Files) and apart_from is not None:
         source.files = _not_written(source.files, apart_from.resolve())
     if not len(source):
@@ -387,6 +390,8 @@ def _one_split(dataset: Any, split: str | None) -> Any:
         if split not in dataset:
             raise OptionError(f"choose a split of the data set with split=: {names}")
         return dataset[split]
+    if split is not None and split != str(dataset.split):
+        raise OptionError(f"the data is one split alone, and has no split {brief(split)}; omit split=")
     return dataset
 
 
