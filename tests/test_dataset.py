@@ -115,6 +115,19 @@ def test_a_wrong_target_of_one_image_is_an_error_of_that_image_alone(model) -> N
     assert "nothing like it" in columns["error"][1]
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "asked", "words"),
+    [
+        (clip, "text", ["cat", "", "dog", "cat"], "must be a text that is not empty"),
+        (classifier, "target", [0, float("nan"), 1, 0], "finite numbers"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error_of_its_row_alone(make, name, asked, words) -> None:
+    errors = Explain(make())({"image": [noise(seed=n) for n in range(4)], name: asked})["error"]
+    assert [bool(error) for error in errors] == [False, True, False, False]
+    assert words in errors[1]
+
+
 def test_settings_that_suit_no_image_stop_the_run(model, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LayerError):
         Explain(model, layers="no.such.layer")({"image": [noise()]})

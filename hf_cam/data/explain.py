@@ -171,9 +171,8 @@ class Explain:
         """
         found: list[Row | HFCamError] = [_NOT_YET] * len(pictures)
         for members in _groups(texts, len(pictures)):
-            readable = [i for i in members if not isinstance(pictures[i], HFCamError)]
-            own = self._request([targets[i] for i in readable] if targets is not None else None, texts, readable)
-            made = iter(self._together([pictures[i] for i in readable], own))  # type: ignore[misc]
+            opened = {i: one for i in members if not isinstance(one := pictures[i], HFCamError)}
+            made = iter(self._together(opened, targets, texts))
             for i in members:
                 picture = pictures[i]
                 found[i] = picture if isinstance(picture, HFCamError) else next(made)
@@ -189,12 +188,14 @@ class Explain:
             raise foreign[0]
         self._suited = self._suited or len(errors) < len(found)
 
-    def _together(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row | HFCamError]:
-        """Rows of pictures in one go, or of each by itself where that fails."""
+    def _together(
+        self, pictures: Mapping[int, Picture], targets: Sequence[Any] | None, texts: Sequence[Any] | None
+    ) -> Iterator[Row | HFCamError]:
+        """Rows of pictures of a batch, by their places in it, in one go; or of each by itself where that fails."""
         if not pictures:
             return
         try:
-            rows = list(self._made(pictures, request))
+            rows = list(self._made(list(pictures.values()), self._request(targets, texts, list(pictures))))
         except HFCamError as error:
             if len(pictures) == 1:
                 yield error
@@ -203,8 +204,8 @@ class Explain:
         if rows:
             yield from rows
             return
-        for picture, single in zip(pictures, request.for_images(len(pictures)), strict=True):
-            yield from self._together([picture], single.of_each())
+        for i, picture in pictures.items():
+            yield from self._together({i: picture}, targets, texts)
 
     def _made(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row]:
         if self.method is None:
@@ -219,12 +220,12 @@ class Explain:
         return explanation.check().verdict if self.check else ""
 
     def _request(self, targets: Sequence[Any] | None, texts: Sequence[Any] | None, members: Sequence[int]) -> Request:
-        """What is asked of these images of a batch; where a row has no value, what is asked of all."""
+        """What is asked of these images, which have one text; where a row has no value, what is asked of all."""
         asked = self.request.of_each(len(members))
         if targets is not None:
-            own = [self.request.target if one is None else _python(one) for one in targets]
+            own = [self.request.target if targets[i] is None else _python(targets[i]) for i in members]
             asked = replace(asked, target=own)
-        if texts is not None and members and texts[members[0]] is not None:
+        if texts is not None and texts[members[0]] is not None:
             asked = replace(asked, text=Request.of(text=_python(texts[members[0]])).text)
         return asked
 
