@@ -335,6 +335,8 @@ class Explainer:
         Raises:
             TargetError, OptionError: the request does not fit the model, before it runs.
         """
+        if self.words is not None:
+            raise OptionError("the words of an answer have no predictions without maps; name a method")
         wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.head.crops and any(request.input_boxes is not None for request in wanted):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -13,12 +14,14 @@ from torch import nn
 import hf_cam
 from benchmarks.tiny_models import case_of
 from hf_cam import Explain
+from hf_cam.data.shards import MANIFEST
 from hf_cam.errors import OptionError
 from hf_cam.results.bundle import IMAGE
 from nets import blip2, classifier, clip, depth, segformer, sure_detr
 from pictures import noise
 from test_heads_prompted import promptable
 from test_videos import frames, processor_of, write_gif, write_mp4
+from tests.writers import QUESTION, llava_processor, tiny_llava
 
 PICTURES = [noise(64, 70, 0), noise(90, 64, 1), noise(70, 70, 2)]
 
@@ -75,6 +78,25 @@ def test_what_is_loaded_again_is_what_explain_returns(kind, tmp_path: Path) -> N
     stored, model = hf_cam.load_explanations(tmp_path / "out"), make()
     for path in paths:
         check_same(stored[path.name], hf_cam.explain(path, model, **settings))
+
+
+def test_what_an_earlier_version_wrote_is_loaded(tmp_path: Path) -> None:
+    model = classifier()
+    done = hf_cam.explain_dataset(PICTURES, model, out=tmp_path, method="gradcam")
+    fresh, [path] = hf_cam.explain(PICTURES, model, method="gradcam"), done.folder.glob("*.parquet")
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["details"]), path)
+    manifest = json.loads((done.folder / MANIFEST).read_text())
+    manifest |= {"method": "gradcam", "layers": list(fresh[0][0].layers)}
+    (done.folder / MANIFEST).write_text(json.dumps(manifest))
+    for stored, [one] in zip(hf_cam.load_explanations(tmp_path).values(), fresh, strict=True):
+        assert (stored[0].method, stored[0].layers) == (one.method, one.layers)
+        np.testing.assert_allclose(stored[0].heatmap, one.heatmap, atol=5e-3)
+
+
+def test_words_without_a_method_are_refused(tmp_path: Path) -> None:
+    model = hf_cam.load(tiny_llava(), processor=llava_processor())
+    with pytest.raises(OptionError, match="words of an answer have no predictions without maps"):
+        hf_cam.explain_dataset(PICTURES, model, out=tmp_path, text=QUESTION, method=None)
 
 
 # What is asked of every image -----------------------------------------------------------------------------------------

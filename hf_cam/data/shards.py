@@ -216,12 +216,16 @@ def stored_rows(folder: Path) -> Iterator[Row]:
 
 
 def rows_in(path: Path) -> list[Row]:
-    """The rows of one file.
+    """The rows of one file; of hf-cam 0.2, where the manifest alone names the method and the layers, with these.
 
     Raises:
         OptionError: it cannot be read.
     """
     rows: list[Row] = _read(path).to_pylist()
+    if rows and "details" not in rows[0]:
+        manifest = manifest_of(path.parent) or {}
+        made = {"method": manifest.get("method") or "", "layers": manifest.get("layers") or []}
+        rows = [{**row, "details": json.dumps(made)} for row in rows]
     return rows
 
 
