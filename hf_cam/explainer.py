@@ -194,7 +194,7 @@ def _found(
         several, sources = False, [tuple(sources)]
     images = [opened_for(loaded, source) for source in sources]
     example = images[0] if images and not isinstance(images[0], tuple) else None
-    asked = request if several else request.of_one_image()
+    asked = request if several else request.of_each()
     found = list(make(replace(loaded, example=example))(images, asked, batch_size=batch_size or BATCH))
     return found if several else found[0]
 
@@ -310,7 +310,7 @@ class Explainer:
             return
         if self.head.crops and any(request.input_boxes is not None for request in wanted):
             for image, request in zip(images, wanted, strict=True):
-                crops = [own([image], part.of_one_image()) for own, part in self._crops(request)]
+                crops = [own([image], part.of_each()) for own, part in self._crops(request)]
                 yield Explanations(found for [one] in crops for found in one)
             return
         readers: dict[nn.Module, Reader] = {}
@@ -335,11 +335,13 @@ class Explainer:
         Raises:
             TargetError, OptionError: the request does not fit the model, before it runs.
         """
+        if self.words is not None:
+            raise OptionError("the words of an answer have no predictions without maps; name a method")
         wanted = self.checked(request, settings, len(images)).for_images(len(images))
         check_count("batch_size", batch_size)
         if self.head.crops and any(request.input_boxes is not None for request in wanted):
             for image, request in zip(images, wanted, strict=True):
-                crops = [own.predict([image], part.of_one_image()) for own, part in self._crops(request)]
+                crops = [own.predict([image], part.of_each()) for own, part in self._crops(request)]
                 yield [found for [one] in crops for found in one]
             return
         for start in range(0, len(images), batch_size):

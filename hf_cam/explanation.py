@@ -68,7 +68,7 @@ def _on_demand(*names: str) -> Callable[[type[Made]], type[Made]]:
     return decorated
 
 
-@_on_demand("heatmap", "image", "origin")
+@_on_demand("heatmap", "image", "frames", "origin")
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The explanation of one thing that a model reports about one image.
@@ -256,8 +256,9 @@ class Explanation:
 
         Returns:
             `label`, `score`, `score_kind`, `box`, `boxes`, `renormalize`, `method`, `layers`, `flags`, `map` (nested
-            lists in [0, 1], or in [-1, 1] if it is `signed`, with four decimals), `signed`, `geometry` (see
-            `Geometry.to_dict`), `evidence` ("image", "outside" or "none").
+            lists in [0, 1], or in [-1, 1] if it is `signed`, with four decimals), `signed`, `frames` (how many of a
+            video the model saw; None for an image), `geometry` (see `Geometry.to_dict`), `evidence` ("image", "outside"
+            or "none").
         """
         map_ = self.grid_map
         cells = {"map": map_.cells.astype(np.float64).round(4).tolist()} if with_map else {}
@@ -272,6 +273,7 @@ class Explanation:
             "layers": list(self.layers),
             "flags": list(self.flags),
             **cells,
+            "frames": map_.frames,
             "signed": map_.signed,
             "geometry": map_.geometry.to_dict(),
             "evidence": map_.evidence,

@@ -170,10 +170,14 @@ class Request:
             )
         return [replace(self, target=entry) for entry in entries]
 
-    def of_one_image(self) -> Request:
-        """The same request for a list of one image: a list as target holds several targets for it."""
-        marks = (None if (given := getattr(self, name)) is None else [given] for name in MARKS)
-        target = self.target if entries_of(self.target) is None else [entries_of(self.target)]
+    def of_each(self, count: int = 1) -> Request:
+        """The request of one image for a list of images: a list as target holds several targets for each of them.
+
+        >>> Request(target=["tabby", "pug"], input_points=[(1, 2)]).of_each(2).for_images(2)[1].target
+        ['tabby', 'pug']
+        """
+        marks = (None if (given := getattr(self, name)) is None else [given] * count for name in MARKS)
+        target = self.target if entries_of(self.target) is None else [entries_of(self.target)] * count
         return replace(self, target=target).marked(*marks)
 
     def marked(self, points: Any, labels: Any, boxes: Any) -> Request:

@@ -115,6 +115,19 @@ def test_a_wrong_target_of_one_image_is_an_error_of_that_image_alone(model) -> N
     assert "nothing like it" in columns["error"][1]
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "asked", "words"),
+    [
+        (clip, "text", ["cat", "", "dog", "cat"], "must be a text that is not empty"),
+        (classifier, "target", [0, float("nan"), 1, 0], "finite numbers"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error_of_its_row_alone(make, name, asked, words) -> None:
+    errors = Explain(make())({"image": [noise(seed=n) for n in range(4)], name: asked})["error"]
+    assert [bool(error) for error in errors] == [False, True, False, False]
+    assert words in errors[1]
+
+
 def test_settings_that_suit_no_image_stop_the_run(model, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LayerError):
         Explain(model, layers="no.such.layer")({"image": [noise()]})
@@ -128,8 +141,10 @@ def test_settings_that_suit_no_image_stop_the_run(model, folder: Path, tmp_path:
 
 def test_the_callable_is_pickled_without_a_model_that_it_loads_by_name() -> None:
     explain = Explain("demo:vit")
+    before = pickle.dumps(explain)
     first = explain({"image": [noise()]})
     copy = pickle.dumps(explain)
+    assert copy == before
     assert len(copy) < 2000
     assert pickle.loads(copy)({"image": [noise()]})["score"] == first["score"]
 
@@ -238,6 +253,18 @@ def test_a_folder_has_one_writer(model, folder, tmp_path) -> None:
         with pytest.raises(OptionError, match="another process writes"):
             run(folder, model, tmp_path / "out")
     run(folder, model, tmp_path / "out")
+
+
+def test_an_interrupt_while_a_folder_is_read_leaves_it_free(model, folder, tmp_path, monkeypatch) -> None:
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards, "_take_over", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            run(folder, model, tmp_path / "out")
+    assert run(folder, model, tmp_path / "out").images == 7
+    assert kept.tb
 
 
 def test_a_damaged_file_is_set_aside_and_its_images_are_explained_again(model, folder, tmp_path) -> None:

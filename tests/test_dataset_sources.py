@@ -1,5 +1,7 @@
 """What a data set is: which data a folder of explanations continues, and that no image is lost or mistaken."""
 
+import base64
+import io
 import json
 import os
 import sys
@@ -69,7 +71,14 @@ def saved(tmp_path: Path, seed: int) -> Path:
     return kept
 
 
+def buffers(tmp_path: Path, seed: int) -> list[bytearray]:
+    for number in range(3):
+        noise(40, 50, seed + number).save(tmp_path / f"{number}.png")
+    return [bytearray((tmp_path / f"{number}.png").read_bytes()) for number in range(3)]
+
+
 KINDS = {
+    "buffers": buffers,
     "dataset": lambda tmp_path, seed: table(seed),
     "pictures": lambda tmp_path, seed: [noise(40, 50, seed + number) for number in range(3)],
     "arrays": lambda tmp_path, seed: [np.asarray(noise(40, 50, seed + number)) for number in range(3)],
@@ -84,6 +93,13 @@ def test_other_data_of_the_same_name_and_size_is_no_continuation(model, tmp_path
     assert run(KINDS[kind](tmp_path, 0), model, tmp_path / "out").resumed == 3
     with pytest.raises(OptionError, match=r"other settings \(data\)"):
         run(KINDS[kind](tmp_path, 7), model, tmp_path / "out")
+
+
+def test_a_setting_of_numpy_is_continued(model, folder, tmp_path) -> None:
+    for index, resumed in ((1, 0), (1, 4)):
+        assert run(folder, model, tmp_path / "out", target=np.int64(index)).resumed == resumed
+    with pytest.raises(OptionError, match=r"other settings \(settings\)"):
+        run(folder, model, tmp_path / "out", target=np.int64(2))
 
 
 def test_another_column_or_split_is_no_continuation(model, tmp_path) -> None:
@@ -124,6 +140,24 @@ def test_parts_made_with_another_model_are_not_mixed(model, folder, tmp_path) ->
     assert len(rows_in(tmp_path / "out")) == 4
 
 
+def test_a_split_or_column_that_the_data_does_not_have_is_refused(model, folder, tmp_path) -> None:
+    from datasets import DatasetDict
+
+    train = DatasetDict({"train": table(0)})["train"]
+    path = parquet_of(tmp_path, 0)
+    for data, asked in (
+        (train, {"split": "test"}),
+        (folder, {"split": "test"}),
+        (folder, {"column": "image"}),
+        ([noise()], {"column": "image"}),
+        (path, {"split": "train"}),
+    ):
+        with pytest.raises(OptionError, match=rf"has no {next(iter(asked))} '\w+'.*omit"):
+            run(data, model, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+    assert run(path, model, tmp_path / "out", column="other").images == 3
+
+
 # Each image once ------------------------------------------------------------------------------------------------------
 
 
@@ -159,16 +193,30 @@ def test_a_path_that_is_listed_twice_stands_there_once(model, folder, tmp_path) 
     assert sorted(rows_in(tmp_path / "out")) == sorted(set(paths))
 
 
-def test_a_picture_that_is_listed_twice_is_decoded_once_at_a_time(model, folder, tmp_path) -> None:
-    for path in folder.rglob("*.png"):
-        noise(900, 1200).save(path)
-    lazy = Image.open(folder / "a" / "1.png")
-    rows = Explain(model)({"image": [lazy] * 8})
+def test_a_picture_that_is_listed_twice_is_decoded_once_at_a_time(model) -> None:
+    noise(900, 1200).save(content := io.BytesIO(), "PNG")
+    rows = Explain(model)({"image": [Image.open(content)] * 8})
     assert rows["error"] == [""] * 8
 
 
+def test_pictures_that_are_still_to_be_decoded_stay_so_and_are_continued(model, folder, tmp_path) -> None:
+    pictures = [Image.open(path) for path in sorted(folder.rglob("*.png"))]
+    pictures[0].close()
+    assert run(pictures, model, tmp_path / "out").errors == 0
+    assert all(picture.tile for picture in pictures)
+    assert run(pictures, model, tmp_path / "out").resumed == 4
+    for picture in pictures:
+        picture.close()
+
+
 def test_overlays_in_the_folder_of_the_pictures_are_no_data(model, folder, tmp_path) -> None:
-    for data, out in ((folder, folder / "explained"), (f"{folder}/**/*.*", folder / "others"), (folder, folder)):
+    (link := tmp_path / "link").symlink_to(folder)
+    for data, out in (
+        (folder, folder / "explained"),
+        (f"{folder}/**/*.*", folder / "others"),
+        (folder, folder),
+        (f"{link}/[ab]*/**/*.*", link / "a" / "linked"),
+    ):
         before = len(source_of(data, apart_from=out))
         for _ in range(2):
             assert run(data, model, out, overlays=True).images == before
@@ -188,6 +236,15 @@ def test_linked_folders_and_files_are_data_and_links_upwards_end(model, folder, 
     assert set(rows_in(tmp_path / "out")) == {*names, "c/link/8.png"}
     assert run(f"{folder}/*/*.png", model, tmp_path / "globbed").resumed == 4
     assert set(rows_in(tmp_path / "globbed")) == names
+
+
+def test_folders_that_link_to_each_other_end(folder) -> None:
+    (folder / "a" / "to").symlink_to(folder / "b")
+    (folder / "b" / "back").symlink_to(folder / "a")
+    names = {path.relative_to(folder).as_posix() for path in source_of(folder).files}
+    assert names == {
+        f"{place}.png" for place in ("a/1", "a/3", "b/0", "b/2", "a/to/0", "a/to/2", "b/back/1", "b/back/3")
+    }
 
 
 def test_a_folder_that_cannot_be_read_is_named(model, folder, tmp_path, monkeypatch) -> None:
@@ -279,6 +336,19 @@ def test_flags_and_the_boxes_of_a_sum_are_loaded_again(tmp_path) -> None:
     assert stored.flags == fresh.flags
     [row] = rows_in(tmp_path / "out").values()
     assert json.loads(row["details"])["method"] == fresh.method
+
+
+def test_images_of_a_list_of_relative_paths_are_read_again_from_anywhere(model, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    noise(8, 9).save(tiny := io.BytesIO(), "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(tiny.getvalue()).decode()
+    paths = ["a/1.png", str(folder / "b" / "0.png"), uri, noise(40, 50, 3)]
+    run(paths, model, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    found = hf_cam.load_explanations(tmp_path / "out")
+    assert [found[path][0].image.size for path in paths[:3]] == [(50, 40), (50, 40), (9, 8)]
+    with pytest.raises(ImageError, match="there is no file"):
+        _ = found["00000003"][0].image
 
 
 def test_a_finished_folder_that_grows_is_not_complete_until_it_is(model, folder, tmp_path, monkeypatch) -> None:

@@ -376,7 +376,7 @@ def test_a_refusal_is_short_whatever_was_passed(photo: Image.Image, make: Any, a
     for count in (1, 2):
         request = Request.of(target=monster, **asked)
         with pytest.raises(HFCamError) as refusal:
-            list(Explainer(loaded)([photo] * count, request.of_one_image() if count == 1 else request))
+            list(Explainer(loaded)([photo] * count, request.of_each() if count == 1 else request))
         assert 20 <= len(str(refusal.value)) <= LONGEST_MESSAGE
 
 

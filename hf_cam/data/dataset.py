@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,10 @@ from hf_cam.data.cluster import Cluster, rows_on_ray
 from hf_cam.data.explain import Explain
 from hf_cam.data.local import explained
 from hf_cam.data.rows import Row, bundled, explanations_of
-from hf_cam.data.shards import Shards, manifest_of, parts_of, stored_rows
+from hf_cam.data.shards import Shards, parts_of, root_of, source_in, stored_rows
 from hf_cam.data.sources import INSTALL, Files, Listed, Source, source_of
 from hf_cam.doors import door
-from hf_cam.errors import OptionError, brief
+from hf_cam.errors import HFCamError, OptionError, brief
 from hf_cam.explanation import Explanation
 from hf_cam.images.drawing import save_picture
 from hf_cam.models.fingerprint import fingerprint, model_fingerprint, processor_fingerprint
@@ -97,7 +97,8 @@ def explain_dataset(
         engine: "local", or "ray" for a Ray cluster.
         shard: "3/16" takes the third of sixteen parts of the data; each job has its own folder below `out`. The part of
             a file is that of its name, whatever else lies in the folder.
-        overlays: Whether to write an overlay per image too, as `overlays/PATH.jpg` in the part's folder.
+        overlays: Whether to write an overlay per image too, as `overlays/PATH.jpg` in the part's folder; also of
+            images that were explained before.
         check: Whether to check each map (38 forwards each).
         on_error: "row" puts the error of an image into its row, "raise" stops.
         batch_size: Images per forward.
@@ -118,6 +119,8 @@ def explain_dataset(
     check_count("rows_per_file", rows_per_file)
     if engine not in ("local", "ray"):
         raise OptionError(f"engine must be 'local' or 'ray', got {brief(engine)}")
+    if overlays and method is None:
+        raise OptionError("overlays=True needs maps; name a method")
     part, started = part_of(shard), time.perf_counter()
     explain = Explain(model, method=method, check=check, on_error=on_error, batch_size=batch_size, **settings)
     folder = Path(out).expanduser()
@@ -135,6 +138,8 @@ def explain_dataset(
         )
         with closing(found), tqdm(total=left.all, initial=before, unit="image", disable=not progress) as bar:
             _write(found, shards, rows_per_file, bar, overlays=overlays)
+        if overlays:
+            _add_overlays(source, left, explain, shards.folder)
         shards.finish()
         seconds = time.perf_counter() - started
         return Explained(shards.folder, len(shards.done), shards.errors, before, seconds)
@@ -163,17 +168,18 @@ class _Left:
 
     def __init__(self, source: Source, part: tuple[int, int], done: Iterable[str]) -> None:
         self.source, self.part, self.done = source, part, done
-        self.all = sum(1 for _ in self._own())
+        self.all = sum(1 for _ in self.own())
 
     def __iter__(self) -> Iterator[int]:
         seen = set(self.done)
-        for index in self._own():
+        for index in self.own():
             key = self.source.key(index)
             if key not in seen:
                 seen.add(key)
                 yield index
 
-    def _own(self) -> Iterator[int]:
+    def own(self) -> Iterator[int]:
+        """The indices of all images of the part."""
         i, n = self.part
         return (index for index in range(len(self.source)) if self.source.turn(index) % n == i - 1)
 
@@ -205,8 +211,18 @@ def _save_overlay(folder: Path, row: Row, picture: Any) -> None:
     """Draw and write the overlay of a row; nothing for an error."""
     for explanation in explanations_of(row, "")[:1]:
         opened = picture() if callable(picture) else picture
-        if isinstance(opened, Image.Image):
-            save_picture(explanation.changed(image=opened).overlay(), overlay_path(folder, row["path"]))
+        if isinstance(opened, HFCamError):
+            return
+        shown = {"image": opened} if isinstance(opened, Image.Image) else {"frames": opened.frames}
+        save_picture(explanation.changed(**shown).overlay(), overlay_path(folder, row["path"]))
+
+
+def _add_overlays(source: Source, left: _Left, explain: Explain, folder: Path) -> None:
+    """Draw the overlays of images that an earlier run explained without."""
+    places = {source.key(index): index for index in left.own()}
+    for row in stored_rows(folder):
+        if row["path"] in places and not overlay_path(folder / OVERLAYS, row["path"]).exists():
+            _save_overlay(folder / OVERLAYS, row, partial(explain.opened, source.at(places[row["path"]])["image"]))
 
 
 def overlay_path(folder: Path, key: str) -> Path:
@@ -230,8 +246,8 @@ def _step(name: str) -> str:
 
 
 def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
-    """What the rows depend on, and what describes them."""
-    loaded, cam = explain.load(), explain.explainer.cam
+    """What the rows depend on; their layers may depend on the first image, and so stand in the rows."""
+    loaded = explain.load()
     settings = {name: value for name, value in explain.settings.items() if name not in ("processor", "device")}
     return {
         "version": __version__,
@@ -239,8 +255,7 @@ def _manifest(source: Source, explain: Explain) -> dict[str, Any]:
         "processor": processor_fingerprint(loaded.processor),
         "settings": fingerprint(explain.method, explain.check, settings),
         "data": source.identity(),
-        "root": str(source.root) if isinstance(source, Files) else "",
-        **({"method": cam.method.id, "layers": list(cam.adapter.layers)} if explain.method else {}),
+        "root": str(source.root or ""),
     }
 
 
@@ -279,9 +294,6 @@ def load_explanations(folder: str | Path) -> dict[str, list[Explanation]]:
             )
         return found
     for part in parts:
-        manifest: Mapping[str, Any] = manifest_of(part) or {}
-        root = manifest.get("root") or ""
-        for row in stored_rows(part):
-            source = str(Path(root, row["path"])) if root else row["path"]
-            found[row["path"]] = explanations_of(row, source)
+        root = root_of(part)
+        found |= {row["path"]: explanations_of(row, source_in(root, row["path"])) for row in stored_rows(part)}
     return found

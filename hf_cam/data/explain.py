@@ -6,15 +6,15 @@ import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from hf_cam.data.rows import COLUMNS, Row, error_row, predicted_row, row_of
-from hf_cam.data.sources import ASKED, IMAGES
+from hf_cam.data.sources import ASKED, IMAGES, file_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, OptionError, brief, nearest
 from hf_cam.explainer import BATCH, Explainer
@@ -99,12 +99,13 @@ class Explain:
                 "hf_cam.load_explanations returns"
             )
         self.proved = False
-        """Whether the settings are known to suit some image, so that errors are those of the images."""
+        """Whether the settings are known beforehand to suit some image, so that errors are those of the images."""
+        self._suited = False
         self._explainer: Explainer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without what was loaded by name."""
-        return {**self.__dict__, "_explainer": None}
+        """The state to pickle, without what was loaded by name; the same after a batch, as `datasets` caches by it."""
+        return {**self.__dict__, "_explainer": None, "_suited": False}
 
     @property
     def explainer(self) -> Explainer:
@@ -148,10 +149,9 @@ class Explain:
     def opened(self, source: Any) -> Picture | HFCamError:
         """The picture at a source, decoded, or the error."""
         try:
-            if isinstance(source, Image.Image):
-                with _LAZY:  # one that is still to be decoded may stand in a batch twice
-                    return self.loaded.opened(source)
-            return self.loaded.opened(as_source(source))
+            source = as_source(source)
+            with _LAZY if isinstance(source, ImageFile) else nullcontext():  # it may stand in a batch twice
+                return self.loaded.opened(source)
         except HFCamError as error:
             if self.on_error == "raise":
                 raise
@@ -171,9 +171,8 @@ class Explain:
         """
         found: list[Row | HFCamError] = [_NOT_YET] * len(pictures)
         for members in _groups(texts, len(pictures)):
-            readable = [i for i in members if not isinstance(pictures[i], HFCamError)]
-            own = self._request([targets[i] for i in readable] if targets is not None else None, texts, readable)
-            made = iter(self._together([pictures[i] for i in readable], own))  # type: ignore[misc]
+            opened = {i: one for i in members if not isinstance(one := pictures[i], HFCamError)}
+            made = iter(self._together(opened, targets, texts))
             for i in members:
                 picture = pictures[i]
                 found[i] = picture if isinstance(picture, HFCamError) else next(made)
@@ -185,16 +184,18 @@ class Explain:
         foreign = [error for error in errors if not isinstance(error, ImageError)]
         if errors and self.on_error == "raise":
             raise errors[0]
-        if foreign and len(errors) == len(found) and not self.proved:
+        if foreign and len(errors) == len(found) and not (self.proved or self._suited):
             raise foreign[0]
-        self.proved = self.proved or len(errors) < len(found)
+        self._suited = self._suited or len(errors) < len(found)
 
-    def _together(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row | HFCamError]:
-        """Rows of pictures in one go, or of each by itself where that fails."""
+    def _together(
+        self, pictures: Mapping[int, Picture], targets: Sequence[Any] | None, texts: Sequence[Any] | None
+    ) -> Iterator[Row | HFCamError]:
+        """Rows of pictures of a batch, by their places in it, in one go; or of each by itself where that fails."""
         if not pictures:
             return
         try:
-            rows = list(self._made(pictures, request))
+            rows = list(self._made(list(pictures.values()), self._request(targets, texts, list(pictures))))
         except HFCamError as error:
             if len(pictures) == 1:
                 yield error
@@ -203,8 +204,8 @@ class Explain:
         if rows:
             yield from rows
             return
-        for picture, single in zip(pictures, request.for_images(len(pictures)), strict=True):
-            yield from self._together([picture], single.of_one_image())
+        for i, picture in pictures.items():
+            yield from self._together({i: picture}, targets, texts)
 
     def _made(self, pictures: Sequence[Picture], request: Request) -> Iterator[Row]:
         if self.method is None:
@@ -219,13 +220,12 @@ class Explain:
         return explanation.check().verdict if self.check else ""
 
     def _request(self, targets: Sequence[Any] | None, texts: Sequence[Any] | None, members: Sequence[int]) -> Request:
-        """What is asked of these images of a batch; where a row has no value, what is asked of all."""
-        asked = self.request
+        """What is asked of these images, which have one text; where a row has no value, what is asked of all."""
+        asked = self.request.of_each(len(members))
         if targets is not None:
-            asked = replace(asked, target=[asked.target if one is None else _python(one) for one in targets])
-        elif isinstance(asked.target, list):
-            asked = replace(asked, target=[asked.target] * len(members))  # several targets for each image
-        if texts is not None and members and texts[members[0]] is not None:
+            own = [self.request.target if targets[i] is None else _python(targets[i]) for i in members]
+            asked = replace(asked, target=own)
+        if texts is not None and texts[members[0]] is not None:
             asked = replace(asked, text=Request.of(text=_python(texts[members[0]])).text)
         return asked
 
@@ -251,7 +251,7 @@ def as_source(source: Any) -> Any:
         source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes | bytearray | memoryview):
         return opened(io.BytesIO(source), "the image", lambda image: image.copy())
-    return str(source) if isinstance(source, np.str_) else source
+    return str(source) if isinstance(source, np.str_) else file_of(source) or source
 
 
 def _python(value: Any) -> Any:

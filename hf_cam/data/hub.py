@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_cam.data.dataset import OVERLAYS, check_pyarrow, overlay_path
 from hf_cam.data.rows import COLUMNS, Row, explanations_of
-from hf_cam.data.shards import manifest_of, parts_of, rows_in, schema, stored_files, table_of
+from hf_cam.data.shards import manifest_of, parts_of, root_of, rows_in, schema, source_in, stored_files, table_of
 from hf_cam.doors import door
 from hf_cam.errors import HFCamError, ImageError, ModelError, OptionError, brief, reason
 
@@ -67,11 +67,14 @@ def push_explanations(folder: str | Path, repo_id: str, *, private: bool = False
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as scratch:
-        data, count = Path(scratch) / "data", 0
+        data, count, methods = Path(scratch) / "data", 0, set[str]()
         data.mkdir()
         for number, (part, path) in enumerate(files):
-            count += _write(data / f"{number:05d}.parquet", rows_in(path), part)
-        (Path(scratch) / "README.md").write_text(_card(repo_id, parts[0], count), encoding="utf-8")
+            rows = rows_in(path)
+            _write(data / f"{number:05d}.parquet", rows, part)
+            count += len(rows)
+            methods.update(json.loads(row["details"]).get("method", "none") for row in rows if not row["error"])
+        (Path(scratch) / "README.md").write_text(_card(repo_id, parts[0], count, methods), encoding="utf-8")
         try:
             api = HfApi(token=token)
             repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
@@ -81,7 +84,7 @@ def push_explanations(folder: str | Path, repo_id: str, *, private: bool = False
         return f"{api.endpoint}/datasets/{repo_id}"
 
 
-def _write(path: Path, rows: Sequence[Row], part: Path) -> int:
+def _write(path: Path, rows: Sequence[Row], part: Path) -> None:
     """One file of the data set, with the type of the overlays as `datasets` and the Hub's viewer read it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,7 +97,6 @@ def _write(path: Path, rows: Sequence[Row], part: Path) -> int:
     features = {"overlay": {"_type": "Image"}, **{field.name: _feature(field.type) for field in schema()}}
     described = json.dumps({"info": {"features": features}})
     pq.write_table(table.replace_schema_metadata({"huggingface": described}), path, compression="zstd")
-    return len(rows)
 
 
 def _feature(kind: Any) -> Any:
@@ -113,10 +115,10 @@ def _overlays(rows: Sequence[Row], part: Path) -> Iterator[bytes | None]:
     """A JPEG per row; None where there is no map, or no image any more."""
     from hf_cam.images.reading import load_image
 
-    root = (manifest_of(part) or {}).get("root") or ""
+    root = root_of(part)
     for row in rows:
         made = overlay_path(part / OVERLAYS, row["path"])
-        found = explanations_of(row, str(Path(root, row["path"])) if root else row["path"])
+        found = explanations_of(row, source_in(root, row["path"]))
         try:
             picture = load_image(made) if made.is_file() else found[0].overlay() if found else None
         except (ImageError, HFCamError):
@@ -130,13 +132,13 @@ def _overlays(rows: Sequence[Row], part: Path) -> Iterator[bytes | None]:
         yield content.getvalue()
 
 
-def _card(repo_id: str, part: Path, count: int) -> str:
+def _card(repo_id: str, part: Path, count: int, methods: Iterable[str]) -> str:
     manifest: Mapping[str, Any] = manifest_of(part) or {}
     columns = "\n".join(f"| `{name}` | {holds} |" for name, holds in COLUMNS.items())
     return CARD.format(
         title=repo_id.rpartition("/")[2],
         count=count,
         version=manifest.get("version", ""),
-        method=manifest.get("method") or "none",
+        method=", ".join(sorted(methods)) or "none",
         columns=columns,
     )

@@ -16,6 +16,7 @@ from hf_cam.heads.subjects import Subject
 from hf_cam.images.geometry import Geometry
 from hf_cam.images.mapped import GridMap
 from hf_cam.images.reading import load_image
+from hf_cam.images.videos import Video, load_video
 from hf_cam.results.bundle import FRAME, IMAGE, arrays_of, verified
 
 Row = dict[str, Any]
@@ -121,10 +122,11 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
 
     Args:
         described: The description.
-        source: The image, or where it is read from each time it is asked for.
+        source: The image or video, or where it is read from each time it is asked for.
     """
     cells = np.asarray(described["map"], np.float32)
-    frames = len(cells) if cells.ndim == 3 else None
+    frames = described.get("frames", len(cells) if cells.ndim == 3 else None)
+    video = None if frames is None else partial(load_video, source, frames)
     signed = described.get("signed", bool((cells < 0).any()))
     map_ = GridMap((cells,), Geometry.from_dict(described["geometry"]), None, frames, signed)
     box, boxes = described.get("box"), tuple(cast("Any", tuple(one)) for one in described.get("boxes", ()))
@@ -135,9 +137,10 @@ def explanation_of(described: Mapping[str, Any], source: Any) -> Explanation:
         raw=cells,
         method=described["method"],
         layers=tuple(described["layers"]),
-        image=cast("Any", partial(load_image, source)),
+        image=cast("Any", partial(load_image, source) if video is None else lambda: video().frames[0]),
         box=None if box is None else cast("Any", tuple(float(side) for side in box)),
         flags=tuple(described.get("flags", ())),
+        frames=() if video is None else cast("Any", lambda: video().frames),
         score_kind=described["score_kind"],
         map=map_,
         boxes=boxes,
@@ -154,12 +157,12 @@ def bundled(folder: Path) -> Explanation:
     if manifest is None:
         raise OptionError(f"{brief(str(folder))} holds no bundle; Explanation.save writes one")
     described, arrays = manifest["explanation"], arrays_of(folder)
-    frames = [folder / FRAME.format(i) for i in range(len(manifest["files"])) if FRAME.format(i) in manifest["files"]]
-    found = explanation_of({**described, "map": arrays["cells"]}, folder / IMAGE)
+    paths = [folder / FRAME.format(i) for i in range(len(manifest["files"])) if FRAME.format(i) in manifest["files"]]
+    shown = Video(paths) if paths else folder / IMAGE
+    found = explanation_of({**described, "map": arrays["cells"], "frames": len(paths) or None}, shown)
     return found.changed(
         raw=arrays["raw"],
         mask=arrays.get("mask"),
-        frames=tuple(map(load_image, frames)),
         span=None if described["span"] is None else tuple(described["span"]),
         evidence=described["contribution of the picture"],
     )

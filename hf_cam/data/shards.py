@@ -15,10 +15,11 @@ from hf_cam.data.rows import NO_GEOMETRY, Row
 from hf_cam.data.sources import INSTALL, PART
 from hf_cam.errors import HFCamError, OptionError, brief, reason
 from hf_cam.evaluation.log import lock
+from hf_cam.images.reading import is_data_uri, is_url
 from hf_cam.results.files import write_whole
 
 MANIFEST, LOCK, ROWS = "manifest.json", "lock", re.compile(r"rows-(\d+)\.parquet")
-INFORMATIVE = ("layers", "method", "root", "complete", "images", "errors")
+INFORMATIVE = ("root", "complete", "images", "errors")
 """Entries of a manifest that describe and do not distinguish; what decides is in the others."""
 
 
@@ -53,12 +54,12 @@ class Shards:
             self._lock = self._locked()
             self._compare()
             self._take_over()
-        except HFCamError:
-            self._release()
-            raise
         except OSError as error:
             self._release()
             raise self._refused(error) from error
+        except BaseException:  # an interrupt too, whose traceback a notebook keeps, and with it the lock
+            self._release()
+            raise
         return self
 
     def __exit__(
@@ -178,6 +179,21 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def root_of(part: Path) -> str:
+    """The folder in which the relative paths of a part's rows lie; empty if they are no paths."""
+    return str((manifest_of(part) or {}).get("root") or "")
+
+
+def source_in(root: str, name: str) -> str:
+    """Where the image of a row is read from again.
+
+    >>> [source_in("/x", name) for name in ("~a.png", "~/a.png", "https://h/a.png")]
+    ['/x/~a.png', '~/a.png', 'https://h/a.png']
+    """
+    placed = not root or is_url(name) or is_data_uri(name) or name.startswith("~/")
+    return name if placed else str(Path(root, name))
+
+
 def stored_files(folder: Path) -> list[Path]:
     """The files of one part, in the order in which they were written."""
     return sorted((path for path in folder.glob("rows-*.parquet") if ROWS.fullmatch(path.name)), key=number_of)
@@ -200,12 +216,16 @@ def stored_rows(folder: Path) -> Iterator[Row]:
 
 
 def rows_in(path: Path) -> list[Row]:
-    """The rows of one file.
+    """The rows of one file; of hf-cam 0.2, where the manifest alone names the method and the layers, with these.
 
     Raises:
         OptionError: it cannot be read.
     """
     rows: list[Row] = _read(path).to_pylist()
+    if rows and "details" not in rows[0]:
+        manifest = manifest_of(path.parent) or {}
+        made = {"method": manifest.get("method") or "", "layers": manifest.get("layers") or []}
+        rows = [{**row, "details": json.dumps(made)} for row in rows]
     return rows
 
 

@@ -20,6 +20,7 @@ from PIL.ImageFile import ImageFile
 from hf_cam.doors import blaming
 from hf_cam.errors import ImageError, OptionError, brief, reason
 from hf_cam.evaluation.samples import SUFFIXES
+from hf_cam.images.reading import is_file
 from hf_cam.models.fingerprint import fingerprint
 
 IMAGES = ("image", "img", "pixel_values", "path", "file_name")
@@ -39,6 +40,8 @@ class Source(ABC):
     """
 
     name: str
+    root: Path | None = None
+    """The folder from which names that are relative paths lead to the images; None where names are no paths."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -67,6 +70,8 @@ class Source(ABC):
 class Files(Source):
     """Image files, named by their paths relative to the folder that holds them all."""
 
+    root: Path
+
     def __init__(self, name: str, files: Sequence[Path], root: Path) -> None:
         self.name, self.root, self.files = name, root, files
 
@@ -94,12 +99,12 @@ class Listed(Source):
     """
 
     def __init__(self, images: Sequence[Any]) -> None:
-        self.name, self.images = f"a list of {len(images)} images", images
+        self.name, self.images, self.root = f"a list of {len(images)} images", images, Path.cwd()
 
     def identity(self) -> str:
         """The folder of relative paths, and a fingerprint of the pictures."""
         unnamed = [(i, _content(one)) for i, one in enumerate(self.images) if not _is_name(one)]
-        below = f" in {Path.cwd()}" if any(map(_is_relative, self.images)) else ""
+        below = f" in {self.root}" if any(map(_is_relative, self.images)) else ""
         return f"a list{below}" + (f", {fingerprint(unnamed)}" if unnamed else "")
 
     def __len__(self) -> int:
@@ -221,10 +226,21 @@ def _is_relative(image: Any) -> bool:
 
 
 def _content(image: Any) -> Any:
-    """What tells a picture from others; one whose file is still to be decoded stays so."""
-    if isinstance(image, ImageFile) and image.filename and image.tile:
-        return str(image.filename), image.size, image.mode
-    return image
+    """What tells a picture from others: its file if it is still to be decoded, else its pixels."""
+    file = file_of(image)
+    return image if file is None else (file, image.size)
+
+
+def file_of(image: Any) -> str | None:
+    """The file of a picture that is still to be decoded, and has no other frames; None for all else.
+
+    Read from there in its place, the picture stays as it is: the next run finds it the same, and pictures that were
+    decoded do not gather in the caller's list.
+    """
+    if not isinstance(image, ImageFile) or not image.filename or not image.tile or getattr(image, "n_frames", 1) > 1:
+        return None
+    name = os.fsdecode(image.filename)
+    return name if is_file(name) else None
 
 
 def source_of(
@@ -240,11 +256,14 @@ def source_of(
 
     Raises:
         ImageError: there are no images, or the data cannot be read.
-        OptionError: the data is of no such type, there is no such column, or a split has to be chosen.
+        OptionError: the data is of no such type, there is no such column or split, or a split has to be chosen.
     """
     source = _source(data, column, split)
+    for name, given, kinds in (("column", column, Table | ParquetFile), ("split", split, Table)):
+        if given is not None and not isinstance(source, kinds):
+            raise OptionError(f"{brief(source.name)} has no {name} {brief(given)}; omit {name}=")
     if isinstance(source, Files) and apart_from is not None:
-        source.files = [path for path in source.files if not _written(path, apart_from.resolve())]
+        source.files = _not_written(source.files, apart_from.resolve())
     if not len(source):
         raise ImageError(f"there are no images in {brief(source.name)}")
     return source
@@ -269,9 +288,15 @@ def _is_array(data: Any) -> bool:
     return getattr(data, "ndim", 0) in (2, 3)
 
 
-def _written(path: Path, out: Path) -> bool:
-    """Whether a file lies in a part of a folder of explanations."""
-    return path.is_relative_to(out) and PART.fullmatch(path.relative_to(out).parts[0]) is not None
+def _not_written(files: Sequence[Path], out: Path) -> list[Path]:
+    """The files that lie in no part of a folder of explanations, by whatever links they were found."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
+    written = {
+        folder
+        for folder, place in folders.items()
+        if place != out and place.is_relative_to(out) and PART.fullmatch(place.relative_to(out).parts[0])
+    }
+    return [path for path in files if path.parent not in written]
 
 
 def _named(name: str, column: str | None, split: str | None) -> Source:
@@ -305,7 +330,7 @@ def _folder(path: Path) -> Source:
 
 
 def _pictures_below(root: Path) -> Iterator[Path]:
-    """The pictures of a folder and its sub-folders, also of linked ones, but for links that lead up again.
+    """The pictures of a folder and its sub-folders, also of linked ones, but for links that lead back to where one was.
 
     Raises:
         ImageError: a sub-folder cannot be read.
@@ -317,9 +342,12 @@ def _pictures_below(root: Path) -> Iterator[Path]:
             "glob that leaves it out"
         ) from error
 
+    way: dict[str, tuple[Path, ...]] = {str(root): (root,)}
     for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        above = Path(parent).resolve()
-        folders[:] = [one for one in folders if not above.is_relative_to((above / one).resolve())]
+        above = way.pop(parent)
+        below = {one: (above[-1] / one).resolve() for one in folders}
+        folders[:] = [one for one in folders if not any(step.is_relative_to(below[one]) for step in above)]
+        way |= {os.path.join(parent, one): (*above, below[one]) for one in folders}  # noqa: PTH118 - as os.walk does
         yield from (Path(parent, name) for name in names if _is_picture(name))
 
 
@@ -369,6 +397,8 @@ def _one_split(dataset: Any, split: str | None) -> Any:
         if split not in dataset:
             raise OptionError(f"choose a split of the data set with split=: {names}")
         return dataset[split]
+    if split is not None and split != str(dataset.split):
+        raise OptionError(f"the data is one split alone, and has no split {brief(split)}; omit split=")
     return dataset
 
 

@@ -108,7 +108,9 @@ def _parts(value: Any) -> Iterable[Buffer]:
         yield _tagged(type(value).__name__, repr(value).encode("utf-8", "surrogatepass"))
     elif isinstance(value, Tensor):
         yield from _of_tensor(value)
-    elif isinstance(value, np.ndarray):
+    elif isinstance(value, bytearray | memoryview):
+        yield _tagged("bytes", repr(bytes(value)).encode())
+    elif isinstance(value, np.ndarray | np.generic):
         yield _tagged("array", f"{value.dtype} {value.shape}".encode())
         yield np.ascontiguousarray(value).tobytes() if value.dtype != object else _never_again()
     elif isinstance(value, Image.Image):
