@@ -96,6 +96,27 @@ def test_each_layer_is_a_row_of_its_own(samples) -> None:
     assert "layers" in found.to_markdown().splitlines()[0]
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_layer_that_does_not_serve_leaves_the_others_measured_on_every_image(samples, turn) -> None:
+    layers = ["vit.layers.5", "vit.layers.4"][::turn]  # behind the last attention, no patch has a gradient
+    quick = {"methods": "gradcam", "metrics": "complexity", "baselines": False, "progress": False}
+    found = hf_cam.evaluate("demo:vit", samples, layers=layers, **quick)
+    assert [(row.layers, row.count) for row in found.rows] == [(("vit.layers.4",), 3)]
+    assert "zero on every cell of 'vit.layers.5'" in found.skipped["gradcam"]
+
+
+def test_the_table_counts_images_where_a_method_is_not_defined_for_all(samples) -> None:
+    def own(output):
+        return output.logits[0] - output.logits[1]
+
+    asked = [samples[0], Sample(samples[1].image, "own", target=own)]
+    quick = {"methods": ["gradcam", "finercam"], "metrics": "complexity", "baselines": False, "progress": False}
+    found = hf_cam.evaluate("demo:vit", asked, **quick)
+    assert {row.map: row.count for row in found.rows} == {"gradcam": 2, "finercam": 1}
+    assert "contrasts classes" in found.skipped["finercam"]
+    assert found.to_markdown().splitlines()[0].startswith("| map | images |")
+
+
 EVALUATED = [
     name for name in list_metrics() if not {"attributions", "other_maps"} & set(get_metric(name).needs)
 ]  # what a map of an image can be judged by

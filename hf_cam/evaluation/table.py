@@ -52,7 +52,7 @@ class Evaluation:
     Args:
         records: One per map and image.
         metrics: The ids of the metrics, in the order of the columns.
-        skipped: Methods that are not defined for this model, with the reason.
+        skipped: Methods that are not defined for this model, one of the layers or one of the images, with the reason.
         resumed: How many of the records were read from the file of an earlier run.
         steps: Number of steps of the insertion and deletion curves, or "rise" for one per row of pixels.
     """
@@ -105,14 +105,15 @@ class Evaluation:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _cells(self) -> list[list[str]]:
-        """The table as text, the headings first; the layers have a column only if they differ."""
-        several = len({row.layers for row in self.rows if row.layers}) > 1
+        """The table as text, the headings first; layers and numbers of images have a column only if they differ."""
+        rows = self.rows
+        names = len({row.layers for row in rows if row.layers}) > 1
+        counts = len({row.count for row in rows}) > 1
         measured = [_heading(metric, self.steps) for metric in self.metrics]
-        found = [["map", *(["layers"] if several else []), *measured, "ms per map"]]
-        for row in self.rows:
-            cells = [_cell(row, metric) for metric in self.metrics]
-            names = [", ".join(row.layers)] if several else []
-            found.append([row.map, *names, *cells, f"{row.milliseconds:.0f}"])
+        found = [["map", *["layers"] * names, *["images"] * counts, *measured, "ms per map"]]
+        for row in rows:
+            words = [row.map, *[", ".join(row.layers)] * names, *[str(row.count)] * counts]
+            found.append([*words, *(_cell(row, metric) for metric in self.metrics), f"{row.milliseconds:.0f}"])
         return found
 
     def to_csv(self, path: str | Path | None = None) -> str:
