@@ -282,8 +282,7 @@ def usable_ways(origin: Origin, found: Scores) -> list[int]:
 
 def _is_probability(origin: Origin) -> bool:
     """Whether the confidence in the target is a probability rather than the target's own value."""
-    problem = traits_of(origin.model).problem_type
-    return problem != "regression" and confidence(origin.target, problem) is not origin.target
+    return confidence(origin.target, traits_of(origin.model).problem_type) is not origin.target
 
 
 def _on_scale(values: Tensor, probability: bool) -> Tensor:
