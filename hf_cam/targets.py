@@ -556,8 +556,8 @@ def confidence(target: Target, problem_type: str | None = None, prompts: int = 1
 
     Args:
         target: The explained target.
-        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each, and predicted values
-            have no probability.
+        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each, and what a
+            regression predicts has no probability.
         prompts: The number of prompts that the model compares the image with; a single one has no share.
     """
     predicted = isinstance(target, ClassLogit) and target.reading.scale == "values"
