@@ -193,6 +193,21 @@ def test_a_predicted_value_is_judged_in_its_own_unit_as_output_declares_it(found
     assert result.confidence == pytest.approx(50)
 
 
+class BlankFails(PatchReader):
+    """A classifier that returns NaN for an image of one colour."""
+
+    def forward(self, pixel_values):
+        blank = pixel_values.flatten(1).std(1) < 0.05
+        return super().forward(pixel_values).masked_fill(blank[:, None], torch.nan)
+
+
+def test_scores_that_are_not_finite_are_named_and_not_taken_for_a_model_that_sees_nothing() -> None:
+    result = check(origin_on_a_patch(PATCH, model=BlankFails()), PATCH.numpy())
+    assert result.flags == ("score not finite",)
+    assert "run it in a wider dtype" in str(result)
+    assert "hardly changes" not in str(result)
+
+
 def on_a_segmenter(noise: torch.Tensor, origin: Origin) -> Check:
     drawn = functional.interpolate(noise[None, None], size=tuple(origin.map.shape), mode="bilinear")[0, 0]
     low, high = drawn.aminmax()

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import hf_cam
-from hf_cam.errors import HFCamError
-from hf_cam.evaluation.plots import draw_bars, draw_curves
+from hf_cam.errors import HFCamError, OptionError
+from hf_cam.evaluation.plots import draw_bars, draw_curves, mean_curve
 from hf_cam.evaluation.samples import Sample, samples_of
-from hf_cam.evaluation.table import Record
+from hf_cam.evaluation.table import Evaluation, Record
 from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
 from hf_cam.metrics.trial import STEPS
@@ -115,6 +115,26 @@ def test_the_table_counts_images_where_a_method_is_not_defined_for_all(samples) 
     assert {row.map: row.count for row in found.rows} == {"gradcam": 2, "finercam": 1}
     assert "contrasts classes" in found.skipped["finercam"]
     assert found.to_markdown().splitlines()[0].startswith("| map | images |")
+
+
+def test_curves_of_images_of_different_heights_are_drawn_on_one_axis(tmp_path) -> None:
+    records = [
+        Record(str(i), "gradcam", ("a",), {"insertion": 0.5}, 0.1, {"inserted": curve})
+        for i, curve in enumerate(([0.0, 0.5, 1.0], [0.0, 0.2, 0.4, 0.6, 0.8]))
+    ]
+    found = Evaluation(tuple(records), ("insertion",), steps="rise")
+    assert draw_curves(found, tmp_path / "curves.png") == tmp_path / "curves.png"
+    np.testing.assert_allclose(mean_curve([record.curves["inserted"] for record in records]), np.linspace(0, 0.9, 5))
+
+
+def test_a_mean_that_is_not_finite_is_never_the_best() -> None:
+    scores = {"first": float("nan"), "low": 0.2, "high": 0.3}
+    records = [Record("0", name, (), {"road": score}, 0.1) for name, score in scores.items()]
+    found = Evaluation(tuple(records), ("road",))
+    assert [row.map for row in found.rows] == ["high", "low", "first"]
+    assert found.best("road").map == "high"
+    with pytest.raises(OptionError, match="'road' is not finite for any method"):
+        Evaluation(tuple(records[:1]), ("road",)).best("road")
 
 
 EVALUATED = [

@@ -75,18 +75,24 @@ class Evaluation:
     def _order(self, row: Row) -> float:
         judge = next((name for name in self.metrics if get_metric(name).higher_is_better is not None), self.metrics[0])
         sign = -1 if get_metric(judge).higher_is_better else 1
-        return sign * row.means.get(judge, float("nan")) if judge in row.means else float("inf")
+        return sign * row.means[judge] if np.isfinite(row.means.get(judge, np.nan)) else np.inf
 
     def best(self, metric: str) -> Row:
-        """The best row by one metric, baselines excluded.
+        """The best row by one metric, without baselines and means that are not finite.
 
         Raises:
-            OptionError: the metric was not measured.
+            OptionError: the metric was not measured, or no mean is finite.
         """
         judge = get_metric(metric)
-        candidates = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
-        if not candidates:
+        measured = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
+        if not measured:
             raise OptionError(f"{metric!r} was not measured; measured were: {', '.join(self.metrics)}")
+        candidates = [row for row in measured if np.isfinite(row.means[metric])]
+        if not candidates:
+            raise OptionError(
+                f"{metric!r} is not finite for any method: the model returns such values for changed images; run it in "
+                "a wider dtype, or leave those images out"
+            )
         sign = 1 if judge.higher_is_better else -1
         return max(candidates, key=lambda row: sign * row.means[metric])
 
