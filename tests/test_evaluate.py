@@ -232,6 +232,11 @@ def test_tuning_writes_what_infer_adapter_reads(samples, tmp_path) -> None:
     assert found.score == max(row.means["energy-inside"] for row in found.table.rows)
 
 
+def test_tuning_takes_the_name_of_one_layer(samples) -> None:
+    found = hf_cam.tune("demo:vit", samples[:1], metric="complexity", layers="vit.layers.4", progress=False)
+    assert found.adapter.layers == ("vit.layers.4",)
+
+
 def test_tuning_pushes_to_a_repo_of_the_hub_what_it_chose(hub, samples) -> None:
     import shutil
 
