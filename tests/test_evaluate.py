@@ -96,6 +96,23 @@ def test_each_layer_is_a_row_of_its_own(samples) -> None:
     assert "layers" in found.to_markdown().splitlines()[0]
 
 
+@pytest.mark.parametrize("layers", [["vit.layers.4", "vit.layers.4"], [None, "vit.layers.5.layernorm_before"]])
+def test_a_layer_that_is_named_twice_is_measured_once(samples, layers) -> None:
+    quick = {"methods": "gradcam", "metrics": "complexity", "baselines": False, "progress": False}
+    assert [row.count for row in hf_cam.evaluate("demo:vit", samples[:2], layers=layers, **quick).rows] == [2]
+
+
+@pytest.mark.parametrize("measure", [hf_cam.evaluate, hf_cam.tune])
+def test_no_layer_is_refused(samples, measure) -> None:
+    with pytest.raises(OptionError, match="layers= names no layer"):
+        measure("demo:vit", samples[:1], layers=[], progress=False)
+
+
+def test_tuning_refuses_several_metrics(samples) -> None:
+    with pytest.raises(OptionError, match="chooses by one metric: pass metric="):
+        hf_cam.tune("demo:vit", samples[:1], metrics=["road", "insertion"], progress=False)
+
+
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_layer_that_does_not_serve_leaves_the_others_measured_on_every_image(samples, turn) -> None:
     layers = ["vit.layers.5", "vit.layers.4"][::turn]  # behind the last attention, no patch has a gradient

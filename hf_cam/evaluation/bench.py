@@ -169,6 +169,8 @@ def _layer_sets(layers: Sequence[str | Sequence[str]] | str | None) -> list[Sequ
         return [layers]
     if not isinstance(layers, Sequence):
         raise OptionError(f"layers must be names, or lists of names to fuse, got {brief(layers)}")
+    if not layers:
+        raise OptionError("layers= names no layer; omit it for the default layer")
     return list(layers)
 
 
@@ -255,9 +257,13 @@ class _Bench:
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)
         own = shared and fingerprint(shared, sample.name, pictures, geometry, sample.mask, asked.target, asked.text)
+        made = set[tuple[str, tuple[str, ...]]]()
         for name, cam, adapter, explain in self._maps(inputs, subject.target):
             source = cam.method.source if cam else BASELINES[name]
             layers = adapter.layers if adapter else ()
+            if (name, layers) in made:  # two entries of layers=, one of which may be the default, are the same
+                continue
+            made.add((name, layers))
             key = fingerprint(own, name, layers, adapter and adapter.layouts, code_of(source)) if own else ""
             if own and (known := find(key)) is not None:
                 yield known

@@ -73,7 +73,8 @@ def mean_curve(curves: Sequence[Sequence[float]]) -> np.ndarray:
     """The mean of curves over the same range, of which each may have a number of points of its own."""
     longest = max(map(len, curves))
     places = np.linspace(0, 1, longest)
-    return np.stack([np.interp(places, np.linspace(0, 1, len(curve)), curve) for curve in curves]).mean(0)
+    spread = [np.interp(places, np.linspace(0, 1, len(curve)), curve) for curve in curves]
+    return np.asarray(np.mean(spread, axis=0))
 
 
 GREYS: Mapping[str, str] = dict(zip(BASELINES, ("#9aa0a8", "#70757d", "#b9bec6"), strict=True))

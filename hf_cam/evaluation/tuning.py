@@ -74,7 +74,7 @@ def tune(
         settings: Other arguments of `hf_cam.evaluate`: `target`, `text`, `seed`, `steps`, `resume`, `progress`, ...
 
     Raises:
-        OptionError: there is no such metric, or it has no direction.
+        OptionError: there is no such metric, it has no direction, or several are given.
 
     >>> from sklearn.datasets import load_sample_image
     >>> found = tune("demo:convnext", [load_sample_image("flower.jpg")], metric="confidence-drop",
@@ -82,6 +82,8 @@ def tune(
     >>> found.adapter.method in ("gradcam", "layercam")
     True
     """
+    if "metrics" in settings:
+        raise OptionError("tune() chooses by one metric: pass metric=, and evaluate() for metrics=")
     if get_metric(metric).higher_is_better is None:
         raise OptionError(f"{metric!r} has no direction, so it cannot choose the best; pass another metric")
     loaded = load(model, processor=processor, device=device)
