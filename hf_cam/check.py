@@ -55,7 +55,7 @@ CONSTANT, NO_GRADIENT, UNLIKELY, NO_BETTER = (
     "no better than chance",
 )
 DIFFUSE, WINDOWS, UNRESPONSIVE = "diffuse", "hard edge of windows", "indifferent to the image"
-SCATTERED = "scattered"
+SCATTERED, NOT_FINITE = "scattered", "score not finite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,9 @@ class Check:
         energy: The share of the map's sum in its strongest fifth; 0.2 for a uniform map, 0 for a map of zeros.
         flags: Those that apply of "constant map", "no gradient", "target probability tiny", "no better than chance",
             "diffuse" (more than half of the image is above half of the peak), "hard edge of windows" (the map ends at
-            the border of the model's attention windows), "indifferent to the image" and "scattered" (the strongest
-            pixels are specks, so what is judged is the map's mean over squares of an eighth of the image's side).
+            the border of the model's attention windows), "indifferent to the image", "scattered" (the strongest
+            pixels are specks, so what is judged is the map's mean over squares of an eighth of the image's side) and
+            "score not finite" (of some changed images, so that the figures that rest on them are not either).
         excess: How many times an even share the strongest 3% and the cell of the peak have (of cells that are smaller,
             the strongest 1%): the geometric mean of both, each at least 0.3, on which the verdict rests.
     """
@@ -159,6 +160,7 @@ NOTES = {
     DIFFUSE: "The map marks most of the image.",
     SCATTERED: "The strongest pixels are scattered: the map was judged by its mean over squares.",
     WINDOWS: "The map ends at the border of the model's attention windows, which is a trait of the model.",
+    NOT_FINITE: "The model returns values that are not finite for changed images: run it in a wider dtype.",
     UNRESPONSIVE: "The confidence hardly changes even if the whole image is replaced.",
 }
 
@@ -282,8 +284,7 @@ def usable_ways(origin: Origin, found: Scores) -> list[int]:
 
 def _is_probability(origin: Origin) -> bool:
     """Whether the confidence in the target is a probability rather than the target's own value."""
-    problem = traits_of(origin.model).problem_type
-    return problem != "regression" and confidence(origin.target, problem) is not origin.target
+    return confidence(origin.target, traits_of(origin.model).problem_type) is not origin.target
 
 
 def _on_scale(values: Tensor, probability: bool) -> Tensor:
@@ -302,7 +303,9 @@ def _flags(origin: Origin, raw: np.ndarray, found: Scores) -> list[str]:
     if _is_probability(origin) and found.score.sigmoid() < TINY:
         flags.append(UNLIKELY)
     usable = usable_ways(origin, found)
-    if not usable:
+    if not found.finite:
+        flags.append(NOT_FINITE)
+    elif not usable:
         flags.append(UNRESPONSIVE)
     if CONSTANT in flags:
         return flags

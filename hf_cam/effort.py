@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -101,10 +101,16 @@ def options_of(method: str, size: Size) -> dict[str, int]:
     return {"patch": patch, "stride": max(1, patch // 2)}
 
 
-def forwards_of(method: Method, size: Size) -> float:
-    """What a candidate takes on a picture of this size, in forwards of the model."""
-    options = options_of(method.id, size)
-    return 2.0 + len(windows(size, **options)) if method.id == "occlusion" else method.cost(**options)
+def forwards_of(method: Method, size: Size, options: Mapping[str, Any]) -> float:
+    """What a method takes with these options on a picture of this size, in forwards of the model.
+
+    >>> forwards_of(get_method("occlusion"), (64, 96), {"patch": 32})
+    17.0
+    """
+    own = {name: value for name, value in options.items() if name in method.options}
+    if method.id == "occlusion":
+        return 2.0 + len(windows(size, own.get("patch"), own.get("stride")))
+    return method.cost(**own)
 
 
 def effect_of(origin: Origin, seed: int = 0) -> float:
@@ -122,7 +128,9 @@ def _flipped_scene() -> Tensor:
     return torch.from_numpy(np.array(load_image(SCENE))[::-1].copy()).permute(2, 0, 1)
 
 
-def best_of(first: Sequence[Explanation], methods: Sequence[str], attempt: Attempt, size: Size) -> list[Explanation]:
+def best_of(
+    first: Sequence[Explanation], methods: Sequence[str], attempt: Attempt, size: Size, options: Mapping[str, Any]
+) -> list[Explanation]:
     """For each subject, the explanation by the first method whose strongest pixels matter, or else matter most.
 
     Args:
@@ -130,10 +138,11 @@ def best_of(first: Sequence[Explanation], methods: Sequence[str], attempt: Attem
         methods: Ids in the order in which they are tried.
         attempt: Explains the image.
         size: Height and width of the model's input.
+        options: Of the method of the first ones.
     """
     best, at_hand = list(first), first[0].method if first else ""
     effects = [-1.0] * len(best)
-    spent = [CHECKING + forwards_of(get_method(at_hand), size) for _ in best]
+    spent = [CHECKING + forwards_of(get_method(at_hand), size, options) for _ in best]
     tried: list[list[Tried]] = [[] for _ in best]
     for name in methods:
         left = [k for k, effect in enumerate(effects) if effect < SURE]
@@ -142,7 +151,8 @@ def best_of(first: Sequence[Explanation], methods: Sequence[str], attempt: Attem
             effect = _effect(found[k]) if found else None
             tried[k].append(Tried(name, effect, reason))
             if found:
-                spent[k] += PICKING + (forwards_of(get_method(name), size) if name != at_hand else 0)
+                own = 0.0 if name == at_hand else forwards_of(get_method(name), size, options_of(name, size))
+                spent[k] += PICKING + own
             if effect is not None and effect > effects[k]:
                 best[k], effects[k] = found[k], effect
     return [_checked(*one) for one in zip(best, tried, spent, strict=True)]

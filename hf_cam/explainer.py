@@ -446,7 +446,7 @@ class Explainer:
             return found, ""
 
         methods = candidates(self.cam.method, self.cam.adapter, named=self._named)
-        return best_of(first, methods, attempt, (height, width))
+        return best_of(first, methods, attempt, (height, width), request.method_options)
 
     def _compared(
         self, image: Picture, methods: Sequence[str], request: Request, *, skip_undefined: bool = False

@@ -556,9 +556,13 @@ def confidence(target: Target, problem_type: str | None = None, prompts: int = 1
 
     Args:
         target: The explained target.
-        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each.
+        problem_type: From the config; labels that are not mutually exclusive have one sigmoid each, and what a
+            regression predicts has no probability.
         prompts: The number of prompts that the model compares the image with; a single one has no share.
     """
+    predicted = isinstance(target, ClassLogit) and target.reading.scale == "values"
+    if problem_type == "regression" or predicted:
+        return target
     if isinstance(target, ClassLogit):
         alone = problem_type == "multi_label_classification"
         reading = replace(target.reading, exclusive=False) if alone else target.reading

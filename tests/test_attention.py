@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from transformers import DeformableDetrForObjectDetection
@@ -21,7 +22,7 @@ from hf_cam.capture.recorder import recording
 from hf_cam.errors import MethodError, NoGradientError
 from hf_cam.methods import get_method, list_methods
 from hf_cam.targets import PromptSimilarity, QueryLogit
-from nets import make, tiny
+from nets import TIMM, make, spread, tiny
 from pictures import SIZE, pictures
 from unchanged import half_frozen, unchanged
 
@@ -371,6 +372,17 @@ def test_local_rules_leave_every_value_as_it_is(name, attend):
     with LocalRules(attend):
         _, score = scored(name, net, x)
     assert torch.equal(score, plain)
+
+
+@pytest.mark.parametrize("method", ["attnlrp", "libragrad"])
+def test_an_activation_that_writes_over_its_input_follows_the_same_rule(method):
+    net, found = spread(timm.create_model("vit_tiny_patch16_224", **TIMM, act_layer=nn.SiLU)).eval(), []
+    for inplace in (True, False):
+        for block in net.blocks:
+            block.mlp.act.inplace = inplace
+        found.append(CAM(net, method).saliency(pictures(1), lambda _: [[1]]).raw[0])
+    in_place, plain = found
+    torch.testing.assert_close(in_place, plain)
 
 
 def slow_vit(net: nn.Module, x: Tensor, attend: str) -> tuple[Tensor, list[Tensor]]:

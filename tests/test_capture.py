@@ -14,7 +14,8 @@ from transformers import SwinForImageClassification, ViTForImageClassification
 from hf_cam.cam import CAM, top_classes
 from hf_cam.capture.capture import capture
 from hf_cam.errors import LayerError, ModelError, TargetError
-from nets import tiny
+from hf_cam.methods import get_method
+from nets import FOR_CLASSES, make, tiny
 from pictures import SIZE, pictures
 from unchanged import half_frozen, unchanged
 
@@ -90,6 +91,29 @@ def test_swin_keeps_its_window_after_a_small_picture() -> None:
     with pytest.raises(RuntimeError, match="must match"):  # the window shrinks to the picture, its position table not
         CAM(model)(torch.randn(1, 3, 16, 24))
     assert block.window_size == before
+
+
+class _Prepared(nn.Module):
+    """A network that prepares its picture itself, where the picture lies or beside it."""
+
+    def __init__(self, net: nn.Module, in_place: bool) -> None:
+        super().__init__()
+        self.net, self.in_place, self.config = net, in_place, net.config
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values.sub_(0.2).div_(0.5) if self.in_place else (pixel_values - 0.2) / 0.5
+        return self.net(x).logits
+
+
+@pytest.mark.parametrize("method", FOR_CLASSES)
+def test_a_forward_that_writes_over_its_picture_changes_neither_the_picture_nor_the_map(method: str) -> None:
+    net, x = make("vit"), pictures(2)
+    given, layer = x.clone(), "net.vit.layers.1.layernorm_before"
+    few = {"samples": 6, "steps": 2, "draws": 2, "patch": 32}
+    options = {name: value for name, value in few.items() if name in get_method(method).options}
+    ours, plain = (CAM(_Prepared(net, own).eval(), method, layer, **options)(x, [1, 2]) for own in (True, False))
+    assert torch.equal(x, given)
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("outer", [torch.no_grad, torch.inference_mode, torch.enable_grad])

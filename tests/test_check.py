@@ -16,6 +16,7 @@ from benchmarks.scenes import scenes
 from hf_cam.check import Check, Origin, check
 from hf_cam.errors import OptionError
 from hf_cam.metrics.verdict import MUCH
+from hf_cam.readings import Reading
 from hf_cam.targets import ClassLogit
 from hf_cam.testing.metrics import PatchReader
 from hf_cam.zoo import SCENE
@@ -174,6 +175,37 @@ def test_a_map_of_a_model_that_reads_the_whole_picture_alike_stays_undecided() -
     assert result.verdict == "undecided"
     assert not result.passed
     assert "neither supports nor contradicts" in str(result)
+
+
+class SizeReader(nn.Module):
+    """A regression that predicts how bright the patch is, in some unit."""
+
+    def forward(self, pixel_values):
+        return 30 + 20 * (pixel_values * PATCH).sum((1, 2, 3))[:, None] / PATCH.sum() / 3
+
+
+@pytest.mark.parametrize(("found", "verdict"), [(PATCH, "supports"), (SHIFTED, "contradicts")])
+def test_a_predicted_value_is_judged_in_its_own_unit_as_output_declares_it(found, verdict) -> None:
+    target = ClassLogit(0, Reading(scale="values"))  # what explain(output="regression") explains
+    origin = dataclasses.replace(origin_on_a_patch(found, model=SizeReader()), target=target)
+    result = check(origin, found.numpy())
+    assert (result.verdict, result.flags == ()) == (verdict, verdict == "supports")
+    assert result.confidence == pytest.approx(50)
+
+
+class BlankFails(PatchReader):
+    """A classifier that returns NaN for an image of one colour."""
+
+    def forward(self, pixel_values):
+        blank = pixel_values.flatten(1).std(1) < 0.05
+        return super().forward(pixel_values).masked_fill(blank[:, None], torch.nan)
+
+
+def test_scores_that_are_not_finite_are_named_and_not_taken_for_a_model_that_sees_nothing() -> None:
+    result = check(origin_on_a_patch(PATCH, model=BlankFails()), PATCH.numpy())
+    assert result.flags == ("score not finite",)
+    assert "run it in a wider dtype" in str(result)
+    assert "hardly changes" not in str(result)
 
 
 def on_a_segmenter(noise: torch.Tensor, origin: Origin) -> Check:

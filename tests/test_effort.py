@@ -112,6 +112,18 @@ def test_the_first_method_is_kept_if_the_model_supports_it(marked) -> None:
     assert found.effort.check.passed
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("rise", {"samples": 30}), ("occlusion", {}), ("occlusion", {"patch": 32, "stride": 16}), ("gradcam", {})],
+)
+def test_the_forwards_of_a_named_method_are_those_of_its_options(marked, method, options) -> None:
+    model, seen = Displacing(), []
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    wanted = {"layers": "conv", "target": 1, "method": method, "method_options": options, "effort": "checked"}
+    [found] = hf_cam.explain(marked, model, processor=to_tensor, **wanted)
+    assert found.effort.forwards == pytest.approx(sum(seen), abs=5)  # a few establish what the model returns
+
+
 def test_choosing_takes_11_forwards_and_leaves_the_model_as_it_was(marked) -> None:
     origin, seen = explained(marked).origin, []
     hook = origin.model.conv.register_forward_hook(lambda module, args, output: seen.append(len(output)))

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import hf_cam
-from hf_cam.errors import HFCamError
-from hf_cam.evaluation.plots import draw_bars, draw_curves
+from hf_cam.errors import HFCamError, OptionError
+from hf_cam.evaluation.plots import draw_bars, draw_curves, mean_curve
 from hf_cam.evaluation.samples import Sample, samples_of
-from hf_cam.evaluation.table import Record
+from hf_cam.evaluation.table import Evaluation, Record
 from hf_cam.interfaces.cli import main
 from hf_cam.metrics import BASELINES, get_metric, list_metrics
 from hf_cam.metrics.trial import STEPS
@@ -94,6 +94,64 @@ def test_each_layer_is_a_row_of_its_own(samples) -> None:
     )
     assert sorted(row.layers[0] for row in found.rows) == layers
     assert "layers" in found.to_markdown().splitlines()[0]
+
+
+@pytest.mark.parametrize("layers", [["vit.layers.4", "vit.layers.4"], [None, "vit.layers.5.layernorm_before"]])
+def test_a_layer_that_is_named_twice_is_measured_once(samples, layers) -> None:
+    quick = {"methods": "gradcam", "metrics": "complexity", "baselines": False, "progress": False}
+    assert [row.count for row in hf_cam.evaluate("demo:vit", samples[:2], layers=layers, **quick).rows] == [2]
+
+
+@pytest.mark.parametrize("measure", [hf_cam.evaluate, hf_cam.tune])
+def test_no_layer_is_refused(samples, measure) -> None:
+    with pytest.raises(OptionError, match="layers= names no layer"):
+        measure("demo:vit", samples[:1], layers=[], progress=False)
+
+
+def test_tuning_refuses_several_metrics(samples) -> None:
+    with pytest.raises(OptionError, match="chooses by one metric: pass metric="):
+        hf_cam.tune("demo:vit", samples[:1], metrics=["road", "insertion"], progress=False)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_layer_that_does_not_serve_leaves_the_others_measured_on_every_image(samples, turn) -> None:
+    layers = ["vit.layers.5", "vit.layers.4"][::turn]  # behind the last attention, no patch has a gradient
+    quick = {"methods": "gradcam", "metrics": "complexity", "baselines": False, "progress": False}
+    found = hf_cam.evaluate("demo:vit", samples, layers=layers, **quick)
+    assert [(row.layers, row.count) for row in found.rows] == [(("vit.layers.4",), 3)]
+    assert "zero on every cell of 'vit.layers.5'" in found.skipped["gradcam"]
+
+
+def test_the_table_counts_images_where_a_method_is_not_defined_for_all(samples) -> None:
+    def own(output):
+        return output.logits[0] - output.logits[1]
+
+    asked = [samples[0], Sample(samples[1].image, "own", target=own)]
+    quick = {"methods": ["gradcam", "finercam"], "metrics": "complexity", "baselines": False, "progress": False}
+    found = hf_cam.evaluate("demo:vit", asked, **quick)
+    assert {row.map: row.count for row in found.rows} == {"gradcam": 2, "finercam": 1}
+    assert "contrasts classes" in found.skipped["finercam"]
+    assert found.to_markdown().splitlines()[0].startswith("| map | images |")
+
+
+def test_curves_of_images_of_different_heights_are_drawn_on_one_axis(tmp_path) -> None:
+    records = [
+        Record(str(i), "gradcam", ("a",), {"insertion": 0.5}, 0.1, {"inserted": curve})
+        for i, curve in enumerate(([0.0, 0.5, 1.0], [0.0, 0.2, 0.4, 0.6, 0.8]))
+    ]
+    found = Evaluation(tuple(records), ("insertion",), steps="rise")
+    assert draw_curves(found, tmp_path / "curves.png") == tmp_path / "curves.png"
+    np.testing.assert_allclose(mean_curve([record.curves["inserted"] for record in records]), np.linspace(0, 0.9, 5))
+
+
+def test_a_mean_that_is_not_finite_is_never_the_best() -> None:
+    scores = {"first": float("nan"), "low": 0.2, "high": 0.3}
+    records = [Record("0", name, (), {"road": score}, 0.1) for name, score in scores.items()]
+    found = Evaluation(tuple(records), ("road",))
+    assert [row.map for row in found.rows] == ["high", "low", "first"]
+    assert found.best("road").map == "high"
+    with pytest.raises(OptionError, match="'road' is not finite for any method"):
+        Evaluation(tuple(records[:1]), ("road",)).best("road")
 
 
 EVALUATED = [
@@ -189,6 +247,11 @@ def test_tuning_writes_what_infer_adapter_reads(samples, tmp_path) -> None:
     assert (read.layers, read.layouts, read.method) == (found.adapter.layers, found.adapter.layouts, "hirescam")
     assert hf_cam.explain(samples[0].image, folder)[0].method == "hirescam"
     assert found.score == max(row.means["energy-inside"] for row in found.table.rows)
+
+
+def test_tuning_takes_the_name_of_one_layer(samples) -> None:
+    found = hf_cam.tune("demo:vit", samples[:1], metric="complexity", layers="vit.layers.4", progress=False)
+    assert found.adapter.layers == ("vit.layers.4",)
 
 
 def test_tuning_pushes_to_a_repo_of_the_hub_what_it_chose(hub, samples) -> None:

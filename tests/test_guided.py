@@ -101,6 +101,27 @@ def test_nothing_passes_where_an_activation_is_clipped() -> None:
     torch.testing.assert_close(GuidedBackprop(net)(x, [2]), expected)
 
 
+class _Activated(nn.Module):
+    """A network that goes on with what an activation wrote over, as the shortcuts of some residual networks do."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 4, 1)
+        self.gate, self.head = nn.ReLU(inplace), nn.Linear(4, 5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden = self.first(pixel_values)
+        gated = self.gate(hidden)
+        return self.head(((hidden if self.gate.inplace else gated) + self.second(gated)).mean((2, 3)))
+
+
+def test_what_an_activation_writes_over_stays_written_over() -> None:
+    x = pictures(1)
+    in_place, plain = (GuidedBackprop(_Activated(inplace))(x, [2]) for inplace in (True, False))
+    torch.testing.assert_close(in_place, plain)
+
+
 def test_a_gradient_that_nothing_guides_is_refused() -> None:
     with pytest.raises(MethodError, match="no activation function"):
         GuidedBackprop(_Gates("tanh"))(pictures(1), [2])

@@ -8,7 +8,14 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from hf_cam.errors import OptionError
-from hf_cam.metrics import average_precision, energy_inside, peak_inside
+from hf_cam.metrics import (
+    average_precision,
+    correlation,
+    energy_inside,
+    intersection_over_union,
+    peak_inside,
+    pixel_accuracy,
+)
 
 
 def mask() -> torch.Tensor:
@@ -32,6 +39,17 @@ def test_an_even_map_scores_the_masks_share() -> None:
     even = torch.full((6, 9), 0.3)
     assert energy_inside(even, mask()) == pytest.approx(10 / 54)
     assert average_precision(even, mask()) == pytest.approx(10 / 54)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
+@pytest.mark.parametrize("size", [(64, 96), (37, 53), (224, 320)])
+def test_an_even_map_is_nowhere_above_its_mean_and_goes_with_no_other(value, size) -> None:
+    even, other, marked = torch.full(size, value), torch.full(size, 0.9), torch.zeros(size, dtype=torch.bool)
+    marked[:10] = True
+    assert intersection_over_union(even, marked) == 0
+    assert pixel_accuracy(even, marked) == pytest.approx(1 - 10 / size[0])
+    for one in (other, even, marked.float()):
+        assert correlation(even, one) == 0
 
 
 def test_no_evidence_scores_nothing() -> None:

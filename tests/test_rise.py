@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from benchmarks.equations_variants import match, probability, rise
 from hf_cam.cam import CAM
 from hf_cam.capture.capture import capture
+from hf_cam.capture.inputs import call
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.methods import get_method
-from hf_cam.methods.rise import DetectionMatch, RandomMasks, matching, mean_kept
+from hf_cam.methods.rise import DetectionMatch, RandomMasks, labels_of, matching, mean_kept
 from hf_cam.methods.run import Run
 from hf_cam.methods.tokens import scores_of_kept
 from hf_cam.models.loading import load
+from hf_cam.outputs import sample_of
+from hf_cam.readings import Reading
 from hf_cam.target_layers.infer import infer_adapter
 from hf_cam.targets import BoxLogit, ClassLogit, ClassProbability, QueryLogit
 from hf_cam.testing import check_model_untouched
-from nets import make, tiny
+from nets import explained, make, owl, tiny
 from pictures import SIZE, pictures
 
 
@@ -39,6 +42,16 @@ def test_rise_is_the_mean_probability_over_the_masks_that_keep_a_pixel(name: str
     for i, target in enumerate([2, 5]):
         expected = rise(lambda picture, target=target: probability(net, picture, target), x[i : i + 1], masks, keep)
         torch.testing.assert_close(found[i], expected, atol=1e-6, rtol=1e-6)  # softmax in float32
+
+
+def test_rise_of_a_predicted_value_does_not_depend_on_where_its_zero_lies() -> None:
+    net, x, reading = make("resnet").double(), pictures(2).double(), Reading(scale="values")
+    found, other = (
+        raw_of(net, "rise", x, [target] * 2, samples=20)
+        for target in (ClassLogit(2, reading), lambda output: output.logits[2] - 1000)
+    )
+    assert found.any()
+    torch.testing.assert_close(found, other, atol=1e-9, rtol=1e-9)
 
 
 def test_masks_are_coarse_grids_that_are_enlarged_linearly_and_shifted() -> None:
@@ -201,6 +214,14 @@ def test_d_rise_is_the_mean_match_with_the_detection() -> None:
     expected = rise(match(net, x, 1), x, masks, 0.5)
     found = raw_of(net, "d-rise", x, [QueryLogit(1, 0)], samples=samples, cells=4, seed=2)[0]
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_three_prompts_are_three_classes_none_of_which_is_no_object(photo: Any) -> None:
+    prompts = ["a cat", "a dog", "a red cup"]  # a config without names of classes has two of its own
+    [found] = explained(owl(), photo, "d-rise", text=prompts, threshold=0.0, top_k=1, method_options={"samples": 4})
+    output = sample_of(call(found.origin.model, found.origin.inputs), 0, 1)
+    match = matching(found.origin.target, output, labels_of(found.origin.model))
+    torch.testing.assert_close(match.scores, output["logits"][found.origin.target.query].sigmoid())
 
 
 def test_a_listed_box_matches_the_boxes_of_its_class() -> None:

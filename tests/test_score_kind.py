@@ -21,6 +21,9 @@ from nets import blip, classifier, clip, depth, detr, embedder, explained, maskf
             lambda: classifier({0: "ripe"}, problem_type="regression"), {}, "predicted value", id="a regression"
         ),
         pytest.param(
+            lambda: classifier(problem_type="regression"), {}, "predicted value", id="a regression of several values"
+        ),
+        pytest.param(
             classifier, {"target": lambda output: output.logits[0]}, "value of the target", id="a callable of one's own"
         ),
         pytest.param(clip, {"text": ["a cat", "a dog"]}, "share among the prompts", id="prompts of CLIP"),

@@ -106,12 +106,24 @@ class _Guide(TorchFunctionMode):
         if self.inside or func not in GATES:
             return func(*args, **kwargs)
         value, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
-        return _Guided.apply(value, lambda tensor: func(tensor, *rest, **kwargs), self.fired)
+        return self.guided(value, lambda tensor: func(tensor, *rest, **kwargs))
+
+    def guided(self, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The guided function of a value, written over it where the function does that."""
+        in_place = list[bool]()
+
+        def noted(tensor: Tensor) -> Tensor:
+            output = function(tensor)
+            in_place.append(output is tensor)
+            return output
+
+        found: Tensor = _Guided.apply(value, noted, self.fired)
+        return value.copy_(found) if any(in_place) else found
 
     def around(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The forward of a module that is an activation as a whole."""
 
-        def guided(value: Tensor) -> Tensor:
+        def around(value: Tensor) -> Tensor:
             def whole(tensor: Tensor) -> Tensor:
                 self.inside = True
                 try:
@@ -119,10 +131,9 @@ class _Guide(TorchFunctionMode):
                 finally:
                     self.inside = False
 
-            found: Tensor = _Guided.apply(value, whole, self.fired)
-            return found
+            return self.guided(value, whole)
 
-        return guided
+        return around
 
 
 def guided_gradient(model: nn.Module, inputs: Mapping[str, Any], score: Callable[[Any], Tensor]) -> Tensor:

@@ -58,6 +58,8 @@ def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
 def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a forward; the picture, `pixel_values`, goes where the forward takes one.
 
+    It is a copy, since a forward may write over its picture, as by `x.sub_(mean)`.
+
     Raises:
         OptionError: no parameter of the forward is left for it, or more than one.
     """
@@ -65,7 +67,7 @@ def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, 
     named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
     if "pixel_values" not in named:
         return (), named
-    picture = named.pop("pixel_values")
+    picture = named.pop("pixel_values").clone()
     place = picture_place(module, named)
     return ((), {place: picture, **named}) if place else ((picture,), named)
 

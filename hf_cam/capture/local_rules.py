@@ -88,10 +88,12 @@ class LocalRules(TorchFunctionMode):
         return result
 
     def _activation(self, func: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
-        given = args[0] if args else kwargs["input"]
-        value = func(*args, **kwargs).detach()
+        given, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+        copy = given.detach().clone()  # over which the function may write
+        value = func(copy, *rest, **kwargs)
         ratio = torch.where(given == 0, torch.zeros_like(value), value / torch.where(given == 0, 1, given)).detach()
         result: Tensor = _Instead.apply(given * ratio, value)
+        result = given.copy_(result) if value is copy else result
         self._gates[id(result)] = (result, func in SIGMOIDS)
         return result
 

@@ -169,6 +169,8 @@ def _layer_sets(layers: Sequence[str | Sequence[str]] | str | None) -> list[Sequ
         return [layers]
     if not isinstance(layers, Sequence):
         raise OptionError(f"layers must be names, or lists of names to fuse, got {brief(layers)}")
+    if not layers:
+        raise OptionError("layers= names no layer; omit it for the default layer")
     return list(layers)
 
 
@@ -190,10 +192,19 @@ class _Bench:
         self.explainer, self.request, self.metrics, self.seed, self.steps = explainer, request, metrics, seed, steps
         self.rerun_batch_size, self.baselines = rerun_batch_size, baselines
         self.cams = [
-            [CAM(explainer.loaded.model, method.id, layers, **self._options(method)) for method in methods]
+            CAM(explainer.loaded.model, method.id, layers, **self._options(method))
             for layers in layer_sets
+            for method in methods
         ]
-        self.skipped: dict[str, str] = {}
+        self._left_out: dict[tuple[str, CAM | None], str] = {}
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The ids of the methods that are not defined everywhere, each with the reasons."""
+        found: dict[str, list[str]] = {}
+        for (name, _), reason in self._left_out.items():
+            found.setdefault(name, []).append(reason)
+        return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in found.items()}
 
     def _options(self, method: Method) -> dict[str, Any]:
         return {name: value for name, value in self.request.method_options.items() if name in method.options}
@@ -246,8 +257,13 @@ class _Bench:
         measured = confidence(subject.target, problem, len(request.text))
         scorer = Scorer(loaded.model, inputs, [measured], self.rerun_batch_size)
         own = shared and fingerprint(shared, sample.name, pictures, geometry, sample.mask, asked.target, asked.text)
-        for name, adapter, source, explain in self._maps(inputs, subject.target):
+        made = set[tuple[str, tuple[str, ...]]]()
+        for name, cam, adapter, explain in self._maps(inputs, subject.target):
+            source = cam.method.source if cam else BASELINES[name]
             layers = adapter.layers if adapter else ()
+            if (name, layers) in made:  # two entries of layers=, one of which may be the default, are the same
+                continue
+            made.add((name, layers))
             key = fingerprint(own, name, layers, adapter and adapter.layouts, code_of(source)) if own else ""
             if own and (known := find(key)) is not None:
                 yield known
@@ -255,23 +271,22 @@ class _Bench:
             try:
                 yield replace(self._judged(sample, name, layers, explain, scorer, geometry), fingerprint=key)
             except (MethodError, LayoutError, NoGradientError) as error:
-                self.skipped[name] = str(error)
+                self._left_out[name, cam] = str(error)
 
     def _maps(
         self, inputs: Mapping[str, Any], target: Target
-    ) -> Iterator[tuple[str, Adapter | None, Callable[..., Any], Callable[[Tensor], Tensor]]]:
-        """The id of each map, where it looks, the function that it is registered for, and one that makes it."""
+    ) -> Iterator[tuple[str, CAM | None, Adapter | None, Callable[[Tensor], Tensor]]]:
+        """The id of each map, what makes it unless it is a baseline, where that looks, and a function from pixels."""
         others, module = others_of(inputs), self.explainer.loaded.module
-        for cams in self.cams:
-            for cam in cams:
-                if cam.method.id in self.skipped:
-                    continue
+        for cam in self.cams:
+            if (cam.method.id, cam) in self._left_out:
+                continue
 
-                def explain(pixels: Tensor, cam: CAM = cam) -> Tensor:
-                    return cam.saliency(pixels, lambda _: [[target]], **others).maps[0].float()
+            def explain(pixels: Tensor, cam: CAM = cam) -> Tensor:
+                return cam.saliency(pixels, lambda _: [[target]], **others).maps[0].float()
 
-                if (adapter := self._place(cam, inputs)) is not None:
-                    yield cam.method.id, adapter, cam.method.source, explain
+            if (adapter := self._place(cam, inputs)) is not None:
+                yield cam.method.id, cam, adapter, explain
         if self.baselines:
             for name, make in BASELINES.items():
 
@@ -279,7 +294,7 @@ class _Bench:
                     with borrowed(module):  # a map that stays the same under other weights, as any baseline's must
                         return make(pixels)
 
-                yield name, None, make, baseline
+                yield name, None, None, baseline
 
     def _place(self, cam: CAM, inputs: Mapping[str, Any]) -> Adapter | None:
         """Where a method looks; None if it finds no layer of its own, so that it is skipped.
@@ -293,7 +308,7 @@ class _Bench:
         except (MethodError, LayoutError, LayerError) as error:
             if not own:
                 raise
-            self.skipped[cam.method.id] = str(error)
+            self._left_out[cam.method.id, cam] = str(error)
             return None
 
     def _judged(

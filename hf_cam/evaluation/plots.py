@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,21 @@ def draw_curves(table: Evaluation, path: str | Path, count: int = 6) -> Path | N
     for axis, name in zip(axes, measured, strict=True):
         for row in shown:
             curves = [r.curves[name] for r in table.records if (r.map, r.layers) == (row.map, row.layers)]
-            values = np.mean(curves, axis=0)
+            values = mean_curve(curves)
             style = {"linestyle": "--", "color": GREYS[row.map]} if row.map in BASELINES else {}
             axis.plot(_shares(name, len(values)), values, label=row.map, **style)
         axis.set_title(PANELS[name], fontsize=9)
         axis.set_ylabel("confidence" if axis is axes[0] else "")
     axes[-1].legend(fontsize=7)
     return _save(figure, path)
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> np.ndarray:
+    """The mean of curves over the same range, of which each may have a number of points of its own."""
+    longest = max(map(len, curves))
+    places = np.linspace(0, 1, longest)
+    spread = [np.interp(places, np.linspace(0, 1, len(curve)), curve) for curve in curves]
+    return np.asarray(np.mean(spread, axis=0))
 
 
 GREYS: Mapping[str, str] = dict(zip(BASELINES, ("#9aa0a8", "#70757d", "#b9bec6"), strict=True))

@@ -52,7 +52,7 @@ class Evaluation:
     Args:
         records: One per map and image.
         metrics: The ids of the metrics, in the order of the columns.
-        skipped: Methods that are not defined for this model, with the reason.
+        skipped: Methods that are not defined for this model, one of the layers or one of the images, with the reason.
         resumed: How many of the records were read from the file of an earlier run.
         steps: Number of steps of the insertion and deletion curves, or "rise" for one per row of pixels.
     """
@@ -75,18 +75,24 @@ class Evaluation:
     def _order(self, row: Row) -> float:
         judge = next((name for name in self.metrics if get_metric(name).higher_is_better is not None), self.metrics[0])
         sign = -1 if get_metric(judge).higher_is_better else 1
-        return sign * row.means.get(judge, float("nan")) if judge in row.means else float("inf")
+        return sign * row.means[judge] if np.isfinite(row.means.get(judge, np.nan)) else np.inf
 
     def best(self, metric: str) -> Row:
-        """The best row by one metric, baselines excluded.
+        """The best row by one metric, without baselines and means that are not finite.
 
         Raises:
-            OptionError: the metric was not measured.
+            OptionError: the metric was not measured, or no mean is finite.
         """
         judge = get_metric(metric)
-        candidates = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
-        if not candidates:
+        measured = [row for row in self.rows if metric in row.means and row.map not in BASELINES]
+        if not measured:
             raise OptionError(f"{metric!r} was not measured; measured were: {', '.join(self.metrics)}")
+        candidates = [row for row in measured if np.isfinite(row.means[metric])]
+        if not candidates:
+            raise OptionError(
+                f"{metric!r} is not finite for any method: the model returns such values for changed images; run it in "
+                "a wider dtype, or leave those images out"
+            )
         sign = 1 if judge.higher_is_better else -1
         return max(candidates, key=lambda row: sign * row.means[metric])
 
@@ -105,14 +111,15 @@ class Evaluation:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _cells(self) -> list[list[str]]:
-        """The table as text, the headings first; the layers have a column only if they differ."""
-        several = len({row.layers for row in self.rows if row.layers}) > 1
+        """The table as text, the headings first; layers and numbers of images have a column only if they differ."""
+        rows = self.rows
+        names = len({row.layers for row in rows if row.layers}) > 1
+        counts = len({row.count for row in rows}) > 1
         measured = [_heading(metric, self.steps) for metric in self.metrics]
-        found = [["map", *(["layers"] if several else []), *measured, "ms per map"]]
-        for row in self.rows:
-            cells = [_cell(row, metric) for metric in self.metrics]
-            names = [", ".join(row.layers)] if several else []
-            found.append([row.map, *names, *cells, f"{row.milliseconds:.0f}"])
+        found = [["map", *["layers"] * names, *["images"] * counts, *measured, "ms per map"]]
+        for row in rows:
+            words = [row.map, *[", ".join(row.layers)] * names, *[str(row.count)] * counts]
+            found.append([*words, *(_cell(row, metric) for metric in self.metrics), f"{row.milliseconds:.0f}"])
         return found
 
     def to_csv(self, path: str | Path | None = None) -> str:

@@ -52,7 +52,7 @@ def tune(
     *,
     metric: str = "road",
     methods: Sequence[str] = METHODS,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | str | None = None,
     save: str | Path | None = None,
     push_to_hub: str | None = None,
     processor: Any = None,
@@ -66,14 +66,15 @@ def tune(
         images: As in `hf_cam.evaluate`.
         metric: The id of the metric to choose by.
         methods: Ids to try.
-        layers: Dotted names to try; by default the default layer and its counterparts in the two blocks before it.
+        layers: The dotted name or names to try; by default the default layer and its counterparts in the two blocks
+            before it.
         save: A folder to write `cam_config.json` to, usually the model's own.
         push_to_hub: A Hub repo to upload it to.
         processor, device: As in `hf_cam.explain`.
         settings: Other arguments of `hf_cam.evaluate`: `target`, `text`, `seed`, `steps`, `resume`, `progress`, ...
 
     Raises:
-        OptionError: there is no such metric, or it has no direction.
+        OptionError: there is no such metric, it has no direction, or several are given.
 
     >>> from sklearn.datasets import load_sample_image
     >>> found = tune("demo:convnext", [load_sample_image("flower.jpg")], metric="confidence-drop",
@@ -81,11 +82,13 @@ def tune(
     >>> found.adapter.method in ("gradcam", "layercam")
     True
     """
+    if "metrics" in settings:
+        raise OptionError("tune() chooses by one metric: pass metric=, and evaluate() for metrics=")
     if get_metric(metric).higher_is_better is None:
         raise OptionError(f"{metric!r} has no direction, so it cannot choose the best; pass another metric")
     loaded = load(model, processor=processor, device=device)
     family = CAM(loaded.model).adapter
-    tried = list(layers) if layers is not None else _neighbours(loaded.model, family)
+    tried = _neighbours(loaded.model, family) if layers is None else layers
     table = evaluate(
         loaded.model, images, methods=methods, metrics=[metric], layers=tried, processor=loaded.processor, **settings
     )

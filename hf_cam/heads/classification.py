@@ -90,7 +90,8 @@ class ClassificationHead(Head):
         for index in chosen:
             score, name = float(scores[index]), self._name(index, len(scores), request)
             flags = _flags(reading, score)
-            found.append(Subject(ClassLogit(index, reading), name, score, flags=flags, score_kind=PROBABILITY))
+            kind = PREDICTED_VALUE if reading.scale == "values" else PROBABILITY
+            found.append(Subject(ClassLogit(index, reading), name, score, flags=flags, score_kind=kind))
         return found
 
     def _reading(self, output: Any, target: Any) -> Reading:
@@ -159,5 +160,5 @@ def _names_one(target: Any) -> bool:
 
 def _flags(reading: Reading, score: float) -> tuple[str, ...]:
     """A warning if a probability is so close to 0 or 1 that its number is 0 or 1, and no gradient passes it."""
-    saturated = reading.scale != "logits" and score in (0.0, 1.0)
+    saturated = reading.scale not in ("logits", "values") and score in (0.0, 1.0)
     return (SATURATED,) if saturated else ()

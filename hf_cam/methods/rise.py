@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_cam.errors import MethodError, OptionError
 from hf_cam.images.fills import filled
@@ -25,6 +25,8 @@ from hf_cam.request import check_count, check_seed
 from hf_cam.targets import BoxLogit, ClassProbability, QueryBox, QueryLogit, Target
 
 AT_ONCE = 64
+PROMPTS = ("input_ids", "classes_input_ids")
+"""Inputs of detectors that look for what prompts name."""
 DROPPED = 0.55
 """Forwards that a forward takes with half of the tokens left out."""
 
@@ -220,7 +222,7 @@ def matching(target: Target, output: Any, labels: int) -> DetectionMatch:
     Args:
         target: A query's logit or box, or the log-odds of a listed box.
         output: The sample's output for the unchanged picture.
-        labels: The number of the model's labels.
+        labels: The number of the model's labels; 0 if it has none.
 
     Raises:
         MethodError: the target is no detection.
@@ -243,6 +245,12 @@ def matching(target: Target, output: Any, labels: int) -> DetectionMatch:
 
     boxes, scores, _ = proposals(output)
     return DetectionMatch(boxes[target.query], scores[target.query], proposals)
+
+
+def labels_of(model: nn.Module) -> int:
+    """The number of a detector's labels; 0 if its classes are prompts, of which a config names none."""
+    traits = traits_of(model)
+    return 0 if any(traits.accepts(name) for name in PROMPTS) else len(traits.id2label)
 
 
 def _listed(target: BoxLogit) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
@@ -272,7 +280,7 @@ def mean_match(
         MethodError: a target is no detection.
     """
     del layer
-    outputs, labels = run.captured.outputs, len(traits_of(run.model).id2label)
+    outputs, labels = run.captured.outputs, labels_of(run.model)
     own = [matching(target, sample_of(outputs, i, len(run.targets)), labels) for i, target in enumerate(run.targets)]
     detached = [replace(one, box=one.box.detach(), scores=one.scores.detach()) for one in own]
     return masked_mean(replace(run, targets=detached), [True] * len(own), samples, cells, keep, fill, seed)

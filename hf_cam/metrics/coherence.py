@@ -17,9 +17,16 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     >>> correlation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]]))
     tensor(1.0000)
     """
-    a, b = (maps.flatten(-2) - maps.flatten(-2).mean(-1, keepdim=True) for maps in (a, b))
+    a, b = _centred(a), _centred(b)
     scale = a.norm(dim=-1) * b.norm(dim=-1)
     return (a * b).sum(-1) / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _centred(maps: Tensor) -> Tensor:
+    """The values less their mean, `[..., H, W]` to `[..., N]`; zeros of a constant map, whose mean may be rounded."""
+    values = maps.flatten(-2)
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    return torch.where(low == high, 0, values - values.mean(-1, keepdim=True))
 
 
 @metric("coherency", "coherency", paper=PAPER)

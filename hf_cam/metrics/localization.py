@@ -137,7 +137,8 @@ def _overlap(shown: Tensor, masks: Tensor) -> Tensor:
 
 
 def _above_mean(maps: Tensor) -> Tensor:
-    return maps > maps.mean((-2, -1), keepdim=True)
+    """Where a map exceeds its mean; nowhere if it is the same everywhere, whichever way its mean is rounded."""
+    return (maps > maps.mean((-2, -1), keepdim=True)) & (maps > maps.amin((-2, -1), keepdim=True))
 
 
 def _one(scores: Tensor, inside: Tensor) -> Tensor:

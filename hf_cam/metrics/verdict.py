@@ -164,6 +164,12 @@ class Scores:
     lacking: Tensor
     scattered: bool = False
 
+    @property
+    def finite(self) -> bool:
+        """Whether all scores are."""
+        drawn = (self.without_elsewhere, self.alone_elsewhere, self.added, self.lacking)
+        return all(bool(one.isfinite().all()) for one in (self.score, self.blank, self.without, self.alone, *drawn))
+
     def usable(self, least: float = RESPONSE) -> list[int]:
         """The ways to replace the whole image that lower the score by at least this much."""
         return (self.score - self.blank >= least).nonzero()[:, 0].tolist()
