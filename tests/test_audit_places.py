@@ -12,8 +12,8 @@ import transformers as hf
 import hf_cam
 from benchmarks.scenes import LABELS, scenes
 from hf_cam.auditing.asking import Asker
-from hf_cam.auditing.audit import NOT_FOUND
 from hf_cam.auditing.cases import Case
+from hf_cam.auditing.rows import NOT_FOUND
 from hf_cam.errors import ImageError, OptionError
 from hf_cam.explainer import Explainer
 from hf_cam.models.loading import load

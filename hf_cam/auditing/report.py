@@ -31,7 +31,8 @@ from hf_cam.images.pages import SIDE, STYLE, data_uri, figure, in_frame, resized
 from hf_cam.results.files import encodable, obstacle, write_text, write_whole
 
 if TYPE_CHECKING:
-    from hf_cam.auditing.audit import Audit, Row
+    from hf_cam.auditing.audit import Audit
+    from hf_cam.auditing.rows import Row
 
 EXAMPLES, UNUSUAL, WRONG, TOLD = 6, 8, 12, 3
 MANY = 200
