@@ -7,7 +7,8 @@ Reads the records of `python -m benchmarks.localization` for two seeds, and runs
 each method that has records of both seeds, the table shows the method's scores less those of the default, label by
 label, with standard errors. A method is the better one if, on the scenes that choose, it is better by two standard
 errors in at least one metric and worse by one in none; it can become the default if it also depends on the class and
-costs at most twice as much as Grad-CAM. Prints Markdown; `--markdown` writes it into a page, between its marks.
+costs at most twice as much as Grad-CAM. Methods that are better in no metric have no rows and are named below the
+table. Prints Markdown; `--markdown` writes it into a page, between its marks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +46,22 @@ def main() -> None:
     found = read(options.records)
     lines = ["| model | default | other | scenes | " + " | ".join(METRICS) + " | better |"]
     lines.append("|---|---|---|--:|" + "--:|" * len(METRICS) + "---|")
+    behind = []
     for model in options.models:
         default = Explainer(load(f"demo:{model}")).cam.method.id
-        lines += rows(found, model, default, options.scenes)
+        compared = list(comparisons(found, model, default, options.scenes))
+        lines += chain(*(one.rows() for one in compared if one.chosen.leads))
+        names = ", ".join(one.other for one in compared if not one.chosen.leads)
+        behind.append(f"- {model}, beside {default}: {names}.")
+    lines += ["", "Better in no metric by two standard errors, on the scenes that choose:", "", *behind]
     text = "\n".join(lines)
     print(text)
     if options.markdown:
         write(options.markdown, "choice", text)
 
 
-def rows(found: Found, model: str, default: str, scenes: int) -> Iterator[str]:
-    """Of each method with records of both seeds, a row for the scenes that choose and one for those that are quoted."""
+def comparisons(found: Found, model: str, default: str, scenes: int) -> Iterator[Comparison]:
+    """Of each method with records of both seeds."""
     for name in (key[1] for key in found if key[0] == model and key[2] == CHOSEN):
         method, _ = parsed(name)
         if name == default or method not in list_methods():
@@ -62,9 +69,7 @@ def rows(found: Found, model: str, default: str, scenes: int) -> Iterator[str]:
         chosen, quoted = (gains(found, model, (name, default), seed, scenes) for seed in (CHOSEN, QUOTED))
         if chosen is None or quoted is None:
             continue
-        for gain, seed, verdict in ((chosen, CHOSEN, better(chosen, method)), (quoted, QUOTED, "")):
-            cells = " | ".join(f"{mean:+.3f} ± {error:.3f}" for mean, error in gain.pairs)
-            yield f"| {model} | {default} | {name} | {gain.scenes} of seed {seed} | {cells} | {verdict} |"
+        yield Comparison(model, default, name, chosen, quoted)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,34 @@ class Gain:
 
     scenes: int
     pairs: list[tuple[float, float]]
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """The gains in standard errors."""
+        return np.array([mean / max(error, 1e-6) for mean, error in self.pairs])
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is better in at least one metric."""
+        return bool(self.ratios.max() >= 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside the default of a model, on the scenes that choose and on those that are quoted."""
+
+    model: str
+    default: str
+    other: str
+    chosen: Gain
+    quoted: Gain
+
+    def rows(self) -> Iterator[str]:
+        """One row for each of the two."""
+        verdict = better(self.chosen, parsed(self.other)[0])
+        for gain, seed, told in ((self.chosen, CHOSEN, verdict), (self.quoted, QUOTED, "")):
+            cells = " | ".join(f"{mean:+.3f} ± {error:.3f}" for mean, error in gain.pairs)
+            yield f"| {self.model} | {self.default} | {self.other} | {gain.scenes} of seed {seed} | {cells} | {told} |"
 
 
 def gains(found: Found, model: str, maps: tuple[str, str], seed: int, scenes: int) -> Gain | None:
@@ -87,8 +120,7 @@ def gains(found: Found, model: str, maps: tuple[str, str], seed: int, scenes: in
 
 def better(gain: Gain, method: str) -> str:
     """Whether a method is better by the rule, and if so, what keeps it from being the default."""
-    ratios = np.array([mean / max(error, 1e-6) for mean, error in gain.pairs])
-    if ratios.max() < 2 or ratios.min() < -1:
+    if not gain.leads or gain.ratios.min() < -1:
         return "no"
     record = get_method(method)
     if record.ignores_class:
