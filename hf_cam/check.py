@@ -80,6 +80,12 @@ class Origin:
     request: Request | None = field(default=None, repr=False)
     layers: int = 1
 
+    @property
+    def confidence(self) -> Target:
+        """The probability of the target, or its share among the prompts; the target itself if it has neither."""
+        prompts = 1 if self.request is None else len(self.request.text)
+        return confidence(self.target, traits_of(self.model).problem_type, prompts)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -87,7 +93,7 @@ class Check:
 
     Args:
         verdict: "supports", "undecided" or "contradicts".
-        confidence: The model's confidence in the target, as a probability if it has one.
+        confidence: The model's confidence in the target, as a probability or the share of a prompt if it has one.
         drop: The fall in confidence when the strongest tenth of the pixels is replaced.
         kept: The confidence when all other pixels are replaced.
         chance: The fall in confidence when as many pixels elsewhere are replaced, in the same shape.
@@ -230,8 +236,7 @@ def scores_of(
             1 + 5 K forwards. The peak of a fused map, or of one that was averaged, is that of `origin.map`.
     """
     probability = _is_probability(origin)
-    target = confidence(origin.target, traits_of(origin.model).problem_type)
-    scorer = Scorer(origin.model, origin.inputs, [target])
+    scorer = Scorer(origin.model, origin.inputs, [origin.confidence])
     pixels, count = scorer.pixels, len(replacements)
 
     def scored(replace: Replacement, missing: Tensor) -> Tensor:
@@ -284,7 +289,7 @@ def usable_ways(origin: Origin, found: Scores) -> list[int]:
 
 def _is_probability(origin: Origin) -> bool:
     """Whether the confidence in the target is a probability rather than the target's own value."""
-    return confidence(origin.target, traits_of(origin.model).problem_type) is not origin.target
+    return origin.confidence is not origin.target
 
 
 def _on_scale(values: Tensor, probability: bool) -> Tensor:

@@ -277,6 +277,14 @@ def test_an_unlikely_target_is_flagged(scene) -> None:
     assert "target probability tiny" not in first.check().flags
 
 
+def test_a_prompt_is_judged_by_its_share_among_the_prompts() -> None:
+    [found, *_] = hf_cam.explain(str(SCENE), model="demo:clip", text=["a bag", "a coat", "a sneaker"])
+    assert found.label == "a bag"
+    judged = found.check()
+    assert judged.confidence == pytest.approx(found.score, abs=1e-6)
+    assert judged.verdict == "supports"
+
+
 def test_every_head_and_batch_can_be_checked(scene) -> None:
     for model, settings in (("demo:segformer", {}), ("demo:detr", {}), ("demo:clip", {"text": ["a bag", "a coat"]})):
         for batch in hf_cam.explain([scene.image, scene.image], model, method="hirescam", **settings):
