@@ -8,8 +8,9 @@ For each number of steps and each metric the table shows in how many images the 
 second best, where one step per row puts at least 0.01 between them; how many of the pairs of methods that one step per
 row tells apart, by two standard errors of their difference image by image, are still told apart in the same order; and
 how far the mean scores are from those with one step per row. Prints Markdown, and the fewest steps from which on the
-first is at least 0.9, the second at least 0.8 and the last at most 0.01 for every model and metric; `--markdown` writes
-both into the page. `--folder` keeps the curves of each model, which are not computed again there.
+first is at least 0.9, the second at least 0.8 and the last at most 0.01 for both metrics, over the images and pairs of
+all models, since a model alone has only a few; `--markdown` writes both into the page. `--folder` keeps the curves of
+each model, which are not computed again there.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
     drawn = scenes("test", options.scenes, seed=options.seed)
     table = ["| model | metric | steps | best map above the second | pairs told apart | scores off by |"]
     table.append("|---|---|--:|--:|--:|--:|")
-    enough = []
+    lines: dict[tuple[str, int], list[Line]] = {}
     for model in options.models:
         path = options.folder / f"{model}, {options.scenes} scenes of seed {options.seed}.npz"
         if not path.exists():
@@ -80,12 +81,18 @@ def main() -> None:
         curves = kept(path)
         counts = [steps for steps in range(4, curves.rows + 1) if curves.rows % steps == 0]
         for metric in CURVES:
-            lines = [compared(curves, metric, steps) for steps in counts]
-            table += [f"| {model} | {metric} | {n} | {line.cells()} |" for n, line in zip(counts, lines, strict=True)]
-            good = [line.suffices for line in lines]
-            enough.append(next(counts[i] for i in range(len(counts)) if all(good[i:])))
+            for n in counts:
+                lines.setdefault((metric, n), []).append(compared(curves, metric, n))
+    together = {key: Line.of_all(several) for key, several in lines.items() if len(several) == len(options.models)}
+    table += [f"| all | {metric} | {n} | {line.cells()} |" for (metric, n), line in together.items()]
+    counts = sorted({n for _, n in together})
+    good = [all(together[metric, n].suffices for metric in CURVES) for n in counts]
+    enough = next(counts[i] for i in range(len(counts)) if all(good[i:]))
+    for metric in CURVES:
+        own = zip(options.models, lines[metric, enough], strict=True)
+        table += [f"| {model} | {metric} | {enough} | {line.cells()} |" for model, line in own]
     text = f"{len(drawn)} scenes, the class of the first item:\n\n" + "\n".join(table)
-    text += f"\n\nThe fewest steps that suffice for every model and metric: {max(enough)}."
+    text += f"\n\nThe fewest steps that suffice for both metrics: {enough}."
     print(text)
     if options.markdown:
         write(options.markdown, "steps", text)
@@ -123,18 +130,38 @@ def kept(path: Path) -> Curves:
 
 @dataclass(frozen=True)
 class Line:
-    """One number of steps, compared with one step per row."""
+    """One number of steps, compared with one per row: images and pairs in the same order, and how many there are."""
 
-    best: float
-    pairs: float
+    best: int
+    images: int
+    pairs_kept: int
+    pairs: int
     off: float
 
+    @classmethod
+    def of_all(cls, lines: Sequence[Line]) -> Line:
+        """Over the images and pairs of several models."""
+        best, images, pairs_kept, pairs = (
+            sum(getattr(line, name) for line in lines) for name in ("best", "images", "pairs_kept", "pairs")
+        )
+        return cls(best, images, pairs_kept, pairs, max(line.off for line in lines))
+
     def cells(self) -> str:
-        return f"{self.best:.2f} | {self.pairs:.2f} | {self.off:.3f}"
+        return f"{share(self.best, self.images)} | {share(self.pairs_kept, self.pairs)} | {self.off:.3f}"
 
     @property
     def suffices(self) -> bool:
-        return self.best >= BEST and self.pairs >= PAIRS and self.off <= OFF
+        same = self.best >= BEST * self.images and self.pairs_kept >= PAIRS * self.pairs
+        return same and self.off <= OFF
+
+
+def share(part: int, whole: int) -> str:
+    """Such as "0.80 (4 of 5)".
+
+    >>> share(4, 5)
+    '0.80 (4 of 5)'
+    """
+    return f"{part / whole:.2f} ({part} of {whole})" if whole else "-"
 
 
 def compared(curves: Curves, metric: str, steps: int) -> Line:
@@ -145,9 +172,8 @@ def compared(curves: Curves, metric: str, steps: int) -> Line:
     above = (own[best, images] > own[second, images])[seen]
     told = [pair for pair in combinations(curves.methods, 2) if apart(finest, pair)]
     kept = [apart(scores, pair) == apart(finest, pair) for pair in told]
-    return Line(
-        above.mean() if len(above) else 1.0, np.mean(kept) if kept else 1.0, np.abs(own.mean(1) - full.mean(1)).max()
-    )
+    off = float(np.abs(own.mean(1) - full.mean(1)).max())
+    return Line(int(above.sum()), len(above), sum(kept), len(kept), off)
 
 
 def apart(scores: dict[str, np.ndarray], pair: tuple[str, str]) -> int:

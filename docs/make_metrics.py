@@ -34,9 +34,10 @@ STEPS = """## Steps of insertion and deletion
 RISE takes one step per row of pixels, which costs as many forwards; `steps=` of `evaluate`, `tune` and `Trial`, and
 `--steps` of the command, set the number, and "rise" stands for one per row. Scores at different numbers of steps
 cannot be compared, so every table states it. The default is the fewest steps that meet three conditions, measured by
-`python -m benchmarks.steps --models vit` against one step per row: where that puts at least 0.01 between an image's
-best and second best map, they keep their order in 0.9 of the images; of the pairs of methods that it tells apart by
-two standard errors, 0.8 are still told apart; and the mean scores are off by at most 0.01.
+`python -m benchmarks.steps` against one step per row: where that puts at least 0.01 between an image's best and second
+best map, they keep their order in 0.9 of the images; of the pairs of methods that it tells apart by two standard
+errors, 0.8 are still told apart; and the mean scores are off by at most 0.01. The first two are judged over all models
+together, since few images of one model have such a gap.
 
 """
 BASELINES = "`evaluate` also scores the baseline maps `noise`, `centred-gaussian` and `sobel`, which ignore the model."
