@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +49,29 @@ class Shared:
         return self.value.is_floating_point()
 
 
+SPARING: MutableMapping[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model has left its picture as it was in a forward, so that it needs no copy of it."""
+
+
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run a model on named inputs."""
     args, kwargs = arguments(module, inputs)
     with blaming("the model's forward", ModelError), own_draws(module, inputs):
-        return module(*args, **kwargs)
+        outputs = module(*args, **kwargs)
+    if "pixel_values" in inputs and module not in SPARING:
+        copies = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and not _is_given(one, inputs)]
+        SPARING[module] = not any(one.is_inference() or one._version for one in copies)  # noqa: SLF001
+    return outputs
+
+
+def _is_given(value: Tensor, inputs: Mapping[str, Any]) -> bool:
+    return any(value is one for one in inputs.values())
 
 
 def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a forward; the picture, `pixel_values`, goes where the forward takes one.
 
-    It is a copy, since a forward may write over its picture, as by `x.sub_(mean)`.
+    It is a copy if the forward writes over its picture, as by `x.sub_(mean)`, or did not run yet.
 
     Raises:
         OptionError: no parameter of the forward is left for it, or more than one.
@@ -67,7 +80,8 @@ def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, 
     named = {name: value.for_batch(batch) if isinstance(value, Shared) else value for name, value in inputs.items()}
     if "pixel_values" not in named:
         return (), named
-    picture = named.pop("pixel_values").clone()
+    picture = named.pop("pixel_values")
+    picture = picture if SPARING.get(module) else picture.clone()
     place = picture_place(module, named)
     return ((), {place: picture, **named}) if place else ((picture,), named)
 
