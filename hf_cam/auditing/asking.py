@@ -164,11 +164,11 @@ def replacements(others: Sequence[Tensor], seed: int = 0) -> dict[str, Replaceme
     """The ways to take a region out of an image, by name.
 
     Args:
-        others: Images of other classes, `[1, C, h, w]` each, whose pixels come in its place.
+        others: Images of other classes, `[1, C, h, w]` each; the pixels of the first come in its place.
         seed: Seed of the noise.
     """
     ways = {"imputed": by_neighbours(seed), "mean": by_mean}
-    return {**ways, "other images": by_others([other[0] for other in others])} if others else ways
+    return {**ways, "other images": by_others([others[0][0]])} if others else ways
 
 
 def falls(asker: Asker, one: Shown, masks: Sequence[Tensor]) -> Tensor:

@@ -78,8 +78,7 @@ def tried(asker: Asker, images: Sequence[Shown], others: Sequence[Shown], region
         pair = [one.mask(region), one.mask(elsewhere(region, rng, spared=spared))]
         lent = min(PASTED, len(others))
         turn = [_as_large(others[(index * PASTED + k) % len(others)].pixels, one.pixels) for k in range(lent)]
-        for side, missing in enumerate(pair):
-            flips[side, index], follow[side, index] = _effects(asker, one, turn, missing, seed)
+        flips[:, index], follow[:, index] = _effects(asker, one, turn, torch.stack(pair), seed)
     return summary(flips, follow, pasted=bool(others) and not asker.locates)
 
 
@@ -90,17 +89,18 @@ def _as_large(pixels: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(pixels, size=like.shape[-2:], mode="bilinear", antialias=True)
 
 
-def _effects(asker: Asker, one: Shown, others: Sequence[Tensor], missing: Tensor, seed: int) -> tuple[bool, float]:
-    """Whether most replacements change the class, and how many of the others take it on."""
+def _effects(
+    asker: Asker, one: Shown, others: Sequence[Tensor], missing: Tensor, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each region `[M, h, w]`, whether most replacements change the class, and how many of the others take it on."""
     missing = missing.to(one.pixels.device)
-    ways = replacements(others, seed)
-    removed = [way(one.pixels, missing[None]) for way in ways.values()]
+    removed = [way(one.pixels, missing) for way in replacements(others, seed).values()]
     # What lies on images with another object at that place says nothing of the context of this one.
     onto = [] if asker.locates else others
-    pasted = [torch.where(missing[None, None], one.pixels, other) for other in onto]
+    pasted = [torch.where(missing[:, None], one.pixels, other) for other in onto]
     _, found = asker.answers(torch.cat([*removed, *pasted]), one)
-    gone = (~found[: len(removed)]).float().mean()
-    return bool(gone > 0.5), float(found[len(removed) :].float().mean()) if pasted else 0.0
+    kept, taken = found.reshape(-1, len(missing)).float().tensor_split([len(removed)])
+    return (kept.mean(0) < 0.5).numpy(), taken.mean(0).numpy() if pasted else np.zeros(len(missing))
 
 
 def summary(flips: np.ndarray, follow: np.ndarray, *, pasted: bool = True) -> Trial:
