@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.choice import CHOSEN, Gain, better, gains, rows
+from benchmarks.choice import CHOSEN, Gain, better, comparisons, gains
 from benchmarks.localization import QUOTED, is_slow, of_scenes, table, wide
 from benchmarks.localized import AT_ONCE, SHARE, Located, append, each, judge, measured, parsed, pending, read
 from benchmarks.pages import write
@@ -119,7 +119,9 @@ def test_the_choice_compares_label_by_label_on_the_scenes_that_both_have() -> No
     assert gain is not None
     assert gain.scenes == 3
     assert gain.pairs[0] == (pytest.approx(0.2), pytest.approx(0))
-    lines = list(rows(found, "vit", "gradcam", 200))
+    [compared] = comparisons(found, "vit", "gradcam", 200)
+    assert (compared.other, compared.chosen.leads) == ("layercam", True)
+    lines = list(compared.rows())
     assert [line.split("|")[4].strip() for line in lines] == ["3 of seed 1", "3 of seed 3"]  # chefer has no quotation
     assert gains(found, "vit", ("chefer", "gradcam"), QUOTED, 200) is None
 

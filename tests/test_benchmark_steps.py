@@ -29,11 +29,18 @@ def test_the_scores_are_the_areas_at_that_many_steps() -> None:
 def test_steps_that_miss_a_difference_turn_the_order_of_no_maps_but_tell_them_apart_no_more() -> None:
     found = curves(2, 1, 2, 1)
     finest = compared(found, "insertion", 8)
-    assert finest == Line(best=1.0, pairs=1.0, off=0.0)
+    assert finest == Line(best=4, images=4, pairs_kept=1, pairs=1, off=0.0)
     assert finest.suffices
     coarse = compared(found, "insertion", 2)
     assert coarse.off == pytest.approx(abs(1 - 0.5 / 2 - np.mean([1 - 1.5 / 8, 1 - 0.5 / 8])))
     assert not coarse.suffices
+
+
+def test_models_are_judged_by_their_images_and_pairs_together() -> None:
+    one, other = Line(4, 5, 6, 8, 0.006), Line(15, 15, 10, 10, 0.001)
+    assert not one.suffices  # 4 of 5 images
+    assert Line.of_all([one, other]) == Line(19, 20, 16, 18, 0.006)
+    assert Line.of_all([one, other]).suffices
 
 
 def test_methods_are_apart_by_two_standard_errors() -> None:
