@@ -99,7 +99,7 @@ def explain_dataset(
             a file is that of its name, whatever else lies in the folder.
         overlays: Whether to write an overlay per image too, as `overlays/PATH.jpg` in the part's folder; also of
             images that were explained before.
-        check: Whether to check each map (38 forwards each).
+        check: Whether to check each map (98 forwards each).
         on_error: "row" puts the error of an image into its row, "raise" stops.
         batch_size: Images per forward.
         rows_per_file: Images per Parquet file.

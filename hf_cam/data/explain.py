@@ -47,7 +47,7 @@ class Explain:
         column: The column of images: paths, URLs, PIL images, arrays, or `{"bytes": ..., "path": ...}`; by default
             "image" or "path".
         prefix: Put before the names of all columns that are returned, where the data has columns of the same names.
-        check: Whether to check each image's first map (38 forwards); the column "check" holds the verdict.
+        check: Whether to check each image's first map (98 forwards); the column "check" holds the verdict.
         on_error: "row" puts the error of an image into its row; "raise" stops.
         batch_size: Images per forward.
         settings: Others of `hf_cam.explain`, such as `target="tabby"` or `device="cuda"`. Columns "target" and "text"
