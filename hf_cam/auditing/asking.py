@@ -162,15 +162,15 @@ def shown(asker: Asker, cases: Sequence[Case], count: int) -> Iterator[Shown]:
             yield found
 
 
-def replacements(others: Sequence[Tensor], seed: int = 0) -> dict[str, Replacement]:
+def replacements(other: Tensor | None, seed: int = 0) -> dict[str, Replacement]:
     """The ways to take a region out of an image, by name.
 
     Args:
-        others: Images of other classes, `[1, C, h, w]` each; the pixels of the first come in its place.
+        other: An image of another class, `[1, C, h, w]`, whose pixels come in its place; None if there is none.
         seed: Seed of the noise.
     """
     ways = {"imputed": by_neighbours(seed), "mean": by_mean}
-    return {**ways, "other images": by_others([others[0][0]])} if others else ways
+    return ways if other is None else {**ways, "another image": by_others([other[0]])}
 
 
 def falls(asker: Asker, one: Shown, masks: Sequence[Tensor]) -> Tensor:

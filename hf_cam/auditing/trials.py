@@ -94,7 +94,7 @@ def _effects(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each region `[M, h, w]`, whether most replacements change the class, and how many of the others take it on."""
     missing = missing.to(one.pixels.device)
-    removed = [way(one.pixels, missing) for way in replacements(others, seed).values()]
+    removed = [way(one.pixels, missing) for way in replacements(others[0] if others else None, seed).values()]
     # What lies on images with another object at that place says nothing of the context of this one.
     onto = [] if asker.locates else others
     pasted = [torch.where(missing[:, None], one.pixels, other) for other in onto]
